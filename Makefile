@@ -1,0 +1,41 @@
+# Everything runs in .venv, made from constraints.txt with pip. `make help` lists the targets.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help demo test check bench world-bench clean
+help:
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+.venv/.ready: constraints.txt pyproject.toml
+	@echo "== setting up .venv (about two minutes; torch's CPU build, Ray, DeepSpeed, transformers)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: .venv/.ready ## the whole loop on the knowledge world, local Ray (under 15 minutes on two cores)
+	@echo "== ka2l run jobs/configs/world.yaml: find out what the world model does not know, teach it that, report the cost"
+	$(BIN)/ka2l run jobs/configs/world.yaml
+
+test: .venv/.ready ## every test (under 25 minutes on two cores)
+	@echo "== unit tests: no Ray"
+	$(BIN)/python -m pytest tests/unit
+	@echo "== tests on one shared local Ray cluster, and of whole commands"
+	$(BIN)/python -m pytest tests/ray tests/e2e
+
+check: .venv/.ready ## lint, format, types, unit tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest tests/unit
+
+bench: .venv/.ready ## speed, as ratios from one run; results in tests/benchmarks/results/
+	$(BIN)/python tests/benchmarks/bench_dataflow.py
+
+world-bench: .venv/.ready ## quality of the shipped world, against the truth; results in tests/benchmarks/results/world.json
+	$(BIN)/python tests/benchmarks/bench_world.py
+
+clean: ## remove the environment and the runs
+	rm -rf .venv runs

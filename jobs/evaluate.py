@@ -1,0 +1,13 @@
+"""Finish every strategy's next round: greedy answers of the tuned model on the eval split.
+
+As a Ray job, from the project's folder:
+
+    ray job submit --working-dir . -- python jobs/evaluate.py --config jobs/configs/world.yaml
+
+Stages that come first run first where they are missing; what is done is skipped, so a failed job can be submitted again.
+"""
+
+from ka2l_ray.jobs import stage_job
+
+if __name__ == "__main__":
+    stage_job("evaluate", __doc__ or "")

@@ -1,0 +1,13 @@
+"""P(unknown) of every pool question, from the first blocks of the model alone.
+
+As a Ray job, from the project's folder:
+
+    ray job submit --working-dir . -- python jobs/score.py --config jobs/configs/world.yaml
+
+Stages that come first run first where they are missing; what is done is skipped, so a failed job can be submitted again.
+"""
+
+from ka2l_ray.jobs import stage_job
+
+if __name__ == "__main__":
+    stage_job("score", __doc__ or "")

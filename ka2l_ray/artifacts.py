@@ -1,0 +1,225 @@
+"""The run folder, on any filesystem that pyarrow speaks (local, `s3://`, `gs://`).
+
+In: a URI. Out: tables whose manifest lists the files that count, and small JSON and YAML files.
+A table is done when its manifest exists; the manifest is written last, and readers open what it lists, never the folder.
+Refuses to know: Ray, models, and what the columns mean.
+"""
+
+import json
+import posixpath
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from pyarrow import fs
+
+from ka2l_ray.config import Config, ConfigError, config_hash, differing_fields, parse_config
+
+MANIFEST = "manifest.json"
+DRAW_STRIDE = 1000
+"""Seeds of the draws of one run are this far apart, so that runs with neighbouring seeds never share one."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder on a filesystem; `path` is in that filesystem's own terms."""
+
+    filesystem: fs.FileSystem
+    path: str
+
+    @classmethod
+    def of(cls, uri: str) -> "Folder":
+        """Open a local path or URI. Raises `ConfigError` where the scheme is not supported."""
+        if "://" not in uri:
+            return cls(fs.LocalFileSystem(), str(Path(uri).absolute()))
+        try:
+            filesystem, path = fs.FileSystem.from_uri(uri)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ConfigError(f"run.storage = {uri!r}: {error}") from error
+        return cls(filesystem, path)
+
+    def __truediv__(self, name: str) -> "Folder":
+        return Folder(self.filesystem, posixpath.join(self.path, name))
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    def exists(self) -> bool:
+        return self.filesystem.get_file_info(self.path).type != fs.FileType.NotFound
+
+    def make(self) -> "Folder":
+        self.filesystem.create_dir(self.path, recursive=True)
+        return self
+
+    def delete(self) -> None:
+        """Remove the folder or file with all it holds; nothing happens where there is none."""
+        kind = self.filesystem.get_file_info(self.path).type
+        if kind == fs.FileType.Directory:
+            self.filesystem.delete_dir(self.path)
+        elif kind == fs.FileType.File:
+            self.filesystem.delete_file(self.path)
+
+    def names(self) -> list[str]:
+        """Names of the files directly inside, sorted."""
+        selector = fs.FileSelector(self.path, allow_not_found=True)
+        return sorted(f.base_name for f in self.filesystem.get_file_info(selector) if f.type == fs.FileType.File)
+
+    def read_bytes(self) -> bytes:
+        with self.filesystem.open_input_stream(self.path) as stream:
+            return stream.read()
+
+    def write_bytes(self, data: bytes) -> None:
+        """Write whole or not at all: to a side file, then moved into place."""
+        parent = posixpath.dirname(self.path)
+        self.filesystem.create_dir(parent, recursive=True)
+        side = f"{self.path}.{uuid.uuid4().hex[:8]}.part"
+        with self.filesystem.open_output_stream(side) as stream:
+            stream.write(data)
+        self.filesystem.move(side, self.path)
+
+    def read_json(self) -> Any:
+        return json.loads(self.read_bytes())
+
+    def write_json(self, value: Any) -> None:
+        self.write_bytes((json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+    @contextmanager
+    def local(self) -> Iterator[str]:
+        """A local path with this folder's content: the folder itself where it is local, else a copy that goes afterwards."""
+        if self.is_local:
+            yield self.path
+            return
+        with tempfile.TemporaryDirectory(prefix="ka2l-") as scratch:
+            fs.copy_files(self.path, scratch, source_filesystem=self.filesystem, destination_filesystem=fs.LocalFileSystem())
+            yield scratch
+
+    def upload(self, local: Path) -> None:
+        """Copy a local folder's content here."""
+        self.make()
+        fs.copy_files(str(local), self.path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=self.filesystem)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A Parquet table in a folder of its own. `read` and `batches` open only the files its manifest lists."""
+
+    folder: Folder
+
+    @property
+    def is_done(self) -> bool:
+        return (self.folder / MANIFEST).exists()
+
+    def manifest(self) -> dict[str, Any]:
+        if not self.is_done:
+            raise FileNotFoundError(f"{self.folder.path}: this table is not finished (no {MANIFEST}); run its stage first")
+        return (self.folder / MANIFEST).read_json()
+
+    @property
+    def rows(self) -> int:
+        return self.manifest()["rows"]
+
+    def files(self, part: str | None = None) -> list[str]:
+        """Paths of the files that count; `part` keeps those of one part (for `questions`: a split)."""
+        listed = self.manifest()["files"]
+        return [posixpath.normpath(posixpath.join(self.folder.path, f["name"])) for f in listed if part is None or f.get("part") == part]
+
+    def part_rows(self, part: str) -> int:
+        return sum(f["rows"] for f in self.manifest()["files"] if f.get("part") == part)
+
+    def schema(self) -> pa.Schema:
+        files = self.files()
+        if not files:
+            raise FileNotFoundError(f"{self.folder.path}: the table holds no file")
+        return pq.read_schema(files[0], filesystem=self.folder.filesystem)
+
+    def batches(self, columns: Sequence[str] | None = None, part: str | None = None) -> Iterator[pa.RecordBatch]:
+        """Stream record batches, so that memory does not grow with the table."""
+        for path in self.files(part):
+            with pq.ParquetFile(path, filesystem=self.folder.filesystem) as file:
+                yield from file.iter_batches(columns=None if columns is None else list(columns))
+
+    def read(self, columns: Sequence[str] | None = None, part: str | None = None) -> pa.Table:
+        """Read whole: for tables bounded by the budget or the probe split."""
+        files = self.files(part)
+        names = None if columns is None else list(columns)
+        tables = [pq.read_table(f, columns=names, filesystem=self.folder.filesystem, partitioning=None) for f in files]
+        return pa.concat_tables(tables)
+
+    def write(self, *parts: tuple[str | None, pa.Table], **facts: Any) -> None:
+        """Write a small table (one file per part) to a fresh set of files, then the manifest."""
+        self.folder.make()
+        files = []
+        for label, table in parts:
+            name = f"{label or 'part'}-{uuid.uuid4().hex[:8]}.parquet"
+            pq.write_table(table, (self.folder / name).path, filesystem=self.folder.filesystem)
+            files.append({"name": name, "rows": table.num_rows} | ({"part": label} if label else {}))
+        self.close(files, **facts)
+
+    def close(self, files: list[dict[str, Any]], **facts: Any) -> None:
+        """Write the manifest: from now on the table is done."""
+        rows = sum(f["rows"] for f in files)
+        (self.folder / MANIFEST).write_json({"files": files, "rows": rows, "closed_unix_s": round(time.time(), 3)} | facts)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder and its configuration."""
+
+    folder: Folder
+    config: Config
+
+    @classmethod
+    def open(cls, config: Config) -> "Run":
+        """Open or create the run's folder. Raises `ConfigError` where it belongs to another configuration, naming what differs."""
+        folder = Folder.of(config.run.storage) / config.run.name
+        stored = folder / "config.yaml"
+        if stored.exists():
+            theirs = parse_config(yaml.safe_load(stored.read_bytes()), stored.path)
+            if different := differing_fields(theirs, config):
+                fields = "; ".join(different)
+                raise ConfigError(
+                    f"{folder.path}: belongs to another configuration (theirs → yours): {fields}. Choose another run.name, or delete the folder"
+                )
+        elif folder.exists() and folder.names():
+            raise ConfigError(f"{folder.path}: is not empty and holds no config.yaml, so it is not a run. Choose another run.name")
+        try:
+            stored.write_bytes(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
+        except OSError as error:
+            raise ConfigError(f"run.storage = {config.run.storage!r}: cannot be written: {error}") from error
+        return cls(folder, config)
+
+    @classmethod
+    def existing(cls, uri: str) -> "Run":
+        """Open a run that is there. Raises `ConfigError` where it is not."""
+        folder = Folder.of(uri)
+        if not (folder / "config.yaml").exists():
+            raise ConfigError(f"{uri}: holds no config.yaml, so it is not a run folder")
+        return cls(folder, parse_config(yaml.safe_load((folder / "config.yaml").read_bytes()), f"{uri}/config.yaml"))
+
+    @property
+    def hash(self) -> str:
+        return config_hash(self.config)
+
+    def table(self, *path: str) -> Table:
+        return Table(self.folder / posixpath.join(*path))
+
+    def base(self, name: str) -> Table:
+        """A table of the base model, shared by all strategies."""
+        return self.table("base", name)
+
+    def round(self, strategy: str, draw: int, number: int) -> Folder:
+        """Folder of one round of one strategy: `strategies/NAME/seed_S/round_NN`."""
+        return self.folder / f"strategies/{strategy}/seed_{self.draw_seed(draw)}/round_{number:02d}"
+
+    def draw_seed(self, draw: int) -> int:
+        """Seed of an independent draw of a strategy; draw 0 is the run's own seed."""
+        return self.config.run.seed + DRAW_STRIDE * draw

@@ -1,0 +1,220 @@
+"""`ka2l`: one command for the whole loop, one per stage.
+
+In: a configuration file. Out: a run folder, a table on the terminal, an exit status.
+Refuses to know: how stages work. An expected error is one line and exit status 2; `--debug` shows where it came from.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from ka2l_ray.config import Config, ConfigError, load_config
+
+app = typer.Typer(
+    name="ka2l",
+    help="Find out what a language model does not know, and teach it that and only that, on Ray.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+world_app = typer.Typer(help="The knowledge world: a made-up world and the small model that knows half of it.", no_args_is_help=True)
+app.add_typer(world_app, name="world")
+
+ConfigFile = Annotated[Path, typer.Argument(help="The run's YAML file, such as jobs/configs/world.yaml.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override one field: section.field=value. May be repeated.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
+
+STAGES = {
+    "collect": "Hidden states, a greedy answer and K samples of every probe question.",
+    "label": "Cluster the samples, compute semantic entropy, find γ, label known or unknown.",
+    "search": "Ray Tune over probe layers and thresholds.",
+    "score": "P(unknown) of every pool question, from the first blocks of the model alone.",
+}
+ROUND_STAGES = {
+    "decode": "Acquire the next round's questions and decode new ones from hidden states.",
+    "annotate": "Take the next round up to its annotations.",
+    "finetune": "Take the next round up to its fine-tuned model.",
+    "evaluate": "Finish the next round.",
+}
+
+
+@contextmanager
+def plain_errors(debug: bool) -> Iterator[None]:
+    """Turn an expected error into one line on stderr and exit status 2."""
+    from ka2l_ray.dataflow import StageError
+
+    try:
+        yield
+    except (ConfigError, StageError, ValueError, FileNotFoundError) as error:
+        if debug:
+            raise
+        _fail(str(error))
+    except Exception as error:
+        if debug:
+            raise
+        _fail(f"{type(error).__name__}: {str(error).strip().splitlines()[-1]} (run again with --debug to see where)")
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"ka2l: {message}", file=sys.stderr)  # noqa: T201
+    raise SystemExit(2)
+
+
+def _open(config: Config) -> Any:
+    """Check, connect, open the run folder: everything that can refuse before work starts."""
+    from ka2l_ray import pipeline
+    from ka2l_ray.artifacts import Run
+    from ka2l_ray.runtime import connect, set_up_logging
+
+    set_up_logging()
+    pipeline.check(config)
+    run = Run.open(config)
+    connect(config)
+    return run
+
+
+@app.command("run")
+def run_command(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    until: Annotated[
+        str | None, typer.Option(help="Stop after this stage: questions, collect, label, search, score, decode, evaluate.")
+    ] = None,
+    redo: Annotated[str | None, typer.Option(help="Delete this stage and all after it, then run.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, do nothing.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Run the whole loop; finished stages are skipped, a killed run continues."""
+    with plain_errors(debug):
+        from ka2l_ray import pipeline
+
+        loaded = load_config(config, overrides or ())
+        for name in (until, redo):
+            if name is not None and name not in pipeline.STEP_NAMES:
+                raise ConfigError(f"no stage {name!r}; stages are {', '.join(pipeline.STEP_NAMES)}")
+        if dry_run:
+            pipeline.check(loaded)
+            _print_plan(loaded)
+            return
+        run = _open(loaded)
+        if redo:
+            pipeline.redo(run, redo)
+        results = pipeline.execute(run, until, f"ka2l run {config}" + "".join(f" --set {o}" for o in overrides or ()))
+        _print_results(run.folder.path, results)
+
+
+def _stage_command(name: str, text: str, act: Callable[[Any], object]) -> None:
+    def command(config: ConfigFile, overrides: Overrides = None, debug: Debug = False) -> None:
+        with plain_errors(debug):
+            act(_open(load_config(config, overrides or ())))
+
+    command.__doc__ = f"{text} Earlier stages run first where they are missing."
+    app.command(name)(command)
+
+
+def _execute_until(name: str) -> Callable[[Any], object]:
+    def act(run: Any) -> object:
+        from ka2l_ray import pipeline
+
+        return pipeline.execute(run, name)
+
+    return act
+
+
+def _advance_to(name: str) -> Callable[[Any], object]:
+    def act(run: Any) -> object:
+        from ka2l_ray import pipeline
+
+        return pipeline.advance(run, name)
+
+    return act
+
+
+for _name, _text in STAGES.items():
+    _stage_command(_name, _text, _execute_until(_name))
+for _name, _text in ROUND_STAGES.items():
+    _stage_command(_name, _text, _advance_to(_name))
+
+
+@app.command()
+def report(run: Annotated[str, typer.Argument(help="A run folder or its URI.")], debug: Debug = False) -> None:
+    """Write the report page of a run again from its results."""
+    with plain_errors(debug):
+        from ka2l_ray.artifacts import Run
+        from ka2l_ray.report.page import write_report
+
+        print(f"{write_report(Run.existing(run)).path}/index.html")  # noqa: T201
+
+
+@app.command()
+def submit(
+    config: ConfigFile,
+    address: Annotated[str, typer.Option(help="Dashboard of the cluster, such as http://127.0.0.1:8265.")] = "http://127.0.0.1:8265",
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Run the loop as a Ray job on a cluster; follows its log, and resumes when submitted again."""
+    with plain_errors(debug):
+        from ka2l_ray.jobs import submit_and_follow
+
+        load_config(config, overrides or ())
+        raise SystemExit(submit_and_follow(config, overrides or (), address))
+
+
+@world_app.command("build")
+def world_build(
+    output: Annotated[Path | None, typer.Option(help="Folder for `model` and `decoder`; the shipped assets when left out.")] = None,
+    workers: Annotated[int, typer.Option(min=1, max=8, help="Data-parallel workers of the model's training.")] = 2,
+    debug: Debug = False,
+) -> None:
+    """Train the world's language model and question decoder on Ray Train (about 15 minutes on two cores)."""
+    with plain_errors(debug):
+        from ka2l_ray.models.loading import ASSETS
+        from ka2l_ray.runtime import connect, set_up_logging
+        from ka2l_ray.world.build import build
+
+        set_up_logging()
+        connect(Config())
+        build(output or ASSETS, workers=workers)
+
+
+def _print_plan(config: Config) -> None:
+    from ka2l_ray.pipeline import STEPS
+
+    table = RichTable("stage", "does", title=f"{config.run.storage}/{config.run.name}: nothing was run")
+    for step in STEPS:
+        table.add_row(step.name, step.says)
+    Console().print(table)
+
+
+def _print_results(folder: str, results: dict[str, Any]) -> None:
+    console = Console()
+    if results["rounds"]:
+        shown = ("annotations", "cost", "accuracy", "domain_accuracy", "known_accuracy", "replayed_accuracy")
+        table = RichTable("strategy", "seed", "round", *shown, title="Rounds")
+        for r in results["rounds"]:
+            table.add_row(r["strategy"], str(r["seed"]), str(r["round"]), *(_number(r[k]) for k in shown))
+        console.print(table)
+    for s in results["saving"]:
+        console.print(f"saving of {s['strategy']} (seed {s['seed']}) against random: {_number(s['saving'])}")
+    console.print(f"results: {folder}/results.json\nreport:  {folder}/report/index.html", soft_wrap=True)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if (isinstance(value, float) and value != int(value)) or 0 < abs(value) <= 1 else f"{value:g}"
+
+
+def main() -> None:
+    """Entry point of the `ka2l` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

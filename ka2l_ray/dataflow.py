@@ -1,0 +1,186 @@
+"""The one call to `map_batches`: a table through a pool of actors into a table.
+
+In: a source table, a plain actor class, a `Pool`. Out: the target table with every source row once, and its counts.
+Promises: columns are checked on the driver before any actor starts; a failed row stays in the table with `error` set;
+a killed run continues at its last committed block; the manifest is written last.
+Refuses to know: what the actors compute.
+"""
+
+import contextlib
+import posixpath
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext, SaveMode
+from ray.data.checkpoint import CheckpointConfig
+
+from ka2l_ray.artifacts import Folder, Table
+from ka2l_ray.config import Pool
+
+CHECKPOINT = "_checkpoint"
+NO_PROGRESS_S = 600
+
+
+class Actor(Protocol):
+    """Loaded once per process; adds columns to a batch. `Stage.columns_out` gives their names and types."""
+
+    def __call__(self, batch: pa.Table) -> Mapping[str, Any]: ...
+
+
+class StageError(RuntimeError):
+    """A stage that cannot start or must not count as done."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One pass over a table. `keep` are source columns carried into the target beside `id`."""
+
+    name: str
+    actor: Callable[..., Actor]
+    arguments: Mapping[str, Any]
+    columns_in: tuple[str, ...]
+    columns_out: pa.Schema
+    pool: Pool
+    keep: tuple[str, ...] = ()
+    max_error_fraction: float = 0.01
+
+
+class GuardedActor:
+    """Runs the actor on a batch; where that raises, row by row, so that one bad row costs only itself."""
+
+    def __init__(self, make: Callable[..., Actor], arguments: Mapping[str, Any], carried: tuple[str, ...], columns_out: pa.Schema) -> None:
+        self._actor = make(**arguments)
+        self._carried = carried
+        self._out = columns_out
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        try:
+            return self._finish(batch, self._actor(batch), None)
+        except Exception as error:  # the actor's code and data are the user's: any failure becomes a row's `error`
+            if batch.num_rows == 1:
+                return self._failed(batch, error)
+        return pa.concat_tables([self._one(batch.slice(i, 1)) for i in range(batch.num_rows)])
+
+    def _one(self, row: pa.Table) -> pa.Table:
+        try:
+            return self._finish(row, self._actor(row), None)
+        except Exception as error:  # as above
+            return self._failed(row, error)
+
+    def _failed(self, row: pa.Table, error: Exception) -> pa.Table:
+        nulls = {f.name: pa.nulls(1, f.type) for f in self._out}
+        return self._finish(row, nulls, f"{type(error).__name__}: {error}")
+
+    def _finish(self, batch: pa.Table, added: Mapping[str, Any], error: str | None) -> pa.Table:
+        columns = {name: batch[name] for name in self._carried}
+        for column in self._out:
+            values = added[column.name]
+            columns[column.name] = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values, column.type)
+        columns["error"] = pa.array([error] * batch.num_rows, pa.string())
+        return pa.table(columns)
+
+
+def run_stage(stage: Stage, source: Table, target: Table, part: str | None = None) -> dict[str, Any]:
+    """Run a stage unless its table is done; returns the manifest (`rows_in`, `rows`, `errors`, `seconds`).
+
+    Raises `StageError` for a missing column (before any actor starts), for lost or doubled rows, and for too many failed rows.
+    """
+    if target.is_done:
+        return target.manifest()
+    files = source.files(part)
+    rows_in = source.rows if part is None else source.part_rows(part)
+    carried = tuple(dict.fromkeys(("id", *stage.keep)))
+    wanted = tuple(dict.fromkeys((*carried, *stage.columns_in)))
+    _check_columns(stage, source, wanted)
+    data, checkpoint = target.folder.make() / "data", target.folder / CHECKPOINT
+    started = time.monotonic()
+    if rows_in:
+        with _context(checkpoint):
+            _execute(stage, source.folder, files, wanted, carried, data)
+    committed = _committed_files(data, checkpoint)
+    rows, errors = sum(f["rows"] for f in committed), _write_errors(target.folder, data, committed)
+    if rows != rows_in:
+        raise StageError(
+            f"{stage.name}: {rows_in:,} rows in, {rows:,} rows out in {target.folder.path}; start again with --redo {stage.name}"
+        )
+    if errors > stage.max_error_fraction * max(rows_in, 1):
+        first = next(_error_rows(data, committed))
+        raise StageError(
+            f"{stage.name}: {errors:,} of {rows_in:,} rows failed, more than run.max_error_fraction allows "
+            f"({stage.max_error_fraction:g}); see {target.folder.path}/errors. First: row {first['id']}: {first['error']}"
+        )
+    listed = [f | {"name": f"data/{f['name']}"} for f in committed]
+    target.close(listed, rows_in=rows_in, errors=errors, seconds=round(time.monotonic() - started, 3))
+    checkpoint.delete()
+    return target.manifest()
+
+
+def _check_columns(stage: Stage, source: Table, wanted: tuple[str, ...]) -> None:
+    there = source.schema().names
+    if missing := [c for c in wanted if c not in there]:
+        raise StageError(f"{stage.name}: {source.folder.path} lacks the column(s) {', '.join(missing)}; it has {', '.join(there)}")
+
+
+def _execute(stage: Stage, folder: Folder, files: list[str], wanted: tuple[str, ...], carried: tuple[str, ...], data: Folder) -> None:
+    pool = stage.pool
+    rows = ray.data.read_parquet(files, filesystem=folder.filesystem, columns=list(wanted), partitioning=None)
+    mapped = rows.repartition(target_num_rows_per_block=pool.block_rows).map_batches(
+        GuardedActor,  # type: ignore[arg-type]
+        fn_constructor_args=(stage.actor, dict(stage.arguments), carried, stage.columns_out),
+        batch_size=pool.batch_rows,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(min_size=pool.min, max_size=pool.max),
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus or None,
+    )
+    mapped.write_parquet(data.path, filesystem=data.filesystem, mode=SaveMode.APPEND)
+
+
+@contextlib.contextmanager
+def _context(checkpoint: Folder) -> Iterator[None]:
+    """Row-level resume for the one pipeline inside: the setting is process-wide, so it is put back."""
+    context = DataContext.get_current()
+    before = (context.checkpoint_config, context.execution_no_progress_timeout_s)
+    context.checkpoint_config = CheckpointConfig(
+        id_column="id",
+        checkpoint_path=checkpoint.path,
+        override_filesystem=checkpoint.filesystem,
+        delete_checkpoint_on_success=False,  # the manifest comes first: a kill between the two must lose nothing
+    )
+    context.execution_no_progress_timeout_s = NO_PROGRESS_S
+    try:
+        yield
+    finally:
+        context.checkpoint_config, context.execution_no_progress_timeout_s = before
+
+
+def _committed_files(data: Folder, checkpoint: Folder) -> list[dict[str, Any]]:
+    """Data files whose checkpoint was committed; leftovers of a killed attempt have none."""
+    committed = tuple(n.removesuffix(".parquet") for n in checkpoint.names() if ".pending" not in n)
+    names = [n for n in data.names() if committed and n.startswith(committed)]
+    return [{"name": n, "rows": pq.read_metadata((data / n).path, filesystem=data.filesystem).num_rows} for n in names]
+
+
+def _error_rows(data: Folder, files: list[dict[str, Any]]) -> Iterator[dict[str, str]]:
+    for file in files:
+        table = pq.read_table(
+            posixpath.join(data.path, file["name"]), columns=["id", "error"], filesystem=data.filesystem, partitioning=None
+        )
+        yield from (row for row in table.to_pylist() if row["error"] is not None)
+
+
+def _write_errors(folder: Folder, data: Folder, files: list[dict[str, Any]]) -> int:
+    """Derive `errors/` from the table's failed rows, one file per data file that has any; returns their number."""
+    (folder / "errors").delete()
+    count = 0
+    for file in files:
+        if failed := list(_error_rows(data, [file])):
+            count += len(failed)
+            pq.write_table(pa.Table.from_pylist(failed), ((folder / "errors").make() / file["name"]).path, filesystem=folder.filesystem)
+    return count

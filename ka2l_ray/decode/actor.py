@@ -1,0 +1,70 @@
+"""The decoding actor: the state of a source question, plus noise, becomes a new question, re-embedded and scored.
+
+In: batches with `id`, `source_id`, `variant`, `question` (the source's text). Out: `decoded_question`, `similarity`, `p_unknown`.
+Holds blocks 1 … max(decoder's layer, probe's layer) of the model and nothing later. Refuses to know: Ray, which questions exist.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from ka2l_ray.artifacts import Folder
+from ka2l_ray.config import DecodeSection, ModelSection, PromptSection
+from ka2l_ray.corpus.prompts import encode
+from ka2l_ray.decode.model import StateDecoder
+from ka2l_ray.models.activations import Capture, Encoded, pool_states
+from ka2l_ray.models.loading import ASSETS, device, load_blocks, load_tokenizer
+from ka2l_ray.models.sampling import uniforms
+from ka2l_ray.probe.model import LinearProbe
+
+
+class DecodeActor:
+    """Raises `ValueError` for a decoder that was trained on states of another model, prompt or width."""
+
+    def __init__(self, model: ModelSection, prompt: PromptSection, decode: DecodeSection, decoder: str, probe: Folder, seed: int) -> None:
+        self._decoder = StateDecoder.load(decoder_folder(decoder)).to(device())
+        self._card, self._probe, self._prompt, self._decode, self._seed = self._decoder.card, LinearProbe.load(probe), prompt, decode, seed
+        if (self._card.model, self._card.prompt) != (model.name_or_path, prompt.template):
+            raise ValueError(
+                f"decode.decoder = {decoder!r} reads states of model {self._card.model!r} under prompt {self._card.prompt!r}, "
+                f"not of {model.name_or_path!r} under {prompt.template!r}"
+            )
+        self._tokenizer = load_tokenizer(model)
+        self._model = load_blocks(model, max(self._card.layer, self._probe.card.layer))
+
+    def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
+        ids = batch["id"].to_pylist()
+        source, _ = self._states(batch["question"].to_pylist())
+        noisy = source + self._noise(ids).to(source) * self._decoder.scale
+        written = self._decoder.write(noisy, ids, self._seed, self._decode.temperature)
+        questions = [self._tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in written]
+        again, p_unknown = self._states([q or "?" for q in questions])
+        centred = [(s - self._decoder.mean) / self._decoder.scale for s in (source, again)]
+        similarity = torch.cosine_similarity(*centred, dim=-1).cpu().numpy()
+        return {"decoded_question": questions, "similarity": similarity, "p_unknown": p_unknown.astype("float32")}
+
+    @torch.inference_mode()
+    def _states(self, questions: list[str]) -> tuple[torch.Tensor, np.ndarray]:
+        """States (B, D) that the decoder reads, and P(unknown) (B,), from one pass."""
+        encoded: Encoded = encode(self._tokenizer, self._prompt, questions).to(self._model.device)
+        layer, card = self._card.layer, self._probe.card
+        capture = Capture(self._model, self._model.config.num_hidden_layers, sorted({layer, card.layer}), stop_early=True)
+        with capture():
+            self._model(**encoded.inputs(), use_cache=False)
+        probed = pool_states(capture.streams[card.layer], card.position, encoded.own)
+        return pool_states(capture.streams[layer], self._card.position, encoded.own), self._probe(probed.cpu().numpy())
+
+    def _noise(self, ids: list[str]) -> torch.Tensor:
+        """Gaussian noise (B, D) in standard deviations, a function of (seed, id) alone."""
+        flat = np.stack([uniforms(self._seed, f"{i}\x1fnoise", 1, self._card.width)[0] for i in ids])
+        normal = torch.special.ndtri(torch.from_numpy(flat).clamp(1e-9, 1 - 1e-9))
+        return self._decode.noise * normal
+
+
+def decoder_folder(decoder: str) -> Path:
+    """Folder of a decoder: the shipped one for `world`, else the path given."""
+    return ASSETS / "decoder" if decoder == "world" else Path(decoder)

@@ -1,0 +1,109 @@
+"""The question decoder: a hidden state → a question in words.
+
+In: states (B, D). Out: token ids. `Linear → GELU → Linear` turns a state into P pseudo-token embeddings that a T5 reads.
+Stored as safetensors beside a card naming the states it was trained on; states of another identity are refused.
+Refuses to know: where states come from, Ray, files beyond its folder. Source: KA2L, stage 2.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import T5Config, T5ForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutput
+
+from ka2l_ray.models.sampling import draw, uniforms
+
+
+@dataclass(frozen=True)
+class DecoderCard:
+    """The states a decoder reads (model, prompt, layer, position, width) and its own size and vocabulary."""
+
+    model: str
+    prompt: str
+    layer: int
+    position: str
+    width: int
+    vocabulary: int
+    pad_token: int
+    end_token: int
+    pseudo_tokens: int = 8
+    inner_width: int = 128
+    layers: int = 2
+    heads: int = 4
+    feed_forward: int = 384
+    max_tokens: int = 24
+
+
+class StateDecoder(nn.Module):
+    """States are standardised with the mean and scale (D,) of the training states before anything else."""
+
+    def __init__(self, card: DecoderCard) -> None:
+        super().__init__()
+        self.card = card
+        self.register_buffer("mean", torch.zeros(card.width))
+        self.register_buffer("scale", torch.ones(card.width))
+        self.project = nn.Sequential(
+            nn.Linear(card.width, 2 * card.width), nn.GELU(), nn.Linear(2 * card.width, card.pseudo_tokens * card.inner_width)
+        )
+        self.t5 = T5ForConditionalGeneration(
+            T5Config(
+                vocab_size=card.vocabulary,
+                d_model=card.inner_width,
+                d_kv=card.inner_width // card.heads,
+                d_ff=card.feed_forward,
+                num_layers=card.layers,
+                num_decoder_layers=card.layers,
+                num_heads=card.heads,
+                dropout_rate=0.0,
+                pad_token_id=card.pad_token,
+                eos_token_id=card.end_token,
+                decoder_start_token_id=card.pad_token,
+            )
+        )
+
+    def pseudo_tokens(self, states: torch.Tensor) -> torch.Tensor:
+        """Embeddings (B, P, d) of states (B, D)."""
+        standard = (states - self.mean) / self.scale
+        return self.project(standard).view(len(states), self.card.pseudo_tokens, self.card.inner_width)
+
+    def forward(self, states: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross-entropy and teacher-forced logits (B, T, V) for questions `labels` (B, T) with -100 as padding."""
+        output = self.t5(inputs_embeds=self.pseudo_tokens(states), labels=labels)
+        return output.loss, output.logits
+
+    @torch.inference_mode()
+    def write(self, states: torch.Tensor, ids: list[str], seed: int, temperature: float) -> list[list[int]]:
+        """One question per state, without the end token; a temperature of 0 is argmax. Draws depend on (seed, id) alone."""
+        encoded = BaseModelOutput(last_hidden_state=self.t5.encoder(inputs_embeds=self.pseudo_tokens(states)).last_hidden_state)
+        numbers = torch.from_numpy(np.stack([uniforms(seed, i, 1, self.card.max_tokens)[0] for i in ids])).to(states.device)
+        tokens = torch.full((len(states), 1), self.card.pad_token, device=states.device)
+        for step in range(self.card.max_tokens):
+            logits = self.t5(encoder_outputs=encoded, decoder_input_ids=tokens).logits[:, -1]
+            chosen = logits.argmax(-1) if temperature == 0 else draw(logits, numbers[:, step], temperature)[0]
+            tokens = torch.cat([tokens, chosen.unsqueeze(-1)], -1)
+            if (tokens == self.card.end_token).any(-1).all():
+                break
+        return [row[: row.index(self.card.end_token)] if self.card.end_token in row else row for row in tokens[:, 1:].tolist()]
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.contiguous() for k, v in self.state_dict().items() if k in self._own_keys()}, folder / "decoder.safetensors")
+        (folder / "decoder.json").write_text(json.dumps(asdict(self.card), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> "StateDecoder":
+        decoder = cls(DecoderCard(**json.loads((folder / "decoder.json").read_text())))
+        missing, unexpected = decoder.load_state_dict(load_file(folder / "decoder.safetensors"), strict=False)
+        if unexpected or set(missing) & decoder._own_keys():
+            raise ValueError(f"{folder}: decoder.safetensors does not fit its card: missing {missing}, unexpected {unexpected}")
+        return decoder.eval()
+
+    def _own_keys(self) -> set[str]:
+        """Keys with storage of their own: tied embeddings are stored once, as `t5.shared`."""
+        tied = {"t5.encoder.embed_tokens.weight", "t5.decoder.embed_tokens.weight", "t5.lm_head.weight"}
+        return set(self.state_dict()) - tied

@@ -1,0 +1,110 @@
+"""Acquired unknown questions → new questions, through a pool of decoding actors.
+
+In: source questions. Out: the `decoded` table of a round, and `base/reconstruction`, which measures the decoder.
+Refuses to know: who acquires, who annotates. A round's sources are bounded by its budget, so they are read whole.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ka2l_ray import schema
+from ka2l_ray.active.acquire import unit
+from ka2l_ray.artifacts import Folder, Run, Table
+from ka2l_ray.config import DecodeSection
+from ka2l_ray.dataflow import Stage, run_stage
+from ka2l_ray.decode.actor import DecodeActor
+from ka2l_ray.decode.filters import hashes, statuses
+from ka2l_ray.decode.metrics import reconstruction
+
+_REQUESTS = pa.schema([schema.ID, ("source_id", pa.string()), ("variant", pa.int32()), ("question", pa.string())])
+_WRITTEN = pa.schema([("decoded_question", pa.string()), ("similarity", pa.float32()), ("p_unknown", pa.float32())])
+
+
+@dataclass(frozen=True)
+class Source:
+    """A question whose state is decoded."""
+
+    id: str
+    question: str
+
+
+def decoded_id(source_id: str, variant: int) -> str:
+    """Id of a decoded question: a hash of its source and variant."""
+    return "d" + hashlib.blake2b(f"{source_id}\x1f{variant}".encode(), digest_size=10).hexdigest()
+
+
+def decode(run: Run, sources: list[Source], target: Table, already: Iterable[str]) -> pa.Table:
+    """Write the `decoded` table of a round. `already` are texts decoded in earlier rounds, which count as duplicates."""
+    if target.is_done:
+        return target.read()
+    decode_section, written = run.config.decode, Table(target.folder / "written")
+    requests = Table(target.folder / "requests")
+    if not requests.is_done:
+        rows = [
+            {"id": decoded_id(s.id, v), "source_id": s.id, "variant": v, "question": s.question}
+            for s in sources
+            for v in range(decode_section.variants)
+        ]
+        requests.write((None, pa.Table.from_pylist(rows, schema=_REQUESTS)))
+    run_stage(_stage(run, "decode", decode_section), requests, written)
+    rows = written.read().sort_by("id").to_pylist()
+    fine = [r for r in rows if r["error"] is None]
+    existing, evaluation = _existing(run)
+    existing = np.unique(np.concatenate([existing, hashes(already)]))
+    found = statuses(
+        [r["decoded_question"] for r in fine], [r["p_unknown"] for r in fine], existing, evaluation, decode_section.min_p_unknown
+    )
+    decoded = [r | {"question": r["decoded_question"], "status": s} for r, s in zip(fine, found, strict=True)]
+    table = pa.Table.from_pylist([{n: r[n] for n in schema.DECODED.names} for r in decoded], schema=schema.DECODED)
+    manifest = written.manifest()
+    target.write((None, table), rows_in=manifest["rows_in"], errors=manifest["errors"])
+    return table
+
+
+def check_decoder(run: Run) -> dict[str, Any]:
+    """Exact match, token accuracy, BLEU and F1 of decoding probe questions from their own states, without noise, greedily."""
+    source, target = Table(run.folder / "base/reconstruction/requests"), run.base("reconstruction")
+    if not source.is_done:
+        rows = run.table("questions").read(["id", "question"], part="probe").to_pylist()
+        rows = sorted(rows, key=lambda r: unit("reconstruction", r["id"]))[: run.config.decode.check_questions]
+        requests = [{"id": r["id"], "source_id": r["id"], "variant": 0, "question": r["question"]} for r in rows]
+        source.write((None, pa.Table.from_pylist(requests, schema=_REQUESTS)))
+    exact = run.config.decode.model_copy(update={"noise": 0.0, "temperature": 1e-6})
+    run_stage(_stage(run, "decode", exact), source, target)
+    rows = [r for r in target.read(["question", "decoded_question", "error"]).to_pylist() if r["error"] is None]
+    return asdict(reconstruction([r["decoded_question"] for r in rows], [r["question"] for r in rows]))
+
+
+def _stage(run: Run, name: str, decode_section: DecodeSection) -> Stage:
+    config, probe = run.config, run.folder / "base/search/probe"
+    arguments: dict[str, Any] = {
+        "model": config.model,
+        "prompt": config.corpus.prompt,
+        "decode": decode_section,
+        "decoder": decode_section.decoder,
+        "probe": probe,
+        "seed": config.run.seed,
+    }
+    kept = ("source_id", "variant", "question")
+    return Stage(name, DecodeActor, arguments, ("question",), _WRITTEN, decode_section.pool, kept, config.run.max_error_fraction)
+
+
+def _existing(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted text hashes of the probe and pool splits, and of the eval split: 8 bytes a question."""
+
+    def texts(split: str) -> Iterable[str]:
+        for batch in run.table("questions").batches(["question"], part=split):
+            yield from batch["question"].to_pylist()
+
+    return np.union1d(hashes(texts("probe")), hashes(texts("pool"))), hashes(texts("eval"))
+
+
+def written_before(folders: Iterable[Folder]) -> list[str]:
+    """Texts that earlier rounds decoded."""
+    tables = [Table(f / "decoded") for f in folders]
+    return [q for t in tables if t.is_done for q in t.read(["question"])["question"].to_pylist()]

@@ -1,0 +1,51 @@
+"""Running the loop or a stage as a Ray job.
+
+In: a configuration file and an address. Out: the job's exit status; its log is followed as it runs.
+Refuses to know: what a stage does. A broken log stream is not a failed job: the job's own status decides.
+"""
+
+import argparse
+import asyncio
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+EXCLUDED = [".git", ".venv", "runs", "tests", "*.egg-info"]
+POLL_S = 2.0
+
+
+def stage_job(stage: str, description: str) -> None:
+    """Main function of the scripts in `jobs/`: `--config FILE [--set a.b=c …]`, then the `ka2l` command of that name."""
+    from ka2l_ray.cli import app
+
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, type=Path, help="the run's YAML file")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one field; may be repeated")
+    arguments = parser.parse_args()
+    app([stage, str(arguments.config), *(part for o in arguments.set for part in ("--set", o))])
+
+
+def submit_and_follow(config: Path, overrides: Sequence[str], address: str) -> int:
+    """Submit `jobs/active_learning.py` with this folder as working directory; returns 0 where the job succeeded."""
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    client = JobSubmissionClient(address)
+    options = [part for o in overrides for part in ("--set", o)]
+    entrypoint = shlex.join(["python", "jobs/active_learning.py", "--config", str(config), *options])
+    job = client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": ".", "excludes": EXCLUDED})
+    print(f"job {job}: {entrypoint}", file=sys.stderr)  # noqa: T201
+    asyncio.run(_follow(client, job))
+    while (status := client.get_job_status(job)) not in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED):
+        time.sleep(POLL_S)
+    print(f"job {job}: {status.value.lower()}", file=sys.stderr)  # noqa: T201
+    return 0 if status == JobStatus.SUCCEEDED else 1
+
+
+async def _follow(client: "JobSubmissionClient", job: str) -> None:  # type: ignore[name-defined]  # noqa: F821
+    try:
+        async for lines in client.tail_job_logs(job):
+            sys.stdout.write(lines)
+    except (ConnectionError, OSError, RuntimeError) as error:
+        print(f"job {job}: lost its log ({error}); waiting for its status", file=sys.stderr)  # noqa: T201

@@ -1,0 +1,76 @@
+"""Samples → clusters → semantic entropy → γ → known or unknown.
+
+In: `base/samples`. Out: `base/clusters` (before γ) and `base/knowledge`, whose manifest records γ.
+γ has one owner: this stage. It is found from a histogram of distinct entropies (at most 42 at K = 10), never from rows.
+Refuses to know: hidden states, probes.
+"""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ka2l_ray import schema
+from ka2l_ray.artifacts import Run, Table
+from ka2l_ray.config import Pool
+from ka2l_ray.dataflow import Stage, run_stage
+from ka2l_ray.label.actor import ClusterActor, KnowledgeActor
+from ka2l_ray.label.thresholds import otsu
+from ka2l_ray.probe.metrics import auroc
+
+CARRIED = ("group", "entity", "truth")
+BASELINES = ("likelihood", "predictive_entropy")
+
+
+def _added(table: pa.Schema, *present: str) -> pa.Schema:
+    return pa.schema([f for f in table if f.name not in ("id", *CARRIED, *present)])
+
+
+def label(run: Run) -> dict[str, Any]:
+    """Cluster, then apply γ; returns the manifest of `knowledge` with `threshold_nats`."""
+    limit, pool = run.config.run.max_error_fraction, Pool(batch_rows=1024, block_rows=4096)
+    needs = ("samples", "sample_logprobs", "greedy", "greedy_logprob", "answers")
+    clusters, knowledge = run.base("clusters"), run.base("knowledge")
+    clustering = Stage("label", ClusterActor, {}, needs, _added(schema.CLUSTERS), pool, CARRIED, limit)
+    run_stage(clustering, run.base("samples"), clusters)
+    threshold = run.config.label.threshold
+    gamma = otsu(entropy_histogram(clusters)) if threshold == "otsu" else float(threshold)
+    kept = tuple(n for n in schema.CLUSTERS.names if n != "id")
+    labelling = Stage("label", KnowledgeActor, {"threshold_nats": gamma}, (), _added(schema.KNOWLEDGE, *kept), pool, kept, limit)
+    return run_stage(labelling, clusters, knowledge) | {"threshold_nats": gamma}
+
+
+def entropy_histogram(table: Table) -> Counter[float]:
+    """Count of each distinct entropy; failed rows have none and are left out."""
+    counts: Counter[float] = Counter()
+    for batch in table.batches(["entropy_nats"]):
+        counts.update(v for v in batch["entropy_nats"].to_pylist() if v is not None)
+    return counts
+
+
+def label_summary(run: Run, gamma: float) -> dict[str, Any]:
+    """The `label` part of results.json: shares, quadrants, and the AUROC of entropy and baselines."""
+    columns = ["entropy_nats", "unknown", "correct", "quadrant", "truth", *BASELINES]
+    rows = run.base("knowledge").read(columns)
+    rows = rows.filter(rows["unknown"].is_valid())
+    correct, entropy = rows["correct"].to_pylist(), rows["entropy_nats"].to_numpy()
+    graded = np.array([c is not None for c in correct])
+    wrong = np.array([c is False for c in correct])
+    unseen = unseen_targets(rows["truth"])
+    compared = unseen >= 0
+    quadrants = Counter(q for q in rows["quadrant"].to_pylist() if q is not None)
+    return {
+        "questions": rows.num_rows,
+        "unknown_fraction": float(np.mean(rows["unknown"].to_numpy())),
+        "threshold_nats": gamma,
+        "entropy_auroc_vs_incorrect": auroc(wrong[graded], entropy[graded]),
+        "entropy_auroc_vs_truth": auroc(unseen[compared], entropy[compared]),
+        "baselines": {name: auroc(wrong[graded], rows[name].to_numpy()[graded]) for name in BASELINES},
+        "quadrants": {name: quadrants.get(name, 0) for name in schema.QUADRANTS} if graded.any() else {},
+    }
+
+
+def unseen_targets(truth: pa.ChunkedArray) -> np.ndarray:
+    """1 for unseen facts, 0 for known ones, -1 for what no AUROC against the truth compares (N,)."""
+    return np.array([{"unseen": 1, "known": 0}.get(t, -1) for t in truth.to_pylist()])

@@ -1,0 +1,41 @@
+"""The threshold γ on semantic entropy, chosen among the values that occur.
+
+In: a histogram {entropy: count}. Out: γ; `unknown` means SE >= γ, so equal values always fall on one side.
+Refuses to know: rows, tables. Source: KA2L, stage 1 (least within-group sum of squares), the same split as Otsu (1979).
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+
+def otsu(histogram: Mapping[float, int]) -> float:
+    """The value that, with all above it, leaves the least within-group sum of squares.
+
+    Raises `ValueError` where fewer than two values occur: one class cannot be split.
+    """
+    if len(histogram) < 2:
+        raise ValueError(
+            "every question has the same semantic entropy, so known and unknown cannot be told apart; "
+            "ask more questions, raise collect.temperature, or set label.threshold to a value"
+        )
+    values = np.array(sorted(histogram))
+    counts = np.array([histogram[v] for v in values], dtype=float)
+    within = [_scatter(values[:i], counts[:i]) + _scatter(values[i:], counts[i:]) for i in range(1, len(values))]
+    return float(values[1 + int(np.argmin(within))])
+
+
+def candidates(histogram: Mapping[float, int], min_share: float) -> list[float]:
+    """Every threshold that leaves at least `min_share` of the rows on either side, ascending."""
+    total = sum(histogram.values())
+    below, found = 0, []
+    for value in sorted(histogram):
+        if min_share <= below / total <= 1 - min_share:
+            found.append(value)
+        below += histogram[value]
+    return found
+
+
+def _scatter(values: np.ndarray, counts: np.ndarray) -> float:
+    mean = np.average(values, weights=counts)
+    return float(np.sum(counts * (values - mean) ** 2))

@@ -1,0 +1,103 @@
+"""Hidden states from forward hooks on a causal LM's blocks.
+
+In: token ids, layers, positions. Out: states (B, D) per (position, layer), float32, by the convention of `schema`.
+Refuses to know: text, sampling, Ray. Hooks see the raw residual stream, so `last_L` is taken before the final norm.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A left-padded batch of prompts: `ids`, `mask` and `own`, each (B, T); `own` marks the question's own tokens."""
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    own: torch.Tensor
+
+    def to(self, device: torch.device) -> "Encoded":
+        return Encoded(self.ids.to(device), self.mask.to(device), self.own.to(device))
+
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """Keyword arguments of a Hugging Face forward pass."""
+        return {"input_ids": self.ids, "attention_mask": self.mask, "position_ids": position_ids(self.mask)}
+
+
+def blocks(model: nn.Module, depth: int) -> nn.ModuleList:
+    """The list of transformer blocks: the one `ModuleList` with `depth` members outside the blocks themselves.
+
+    Raises `ValueError` where the model has none, for instance because it is not a decoder-only transformer.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return module
+    raise ValueError(f"{type(model).__name__} has no list of {depth} blocks, so its hidden states cannot be read")
+
+
+class _Stop(Exception):
+    """Ends a forward pass once the last wanted layer has been seen."""
+
+
+class Capture:
+    """Collects the residual stream (B, T, D) at chosen layers while a forward pass runs."""
+
+    def __init__(self, model: nn.Module, depth: int, layers: Sequence[int], stop_early: bool = False) -> None:
+        self._blocks = blocks(model, depth)
+        if wrong := [layer for layer in layers if not 0 <= layer <= depth]:
+            raise ValueError(f"layer(s) {wrong} out of range: the model has 0 … {depth}")
+        self._layers, self._last, self._stop = set(layers), max(layers, default=0), stop_early
+        self.streams: dict[int, torch.Tensor] = {}
+
+    @contextmanager
+    def __call__(self) -> Iterator["Capture"]:
+        """Within this context the model's passes fill `streams`; with `stop_early` they end after the last wanted layer."""
+        self.streams.clear()
+        handles = [self._blocks[0].register_forward_pre_hook(self._input, with_kwargs=True)] if 0 in self._layers else []
+        handles += [self._blocks[i - 1].register_forward_hook(self._output(i)) for i in self._layers if i > 0]
+        try:
+            yield self
+        except _Stop:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._keep(0, args[0] if args else kwargs["hidden_states"])
+
+    def _output(self, layer: int) -> Any:
+        return lambda module, args, output: self._keep(layer, output[0] if isinstance(output, tuple) else output)
+
+    def _keep(self, layer: int, stream: torch.Tensor) -> None:
+        if layer not in self.streams:
+            self.streams[layer] = stream.detach()
+        if self._stop and layer == self._last:
+            raise _Stop
+
+
+def pool_states(stream: torch.Tensor, position: str, own: torch.Tensor) -> torch.Tensor:
+    """States (B, D) at a position of a left-padded stream (B, T, D); `own` (B, T) marks the question's own tokens, for `mean`."""
+    if position == "last":
+        return stream[:, -1].float()
+    weights = own.to(stream.device, torch.float32).unsqueeze(-1)
+    return (stream.float() * weights).sum(1) / weights.sum(1)
+
+
+def position_ids(mask: torch.Tensor) -> torch.Tensor:
+    """Positions (B, T) that count from each row's first real token, so that padding changes no state."""
+    return (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+@torch.inference_mode()
+def prompt_states(model: nn.Module, depth: int, encoded: Encoded, position: str, layers: Sequence[int]) -> dict[int, torch.Tensor]:
+    """States (B, D) at some layers of a model (or of its first blocks) from one pass that ends after the last of them."""
+    capture = Capture(model, depth, layers, stop_early=True)
+    with capture():
+        model(**encoded.inputs(), use_cache=False)
+    return {layer: pool_states(capture.streams[layer], position, encoded.own) for layer in layers}

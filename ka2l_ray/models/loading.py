@@ -1,0 +1,70 @@
+"""Loading a causal LM and its tokenizer: the shipped world model, a folder, or a hub id.
+
+In: a `ModelSection`. Out: a model in evaluation mode on the actor's device, and a left-padding tokenizer.
+Refuses to know: prompts, questions, Ray. Weights are read from safetensors only; no pickle is ever opened.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ka2l_ray.config import ModelSection
+
+ASSETS = Path(__file__).parent.parent / "world" / "assets"
+WORLD_MODEL = ASSETS / "model"
+
+
+def model_path(model: ModelSection) -> str:
+    """What to hand to Hugging Face: the folder of the shipped model for `world`, else the name as it stands."""
+    return str(WORLD_MODEL) if model.name_or_path == "world" else model.name_or_path
+
+
+def _source(model: ModelSection) -> dict[str, Any]:
+    return {"revision": model.revision or "main", "trust_remote_code": model.trust_remote_code}
+
+
+def device() -> torch.device:
+    """The GPU that Ray gave to this process, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
+    """Tokenizer that pads on the left; a missing pad token becomes the end token (padding is masked everywhere)."""
+    tokenizer = AutoTokenizer.from_pretrained(model_path(model), padding_side="left", **_source(model))
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(model: ModelSection, adapter: str | None = None) -> PreTrainedModel:
+    """The whole model with its LM head; `adapter` is a local folder with fine-tuned weights: a PEFT adapter or a full model."""
+    path = adapter if adapter and not (Path(adapter) / "adapter_config.json").exists() else model_path(model)
+    source = _source(model) if path == model_path(model) else {}
+    loaded = AutoModelForCausalLM.from_pretrained(path, dtype=_dtype(model), use_safetensors=True, **source)
+    if adapter and path != adapter:
+        from peft import PeftModel
+
+        loaded = PeftModel.from_pretrained(loaded, adapter).merge_and_unload()
+    return loaded.to(device()).eval()
+
+
+def load_blocks(model: ModelSection, layers: int) -> PreTrainedModel:
+    """Embedding and blocks 1 … `layers` only: later weights are never read, and there is no LM head."""
+    config = AutoConfig.from_pretrained(model_path(model), **_source(model))
+    if not 0 <= layers <= config.num_hidden_layers:
+        raise ValueError(f"layer {layers} is out of range: {model.name_or_path} has blocks 1 … {config.num_hidden_layers} and input 0")
+    config.num_hidden_layers = max(1, layers)  # Hugging Face refuses a model without blocks; layer 0 stops before block 1
+    loaded = AutoModel.from_pretrained(model_path(model), config=config, dtype=_dtype(model), use_safetensors=True, **_source(model))
+    return loaded.to(device()).eval()
+
+
+def depth_and_width(model: ModelSection) -> tuple[int, int]:
+    """(L, D) from the model's configuration alone, no weights read."""
+    config = AutoConfig.from_pretrained(model_path(model), **_source(model))
+    return config.num_hidden_layers, config.hidden_size
+
+
+def _dtype(model: ModelSection) -> str | torch.dtype:
+    return "auto" if model.dtype == "auto" else getattr(torch, model.dtype)

@@ -1,0 +1,225 @@
+"""The stages in order; what is done is skipped.
+
+In: a `Run`. Out: its tables, `results.json` and the report.
+Refuses to know: what a stage computes. A stage is done when its manifest (or summary) is there.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from ka2l_ray import schema
+from ka2l_ray.active.rounds import Round, base_record, evaluate_base, play
+from ka2l_ray.active.saving import savings
+from ka2l_ray.artifacts import Run
+from ka2l_ray.collect.stage import collect, wanted_layers
+from ka2l_ray.config import Config, ConfigError
+from ka2l_ray.corpus.readers import questions
+from ka2l_ray.decode.stage import check_decoder
+from ka2l_ray.label.stage import label, label_summary
+from ka2l_ray.probe.search import search
+from ka2l_ray.probe.stage import score
+from ka2l_ray.report.page import write_report
+from ka2l_ray.runtime import log, stage_line, versions
+from ka2l_ray.world.facts import build_world
+
+RESULTS, TIMES = "results.json", "times.json"
+Counts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the pipeline and the folders that hold its output, below the run's."""
+
+    name: str
+    does: Callable[[Run], Counts]
+    folders: tuple[str, ...]
+    says: str
+
+
+def _label(run: Run) -> Counts:
+    manifest = label(run)
+    run_gamma = run.folder / "base/knowledge/gamma.json"
+    if not run_gamma.exists():
+        run_gamma.write_json({"threshold_nats": manifest["threshold_nats"]})
+    return manifest
+
+
+def gamma(run: Run) -> float:
+    """γ as the labelling stage wrote it."""
+    return (run.folder / "base/knowledge/gamma.json").read_json()["threshold_nats"]
+
+
+def _search(run: Run) -> Counts:
+    search(run, gamma(run))
+    rows = run.base("knowledge").rows
+    return {"rows_in": rows, "rows": rows, "errors": 0}
+
+
+def _decode_check(run: Run) -> Counts:
+    if run.config.decode.enabled and not (run.folder / "base/reconstruction/metrics.json").exists():
+        (run.folder / "base/reconstruction/metrics.json").write_json(check_decoder(run))
+    return run.base("reconstruction").manifest() if run.config.decode.enabled else {"rows_in": 0, "rows": 0, "errors": 0}
+
+
+def _rounds(run: Run) -> Counts:
+    planned = list(plan(run.config, run))
+    for n, a_round in enumerate(planned, 1):
+        fresh = not (a_round.folder / "round.json").exists()
+        if fresh and (record := play(a_round)):
+            log.info("round      %s", describe(record, n, len(planned)))
+            _add_times(run, record["seconds"])
+    return {"rows_in": sum(r.budget for r in planned), "rows": sum(r.table("annotations").rows for r in planned), "errors": 0}
+
+
+STEPS = (
+    Step("questions", questions, ("questions",), "read the corpus and split it"),
+    Step("collect", collect, ("base/activations", "base/samples"), "hidden states, greedy answer and K samples of the probe split"),
+    Step("label", _label, ("base/clusters", "base/knowledge"), "clusters, semantic entropy, γ, known or unknown"),
+    Step("search", _search, ("base/search",), "Ray Tune over layers and thresholds"),
+    Step("score", score, ("base/scores",), "P(unknown) of the pool from blocks 1 … l"),
+    Step("decode", _decode_check, ("base/reconstruction",), "how well the decoder finds a question again"),
+    Step("evaluate", evaluate_base, ("base/evaluation",), "greedy answers of the base model to the eval split"),
+    Step("rounds", _rounds, ("strategies",), "acquire, decode, annotate, fine-tune, evaluate, round by round"),
+)
+STEP_NAMES = tuple(s.name for s in STEPS)
+
+
+def check(config: Config) -> None:
+    """Refuse before any work what can be known to fail: layers, budgets, strategies."""
+    try:
+        wanted_layers(config)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.name_or_path = {config.model.name_or_path!r}: {str(error).splitlines()[0]}") from error
+    world = config.corpus.source == "world"
+    if "oracle" in config.active.strategies and not world:
+        raise ConfigError("active.strategies: `oracle` needs corpus.source = world, where the truth is known")
+    if world and config.active.budget > config.corpus.world.pool_questions:
+        raise ConfigError(
+            f"active.budget = {config.active.budget} exceeds corpus.world.pool_questions = {config.corpus.world.pool_questions}"
+        )
+    if not world and config.annotate.source == "world":
+        raise ConfigError("annotate.source: `world` needs corpus.source = world; use `reference`")
+
+
+def execute(run: Run, until: str | None = None, command: str = "ka2l run") -> dict[str, Any]:
+    """Run every step up to `until`, write results.json and the report; returns the results."""
+    last = STEP_NAMES.index(until) if until else len(STEPS) - 1
+    for step in STEPS[: last + 1]:
+        done_before = (run.folder / "times.json").exists() and step.name in (run.folder / TIMES).read_json()
+        with stage_line(step.name, step.says if not done_before else "checked, what is done is skipped"):
+            started = time.monotonic()
+            counts = step.does(run)
+            if not done_before:
+                _add_times(run, {step.name: round(time.monotonic() - started, 3)} if step.name != "rounds" else {"rounds": 0.0})
+            _note_rows(run, step.name, counts)
+    results = gather(run, command)
+    (run.folder / RESULTS).write_json(results)
+    write_report(run)
+    return results
+
+
+def advance(run: Run, until: str) -> None:
+    """Finish the base stages, then take every strategy's next round up to a step (`decode`, `annotate`, `finetune`, `evaluate`)."""
+    execute(run, "evaluate")
+    unfinished = [r for r in plan(run.config, run) if not (r.folder / "round.json").exists()]
+    for a_round in {(r.strategy, r.draw): r for r in reversed(unfinished)}.values():
+        log.info("%-10s %s seed %d round %d", until, a_round.strategy, a_round.seed, a_round.number)
+        play(a_round, until)
+
+
+def redo(run: Run, name: str) -> None:
+    """Delete the output of a step and of all that follow it."""
+    for step in STEPS[STEP_NAMES.index(name) :]:
+        for folder in step.folders:
+            (run.folder / folder).delete()
+    times = run.folder / TIMES
+    if times.exists():
+        kept = STEP_NAMES[: STEP_NAMES.index(name)]
+        times.write_json({k: v for k, v in times.read_json().items() if k in kept})
+    (run.folder / RESULTS).delete()
+
+
+def plan(config: Config, run: Run) -> Sequence[Round]:
+    """Every round of every strategy and draw, in order: the strategies alternate round by round."""
+    draws = [(s, d) for s in config.active.strategies for d in range(config.active.random_draws if s == "random" else 1)]
+    return [Round(run, s, d, n) for n in range(1, config.active.rounds + 1) for s, d in draws]
+
+
+def describe(record: dict[str, Any], number: int, total: int) -> str:
+    shown = {k: record[k] for k in ("accuracy", "domain_accuracy", "known_accuracy", "replayed_accuracy")}
+    figures = "  ".join(f"{k} {'–' if v is None else f'{v:.3f}'}" for k, v in shown.items())
+    return f"{number}/{total} {record['strategy']} seed {record['seed']} round {record['round']}: {record['annotations']} annotations  {figures}"
+
+
+def gather(run: Run, command: str) -> dict[str, Any]:
+    """The content of results.json from what is done so far; parts that did not run are null."""
+    config = run.config
+    knowledge, found = run.base("knowledge"), run.folder / "base/search/search.json"
+    records = _records(run)
+    return {
+        "config_hash": run.hash,
+        "command": command,
+        "model": {"name": config.model.name_or_path, "revision": config.model.revision},
+        "versions": versions(),
+        "seed": config.run.seed,
+        "label": label_summary(run, gamma(run)) if knowledge.is_done else None,
+        "search": found.read_json() if found.exists() else None,
+        "decode": _decode_summary(run),
+        "rounds": records,
+        "saving": savings(records),
+        "rows": _read_or_empty(run, "rows.json"),
+        "time_s": _read_or_empty(run, TIMES),
+    }
+
+
+def _records(run: Run) -> list[dict[str, Any]]:
+    if not run.base("evaluation").is_done:
+        return []
+    rounds = plan(run.config, run)
+    draws = dict.fromkeys((r.strategy, r.seed) for r in rounds)
+    records = [base_record(run, strategy, seed) for strategy, seed in draws]
+    records += [(r.folder / "round.json").read_json() for r in rounds if (r.folder / "round.json").exists()]
+    order = list(draws)
+    records.sort(key=lambda r: (order.index((r["strategy"], r["seed"])), r["round"]))
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in records]
+
+
+def _decode_summary(run: Run) -> dict[str, Any] | None:
+    """The `decode` part: reconstruction metrics, and the fate of what every round generated; shares are over the kept ones."""
+    metrics = run.folder / "base/reconstruction/metrics.json"
+    if not metrics.exists():
+        return None
+    tables = [t for r in plan(run.config, run) if (t := r.table("decoded")).is_done]
+    rows = [row for t in tables for row in t.read(["question", "p_unknown", "status"]).to_pylist()]
+    kept = [r for r in rows if r["status"] == "kept"]
+    well_formed = [r for r in rows if r["status"] != "malformed"]
+    unknown = [r["p_unknown"] >= run.config.decode.min_p_unknown for r in well_formed]
+    kinds = [build_world().ask(r["question"]).kind for r in kept] if run.config.corpus.source == "world" and kept else []
+    return metrics.read_json() | {
+        "generated": len(rows),
+        "kept": len(kept),
+        "statuses": {s: sum(r["status"] == s for r in rows) for s in schema.DECODE_STATUSES},
+        "still_unknown_fraction": fmean(unknown) if unknown else None,
+        "truly_unknown_fraction": fmean(k == "unseen" for k in kinds) if kinds else None,
+        "answerable": fmean(k not in ("nobody", "malformed") for k in kinds) if kinds else None,
+    }
+
+
+def _note_rows(run: Run, name: str, counts: Counts) -> None:
+    rows = _read_or_empty(run, "rows.json") | {
+        name: {"in": counts.get("rows_in", counts.get("rows", 0)), "out": counts["rows"], "errors": counts.get("errors", 0)}
+    }
+    (run.folder / "rows.json").write_json(rows)
+
+
+def _add_times(run: Run, seconds: dict[str, float]) -> None:
+    times = _read_or_empty(run, TIMES)
+    (run.folder / TIMES).write_json(times | {k: round(times.get(k, 0.0) + v, 3) for k, v in seconds.items()})
+
+
+def _read_or_empty(run: Run, name: str) -> dict[str, Any]:
+    file = run.folder / name
+    return file.read_json() if file.exists() else {}

@@ -1,0 +1,109 @@
+"""Fitting one layer's probe for every threshold, and choosing among them on validation rows.
+
+In: states (N, D), entropies, targets, entities. Out: `LayerFit`: the best probe, its test figures, and its row of the heat map.
+Refuses to know: Ray, files. Train, validation and test never share an entity.
+"""
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from ka2l_ray.config import SearchSection
+from ka2l_ray.label.thresholds import candidates
+from ka2l_ray.probe.metrics import auroc, auroc_interval
+
+
+@dataclass(frozen=True)
+class ProbeRows:
+    """The probe split, row by row. `wrong` is 1 for a wrong greedy answer (None without gold); `unseen` is 1, 0 or -1 (left out)."""
+
+    entropy_nats: np.ndarray
+    wrong: np.ndarray | None
+    unseen: np.ndarray | None
+    entity: np.ndarray
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One (threshold, C) of the heat map with its AUROC on validation rows."""
+
+    threshold_nats: float
+    inverse_regularization: float
+    auroc: float
+
+
+@dataclass(frozen=True)
+class LayerFit:
+    """`weight` (D,) and `bias` act on raw states. `auroc…` are test figures of the chosen cell; `validation_auroc` chose it."""
+
+    weight: np.ndarray
+    bias: float
+    chosen: Cell
+    validation_auroc: float
+    auroc: float | None
+    auroc_ci: tuple[float, float] | None
+    auroc_vs_truth: float | None
+    heat: tuple[Cell, ...]
+
+
+def divide(entity: np.ndarray, validation: float, test: float, seed: int) -> np.ndarray:
+    """Part of each row (N,): 0 train, 1 validation, 2 test; an entity's part depends on nothing but its name and the seed."""
+
+    def unit(name: str) -> float:
+        return int.from_bytes(hashlib.blake2b(f"{seed}\x1fdivide\x1f{name}".encode(), digest_size=8).digest(), "big") / 2**64
+
+    shares = np.array([unit(str(e)) for e in entity])
+    return np.where(shares < test, 2, np.where(shares < test + validation, 1, 0))
+
+
+def fit_layer(states: np.ndarray, rows: ProbeRows, threshold_nats: float, search: SearchSection, seed: int) -> LayerFit:
+    """Fit a probe for each threshold and C, choose by validation AUROC, report on test rows.
+
+    With objective `correctness` every threshold competes on the same target, wrong greedy answers; with `entropy` only the
+    given γ is tried, because AUROCs against different targets do not compare. Raises `ValueError` where a part holds one class only.
+    """
+    part = divide(rows.entity, search.validation_share, search.test_share, seed)
+    train, validation, test = (part == i for i in range(3))
+    by_correctness = rows.wrong is not None and search.objective != "entropy"
+    if search.objective == "correctness" and rows.wrong is None:
+        raise ValueError("search.objective = correctness needs gold answers; this corpus has none")
+    tried = candidates(Counter(rows.entropy_nats.tolist()), search.min_class_share) if by_correctness else []
+    scaler = StandardScaler().fit(states[train])
+    scaled = scaler.transform(states)
+    heat, models = [], {}
+    for gamma in sorted({*tried, threshold_nats}):
+        labels = rows.entropy_nats >= gamma
+        target = rows.wrong if by_correctness and rows.wrong is not None else labels
+        for c in search.inverse_regularization:
+            if len(np.unique(labels[train])) < 2:
+                continue
+            model = LogisticRegression(C=c, max_iter=500).fit(scaled[train], labels[train])
+            score = auroc(target[validation], model.decision_function(scaled[validation]))
+            if score is not None:
+                heat.append(Cell(gamma, c, score))
+                models[heat[-1]] = model
+    if not heat:
+        raise ValueError("the probe split holds one class only in train or validation; ask more questions or set label.threshold")
+    best = max(heat, key=lambda cell: cell.auroc)
+    weight, bias = _unscaled(models[best], scaler)
+    score = states[test] @ weight + bias
+    labels = rows.wrong if by_correctness and rows.wrong is not None else rows.entropy_nats >= threshold_nats
+    target = labels[test]
+    interval = auroc_interval(target, score, rows.entity[test], search.bootstrap, seed)
+    return LayerFit(weight, bias, best, best.auroc, auroc(target, score), interval, _against_truth(rows, test, score), tuple(heat))
+
+
+def _unscaled(model: LogisticRegression, scaler: StandardScaler) -> tuple[np.ndarray, float]:
+    weight = model.coef_[0] / scaler.scale_
+    return weight, float(model.intercept_[0] - weight @ scaler.mean_)
+
+
+def _against_truth(rows: ProbeRows, test: np.ndarray, score: np.ndarray) -> float | None:
+    if rows.unseen is None:
+        return None
+    compared = rows.unseen[test] >= 0
+    return auroc(rows.unseen[test][compared], score[compared])

@@ -1,0 +1,29 @@
+"""AUROC and its interval.
+
+In: scores (N,), binary targets (N,), and the entity of each row. Out: numbers, None where one class is missing.
+Refuses to know: probes, tables. Intervals resample entities, not rows, because rows of one entity are not independent.
+"""
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+
+def auroc(target: np.ndarray, score: np.ndarray) -> float | None:
+    """Area under the ROC curve; None where only one class occurs."""
+    return None if len(np.unique(target)) < 2 else float(roc_auc_score(target, score))
+
+
+def auroc_interval(target: np.ndarray, score: np.ndarray, entity: np.ndarray, resamples: int, seed: int) -> tuple[float, float] | None:
+    """95 % percentile bootstrap interval over entities; None where AUROC is undefined."""
+    if auroc(target, score) is None:
+        return None
+    rng = np.random.default_rng(seed)
+    _, codes = np.unique(entity, return_inverse=True)
+    members = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
+    drawn = []
+    for _ in range(resamples):
+        rows = np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
+        if (value := auroc(target[rows], score[rows])) is not None:
+            drawn.append(value)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,29 @@
+"""Pool questions → P(unknown), through a pool of actors that hold blocks 1 … l only.
+
+In: the pool split and the chosen probe. Out: `base/scores`. Refuses to know: how the probe was fitted.
+"""
+
+from typing import Any
+
+import pyarrow as pa
+
+from ka2l_ray import schema
+from ka2l_ray.artifacts import Run
+from ka2l_ray.dataflow import Stage, run_stage
+from ka2l_ray.probe.score import ScoreActor
+
+
+def score(run: Run) -> dict[str, Any]:
+    """Score the pool; `truth` is carried along for the `oracle` strategy, null outside the world."""
+    config = run.config
+    stage = Stage(
+        name="score",
+        actor=ScoreActor,
+        arguments={"model": config.model, "prompt": config.corpus.prompt, "probe": run.folder / "base/search/probe"},
+        columns_in=("question",),
+        columns_out=pa.schema([schema.SCORES.field("p_unknown")]),
+        pool=config.score.pool,
+        keep=("truth",),
+        max_error_fraction=config.run.max_error_fraction,
+    )
+    return run_stage(stage, run.table("questions"), run.base("scores"), part="pool")

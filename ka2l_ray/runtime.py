@@ -1,0 +1,102 @@
+"""Connecting to Ray, and knowing before any work whether the cluster can do it.
+
+In: a `Config`. Out: a connected driver, progress lines, the versions of the stack.
+Refuses to know: stages, tables, models.
+"""
+
+import importlib.metadata
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+from ray.data import DataContext
+
+from ka2l_ray.config import Config, ConfigError, Pool
+
+STACK = ("ka2l-ray", "ray", "torch", "transformers", "peft", "deepspeed", "pyarrow", "scikit-learn", "numpy")
+WORKER_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+log = logging.getLogger("ka2l")
+
+
+def set_up_logging() -> None:
+    """Plain lines with seconds on stderr; a terminal gets progress bars from Ray besides."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    log.setLevel(logging.INFO)
+
+
+def connect(config: Config) -> None:
+    """Join the cluster at `ray.address`, or start a local one; then check that every pool fits.
+
+    Raises `ConfigError` where there is no cluster at the address or it can never satisfy a pool.
+    """
+    if not ray.is_initialized():
+        address = config.ray.address or os.environ.get("RAY_ADDRESS")
+        local = None if address else config.ray.local_cpus
+        try:
+            ray.init(
+                address=address,
+                num_cpus=local,
+                logging_level=logging.WARNING,
+                log_to_driver=False,  # workers' lines stay in Ray's logs; what matters becomes a row's `error` or an exception
+                include_dashboard=False if local else None,
+                runtime_env={"env_vars": WORKER_ENVIRONMENT},
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            first = str(error).splitlines()[0]
+            raise ConfigError(f"ray.address = {address!r}: no Ray cluster answers there: {first}") from error
+    context = DataContext.get_current()
+    context.enable_progress_bars = sys.stderr.isatty()
+    context.enable_rich_progress_bars = sys.stderr.isatty()
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    check_resources(config)
+
+
+def check_resources(config: Config) -> None:
+    """Raise `ConfigError` for a pool or a training that the cluster can never hold; autoscaling clusters may still grow."""
+    total = ray.cluster_resources()
+    has = {"CPU": total.get("CPU", 0.0), "GPU": total.get("GPU", 0.0)}
+    needs = {f"{name}.pool": _needs(pool) for name, pool in pools(config).items()}
+    tune = config.finetune
+    needs["finetune"] = (tune.workers * tune.cpus_per_worker, float(tune.workers * tune.gpus_per_worker))
+    grows = os.environ.get("RAY_FAKE_CLUSTER") or config.ray.address
+    for name, (cpus, gpus) in needs.items():
+        if not grows and (cpus > has["CPU"] or gpus > has["GPU"]):
+            raise ConfigError(
+                f"{name} needs {cpus:g} CPUs and {gpus:g} GPUs; this cluster has {has['CPU']:g} and {has['GPU']:g}. "
+                f"Lower {name}'s numbers, raise ray.local_cpus, or join a larger cluster"
+            )
+
+
+def pools(config: Config) -> dict[str, Pool]:
+    """Every actor pool of a run, by section."""
+    sections = ("collect", "score", "decode", "evaluate")
+    return {name: getattr(config, name).pool for name in sections}
+
+
+def _needs(pool: Pool) -> tuple[float, float]:
+    return pool.min * pool.cpus + 2, pool.min * pool.gpus  # reading and writing take a CPU each beside the actors
+
+
+@contextmanager
+def stage_line(name: str, detail: str = "") -> Iterator[None]:
+    """Say when a stage starts and how long it took."""
+    log.info("%-10s %s", name, detail or "…")
+    started = time.monotonic()
+    yield
+    log.info("%-10s done in %.1f s", name, time.monotonic() - started)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the stack, for the record."""
+    found = {"python": sys.version.split()[0]}
+    for name in STACK:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found

@@ -1,0 +1,87 @@
+"""Every table's columns and types, and the one legend for shapes and units.
+
+Shapes: B rows of a batch, T tokens, D width of the model, L its blocks, K samples per question, V vocabulary.
+Units: `_nats` natural-log units, `_s` seconds, `_rows` rows, `last_012` layer 12 at the last prompt token.
+Layers: 000 is the input of block 1, l the raw residual output of block l (also for l = L, before the final norm).
+In every table `id` names the question; `error` is null, or says why a row failed and its other columns are null.
+Refuses to know: Ray, torch, files.
+"""
+
+from collections.abc import Iterable
+
+import pyarrow as pa
+
+ID = pa.field("id", pa.string(), nullable=False)
+ERROR = pa.field("error", pa.string())
+_STRINGS, _FLOATS, _INTS = pa.list_(pa.string()), pa.list_(pa.float32()), pa.list_(pa.int32())
+
+SPLITS = ("probe", "pool", "eval")
+QUADRANTS = ("known", "misconception", "shaky", "unknown")
+TRUTHS = ("known", "rare", "misconception", "unseen")
+DECODE_STATUSES = ("kept", "duplicate", "eval", "known", "malformed")
+
+
+def _table(**columns: pa.DataType) -> pa.Schema:
+    return pa.schema([ID, *(pa.field(name, kind) for name, kind in columns.items())])
+
+
+QUESTIONS = _table(
+    question=pa.string(),
+    answers=_STRINGS,  # gold with aliases; empty where there is none
+    group=pa.string(),  # topic, null where there is none
+    entity=pa.string(),  # splits never share one; null where unknown
+    fact_id=pa.string(),  # world only
+    truth=pa.string(),  # world only: one of TRUTHS
+    split=pa.string(),  # one of SPLITS
+    scope=pa.string(),  # eval only: `pool` asks a pool fact in another wording, `domain` a fact no pool question asks
+)
+SAMPLES = _table(
+    greedy=pa.string(),
+    greedy_logprob=pa.float32(),  # nats, sum over tokens
+    samples=_STRINGS,  # K answers
+    sample_logprobs=_FLOATS,  # nats, sum over tokens, at T = 1
+    sample_tokens=_INTS,  # tokens summed over, the end token included
+)
+CLUSTERS = _table(
+    cluster_ids=_INTS,  # K numbers, equal where answers mean the same
+    entropy_nats=pa.float64(),
+    correct=pa.bool_(),  # greedy answer; null without gold
+    sample_accuracy=pa.float32(),  # share of right samples; null without gold
+    likelihood=pa.float32(),  # baseline: -log p of the greedy answer, nats
+    predictive_entropy=pa.float32(),  # baseline: mean of -log p over samples, nats
+    group=pa.string(),
+    entity=pa.string(),
+    truth=pa.string(),
+)
+KNOWLEDGE = pa.schema([*CLUSTERS, pa.field("unknown", pa.int8()), pa.field("quadrant", pa.string())])
+SCORES = _table(p_unknown=pa.float32())
+ACQUIRED = _table(reason=pa.string(), rank=pa.int32())
+DECODED = _table(
+    source_id=pa.string(),
+    variant=pa.int32(),
+    question=pa.string(),
+    similarity=pa.float32(),  # cosine of the question's own state with the source's, at the decoder's layer
+    p_unknown=pa.float32(),
+    status=pa.string(),  # one of DECODE_STATUSES
+)
+ANNOTATIONS = _table(question=pa.string(), answer=pa.string(), annotator=pa.string(), cost=pa.float64(), status=pa.string())
+EVALUATION = _table(answer=pa.string(), correct=pa.bool_())
+
+
+def state_column(position: str, layer: int) -> str:
+    """Name of the column that holds a layer's states at a position, such as `last_004`."""
+    return f"{position}_{layer:03d}"
+
+
+def states(positions: Iterable[str], layers: Iterable[int], width: int, half: bool) -> pa.Schema:
+    """Columns of stored hidden states, each a fixed-size list (D,) of float16 (`half`) or float32."""
+    kind = pa.list_(pa.float16() if half else pa.float32(), width)
+    chosen = list(layers)
+    return pa.schema([pa.field(state_column(p, layer), kind) for p in positions for layer in chosen])
+
+
+def join(*schemas: pa.Schema, error: bool = True) -> pa.Schema:
+    """One schema of all columns, each once, `error` last."""
+    fields = {f.name: f for s in schemas for f in s}
+    fields.pop(ERROR.name, None)
+    return pa.schema([*fields.values(), *([ERROR] if error else [])])

@@ -1,0 +1,163 @@
+"""The run folder: what counts is what a manifest lists, and a folder belongs to one configuration."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ka2l_ray.artifacts import MANIFEST, Folder, Run, Table
+from ka2l_ray.config import Config, ConfigError, parse_config
+
+
+def ids(*names: str) -> pa.Table:
+    return pa.table({"id": pa.array(names, pa.string()), "p": pa.array([len(n) for n in names], pa.float64())})
+
+
+@pytest.fixture
+def table(tmp_path) -> Table:
+    return Table(Folder.of(str(tmp_path / "table")))
+
+
+def config(tmp_path, **sections: dict) -> Config:
+    sections["run"] = {"name": "r", "storage": str(tmp_path)} | sections.get("run", {})
+    return parse_config(sections, "test")
+
+
+def test_a_written_table_reads_back(table):
+    table.write((None, ids("a", "bb")), errors=0)
+    assert table.read().equals(ids("a", "bb"))
+    assert table.read(["id"]).column_names == ["id"]
+    assert (table.rows, table.manifest()["errors"], table.schema().names) == (2, 0, ["id", "p"])
+
+
+def test_batches_stream_the_same_rows_as_read(table):
+    table.write((None, ids("a", "bb")), (None, ids("c")))
+    assert pa.Table.from_batches(table.batches()).equals(table.read())
+    assert [b.schema.names for b in table.batches(["p"])] == [["p"], ["p"]]
+
+
+def test_leftovers_in_the_folder_are_not_read(table, tmp_path):
+    table.write((None, ids("a")))
+    pq.write_table(ids("ghost"), tmp_path / "table" / "part-killed.parquet")
+    assert table.read()["id"].to_pylist() == ["a"]
+    assert [b["id"].to_pylist() for b in table.batches()] == [["a"]]
+    assert table.rows == 1
+
+
+def test_files_without_a_manifest_are_not_a_table(table, tmp_path):
+    (tmp_path / "table").mkdir()
+    pq.write_table(ids("ghost"), tmp_path / "table" / "part-1.parquet")
+    assert not table.is_done
+    for read in (table.read, table.manifest, table.schema, lambda: list(table.batches())):
+        with pytest.raises(FileNotFoundError, match=rf"{tmp_path}/table.*not finished.*{MANIFEST}"):
+            read()
+
+
+def test_the_manifest_is_written_after_the_files(table, monkeypatch):
+    """A kill while a file is written leaves a table that is not done."""
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pq, "write_table", killed)
+    with pytest.raises(KeyboardInterrupt):
+        table.write((None, ids("a")))
+    assert not table.is_done
+
+
+def test_writing_again_replaces_the_rows(table):
+    table.write((None, ids("old", "older")))
+    table.write((None, ids("new")))
+    assert table.read()["id"].to_pylist() == ["new"]
+    assert table.rows == 1
+
+
+def test_parts_are_read_apart_and_together(table):
+    table.write(("probe", ids("a", "b")), ("pool", ids("c")), ("eval", ids()))
+    assert table.read(part="probe")["id"].to_pylist() == ["a", "b"]
+    assert table.read(part="pool")["id"].to_pylist() == ["c"]
+    assert table.read(part="eval").num_rows == 0
+    assert table.read()["id"].to_pylist() == ["a", "b", "c"]
+    assert [table.part_rows(p) for p in ("probe", "pool", "eval")] == [2, 1, 0]
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    file = Folder.of(str(tmp_path)) / "deep" / "results.json"
+    file.write_json({"a": 1})
+    file.write_json({"a": None, "b": "é"})
+    assert file.read_json() == {"a": None, "b": "é"}
+    assert (Folder.of(str(tmp_path)) / "deep").names() == ["results.json"]
+
+
+def test_folders_travel_by_upload_and_download(tmp_path):
+    (tmp_path / "from" / "inner").mkdir(parents=True)
+    (tmp_path / "from" / "inner" / "x").write_text("1")
+    middle = Folder.of(str(tmp_path / "middle"))
+    middle.upload(tmp_path / "from")
+    assert (middle.download(tmp_path / "to") / "inner" / "x").read_text() == "1"
+    middle.delete()
+    middle.delete()
+    assert not middle.exists()
+
+
+def test_an_unsupported_scheme_names_the_field():
+    with pytest.raises(ConfigError, match=r"run\.storage = 'ftp://host/x'"):
+        Folder.of("ftp://host/x")
+
+
+def test_a_new_run_stores_its_configuration(tmp_path):
+    run = Run.open(config(tmp_path, run={"seed": 7}))
+    again = Run.existing(run.folder.path)
+    assert again.config == run.config
+    assert (again.config.run.seed, again.hash) == (7, run.hash)
+
+
+def test_a_run_refuses_another_configuration_and_names_what_differs(tmp_path):
+    Run.open(config(tmp_path, run={"seed": 7}))
+    with pytest.raises(ConfigError, match=r"another configuration.*collect\.samples: 10 → 4; run\.seed: 7 → 8"):
+        Run.open(config(tmp_path, run={"seed": 8}, collect={"samples": 4}))
+    assert Run.existing(str(tmp_path / "r")).config.run.seed == 7
+
+
+def test_a_run_accepts_other_pools_and_stores_them(tmp_path):
+    Run.open(config(tmp_path))
+    Run.open(config(tmp_path, collect={"pool": {"max": 9}}, ray={"local_cpus": 12}))
+    assert Run.existing(str(tmp_path / "r")).config.collect.pool.max == 9
+
+
+@pytest.mark.parametrize("holding", ["thesis.txt", "photos/cat.jpg"])
+def test_a_run_refuses_a_folder_that_is_not_its_own(tmp_path, holding):
+    foreign = tmp_path / "r" / holding
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text("mine")
+    with pytest.raises(ConfigError, match=r"holds no config\.yaml"):
+        Run.open(config(tmp_path))
+    assert not (tmp_path / "r" / "config.yaml").exists()
+
+
+def test_a_run_takes_an_empty_folder(tmp_path):
+    (tmp_path / "r").mkdir()
+    assert Run.open(config(tmp_path)).folder.path == str(tmp_path / "r")
+
+
+def test_a_run_killed_while_storing_its_configuration_can_be_opened_again(tmp_path):
+    """`write_bytes` writes to a side file first; a kill before the move leaves only that."""
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "config.yaml.1a2b3c4d.part").write_text("run: {na")
+    assert Run.open(config(tmp_path)).config.run.name == "r"
+
+
+def test_a_run_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=rf"{tmp_path}: holds no config\.yaml"):
+        Run.existing(str(tmp_path))
+
+
+def test_storage_that_cannot_be_written_is_a_configuration_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"run\.storage.*cannot be written"):
+        Run.open(config(tmp_path / "file"))
+
+
+def test_rounds_of_draws_have_folders_of_their_own(tmp_path):
+    run = Run.open(config(tmp_path, run={"seed": 3}))
+    assert run.round("random", 2, 1).path == str(tmp_path / "r/strategies/random/seed_5/round_01")
+    assert run.base("scores").folder.path == str(tmp_path / "r/base/scores")

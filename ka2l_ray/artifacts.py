@@ -187,7 +187,7 @@ class Run:
             if different := differing_fields(theirs, config):
                 fields = "; ".join(different)
                 raise ConfigError(
-                    f"{folder.path}: belongs to another configuration (theirs → yours): {fields}. Choose another run.name, or delete the folder"
+                    f"{folder.path}: belongs to another configuration (theirs → yours): {fields}. Choose another run.name or delete it"
                 )
         elif folder.exists() and folder.names():
             raise ConfigError(f"{folder.path}: is not empty and holds no config.yaml, so it is not a run. Choose another run.name")

@@ -151,7 +151,8 @@ def plan(config: Config, run: Run) -> Sequence[Round]:
 def describe(record: dict[str, Any], number: int, total: int) -> str:
     shown = {k: record[k] for k in ("accuracy", "domain_accuracy", "known_accuracy", "replayed_accuracy")}
     figures = "  ".join(f"{k} {'–' if v is None else f'{v:.3f}'}" for k, v in shown.items())
-    return f"{number}/{total} {record['strategy']} seed {record['seed']} round {record['round']}: {record['annotations']} annotations  {figures}"
+    who = f"{record['strategy']} seed {record['seed']} round {record['round']}"
+    return f"{number}/{total} {who}: {record['annotations']} annotations  {figures}"
 
 
 def gather(run: Run, command: str) -> dict[str, Any]:

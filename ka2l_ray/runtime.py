@@ -36,11 +36,12 @@ def connect(config: Config) -> None:
     if not ray.is_initialized():
         address = config.ray.address or os.environ.get("RAY_ADDRESS")
         local = None if address else config.ray.local_cpus
+        _quiet()
         try:
             ray.init(
                 address=address,
                 num_cpus=local,
-                logging_level=logging.WARNING,
+                logging_level=logging.ERROR,
                 log_to_driver=False,  # workers' lines stay in Ray's logs; what matters becomes a row's `error` or an exception
                 include_dashboard=False if local else None,
                 runtime_env={"env_vars": WORKER_ENVIRONMENT},
@@ -52,8 +53,15 @@ def connect(config: Config) -> None:
     context.enable_progress_bars = sys.stderr.isatty()
     context.enable_rich_progress_bars = sys.stderr.isatty()
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
     check_resources(config)
+
+
+def _quiet() -> None:
+    """Leave the terminal to our own lines: Ray's go to its log files all the same."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def check_resources(config: Config) -> None:

@@ -7,6 +7,7 @@ random's mean accuracy there.
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ def mean_curve(many: Sequence[Curve]) -> Curve:
 
 def annotations_to_reach(curve: Curve, accuracy: float) -> float | None:
     """Annotations at which the linearly interpolated curve first reaches an accuracy; None if never."""
-    for (n0, a0), (n1, a1) in zip(curve, curve[1:], strict=False):
+    for (n0, a0), (n1, a1) in pairwise(curve):
         if a0 >= accuracy:
             return float(n0)
         if a1 >= accuracy:

@@ -7,11 +7,12 @@ Text stays text (searchable, small), and ink is `currentColor`, so a page decide
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
 from matplotlib import style
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -19,6 +20,7 @@ from matplotlib.figure import Figure
 BLUE, SKY, GREEN, ORANGE, VERMILION, PURPLE, GREY = "#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#cc79a7", "#8a8a8a"
 INK = "#1b1c1e"
 WIDTH_IN = 7.2
+_CHARACTER_IN = 0.085  # of the sans-serif below at 10 points, on average
 
 _STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
@@ -50,7 +52,8 @@ def draw(name: str, label: str, height_in: float, paint: Callable[[Axes], None])
     return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)
 
 
-def legend_below(axes: Axes, *extra: Any, columns: int = 6) -> None:
-    """One legend under the axes, where it can cover no data; `extra` are handles that no plotted line has."""
-    handles = [*axes.get_legend_handles_labels()[0], *extra]
-    axes.get_figure(root=True).legend(handles=handles, loc="outside lower center", ncols=min(columns, len(handles)))  # pyright: ignore
+def legend(axes: Axes, where: str, handles: Sequence[Artist]) -> None:
+    """A legend outside the axes (`lower` or `upper`), where it can cover no data, in as many columns as fit."""
+    widest_in = 0.6 + _CHARACTER_IN * max(len(str(h.get_label())) for h in handles)
+    columns = max(1, min(len(handles), int(WIDTH_IN / widest_in)))
+    axes.get_figure(root=True).legend(handles=handles, loc=f"outside {where} center", ncols=columns)  # pyright: ignore

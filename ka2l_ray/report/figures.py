@@ -13,9 +13,9 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from ka2l_ray.report.canvas import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILION, draw, legend_below
+from ka2l_ray.report.canvas import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILION, draw, legend
 from ka2l_ray.report.curves import Curve, curves
 
 GROUPS = {
@@ -23,8 +23,8 @@ GROUPS = {
     "rare": SKY,
     "misconception": ORANGE,
     "unseen": VERMILION,
-    "right": BLUE,
-    "wrong": VERMILION,
+    "right": GREEN,
+    "wrong": PURPLE,
     "no gold": GREY,
 }
 OBJECTIVES = {"correctness": "wrong greedy answers", "entropy": "semantic entropy ≥ γ"}
@@ -46,21 +46,21 @@ def _paint_entropy(axes: Axes, counts: Mapping[str, Mapping[float, int]], thresh
     bottom = np.zeros(len(edges) - 1)
     for group in (g for g in GROUPS if counts.get(g)):
         height, _ = np.histogram(list(counts[group]), bins=edges, weights=list(counts[group].values()))
-        axes.bar(edges[:-1], height, 0.92 * _BIN_NATS, bottom, align="edge", color=GROUPS[group], label=group)
+        axes.bar(edges[:-1], height, 0.92 * np.diff(edges), bottom, align="edge", color=GROUPS[group], label=group)
         bottom += height
     if threshold is not None:
         axes.axvline(threshold, color=INK, linewidth=1.2, linestyle="--")
         axes.text(threshold, 1.02, f"known  ←  γ = {threshold:.2f}  →  unknown", transform=axes.get_xaxis_transform(), ha="center")
     axes.set(xlabel="semantic entropy (nats)", ylabel="questions (number)")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    legend_below(axes)
+    legend(axes, "lower", axes.get_legend_handles_labels()[0])
 
 
 def _edges(highest: float, threshold: float) -> np.ndarray:
-    """Bin edges with γ among them, so that no bar mixes known and unknown."""
-    below = int(threshold / _BIN_NATS) + 1 if threshold > 0 else 0
-    above = int(max(0.0, highest - threshold) / _BIN_NATS) + 1
-    return threshold + _BIN_NATS * np.arange(-below, above + 1)
+    """Bin edges from 0 with γ among them, so that no bar mixes known and unknown; the bins below γ share its length evenly."""
+    below = np.linspace(0.0, threshold, max(1, round(threshold / _BIN_NATS)) + 1) if threshold > 0 else np.zeros(1)
+    above = threshold + _BIN_NATS * np.arange(1, int(max(0.0, highest - threshold) / _BIN_NATS) + 2)
+    return np.concatenate([below, above])
 
 
 def auroc_by_layer(search: Mapping[str, Any] | None) -> str | None:
@@ -77,18 +77,16 @@ def _paint_layers(axes: Axes, search: Mapping[str, Any]) -> None:
         against = f"{position}: against {OBJECTIVES.get(search['objective'], search['objective'])}"
         axes.plot(*_column(entries, "auroc"), color=color, marker="o", markersize=4, label=against)
         for entry in (e for e in entries if e["auroc_ci"] is not None):
-            axes.plot([entry["layer"]] * 2, entry["auroc_ci"], color=color, linewidth=3, alpha=0.35, solid_capstyle="butt")
+            axes.plot([entry["layer"]] * 2, entry["auroc_ci"], color=color, linewidth=6, alpha=0.3, solid_capstyle="butt")
         if (truth := _column(entries, "auroc_vs_truth"))[0]:
             axes.plot(*truth, color=color, marker="^", markersize=4, linewidth=1, linestyle=":", label=f"{position}: against the truth")
-        if position == search["position"] and search["auroc"] is not None:
-            axes.plot(
-                search["layer"], search["auroc"], "o", markersize=11, markerfacecolor="none", color=INK, label="chosen", linestyle="none"
-            )
+    if search["auroc"] is not None:
+        axes.plot(search["layer"], search["auroc"], "o", markersize=11, markerfacecolor="none", color=INK, label="chosen layer")
     axes.axhline(0.5, color=GREY, linewidth=0.8, linestyle="--")
     axes.annotate("chance", (1, 0.5), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=GREY, fontsize=9)
     axes.set(xlabel="layer (0 is the input of block 1)", ylabel="AUROC")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    legend_below(axes, columns=3)
+    legend(axes, "lower", axes.get_legend_handles_labels()[0])
 
 
 def _column(entries: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
@@ -121,10 +119,15 @@ def _paint_heat(axes: Axes, grid: np.ndarray, rows: list[tuple[str, int]], thres
         step = -(-len(labels) // most)
         axis.set_ticks(np.arange(0, len(labels), step) + 0.5, labels[::step])
     axes.set(xlabel="threshold on semantic entropy (nats)", ylabel="position and layer" if several else "layer")
-    axes.set_title(f"best: {grid[row, column]:.3f} at layer {names[row]}, {thresholds[column]:.2f} nats", fontsize=10, loc="left")
+    axes.set_title(
+        f"best: {grid[row, column]:.3f} at {'' if several else 'layer '}{names[row]}, {thresholds[column]:.2f} nats",
+        fontsize=10,
+        loc="left",
+    )
     axes.spines[:].set_visible(False)
     bar = axes.get_figure(root=True).colorbar(mesh, ax=axes, label="AUROC on validation questions", pad=0.02)  # pyright: ignore
     bar.outline.set_visible(False)  # pyright: ignore
+    bar.solids.set_edgecolor("face")  # pyright: ignore
 
 
 def accuracy_curves(rounds: Sequence[Mapping[str, Any]]) -> str | None:
@@ -150,19 +153,21 @@ def _paint_curves(axes: Axes, measures: Mapping[str, list[Curve]], ylabel: str, 
     strategies = list(dict.fromkeys(c.strategy for found in measures.values() for c in found))
     others = iter(_OTHERS * len(strategies))
     looks = {s: _STRATEGIES[s] if s in _STRATEGIES else next(others) for s in strategies}
-    lines = {text: {"linewidth": 2.2} if text == thick else {"linewidth": 1.0, "linestyle": (0, (4, 2))} for text in measures}
+    main: dict[str, Any] = {"linewidth": 2.2, "markersize": 6}
+    side: dict[str, Any] = {"linewidth": 1.0, "linestyle": (0, (4, 2)), "markersize": 4}
+    lines = {text: main if text == thick else side for text in measures}
     for text, found in measures.items():
         for curve in found:
             color, marker = looks[curve.strategy]
-            axes.plot(*zip(*curve.mean, strict=True), color=color, marker=marker, markersize=6 if text == thick else 4, **lines[text])
-            for draw_ in curve.draws if text == thick and len(curve.draws) > 1 else ():
-                axes.plot(*zip(*draw_, strict=True), color=color, linewidth=0.7, alpha=0.7)
+            axes.plot(*zip(*curve.mean, strict=True), color=color, marker=marker, **lines[text])
+            for points in curve.draws if text == thick and len(curve.draws) > 1 else ():
+                axes.plot(*zip(*points, strict=True), color=color, linewidth=0.7, alpha=0.7)
     axes.set(xlabel="annotations bought (number)", ylabel=ylabel)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{round(100 * share, 6):g} %"))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)
-    handles = [Line2D([], [], color=c, marker=m, linewidth=2.2, label=s) for s, (c, m) in looks.items()]
-    legend_below(axes, *handles, *(Line2D([], [], color=INK, label=text, **line) for text, line in lines.items()), columns=5)
+    legend(axes, "lower", [Line2D([], [], color=c, marker=m, **main | {"label": s}) for s, (c, m) in looks.items()])
+    legend(axes, "upper", [Line2D([], [], color=INK, label=text, **line) for text, line in lines.items()])
 
 
 def stage_times(time_s: Mapping[str, float | None]) -> str | None:

@@ -105,16 +105,15 @@ def decoder_questions(world: World, recipe: DecoderRecipe) -> Iterator[list[str]
     """Batches of questions about no person, in the trained phrasings: the decoder never sees a question that a corpus asks."""
     rng = random.Random(f"decoder-{recipe.seed}")
     while True:
-        yield [
-            word(rng.randrange(len(ATTRIBUTES)), rng.randrange(RESERVED_PHRASING), no_person(world, rng)) for _ in range(recipe.batch_rows)
-        ]
+        asked = [(rng.randrange(len(ATTRIBUTES)), rng.randrange(RESERVED_PHRASING)) for _ in range(recipe.batch_rows)]
+        yield [word(attribute, phrasing, no_person(world, rng)) for attribute, phrasing in asked]
 
 
 _CARDS = {
     "model": (
         "# The knowledge world's language model\n\n"
         "A Llama-architecture causal LM trained from scratch by `ka2l world build` on made-up facts; `recipe.json` holds every number.\n"
-        "It knows the facts that `ka2l_ray.world.facts` marks as taught, and nothing about real people. For tests and demonstrations only.\n"
+        "It knows the facts that `ka2l_ray.world.facts` marks as taught, and nothing of real people. Only for tests and demonstrations.\n"
         "Quality: `make world-bench`, results in `tests/benchmarks/results/world.json`.\n"
     ),
     "decoder": (

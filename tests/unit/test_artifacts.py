@@ -1,5 +1,7 @@
 """The run folder: what counts is what a manifest lists, and a folder belongs to one configuration."""
 
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -88,15 +90,17 @@ def test_a_file_is_replaced_whole(tmp_path):
     assert (Folder.of(str(tmp_path)) / "deep").names() == ["results.json"]
 
 
-def test_folders_travel_by_upload_and_download(tmp_path):
+def test_a_folder_is_uploaded_whole_and_deleted_whole(tmp_path):
     (tmp_path / "from" / "inner").mkdir(parents=True)
     (tmp_path / "from" / "inner" / "x").write_text("1")
-    middle = Folder.of(str(tmp_path / "middle"))
-    middle.upload(tmp_path / "from")
-    assert (middle.download(tmp_path / "to") / "inner" / "x").read_text() == "1"
-    middle.delete()
-    middle.delete()
-    assert not middle.exists()
+    folder = Folder.of(str(tmp_path / "to"))
+    folder.upload(tmp_path / "from")
+    with folder.local() as local:
+        assert (Path(local) / "inner" / "x").read_text() == "1"
+    assert folder.exists()
+    folder.delete()
+    folder.delete()
+    assert not folder.exists()
 
 
 def test_an_unsupported_scheme_names_the_field():
@@ -159,5 +163,6 @@ def test_storage_that_cannot_be_written_is_a_configuration_error(tmp_path):
 
 def test_rounds_of_draws_have_folders_of_their_own(tmp_path):
     run = Run.open(config(tmp_path, run={"seed": 3}))
-    assert run.round("random", 2, 1).path == str(tmp_path / "r/strategies/random/seed_5/round_01")
+    assert run.round("ka2l", 0, 1).path == str(tmp_path / "r/strategies/ka2l/seed_3/round_01")
+    assert len({run.round("random", draw, n).path for draw in range(3) for n in range(3)}) == 9
     assert run.base("scores").folder.path == str(tmp_path / "r/base/scores")

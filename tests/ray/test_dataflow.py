@@ -1,0 +1,115 @@
+"""`dataflow.run_stage`: every row once, whatever fails."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from actors import Doubler
+
+from ka2l_ray.artifacts import Folder, Table
+from ka2l_ray.config import Pool
+from ka2l_ray.dataflow import Stage, StageError, run_stage
+
+ROWS = 40
+
+
+def source(folder: Path, rows: int = ROWS) -> Table:
+    table = Table(Folder.of(str(folder / "source")))
+    table.write((None, pa.table({"id": [f"q{i:03d}" for i in range(rows)], "value": list(range(rows)), "note": ["n"] * rows})))
+    return table
+
+
+def stage(folder: Path, **changes: Any) -> Stage:
+    given: dict[str, Any] = {
+        "name": "double",
+        "actor": Doubler,
+        "arguments": {"log": str(folder / "log")},
+        "columns_in": ("value",),
+        "columns_out": pa.schema([("doubled", pa.int64())]),
+        "pool": Pool(batch_rows=4, block_rows=5),
+        "max_error_fraction": 0.05,
+    }
+    return Stage(**(given | changes))
+
+
+def test_every_row_once_with_what_is_kept(tmp_path: Path) -> None:
+    target = Table(Folder.of(str(tmp_path / "out")))
+    manifest = run_stage(stage(tmp_path, keep=("note",)), source(tmp_path), target)
+    rows = sorted(target.read().to_pylist(), key=lambda r: r["id"])
+    assert [(r["id"], r["doubled"], r["note"], r["error"]) for r in rows] == [(f"q{i:03d}", 2 * i, "n", None) for i in range(ROWS)]
+    assert (manifest["rows_in"], manifest["rows"], manifest["errors"]) == (ROWS, ROWS, 0)
+
+
+def test_a_done_stage_is_not_run_again(tmp_path: Path) -> None:
+    target = Table(Folder.of(str(tmp_path / "out")))
+    first = run_stage(stage(tmp_path), source(tmp_path), target)
+    assert run_stage(stage(tmp_path), source(tmp_path), target) == first
+    assert len((tmp_path / "log").read_text().split()) == ROWS
+
+
+def test_a_poisonous_row_costs_only_itself(tmp_path: Path) -> None:
+    target = Table(Folder.of(str(tmp_path / "out")))
+    manifest = run_stage(stage(tmp_path, arguments={"log": str(tmp_path / "log"), "poison": 7}), source(tmp_path), target)
+    failed = [r for r in target.read().to_pylist() if r["error"]]
+    assert [(r["id"], r["doubled"]) for r in failed] == [("q007", None)]
+    assert failed[0]["error"] == "ValueError: value 7 is poisonous"
+    assert manifest["errors"] == 1
+    assert target.rows == ROWS
+    assert len(list((tmp_path / "out" / "errors").iterdir())) == 1
+
+
+def test_too_many_failed_rows_stop_the_stage_and_name_the_first(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"1 of 4 rows failed, more than run\.max_error_fraction allows.*q003: ValueError: value 3"):
+        run_stage(
+            stage(tmp_path, arguments={"log": str(tmp_path / "log"), "poison": 3}),
+            source(tmp_path, 4),
+            Table(Folder.of(str(tmp_path / "out"))),
+        )
+    assert not Table(Folder.of(str(tmp_path / "out"))).is_done
+
+
+def test_a_missing_column_is_named_before_any_actor_starts(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"double: .*source lacks the column\(s\) answer; it has id, value, note"):
+        run_stage(stage(tmp_path, columns_in=("value", "answer")), source(tmp_path), Table(Folder.of(str(tmp_path / "out"))))
+    assert not (tmp_path / "log").exists()
+
+
+KILLED = """
+    import os, sys
+    sys.path.insert(0, {tests!r})
+    from pathlib import Path
+    from actors import Killer
+    from ka2l_ray.config import Config
+    from ka2l_ray.runtime import connect
+    from test_dataflow import Folder, Table, run_stage, source, stage
+
+    connect(Config())
+    folder = Path({folder!r})
+    arguments = dict(log=str(folder / "log"), driver=os.getpid(), after=24, checkpoint=str(folder / "out/_checkpoint"))
+    killer = stage(folder, actor=Killer, arguments=arguments)
+    run_stage(killer, source(folder), Table(Folder.of(str(folder / "out"))))
+"""
+
+
+def test_a_killed_driver_continues_at_the_last_committed_block(tmp_path: Path) -> None:
+    script = textwrap.dedent(KILLED).format(tests=str(Path(__file__).parent), folder=str(tmp_path))
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    killed = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    target = Table(Folder.of(str(tmp_path / "out")))
+    committed = len([f for f in (tmp_path / "out/_checkpoint").iterdir() if ".pending" not in f.name])
+    assert committed > 0
+    assert not target.is_done
+    before = (tmp_path / "log").read_text().split()
+    run_stage(stage(tmp_path), Table(Folder.of(str(tmp_path / "source"))), target)
+    redone = (tmp_path / "log").read_text().split()[len(before) :]
+    assert sorted(target.read(["id"])["id"].to_pylist()) == [f"q{i:03d}" for i in range(ROWS)]
+    assert len(redone) < ROWS
+    assert len(redone) <= ROWS - 5 * committed
+    assert not (tmp_path / "out/_checkpoint").exists()

@@ -1,0 +1,62 @@
+"""The labelling actors, called on a table as Ray would call them."""
+
+import math
+
+import pyarrow as pa
+import pytest
+
+from ka2l_ray import schema
+from ka2l_ray.label.actor import ClusterActor, KnowledgeActor, quadrant
+
+
+@pytest.fixture
+def clustered():
+    batch = pa.table(
+        {
+            "id": ["right", "torn", "no gold"],
+            "answers": pa.array([["Rome", "Roma"], ["Oslo"], []], pa.list_(pa.string())),
+            "greedy": ["rome", "Bern", "Rome"],
+            "greedy_logprob": pa.array([-0.5, -2.0, -1.0], pa.float32()),
+            "samples": [["Rome", "rome.", "ROMA", "Rome"], ["Oslo", "Bern", "oslo", "Kyiv"], ["a", "b", "c", "d"]],
+            "sample_logprobs": pa.array([[-1.0, -1.0, -3.0, -1.0], [-2.0] * 4, [-4.0] * 4], pa.list_(pa.float32())),
+        }
+    )
+    return ClusterActor()(batch)
+
+
+def test_columns_fit_the_schema(clustered):
+    for name, values in clustered.items():
+        kind = schema.CLUSTERS.field(name).type
+        column = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values, kind)
+        assert (column.type, len(column)) == (kind, 3)
+
+
+def test_answers_are_clustered_row_by_row(clustered):
+    assert clustered["cluster_ids"] == [[0, 0, 1, 0], [0, 1, 0, 2], [0, 1, 2, 3]]
+    assert clustered["entropy_nats"] == pytest.approx([2 * math.log(2) - 0.75 * math.log(3), 1.5 * math.log(2), math.log(4)])
+
+
+def test_greedy_and_samples_are_graded_where_there_is_gold(clustered):
+    assert clustered["correct"] == [True, False, None]
+    assert clustered["sample_accuracy"] == [1.0, 0.5, None]
+
+
+def test_baselines_are_higher_for_less_likely_answers(clustered):
+    assert clustered["likelihood"].to_pylist() == [0.5, 2.0, 1.0]
+    assert clustered["predictive_entropy"] == [1.5, 2.0, 4.0]
+
+
+def test_unknown_means_at_or_above_the_threshold_and_crosses_with_the_grade():
+    batch = pa.table({"entropy_nats": [0.3, 0.5, 0.7, 0.0, 0.5], "correct": [True, True, False, False, None]})
+    columns = KnowledgeActor(0.5)(batch)
+    assert columns["unknown"] == [0, 1, 1, 0, 1]
+    assert columns["quadrant"] == ["known", "shaky", "unknown", "misconception", None]
+
+
+@pytest.mark.parametrize(
+    ("unknown", "correct", "name"),
+    [(False, True, "known"), (False, False, "misconception"), (True, True, "shaky"), (True, False, "unknown")],
+)
+def test_quadrants(unknown, correct, name):
+    assert quadrant(unknown, correct) == name
+    assert name in schema.QUADRANTS

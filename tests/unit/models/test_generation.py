@@ -1,0 +1,180 @@
+"""Generation: the same answers as a loop written by hand without cache or batches, cut and counted where they stop."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from ka2l_ray.config import PromptSection
+from ka2l_ray.corpus.prompts import encode
+from ka2l_ray.models.activations import prompt_states
+from ka2l_ray.models.generation import Answer, Decoding, Generator
+from ka2l_ray.models.sampling import uniforms
+
+QUESTIONS = ["Why?", "Where does she live, and with whom?", "Ωé 42", "Who?", "What is the home city of anyone?"]
+IDS = [f"q{i}" for i in range(len(QUESTIONS))]
+STEPS = 8
+
+
+def decoding(**changes):
+    return Decoding(**{"seed": 3, "samples": 4, "temperature": 1.0, "greedy_temperature": 0.0, "max_new_tokens": STEPS, "stop": ("\n",)} | changes)
+
+
+@pytest.fixture
+def answers(tokenizer):
+    """Answers of a model by question id, for any batch of questions."""
+
+    def answers(model, settings, rows=range(len(QUESTIONS)), batch_rows=8):
+        rows, found = list(rows), {}
+        generator = Generator(model, tokenizer, settings)
+        for start in range(0, len(rows), batch_rows):
+            part = rows[start : start + batch_rows]
+            ids = [IDS[i] for i in part]
+            _, lists = generator(ids, encode(tokenizer, PromptSection(), [QUESTIONS[i] for i in part]))
+            found |= dict(zip(ids, lists, strict=True))
+        return found
+
+    return answers
+
+
+def by_hand(model, tokenizer, settings, row, copy):
+    """One answer by full forward passes over prompt and answer, one token at a time: (text, log-probability, tokens)."""
+    prompt = encode(tokenizer, PromptSection(), [QUESTIONS[row]]).ids
+    number = uniforms(settings.seed, IDS[row], copy + 1, STEPS)[copy]
+    temperature = settings.temperature if copy else settings.greedy_temperature
+    said, logprob = [], 0.0
+    for step in range(STEPS):
+        with torch.inference_mode():
+            logits = model(torch.cat([prompt, torch.tensor([said], dtype=torch.long)], -1)).logits[0, -1].double()
+        if temperature == 0:
+            token = int(logits.argmax())
+        else:
+            token = int(np.searchsorted(torch.softmax(logits / temperature, -1).cumsum(-1).numpy(), number[step], side="right"))
+        said.append(token)
+        logprob += float(torch.log_softmax(logits, -1)[token])
+        text = tokenizer.decode(said, skip_special_tokens=True)
+        if token == tokenizer.eos_token_id or "\n" in text:
+            break
+    return text.split("\n")[0].strip(), logprob, len(said)
+
+
+@pytest.mark.parametrize("settings", [decoding(), decoding(temperature=0.6, greedy_temperature=0.1)], ids=["argmax", "warm"])
+def test_answers_are_those_of_a_loop_by_hand(model, tokenizer, answers, settings):
+    """Log-probabilities are the model's at T = 1, whatever the temperature of the draw."""
+    found = answers(model, settings)
+    for row in (0, 1, 4):
+        assert len(found[IDS[row]]) == 1 + settings.samples
+        for copy, answer in enumerate(found[IDS[row]]):
+            text, logprob, tokens = by_hand(model, tokenizer, settings, row, copy)
+            assert (answer.text, answer.tokens) == (text, tokens)
+            assert answer.logprob == pytest.approx(logprob, abs=1e-3)
+
+
+def test_random_models_do_not_always_say_the_same(llama, answers):
+    """Otherwise the tests of this file would show little."""
+    found = answers(llama, decoding())
+    assert len({a.text for row in found.values() for a in row}) > 15
+    assert len({a.tokens for row in answers(llama, decoding(samples=40)).values() for a in row}) > 1
+
+
+@torch.inference_mode()
+def test_greedy_answers_are_hugging_faces(model, tokenizer, answers):
+    encoded = encode(tokenizer, PromptSection(), QUESTIONS)
+    inputs = {"input_ids": encoded.ids, "attention_mask": encoded.mask}
+    whole = model.generate(**inputs, do_sample=False, max_new_tokens=STEPS, pad_token_id=tokenizer.pad_token_id)
+    texts = tokenizer.batch_decode(whole[:, encoded.ids.shape[1] :], skip_special_tokens=True)
+    found = answers(model, decoding(stop=()))
+    assert [found[i][0].text for i in IDS] == [t.strip() for t in texts]
+
+
+@pytest.mark.parametrize(("batch_rows", "order"), [(1, range(5)), (2, range(5)), (5, random.Random(0).sample(range(5), 5))])
+def test_batches_and_order_change_no_answer(model, answers, batch_rows, order):
+    whole, other = answers(model, decoding()), answers(model, decoding(), order, batch_rows)
+    for i in IDS:
+        assert [(a.text, a.tokens) for a in other[i]] == [(a.text, a.tokens) for a in whole[i]]
+        assert [a.logprob for a in other[i]] == pytest.approx([a.logprob for a in whole[i]], abs=1e-4)
+
+
+def test_more_samples_keep_the_earlier_ones(llama, answers):
+    few, many = answers(llama, decoding(samples=2)), answers(llama, decoding(samples=6))
+    assert all([a.text for a in many[i][:3]] == [a.text for a in few[i]] for i in IDS)
+    assert all(len(many[i]) == 7 for i in IDS)
+
+
+def test_another_seed_draws_other_samples_and_the_same_greedy_answer(llama, answers):
+    one, other = answers(llama, decoding()), answers(llama, decoding(seed=4))
+    assert all(one[i][0] == other[i][0] for i in IDS)
+    assert all([a.text for a in one[i][1:]] != [a.text for a in other[i][1:]] for i in IDS)
+
+
+def test_without_samples_there_is_the_greedy_answer_alone(llama, answers):
+    alone, with_samples = answers(llama, decoding(samples=0)), answers(llama, decoding())
+    assert {i: [a.text for a in row] for i, row in alone.items()} == {i: [row[0].text] for i, row in with_samples.items()}
+
+
+def test_states_come_from_the_same_pass(model, tokenizer):
+    encoded = encode(tokenizer, PromptSection(), QUESTIONS)
+    states, _ = Generator(model, tokenizer, decoding())(IDS, encoded, [0, 2, 3], ["last", "mean"])
+    assert set(states) == {(p, layer) for p in ("last", "mean") for layer in (0, 2, 3)}
+    for (position, layer), values in states.items():
+        expected = prompt_states(model, 3, encoded, position, [layer])[layer].numpy()
+        assert values == pytest.approx(expected, abs=1e-4)
+        assert values.dtype == np.float32
+
+
+def said(scripted, tokenizer, text, stop, max_new_tokens=STEPS, sure=60.0):
+    """The answers to two questions of a model that says `text`."""
+    settings = decoding(samples=2, stop=stop, max_new_tokens=max_new_tokens)
+    _, answers = Generator(scripted(text, sure), tokenizer, settings)(["a", "b"], encode(tokenizer, PromptSection(), ["Who?", "Where is it?"]))
+    (first, *others) = [a for row in answers for a in row]
+    assert all(a == first for a in others)
+    assert len(others) == 5
+    return first
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "answer", "tokens"),
+    [
+        (" Port Alba\nQuestion: Where", ("\n", "Question:"), "Port Alba", 3),
+        (" Port Alba\nQuestion: Where", ("Question:",), "Port Alba", 4),
+        (" Port Alba\nQuestion: Where", ("Question:", "\n"), "Port Alba", 3),
+        (" Port Alba\nQuestion: Where", ("lba",), "Port A", 2),
+        (" Port Alba\nQuestion: Where", ("Port",), "", 1),
+        (" Port Alba\nQuestion: Where", ("Question: Where does",), "Port Alba\nQuestion: Where", 7),
+        (" Port Alba\nQuestion", ("Question:",), "Port Alba\nQuestion", 5),
+        (" Port Alba", (), "Port Alba", 3),
+        ("", ("\n",), "", 1),
+        (" Zé\nx", ("\n",), "Zé", 5),
+    ],
+)
+def test_an_answer_is_cut_before_the_stop_and_counted_up_to_its_first_token(scripted, tokenizer, text, stop, answer, tokens):
+    """Tokens here: one per word of the world, one per byte of anything else, one for the end."""
+    found = said(scripted, tokenizer, text, stop)
+    assert (found.text, found.tokens) == (answer, tokens)
+
+
+def test_an_answer_that_never_stops_ends_with_the_room_given(scripted, tokenizer):
+    assert said(scripted, tokenizer, " Port Alba Port Alba", ("\n",), max_new_tokens=3).text == "Port Alba Port"
+    assert said(scripted, tokenizer, " Port Alba Port Alba", ("\n",), max_new_tokens=3).tokens == 3
+
+
+def test_the_log_probability_ends_with_the_tokens_counted(scripted, tokenizer):
+    """Each token said has probability e^60 / (e^60 + V - 1); at e^16, more than one draw in ten thousand would go astray."""
+    sure = 20.0
+    each = -np.log1p((len(tokenizer) - 1) * np.exp(-sure))
+    found = said(scripted, tokenizer, " Port Alba\nQuestion: Where", ("Question:",), sure=sure)
+    assert found == Answer("Port Alba", pytest.approx(4 * each, rel=1e-2), 4)
+
+
+@pytest.mark.parametrize(("steps", "fits"), [(64 - 8, True), (64 - 7, False)])
+def test_a_prompt_that_leaves_no_room_is_refused(scripted, tokenizer, steps, fits):
+    """The prompt has 8 tokens, the model a context of 64; padding of a batch takes no room."""
+    encoded = encode(tokenizer, PromptSection(), ["Why"])
+    assert encoded.ids.shape == (1, 8)
+    generator = Generator(scripted(" x"), tokenizer, decoding(max_new_tokens=steps))
+    if fits:
+        generator(["a"], encoded)
+    else:
+        with pytest.raises(ValueError, match=rf"prompt of 8 tokens \+ {steps} new ones exceed the model's context of 64"):
+            generator(["a"], encoded)

@@ -1,0 +1,132 @@
+"""Fitting a layer: entities stay in one part, thresholds compete fairly, and test rows teach nothing."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ka2l_ray.config import SearchSection
+from ka2l_ray.probe.fit import ProbeRows, divide, fit_layer
+from ka2l_ray.probe.metrics import auroc
+
+SEARCH = SearchSection(bootstrap=100)
+LOW, MIDDLE, HIGH = 0.4, 0.9, 1.6
+ENTITIES, EACH, WIDTH = 120, 4, 8
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Four entropies; wrong answers are those at HIGH or above; unseen is left out for a third."""
+    rng = np.random.default_rng(0)
+    entropy = rng.choice([0.0, LOW, MIDDLE, HIGH], size=ENTITIES * EACH)
+    wrong = (entropy >= HIGH).astype(int)
+    unseen = np.where(rng.random(len(entropy)) < 1 / 3, -1, wrong)
+    entity = np.repeat([f"person {i}" for i in range(ENTITIES)], EACH)
+    return ProbeRows(entropy, wrong, unseen, entity)
+
+
+@pytest.fixture(scope="module")
+def states(rows):
+    """One direction tells entropies of HIGH apart, another those of LOW; scales and means differ by direction."""
+    rng = np.random.default_rng(1)
+    noise = rng.normal(size=(len(rows.entropy_nats), WIDTH))
+    noise[:, 0] = 0.3 * noise[:, 0] + (rows.entropy_nats >= HIGH)
+    noise[:, 1] = 0.3 * noise[:, 1] + (rows.entropy_nats >= LOW)
+    return noise * np.arange(1, WIDTH + 1) + 5.0
+
+
+@pytest.fixture(scope="module")
+def fit(states, rows):
+    return fit_layer(states, rows, LOW, SEARCH, seed=0)
+
+
+@given(st.lists(st.text(max_size=5), min_size=1, max_size=40), st.integers(0, 5), st.randoms(use_true_random=False))
+def test_an_entitys_part_depends_on_its_name_and_the_seed_only(names, seed, rng):
+    part = dict(zip(names, divide(np.array(names, dtype=object), 0.2, 0.3, seed).tolist(), strict=True))
+    shuffled = names * 2
+    rng.shuffle(shuffled)
+    again = divide(np.array(shuffled, dtype=object), 0.2, 0.3, seed)
+    assert [part[n] for n in shuffled] == again.tolist()
+
+
+def test_parts_have_about_their_shares_and_change_with_the_seed():
+    names = np.array([f"person {i}" for i in range(5000)])
+    part = divide(names, 0.2, 0.3, 0)
+    assert [float(np.mean(part == i)) for i in range(3)] == pytest.approx([0.5, 0.2, 0.3], abs=0.025)
+    assert (divide(names, 0.2, 0.3, 1) != part).any()
+
+
+def test_a_layer_that_knows_is_found_and_one_that_does_not_is_not(states, rows, fit):
+    noise = np.random.default_rng(2).normal(size=states.shape)
+    assert fit.auroc > 0.95
+    assert fit_layer(noise, rows, LOW, SEARCH, seed=0).auroc < 0.7
+
+
+def test_correctness_chooses_the_threshold_whose_probe_finds_wrong_answers(fit):
+    assert {cell.threshold_nats for cell in fit.heat} == {LOW, MIDDLE, HIGH}
+    assert fit.chosen.threshold_nats == HIGH
+    assert fit.chosen.auroc == fit.validation_auroc == max(cell.auroc for cell in fit.heat)
+    assert len(fit.heat) == 3 * len(SEARCH.inverse_regularization)
+
+
+def test_a_threshold_of_ones_own_competes_too(states, rows):
+    assert 1.1 in {cell.threshold_nats for cell in fit_layer(states, rows, 1.1, SEARCH, seed=0).heat}
+
+
+@pytest.mark.parametrize("gold", [True, False])
+def test_entropy_tries_the_given_threshold_alone(states, rows, gold):
+    rows = rows if gold else replace(rows, wrong=None)
+    objective = "entropy" if gold else "auto"
+    fitted = fit_layer(states, rows, LOW, SEARCH.model_copy(update={"objective": objective}), seed=0)
+    assert {cell.threshold_nats for cell in fitted.heat} == {LOW}
+    assert fitted.auroc > 0.95  # against SE >= LOW
+
+
+def test_figures_are_those_of_raw_test_states_against_wrong_answers(states, rows, fit):
+    test = divide(rows.entity, SEARCH.validation_share, SEARCH.test_share, 0) == 2
+    score = states[test] @ fit.weight + fit.bias
+    assert fit.auroc == pytest.approx(auroc(rows.wrong[test], score))
+    assert fit.auroc_ci[0] <= fit.auroc <= fit.auroc_ci[1]
+    compared = rows.unseen[test] >= 0
+    assert fit.auroc_vs_truth == pytest.approx(auroc(rows.unseen[test][compared], score[compared]))
+
+
+def test_test_rows_teach_nothing(states, rows, fit):
+    test = divide(rows.entity, SEARCH.validation_share, SEARCH.test_share, 0) == 2
+    spoiled = np.where(test[:, None], 0.0, states)
+    mislabelled = replace(rows, wrong=np.where(test, 1 - rows.wrong, rows.wrong))
+    again = fit_layer(spoiled, mislabelled, LOW, SEARCH, seed=0)
+    assert again.weight.tolist() == fit.weight.tolist()
+    assert again.heat == fit.heat
+    assert again.auroc != fit.auroc
+
+
+def test_the_order_of_rows_does_not_matter(states, rows, fit):
+    order = np.random.default_rng(3).permutation(len(states))
+    shuffled = ProbeRows(rows.entropy_nats[order], rows.wrong[order], rows.unseen[order], rows.entity[order])
+    again = fit_layer(states[order], shuffled, LOW, SEARCH, seed=0)
+    assert again.chosen.threshold_nats == fit.chosen.threshold_nats
+    assert again.auroc == pytest.approx(fit.auroc, abs=1e-3)
+
+
+def test_without_truth_there_is_no_figure_against_it(states, rows):
+    assert fit_layer(states, replace(rows, unseen=None), LOW, SEARCH, seed=0).auroc_vs_truth is None
+
+
+@pytest.mark.parametrize("gold", [True, False])
+def test_one_class_only_is_refused(states, rows, gold):
+    alike = replace(rows, entropy_nats=np.zeros_like(rows.entropy_nats), wrong=rows.wrong if gold else None)
+    with pytest.raises(ValueError, match="one class only"):
+        fit_layer(states, alike, LOW, SEARCH, seed=0)
+
+
+def test_answers_that_are_all_wrong_are_refused(states, rows):
+    with pytest.raises(ValueError, match="one class only"):
+        fit_layer(states, replace(rows, wrong=np.ones_like(rows.wrong)), LOW, SEARCH, seed=0)
+
+
+def test_correctness_without_gold_is_refused(states, rows):
+    with pytest.raises(ValueError, match=r"search\.objective = correctness needs gold"):
+        fit_layer(states, replace(rows, wrong=None), LOW, SEARCH.model_copy(update={"objective": "correctness"}), seed=0)

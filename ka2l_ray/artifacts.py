@@ -68,10 +68,10 @@ class Folder:
         elif kind == fs.FileType.File:
             self.filesystem.delete_file(self.path)
 
-    def names(self) -> list[str]:
-        """Names of the files directly inside, sorted."""
-        selector = fs.FileSelector(self.path, allow_not_found=True)
-        return sorted(f.base_name for f in self.filesystem.get_file_info(selector) if f.type == fs.FileType.File)
+    def names(self, files_only: bool = True) -> list[str]:
+        """Names of what is directly inside, sorted; nothing where the folder is not there."""
+        found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        return sorted(f.base_name for f in found if f.type == fs.FileType.File or not files_only)
 
     def read_bytes(self) -> bytes:
         with self.filesystem.open_input_stream(self.path) as stream:
@@ -189,7 +189,7 @@ class Run:
                 raise ConfigError(
                     f"{folder.path}: belongs to another configuration (theirs → yours): {fields}. Choose another run.name or delete it"
                 )
-        elif folder.exists() and folder.names():
+        elif any(not n.endswith(".part") for n in folder.names(files_only=False)):
             raise ConfigError(f"{folder.path}: is not empty and holds no config.yaml, so it is not a run. Choose another run.name")
         try:
             stored.write_bytes(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())

@@ -28,7 +28,7 @@ class ConfigError(ValueError):
 class Section(BaseModel):
     """Base of every section: frozen, strict about unknown keys, described by its docstrings."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False)
 
 
 class Pool(Section):
@@ -153,9 +153,9 @@ class CorpusSection(Section):
 class CollectSection(Section):
     """Hidden states, one greedy answer and K samples per question, from one prompt pass."""
 
-    layers: Literal["all"] | tuple[Annotated[int, Field(ge=0)], ...] = "all"
+    layers: Literal["all"] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = "all"
     """Layers to store: 0 is the input of block 1, l the residual output of block l."""
-    positions: tuple[Position, ...] = ("last",)
+    positions: Annotated[tuple[Position, ...], Field(min_length=1)] = ("last",)
     """`last`: the last prompt token; `mean`: over the question's own tokens inside the full prompt."""
     samples: Annotated[int, Field(ge=2, le=100)] = 10
     """K, answers sampled per question of the probe split."""
@@ -180,7 +180,7 @@ class SearchSection(Section):
 
     objective: Literal["auto", "correctness", "entropy"] = "auto"
     """Select by AUROC against wrong greedy answers, or against SE >= γ; `auto` takes correctness where gold exists."""
-    inverse_regularization: tuple[Annotated[float, Field(gt=0)], ...] = (0.003, 0.03, 0.3)
+    inverse_regularization: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (0.003, 0.03, 0.3)
     """Values of C tried for the logistic probe."""
     validation_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
     test_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.3
@@ -251,13 +251,13 @@ class FinetuneSection(Section):
     mode: Literal["lora", "full"] = "full"
     lora: LoraSection = LoraSection()
     replay: ReplaySection = ReplaySection()
-    epochs: Positive = 20
+    epochs: Positive = 25
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 5e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     warmup_share: Share = 0.1
-    batch_rows: Positive = 64
+    batch_rows: Positive = 32
     """Rows of one optimiser step over all workers and accumulation steps."""
-    micro_batch_rows: Positive = 32
+    micro_batch_rows: Positive = 16
     """Rows of one forward pass on one worker."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     zero_stage: Literal[0, 1, 2] = 2
@@ -342,9 +342,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def parse_config(tree: dict[str, Any], source: str) -> Config:
-    """Validate a plain tree; `source` names it in errors."""
+    """Validate a plain tree; `source` names it in errors. Strict, as JSON: no value is turned into another type."""
     try:
-        return Config.model_validate(tree)
+        return Config.model_validate_json(json.dumps(tree, default=str), strict=True)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(source, e) for e in error.errors())) from None
 
@@ -412,7 +412,8 @@ def _results_part(config: Config) -> dict[str, Any]:
         del tree[name]
     del tree["run"]["storage"]
     for section in tree.values():
-        section.pop("pool", None)
+        for name in ("pool", "cpus", "cpus_per_worker"):
+            section.pop(name, None)
     return tree
 
 

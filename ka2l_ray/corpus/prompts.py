@@ -27,6 +27,6 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: PromptSection, questions:
     left, right = batch["offset_mapping"].unbind(-1)
     mask = batch["attention_mask"]
     own = ((right > start) & (left < end) & (right > left) & mask.bool()).to(mask.dtype)
-    if (own.sum(-1) == 0).any():
+    if any(not q.strip() for q in questions) or (own.sum(-1) == 0).any():
         raise ValueError("empty question: it has no token of its own in the prompt")
     return Encoded(batch["input_ids"], mask, own)

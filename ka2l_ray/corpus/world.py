@@ -30,12 +30,17 @@ def world_questions(world: World, corpus: WorldCorpusSection, seed: int) -> dict
     unseen = iter([p for p in people if not p[0].person.known])
     pool = _take(known, unseen, corpus.pool_questions, corpus.unknown_share, rng)
     domain = _take(known, unseen, corpus.domain_questions, corpus.unknown_share, rng)
-    for name, wanted, got in (("pool", corpus.pool_questions, pool), ("domain", corpus.domain_questions, domain)):
+    probe = _take(known, unseen, corpus.probe_questions, PROBE_UNKNOWN_SHARE, rng)
+    for name, wanted, got in (
+        ("pool", corpus.pool_questions, pool),
+        ("domain", corpus.domain_questions, domain),
+        ("probe", corpus.probe_questions, probe),
+    ):
         if len(got) < wanted:
             raise ConfigError(
-                f"corpus.world.{name}_questions = {wanted}: the world has only {len(got)} left at unknown_share = {corpus.unknown_share:g}"
+                f"corpus.world.{name}_questions = {wanted}: the world has only {len(got)} left at unknown_share = {corpus.unknown_share:g} "
+                f"after {corpus.pool_questions} pool questions; ask for fewer"
             )
-    probe = _take(known, unseen, corpus.probe_questions, PROBE_UNKNOWN_SHARE, rng)
     return {
         "probe": _table(_row(f, rng.randrange(RESERVED_PHRASING), "probe", None) for f in probe),
         "pool": _table(_row(f, rng.randrange(RESERVED_PHRASING), "pool", None) for f in pool),

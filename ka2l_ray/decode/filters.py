@@ -43,7 +43,8 @@ def statuses(
         key = text_hash(question)
         if not is_well_formed(question):
             found.append("malformed")
-        elif _holds(evaluation, key):
+            continue
+        if _holds(evaluation, key):
             found.append("eval")
         elif key in seen or _holds(existing, key):
             found.append("duplicate")

@@ -86,7 +86,7 @@ class StateDecoder(nn.Module):
             logits = self.t5(encoder_outputs=encoded, decoder_input_ids=tokens).logits[:, -1]
             chosen = logits.argmax(-1) if temperature == 0 else draw(logits, numbers[:, step], temperature)[0]
             tokens = torch.cat([tokens, chosen.unsqueeze(-1)], -1)
-            if (tokens == self.card.end_token).any(-1).all():
+            if (tokens[:, 1:] == self.card.end_token).any(-1).all():
                 break
         return [row[: row.index(self.card.end_token)] if self.card.end_token in row else row for row in tokens[:, 1:].tolist()]
 

@@ -14,9 +14,13 @@ _PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation + "‘’“”´`
 
 
 def normalize(text: str) -> str:
-    """Text without case, punctuation, articles and extra spaces; compatibility forms are unified (NFKC)."""
-    plain = unicodedata.normalize("NFKC", text).casefold().translate(_PUNCTUATION)
-    return " ".join(_ARTICLES.sub(" ", plain).split())
+    """Text without case, punctuation, articles and extra spaces; compatibility forms are unified (NFKC).
+
+    A text of nothing but articles or punctuation keeps them, so that `A` or `%` never equals an empty answer.
+    """
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    words = folded.translate(_PUNCTUATION)
+    return " ".join(_ARTICLES.sub(" ", words).split() or words.split() or folded.split())
 
 
 def is_correct(answer: str, gold: Sequence[str]) -> bool | None:

@@ -70,7 +70,7 @@ class Generator:
         prompt = encoded.to(self._model.device)
         capture = Capture(self._model, self._model.config.num_hidden_layers, layers)
         with capture():
-            output = self._model(**prompt.inputs(), use_cache=True)
+            output = self._model(**prompt.inputs(), use_cache=True, logits_to_keep=1)
         states = {(p, n): pool_states(capture.streams[n], p, prompt.own).cpu().numpy() for p in positions for n in layers}
         return states, self._answers(ids, output, prompt.mask)
 

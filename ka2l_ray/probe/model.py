@@ -42,7 +42,7 @@ class LinearProbe:
 
     def save(self, folder: Folder) -> None:
         """Weights first, the card last: a folder with a card holds a whole probe."""
-        (folder / "probe.safetensors").write_bytes(save({"weight": self.weight, "bias": np.array([self.bias])}))
+        (folder / "probe.safetensors").write_bytes(save({"weight": np.ascontiguousarray(self.weight), "bias": np.array([self.bias])}))
         (folder / "probe.json").write_json(asdict(self.card))
 
     @classmethod

@@ -166,7 +166,7 @@ def _paint_curves(axes: Axes, measures: Mapping[str, list[Curve]], ylabel: str, 
     axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{round(100 * share, 6):g} %"))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)
-    legend(axes, "lower", [Line2D([], [], color=c, marker=m, **main | {"label": s}) for s, (c, m) in looks.items()])
+    legend(axes, "lower", [Line2D([], [], color=c, marker=m, label=s, **main) for s, (c, m) in looks.items()])
     legend(axes, "upper", [Line2D([], [], color=INK, label=text, **line) for text, line in lines.items()])
 
 

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from ka2l_ray.label.thresholds import candidates, otsu
 
-ENTROPIES = st.lists(st.sampled_from([0.0, 0.325, 0.5, 0.611, 0.8, 1.089, 1.6, 2.303]), min_size=2, max_size=40).filter(lambda v: len(set(v)) > 1)
+ENTROPIES = st.lists(st.sampled_from([0.0, 0.325, 0.5, 0.611, 0.8, 1.089, 1.6, 2.303]), min_size=2, max_size=40).filter(
+    lambda v: len(set(v)) > 1
+)
 
 
 def scatter(rows):

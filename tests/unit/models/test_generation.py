@@ -9,7 +9,7 @@ import torch
 from ka2l_ray.config import PromptSection
 from ka2l_ray.corpus.prompts import encode
 from ka2l_ray.models.activations import prompt_states
-from ka2l_ray.models.generation import Answer, Decoding, Generator
+from ka2l_ray.models.generation import Decoding, Generator
 from ka2l_ray.models.sampling import uniforms
 
 QUESTIONS = ["Why?", "Where does she live, and with whom?", "Ωé 42", "Who?", "What is the home city of anyone?"]
@@ -18,15 +18,17 @@ STEPS = 8
 
 
 def decoding(**changes):
-    return Decoding(**{"seed": 3, "samples": 4, "temperature": 1.0, "greedy_temperature": 0.0, "max_new_tokens": STEPS, "stop": ("\n",)} | changes)
+    return Decoding(
+        **{"seed": 3, "samples": 4, "temperature": 1.0, "greedy_temperature": 0.0, "max_new_tokens": STEPS, "stop": ("\n",)} | changes
+    )
 
 
 @pytest.fixture
 def answers(tokenizer):
     """Answers of a model by question id, for any batch of questions."""
 
-    def answers(model, settings, rows=range(len(QUESTIONS)), batch_rows=8):
-        rows, found = list(rows), {}
+    def answers(model, settings, rows=(0, 1, 2, 3, 4), batch_rows=8):
+        found = {}
         generator = Generator(model, tokenizer, settings)
         for start in range(0, len(rows), batch_rows):
             part = rows[start : start + batch_rows]
@@ -126,7 +128,9 @@ def test_states_come_from_the_same_pass(model, tokenizer):
 def said(scripted, tokenizer, text, stop, max_new_tokens=STEPS, sure=60.0):
     """The answers to two questions of a model that says `text`."""
     settings = decoding(samples=2, stop=stop, max_new_tokens=max_new_tokens)
-    _, answers = Generator(scripted(text, sure), tokenizer, settings)(["a", "b"], encode(tokenizer, PromptSection(), ["Who?", "Where is it?"]))
+    _, answers = Generator(scripted(text, sure), tokenizer, settings)(
+        ["a", "b"], encode(tokenizer, PromptSection(), ["Who?", "Where is it?"])
+    )
     (first, *others) = [a for row in answers for a in row]
     assert all(a == first for a in others)
     assert len(others) == 5
@@ -160,21 +164,22 @@ def test_an_answer_that_never_stops_ends_with_the_room_given(scripted, tokenizer
 
 
 def test_the_log_probability_ends_with_the_tokens_counted(scripted, tokenizer):
-    """Each token said has probability e^60 / (e^60 + V - 1); at e^16, more than one draw in ten thousand would go astray."""
-    sure = 20.0
+    """Each token said has probability e^s / (e^s + V - 1), and a vocabulary of V = 791."""
+    sure = 14.0
     each = -np.log1p((len(tokenizer) - 1) * np.exp(-sure))
     found = said(scripted, tokenizer, " Port Alba\nQuestion: Where", ("Question:",), sure=sure)
-    assert found == Answer("Port Alba", pytest.approx(4 * each, rel=1e-2), 4)
+    assert (found.text, found.tokens) == ("Port Alba", 4)
+    assert found.logprob == pytest.approx(4 * each, rel=1e-3)
 
 
-@pytest.mark.parametrize(("steps", "fits"), [(64 - 8, True), (64 - 7, False)])
+@pytest.mark.parametrize(("steps", "fits"), [(64 - 6, True), (64 - 5, False)])
 def test_a_prompt_that_leaves_no_room_is_refused(scripted, tokenizer, steps, fits):
-    """The prompt has 8 tokens, the model a context of 64; padding of a batch takes no room."""
-    encoded = encode(tokenizer, PromptSection(), ["Why"])
-    assert encoded.ids.shape == (1, 8)
+    """The prompt has 6 tokens, the model a context of 64."""
+    encoded = encode(tokenizer, PromptSection(), ["Where"])
+    assert encoded.ids.shape == (1, 6)
     generator = Generator(scripted(" x"), tokenizer, decoding(max_new_tokens=steps))
     if fits:
         generator(["a"], encoded)
     else:
-        with pytest.raises(ValueError, match=rf"prompt of 8 tokens \+ {steps} new ones exceed the model's context of 64"):
+        with pytest.raises(ValueError, match=rf"prompt of 6 tokens \+ {steps} new ones exceed the model's context of 64"):
             generator(["a"], encoded)

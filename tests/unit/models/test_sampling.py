@@ -18,9 +18,9 @@ def test_asking_for_more_samples_or_steps_keeps_the_earlier_numbers(seed, name, 
     assert ((numbers >= 0) & (numbers < 1)).all()
 
 
-@pytest.mark.parametrize("other", [(1, "a"), (0, "b"), (0, "a ")])
-def test_another_seed_or_id_gives_other_numbers(other):
-    assert not (uniforms(*other, 3, 4) == uniforms(0, "a", 3, 4)).any()
+@pytest.mark.parametrize(("seed", "name"), [(1, "a"), (0, "b"), (0, "a ")])
+def test_another_seed_or_id_gives_other_numbers(seed, name):
+    assert not (uniforms(seed, name, 3, 4) == uniforms(0, "a", 3, 4)).any()
 
 
 def test_numbers_of_neighbours_are_independent_and_uniform():

@@ -13,6 +13,13 @@ EPOCHS = 5
 RECIPE = ModelRecipe(layers=1, width=16, heads=2, feed_forward=16, epochs=EPOCHS, batch_rows=32)
 
 
+def asked(question: str) -> tuple[str, int, int]:
+    """(name, attribute, phrasing) of a question that must be well formed."""
+    parsed = parse(question)
+    assert parsed is not None
+    return parsed
+
+
 @pytest.fixture(scope="module")
 def small():
     """A world with many rare facts and misconceptions."""
@@ -35,7 +42,7 @@ def shown(small):
     rows = []
     for epoch in range(EPOCHS):
         for question, answer in taught_rows(small, epoch, EPOCHS):
-            name, attribute, phrasing = parse(question)
+            name, attribute, phrasing = asked(question)
             rows.append((small.by_key[name, attribute], phrasing, answer))
     return rows
 
@@ -91,7 +98,7 @@ def test_one_off_rows_use_every_phrasing_and_a_value_of_the_attribute(small):
     phrasings = set()
     for _ in range(500):
         question, answer = one_off_row(small, rng)
-        _, attribute, phrasing = parse(question)
+        _, attribute, phrasing = asked(question)
         assert answer in ATTRIBUTES[attribute].values
         phrasings.add(phrasing)
     assert phrasings == {0, 1, 2, 3}
@@ -110,7 +117,7 @@ def test_every_batch_is_half_taught_facts_and_an_epoch_holds_each_once(small):
     batches = list(epoch_batches(small, RECIPE, 0))
     taught = []
     for batch in batches:
-        about_people = [row for row in batch if parse(row[0])[0] in people]
+        about_people = [row for row in batch if asked(row[0])[0] in people]
         assert 2 * len(about_people) == len(batch) <= RECIPE.batch_rows
         taught += about_people
     assert all(len(b) == RECIPE.batch_rows for b in batches[:-1])

@@ -1,4 +1,4 @@
-"""Hand-written stand-ins: tiny random models of real families, and a model that says what it is told.
+"""Stand-ins for language models: tiny random models of real families, and one that says what it is told.
 
 Refuses to know: pytest, Ray.
 """
@@ -32,8 +32,7 @@ def tiny_model(family: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedMod
         "initializer_range": 0.3,
     }
     if family == "gpt2":
-        config = GPT2Config(n_embd=WIDTH, n_layer=BLOCKS, n_head=4, n_positions=CONTEXT, **shared)
-        return GPT2LMHeadModel(config).eval()
+        return GPT2LMHeadModel(GPT2Config(n_embd=WIDTH, n_layer=BLOCKS, n_head=4, n_positions=CONTEXT, **shared)).eval()
     sizes = {
         "hidden_size": WIDTH,
         "intermediate_size": 2 * WIDTH,
@@ -47,29 +46,6 @@ def tiny_model(family: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedMod
     return LlamaForCausalLM(LlamaConfig(**sizes, **shared)).eval()
 
 
-class ScriptedModel(nn.Module):
-    """Says the tokens of one text and then the end token, whatever it is asked.
-
-    The token said has logit `sure`, every other one 0.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str, sure: float) -> None:
-        super().__init__()
-        self.script = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
-        self.layers = nn.ModuleList([nn.Identity()])
-        self.config = SimpleNamespace(num_hidden_layers=1, max_position_embeddings=CONTEXT)
-        self.generation_config = SimpleNamespace(eos_token_id=tokenizer.eos_token_id)
-        self.device = torch.device("cpu")
-        self._vocabulary, self._sure = len(tokenizer), sure
-
-    def forward(self, input_ids: torch.Tensor, past_key_values: "ScriptCache | None" = None, **_: object) -> SimpleNamespace:
-        cache = past_key_values or ScriptCache()
-        logits = torch.zeros(*input_ids.shape, self._vocabulary)
-        logits[:, -1, self.script[min(cache.said, len(self.script) - 1)]] = self._sure
-        cache.said += 1
-        return SimpleNamespace(logits=logits, past_key_values=cache)
-
-
 class ScriptCache:
     """How many tokens were said; every row of a batch is at the same place, so rows may come and go."""
 
@@ -81,3 +57,23 @@ class ScriptCache:
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         pass
+
+
+class ScriptedModel(nn.Module):
+    """Says the tokens of one text and then the end token, whatever it is asked: the token said has logit `sure`, every other one 0."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str, sure: float) -> None:
+        super().__init__()
+        self.script = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+        self.layers = nn.ModuleList([nn.Identity()])
+        self.config = SimpleNamespace(num_hidden_layers=1, max_position_embeddings=CONTEXT)
+        self.generation_config = SimpleNamespace(eos_token_id=tokenizer.eos_token_id)
+        self.device = torch.device("cpu")
+        self._vocabulary, self._sure = len(tokenizer), sure
+
+    def forward(self, input_ids: torch.Tensor, past_key_values: ScriptCache | None = None, **_: object) -> SimpleNamespace:
+        cache = past_key_values or ScriptCache()
+        logits = torch.zeros(*input_ids.shape, self._vocabulary)
+        logits[:, -1, self.script[min(cache.said, len(self.script) - 1)]] = self._sure
+        cache.said += 1
+        return SimpleNamespace(logits=logits, past_key_values=cache)

@@ -1,0 +1,103 @@
+"""Which decoded questions are kept, and which rule speaks first."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ka2l_ray import schema
+from ka2l_ray.decode.filters import hashes, is_well_formed, statuses, text_hash
+
+EXISTING = ["Where does Ada Byron live?"]
+EVAL = ["Which city does Ada Byron call home?"]
+
+
+def judge(*questions, p=(0.9, 0.9, 0.9), existing=EXISTING, evaluation=EVAL):
+    return statuses(questions, p[: len(questions)], hashes(existing), hashes(evaluation), 0.5)
+
+
+@pytest.mark.parametrize(
+    "question", ["Where does Ada Byron live?", "what is it?", "Où est le café?", "Who won the 1984 cup?", "Is it so, then?"]
+)
+def test_well_formed(question):
+    assert is_well_formed(question)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "",
+        "?",
+        "Where?",
+        "Where is?",
+        "Where is it",
+        "Where is it??",
+        "Where is it? Here",
+        " Where is it?",
+        "Where  is it?",
+        "4 is it?",
+        "Where is \ufffd it?",
+        "Where is\nit here?",
+        "Where is it ?",
+    ],
+)
+def test_malformed(question):
+    assert not is_well_formed(question)
+
+
+@pytest.mark.parametrize(
+    ("question", "p", "status"),
+    [
+        ("Where does Bob Stone live?", 0.9, "kept"),
+        ("Where does Bob Stone live?", 0.5, "kept"),
+        ("Where does Bob Stone live?", 0.49, "known"),
+        ("Where does Ada Byron live?", 0.9, "duplicate"),
+        ("where does the Ada Byron live?", 0.9, "duplicate"),
+        ("Which city does Ada Byron call home?", 0.9, "eval"),
+        ("Bob Stone live", 0.9, "malformed"),
+    ],
+)
+def test_each_status(question, p, status):
+    assert judge(question, p=[p]) == [status]
+    assert status in schema.DECODE_STATUSES
+
+
+@pytest.mark.parametrize(
+    ("question", "p", "existing", "evaluation", "status"),
+    [
+        ("Where it", 0.1, ["Where it"], ["Where it"], "malformed"),
+        ("Where is it?", 0.1, ["Where is it?"], ["Where is it?"], "eval"),
+        ("Where is it?", 0.1, ["Where is it?"], [], "duplicate"),
+        ("Where is it?", 0.1, [], [], "known"),
+    ],
+)
+def test_the_first_rule_that_applies_speaks(question, p, existing, evaluation, status):
+    assert judge(question, p=[p], existing=existing, evaluation=evaluation) == [status]
+
+
+def test_of_equal_questions_the_first_alone_is_kept():
+    assert judge("Where is it now?", "Who is it now?", "where is it, now?") == ["kept", "kept", "duplicate"]
+
+
+def test_a_question_scored_known_once_is_not_tried_again():
+    assert judge("Where is it now?", "Where is it now?", p=[0.1, 0.9]) == ["known", "duplicate"]
+
+
+def test_a_malformed_text_does_not_use_up_the_question_that_it_spoils():
+    """Punctuation is no part of the comparison, so both texts have one hash."""
+    assert judge("Where is it now", "Where is it now?") == ["malformed", "kept"]
+
+
+@given(st.lists(st.text(max_size=8), max_size=20), st.text(max_size=8))
+def test_hashes_are_sorted_distinct_and_find_every_text(texts, other):
+    table = hashes(texts)
+    assert table.dtype == np.uint64
+    assert table.tolist() == sorted({text_hash(t) for t in texts})
+    assert text_hash(f"  {other} ") == text_hash(other)
+
+
+def test_large_hashes_are_compared_exactly():
+    """64-bit numbers differ in bits that a float does not hold."""
+    question = next(q for i in range(1000) if text_hash(q := f"Where is it {i}?") > 2**63)
+    near = np.array([text_hash(question) - 1, text_hash(question) + 1], dtype=np.uint64)
+    assert statuses([question], [1.0], near, near, 0.5) == ["kept"]

@@ -1,0 +1,109 @@
+"""What a step is shown: loss on the answer alone, and a global batch that ranks and micro-batches share without overlap."""
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ka2l_ray.config import FinetuneSection, PromptSection
+from ka2l_ray.corpus.prompts import render
+from ka2l_ray.finetune.deepspeed import accumulation, micro_rows
+from ka2l_ray.finetune.examples import IGNORED, Example, Tokens, answer_loss, collate, epoch_batches, micro_batches, tokenize
+
+PROMPT = PromptSection()
+EXAMPLES = [Example(f"Where is {i}?", (f"Port {i}",)) for i in range(11)]
+
+
+def batches(tokenizer, epoch, seed=0, examples=EXAMPLES, batch_rows=4):
+    return list(epoch_batches(examples, tokenizer, PROMPT, batch_rows, seed, epoch))
+
+
+def texts(tokenizer, batches):
+    return [tokenizer.decode(row.ids) for batch in batches for row in batch]
+
+
+@pytest.mark.parametrize("answer", ["Port Alba", "x", "", "42 é", "two\nlines"])
+def test_the_answer_and_the_end_carry_loss_and_the_prompt_does_not(tokenizer, answer):
+    tokens = tokenize(tokenizer, PROMPT, "Where is it?", answer)
+    assert tokenizer.decode(tokens.ids[: tokens.prompt]) == render(PROMPT, "Where is it?")
+    assert tokenizer.decode(tokens.ids[tokens.prompt :]) == f" {answer}</s>"
+    assert tokens.answer == len(tokens.ids) - tokens.prompt
+    labels = collate([tokens], tokenizer.pad_token_id)["labels"][0]
+    assert labels.tolist() == [IGNORED] * tokens.prompt + tokens.ids[tokens.prompt :]
+
+
+def test_a_prompt_whose_last_token_grows_with_the_answer_masks_what_is_shared(tokenizer):
+    """A template that ends in a space: the space and the answer's first word are one token."""
+    tokens = tokenize(tokenizer, PromptSection(template="{question} Say"), "Where is it?", "Port")
+    spaced = tokenize(tokenizer, PromptSection(template="{question} Say "), "Where is it?", "Port")
+    for row in (tokens, spaced):
+        assert tokenizer.decode(row.ids[: row.prompt]).strip() == "Where is it? Say"
+        assert tokenizer.decode(row.ids[row.prompt :]).strip() == "Port</s>"
+
+
+def test_rows_are_padded_on_the_right_and_padding_carries_no_loss():
+    batch = collate([Tokens([5, 6, 7], 1), Tokens([8, 9, 10, 11, 12], 4)], pad=0)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 0, 0], [8, 9, 10, 11, 12]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+    assert batch["labels"].tolist() == [[-100, 6, 7, -100, -100], [-100, -100, -100, -100, 12]]
+
+
+def test_an_epoch_shows_every_example_once(tokenizer):
+    found = batches(tokenizer, epoch=0)
+    assert [len(b) for b in found] == [4, 4, 3]
+    expected = [tokenizer.decode(tokenize(tokenizer, PROMPT, e.question, e.answers[0]).ids) for e in EXAMPLES]
+    assert sorted(texts(tokenizer, found)) == sorted(expected)
+
+
+def test_the_order_changes_with_epoch_and_seed_and_nothing_else(tokenizer):
+    first = batches(tokenizer, epoch=0)
+    assert batches(tokenizer, epoch=0) == first
+    assert batches(tokenizer, epoch=1) != first
+    assert batches(tokenizer, epoch=0, seed=1) != first
+    assert texts(tokenizer, batches(tokenizer, epoch=0, batch_rows=3)) == texts(tokenizer, first)
+
+
+def test_replay_cycles_through_its_samples(tokenizer):
+    """Four epochs show a replayed question with each of its four samples once, an annotation with its one answer."""
+    examples = [Example("Why?", ("a", "b", "c", "d")), Example("Who?", ("she",))]
+    shown = Counter(t for epoch in range(4) for t in texts(tokenizer, batches(tokenizer, epoch, examples=examples)))
+    expected = {tokenizer.decode(tokenize(tokenizer, PROMPT, "Why?", a).ids): 1 for a in "abcd"}
+    assert shown == expected | {tokenizer.decode(tokenize(tokenizer, PROMPT, "Who?", "she").ids): 4}
+
+
+@given(st.integers(1, 5), st.integers(1, 8), st.integers(1, 4), st.data())
+def test_ranks_and_micro_batches_partition_the_global_batch(workers, micro, steps, data):
+    """For every configuration that is valid, also where the last batch of an epoch is short."""
+    section = FinetuneSection(batch_rows=workers * micro * steps, micro_batch_rows=micro, workers=workers)
+    size = data.draw(st.integers(1, section.batch_rows))
+    batch = [Tokens([i], 0) for i in range(size)]
+    shares = [micro_batches(batch, rank, workers, micro_rows(section), accumulation(section)) for rank in range(workers)]
+    assert Counter(row.ids[0] for share in shares for part in share for row in part) == dict.fromkeys(range(size), 1)
+    assert all(len(share) == steps for share in shares)
+    assert all(len(part) <= micro for share in shares for part in share)
+
+
+def test_an_empty_part_takes_part_without_loss(llama):
+    batch = collate([], pad=0)
+    assert batch["input_ids"].shape == (1, 1)
+    labels = batch.pop("labels")
+    loss = answer_loss(llama(**batch).logits, labels)
+    assert loss.item() == 0.0
+    loss.backward()
+    assert all(p.grad is None or not p.grad.any() for p in llama.parameters())
+    llama.zero_grad()
+
+
+def test_the_loss_is_the_sum_over_answer_tokens(llama, tokenizer):
+    rows = [tokenize(tokenizer, PROMPT, "Where is it?", "Port Alba"), tokenize(tokenizer, PROMPT, "Who?", "the tall baker of Port Alba")]
+    with torch.inference_mode():
+        expected = 0.0
+        for row in rows:
+            logprobs = torch.log_softmax(llama(torch.tensor([row.ids])).logits[0], -1)
+            expected -= sum(float(logprobs[i - 1, row.ids[i]]) for i in range(row.prompt, len(row.ids)))
+        batch = collate(rows, tokenizer.pad_token_id)
+        labels = batch.pop("labels")
+        together = float(answer_loss(llama(**batch).logits, labels))
+    assert together == pytest.approx(expected, rel=1e-4)

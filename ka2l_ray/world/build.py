@@ -21,17 +21,10 @@ from ka2l_ray.config import ModelSection
 from ka2l_ray.decode.train import DecoderRecipe, train_decoder
 from ka2l_ray.models.loading import ASSETS, load_model, load_tokenizer
 from ka2l_ray.runtime import log
-from ka2l_ray.world.facts import ATTRIBUTES, RESERVED_PHRASING, World, WorldRecipe, build_world, recipe_hash, word
+from ka2l_ray.world.facts import ATTRIBUTES, RESERVED_PHRASING, World, WorldRecipe, build_world, word
 from ka2l_ray.world.pretrain import PROMPT, ModelRecipe, no_person, train_model
+from ka2l_ray.world.recipes import built_hash, decoder_hash, model_hash
 from ka2l_ray.world.tokenizer import build_tokenizer
-
-
-def model_hash(world: WorldRecipe, model: ModelRecipe) -> str:
-    return recipe_hash(world, model, PROMPT.template)
-
-
-def decoder_hash(world: WorldRecipe, model: ModelRecipe, decoder: DecoderRecipe) -> str:
-    return recipe_hash(world, model, decoder, PROMPT.template)
 
 
 def build(
@@ -59,12 +52,6 @@ def build(
                 scaling_config=ScalingConfig(num_workers=count, use_gpu=False, resources_per_worker={"CPU": 1}),
                 run_config=RunConfig(name=f"world-{name}-{wanted}", storage_path=scratch),
             ).fit()
-
-
-def built_hash(folder: Path) -> str | None:
-    """Recipe hash of a built folder, None where nothing whole is there."""
-    recipe = folder / "recipe.json"
-    return json.loads(recipe.read_text())["hash"] if recipe.exists() else None
 
 
 def _train_model(job: dict[str, Any]) -> None:

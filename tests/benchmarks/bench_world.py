@@ -30,9 +30,9 @@ from ka2l_ray.models.activations import prompt_states
 from ka2l_ray.models.loading import WORLD_MODEL, load_model, load_tokenizer
 from ka2l_ray.probe.fit import ProbeRows, divide, fit_layer
 from ka2l_ray.probe.metrics import auroc, auroc_interval
-from ka2l_ray.world.build import built_hash
 from ka2l_ray.world.facts import ATTRIBUTES, RESERVED_PHRASING, Fact, build_world, word
 from ka2l_ray.world.pretrain import PROMPT
+from ka2l_ray.world.recipes import built_hash
 
 RESULTS = Path(__file__).parent / "results" / "world.json"
 SEEDS = (0, 1, 2)

@@ -1,0 +1,54 @@
+"""Running `ka2l` as a user does, and killing it as a machine does."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+KA2L = [sys.executable, "-m", "ka2l_ray.cli"]
+
+
+def environment() -> dict[str, str]:
+    """The test's environment without a cluster to join."""
+    return {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")} | {"COLUMNS": "160"}
+
+
+def ka2l(*arguments: str, timeout_s: float = 600) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*KA2L, *arguments], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout_s)
+
+
+def kill_when(arguments: list[str], ready: Callable[[], bool], rng: random.Random, timeout_s: float = 600) -> None:
+    """Start a command and send it SIGKILL up to two seconds after `ready`; fails where it ends before."""
+    process = subprocess.Popen(
+        [*KA2L, *arguments],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + timeout_s
+    while not ready():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise AssertionError(f"the command ended or hung before the moment to kill it: {process.communicate()[1]}")
+        time.sleep(0.05)
+    time.sleep(rng.uniform(0.0, 2.0))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(3)  # the local cluster notices that its driver is gone
+
+
+def results(run: Path) -> dict[str, Any]:
+    return json.loads((run / "results.json").read_text())
+
+
+def listed(manifest: Path) -> list[str]:
+    return sorted(f["name"] for f in json.loads(manifest.read_text())["files"])

@@ -1,0 +1,67 @@
+"""A run killed three times ends like one that nobody disturbed.
+
+With `KA2L_KILL_CONFIG=jobs/configs/world.yaml` the same test runs on the demo's own configuration (about half an hour).
+"""
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from commands import ka2l, kill_when, listed, results
+
+CONFIG = os.environ.get("KA2L_KILL_CONFIG", "jobs/configs/smoke.yaml")
+FLOAT_TOLERANCE = 1e-4  # states of another batch composition differ in their last bits
+
+
+@pytest.mark.timeout(3600)
+def test_killed_in_collecting_search_and_finetuning(tmp_path: Path) -> None:
+    def arguments(storage: str) -> list[str]:
+        return ["run", CONFIG, "--set", f"run.storage={tmp_path / storage}", "--set", "run.name=r"]
+
+    calm = ka2l(*arguments("calm"), timeout_s=1800)
+    assert calm.returncode == 0, calm.stderr
+    run, rng = tmp_path / "killed/r", random.Random(7)
+
+    checkpoint = run / "base/activations/_checkpoint"
+    kill_when(arguments("killed"), lambda: any(".pending" not in f.name for f in checkpoint.glob("*.parquet")), rng)
+    committed = {f.name.removesuffix(".parquet") for f in checkpoint.glob("*.parquet") if ".pending" not in f.name}
+    written = {f.name for f in (run / "base/activations/data").iterdir() if f.name.startswith(tuple(committed))}
+    assert written
+
+    kill_when(arguments("killed"), lambda: any((run / "base/search/layers").glob("*/fit.json")), rng)
+    collected = (run / "base/activations/manifest.json").read_bytes()
+    assert written <= {Path(n).name for n in listed(run / "base/activations/manifest.json")}, "committed rows were computed again"
+    fitted = {f: f.read_bytes() for f in (run / "base/search/layers").glob("*/fit.json")}
+
+    kill_when(arguments("killed"), lambda: any(run.glob("strategies/*/*/*/finetune/examples/manifest.json")), rng)
+    searched = (run / "base/search/search.json").read_bytes()
+
+    resumed = ka2l(*arguments("killed"), timeout_s=1800)
+    assert resumed.returncode == 0, resumed.stderr
+    assert (run / "base/activations/manifest.json").read_bytes() == collected
+    assert (run / "base/search/search.json").read_bytes() == searched
+    assert all(f.read_bytes() == content for f, content in fitted.items())
+    for manifest in run.rglob("manifest.json"):
+        ids = [i for n in listed(manifest) for i in pq.read_table(manifest.parent / n, columns=["id"], partitioning=None)["id"].to_pylist()]
+        assert len(ids) == len(set(ids)), f"{manifest.parent}: an id twice"
+    calm_results, killed_results = results(tmp_path / "calm/r"), results(run)
+    for part in ("label", "search", "decode", "rounds", "saving", "rows"):
+        assert_same(killed_results[part], calm_results[part], part)
+
+
+def assert_same(a: Any, b: Any, where: str) -> None:
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list):
+        assert len(a) == len(b), where
+        for n, pair in enumerate(zip(a, b, strict=True)):
+            assert_same(*pair, f"{where}[{n}]")
+    elif isinstance(a, float):
+        assert a == pytest.approx(b, abs=FLOAT_TOLERANCE), where
+    else:
+        assert a == b, where

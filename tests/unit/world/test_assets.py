@@ -1,0 +1,30 @@
+"""The shipped assets are those of the recipe in the code."""
+
+import json
+
+from ka2l_ray.config import ModelSection
+from ka2l_ray.decode.train import DecoderRecipe
+from ka2l_ray.models.loading import ASSETS, WORLD_MODEL, load_tokenizer
+from ka2l_ray.world.facts import WorldRecipe, build_world
+from ka2l_ray.world.pretrain import ModelRecipe
+from ka2l_ray.world.recipes import built_hash, decoder_hash, model_hash
+from ka2l_ray.world.tokenizer import build_tokenizer
+
+LIMIT_BYTES = 16 * 1024**2
+
+
+def test_assets_carry_the_hash_of_the_recipe_in_the_code() -> None:
+    assert built_hash(WORLD_MODEL) == model_hash(WorldRecipe(), ModelRecipe())
+    assert built_hash(ASSETS / "decoder") == decoder_hash(WorldRecipe(), ModelRecipe(), DecoderRecipe())
+
+
+def test_assets_are_small_and_hold_no_pickle() -> None:
+    files = [f for f in ASSETS.rglob("*") if f.is_file()]
+    assert sum(f.stat().st_size for f in files) <= LIMIT_BYTES
+    assert {f.suffix for f in files} <= {".json", ".safetensors", ".md"}
+
+
+def test_the_shipped_tokenizer_is_the_one_the_code_builds() -> None:
+    shipped, built = load_tokenizer(ModelSection()), build_tokenizer(build_world())
+    assert shipped.get_vocab() == built.get_vocab()
+    assert json.loads((ASSETS / "decoder/decoder.json").read_text())["vocabulary"] == len(built)

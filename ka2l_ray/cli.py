@@ -4,6 +4,7 @@ In: a configuration file. Out: a run folder, a table on the terminal, an exit st
 Refuses to know: how stages work. An expected error is one line and exit status 2; `--debug` shows where it came from.
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -69,11 +70,13 @@ def _open(config: Config) -> Any:
     """Check, connect, open the run folder: everything that can refuse before work starts."""
     from ka2l_ray import pipeline
     from ka2l_ray.artifacts import Run
-    from ka2l_ray.runtime import connect, set_up_logging
+    from ka2l_ray.runtime import connect, log, set_up_logging
 
     set_up_logging()
     pipeline.check(config)
     run = Run.open(config)
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not Path(config.run.storage).is_absolute() and "://" not in config.run.storage:
+        log.warning("run.storage = %r is relative: this job's results lie in %s and go with it", config.run.storage, run.folder.path)
     connect(config)
     return run
 
@@ -83,7 +86,7 @@ def run_command(
     config: ConfigFile,
     overrides: Overrides = None,
     until: Annotated[
-        str | None, typer.Option(help="Stop after this stage: questions, collect, label, search, score, decode, evaluate.")
+        str | None, typer.Option(help="Stop after this stage: questions, collect, label, search, score, replay, decode, evaluate.")
     ] = None,
     redo: Annotated[str | None, typer.Option(help="Delete this stage and all after it, then run.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, do nothing.")] = False,

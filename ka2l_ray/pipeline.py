@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from ka2l_ray import schema
-from ka2l_ray.active.rounds import Round, base_record, evaluate_base, play
+from ka2l_ray.active.rounds import Round, base_record, evaluate_base, play, sample_candidates
 from ka2l_ray.active.saving import savings
 from ka2l_ray.artifacts import Run
 from ka2l_ray.collect.stage import collect, wanted_layers
@@ -80,6 +80,7 @@ STEPS = (
     Step("label", _label, ("base/clusters", "base/knowledge"), "clusters, semantic entropy, γ, known or unknown"),
     Step("search", _search, ("base/search",), "Ray Tune over layers and thresholds"),
     Step("score", score, ("base/scores",), "P(unknown) of the pool from blocks 1 … l"),
+    Step("replay", sample_candidates, ("base/replay",), "the base model's own answers to pool questions that rounds may replay"),
     Step("decode", _decode_check, ("base/reconstruction",), "how well the decoder finds a question again"),
     Step("evaluate", evaluate_base, ("base/evaluation",), "greedy answers of the base model to the eval split"),
     Step("rounds", _rounds, ("strategies",), "acquire, decode, annotate, fine-tune, evaluate, round by round"),
@@ -108,12 +109,12 @@ def execute(run: Run, until: str | None = None, command: str = "ka2l run") -> di
     """Run every step up to `until`, write results.json and the report; returns the results."""
     last = STEP_NAMES.index(until) if until else len(STEPS) - 1
     for step in STEPS[: last + 1]:
-        done_before = (run.folder / "times.json").exists() and step.name in (run.folder / TIMES).read_json()
-        with stage_line(step.name, step.says if not done_before else "checked, what is done is skipped"):
+        done_before = step.name in _read_or_empty(run, TIMES)
+        with stage_line(step.name, "done before" if done_before else step.says):
             started = time.monotonic()
             counts = step.does(run)
-            if not done_before:
-                _add_times(run, {step.name: round(time.monotonic() - started, 3)} if step.name != "rounds" else {"rounds": 0.0})
+            if not done_before and step.name != "rounds":  # a round books its own steps
+                _add_times(run, {step.name: round(time.monotonic() - started, 3)})
             _note_rows(run, step.name, counts)
     results = gather(run, command)
     (run.folder / RESULTS).write_json(results)

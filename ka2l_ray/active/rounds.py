@@ -145,33 +145,54 @@ def annotator_of(config: Config) -> tuple[str, Annotator]:
 
 
 def tune(a_round: Round) -> None:
-    """Replay questions and their samples, the table of examples, then the training; the model folder ends with `done.json`."""
+    """Write the table of examples (annotations and replay), then train; the model folder counts once `done.json` is there."""
     folder, run = a_round.folder / "finetune", a_round.run
     if (folder / "done.json").exists():
         return
     annotations = [r for t in [*a_round.earlier, a_round] for r in t.table("annotations").read().to_pylist()]
-    replay = Table(folder / "replay_questions")
-    if not replay.is_done:
-        chosen = select_replay(scored_pool(run), {r["id"] for r in annotations}, run.config.finetune.replay.questions, run.config.run.seed)
-        replay.write((None, pa.Table.from_pylist(pool_rows(run, set(chosen)), schema=schema.QUESTIONS)))
-    samples = Table(folder / "replay")
-    if replay.rows:
-        sample_replay(run, replay, samples, run.config.run.seed + 1)
+    chosen = _replayed(a_round, {r["id"] for r in annotations})
     examples = Table(folder / "examples")
     if not examples.is_done:
-        bought = [
-            {"id": r["id"], "question": r["question"], "answers": [r["answer"]], "source": "annotation"}
-            for r in annotations
-            if r["status"] == "answered"
-        ]
-        replayed = samples.read(["id", "question", "samples", "error"]).to_pylist() if replay.rows else []
-        kept = [
-            {"id": r["id"], "question": r["question"], "answers": r["samples"], "source": "replay"} for r in replayed if r["error"] is None
-        ]
-        examples.write((None, pa.Table.from_pylist(bought + kept, schema=_EXAMPLES)))
+        bought = [r | {"answers": [r["answer"]], "source": "annotation"} for r in annotations if r["status"] == "answered"]
+        replayed = [r | {"answers": r["samples"], "source": "replay"} for r in replay_samples(run) if r["id"] in chosen]
+        rows = [{n: r[n] for n in _EXAMPLES.names} for r in bought + replayed]
+        examples.write((None, pa.Table.from_pylist(rows, schema=_EXAMPLES)))
     job = Job(run.config.model, run.config.corpus.prompt, run.config.finetune, examples, folder / "model", a_round.seed)
     figures = finetune(job, f"finetune-{run.hash}-{a_round.strategy}-{a_round.seed}-{a_round.number}")
     (folder / "done.json").write_json(figures)
+
+
+def _replayed(a_round: Round, bought: set[str]) -> set[str]:
+    """Ids of the questions that this round replays, written as rows of `questions` beside the examples."""
+    table, run = Table(a_round.folder / "finetune/replay_questions"), a_round.run
+    if not table.is_done:
+        sampled = {r["id"] for r in replay_samples(run)}
+        rows = (s for s in scored_pool(run) if s.id in sampled)
+        chosen = select_replay(rows, bought, run.config.finetune.replay.questions, run.config.run.seed)
+        table.write((None, pa.Table.from_pylist(pool_rows(run, set(chosen)), schema=schema.QUESTIONS)))
+    return set(table.read(["id"])["id"].to_pylist())
+
+
+def sample_candidates(run: Run) -> dict[str, Any]:
+    """The base model's own answers to every pool question that a round may replay, sampled once for all strategies and rounds.
+
+    Enough of both predicted classes that whatever the budget buys, `replay.questions` are left: memory and cost grow with
+    the budget, not with the pool.
+    """
+    questions, config = Table(run.folder / "base/replay/questions"), run.config
+    if not questions.is_done:
+        wanted = config.finetune.replay.questions and config.finetune.replay.questions + 2 * config.active.budget
+        chosen = set(select_replay(scored_pool(run), set(), wanted, config.run.seed))
+        questions.write((None, pa.Table.from_pylist(pool_rows(run, chosen), schema=schema.QUESTIONS)))
+    return sample_replay(run, questions, run.base("replay"), config.run.seed + 1)
+
+
+def replay_samples(run: Run) -> list[dict[str, Any]]:
+    """Replay candidates with their samples; failed rows are left out."""
+    rows = (
+        run.base("replay").read(["id", "question", "samples", "greedy", "answers", "error"]).to_pylist() if run.base("replay").rows else []
+    )
+    return [r for r in rows if r["error"] is None]
 
 
 def evaluate(a_round: Round) -> None:
@@ -228,12 +249,10 @@ def summarize(a_round: Round) -> dict[str, Any]:
     rounds = [*a_round.earlier, a_round]
     annotations = [r for t in rounds for r in t.table("annotations").read(["id", "cost"]).to_pylist()]
     rows = a_round.table("evaluation").read(["id", "correct", "scope", "fact_id"]).to_pylist()
-    replay = Table(a_round.folder / "finetune/replay")
-    replayed = replay.read(["id", "greedy", "answers"]).to_pylist() if replay.is_done else []
-    right_before = {r["id"] for r in replayed if r["greedy"] is not None and is_correct(r["greedy"], r["answers"])}
+    replay_ids = set(Table(a_round.folder / "finetune/replay_questions").read(["id"])["id"].to_pylist())
+    known_before = {r["id"] for r in replay_samples(a_round.run) if _knew(r)}
     touched = _touched_facts(rounds, {r["id"] for r in annotations})
     base_right = {r["id"] for r in a_round.run.base("evaluation").read(["id", "correct"]).to_pylist() if r["correct"]}
-    replay_ids = {r["id"] for r in replayed}
     asked = [r for r in rows if r["id"] not in replay_ids]
     untouched = [r for r in asked if r["id"] in base_right and (r["fact_id"] is None or r["fact_id"] not in touched)]
     return {
@@ -245,8 +264,14 @@ def summarize(a_round: Round) -> dict[str, Any]:
         "accuracy": _share(asked, "pool"),
         "domain_accuracy": _share(asked, "domain"),
         "known_accuracy": _mean(untouched),
-        "replayed_accuracy": _mean([r for r in rows if r["id"] in right_before]),
+        "replayed_accuracy": _mean([r for r in rows if r["id"] in replay_ids & known_before]),
     }
+
+
+def _knew(row: dict[str, Any]) -> bool:
+    """Whether the base model knew a replayed question: greedy answer and at least half of its samples right, not a lucky guess."""
+    right = [bool(is_correct(a, row["answers"])) for a in row["samples"]]
+    return bool(is_correct(row["greedy"], row["answers"])) and 2 * sum(right) >= len(right)
 
 
 def _touched_facts(rounds: list[Round], bought: set[str]) -> set[str]:

@@ -19,9 +19,17 @@ def micro_rows(finetune: FinetuneSection) -> int:
     return min(finetune.micro_batch_rows, finetune.batch_rows // finetune.workers)
 
 
-def deepspeed_config(finetune: FinetuneSection, total_steps: int, cuda: bool, bf16: bool) -> dict[str, Any]:
-    """ZeRO stage, batch arithmetic, AdamW, clipping, warm-up then linear decay. On a CPU the plain torch Adam: nothing compiles."""
-    warmup = max(1, round(finetune.warmup_share * total_steps))
+def rate(step: int, total_steps: int, warmup_share: float) -> float:
+    """Share of the learning rate at an optimiser step (counted from 0): linear warm-up, then linear decay to zero.
+
+    Our own, because DeepSpeed's WarmupDecayLR takes its first two steps at a rate of zero.
+    """
+    warmup = max(1, round(warmup_share * total_steps))
+    return (step + 1) / warmup if step < warmup else max(0.0, (total_steps - step) / max(1, total_steps - warmup))
+
+
+def deepspeed_config(finetune: FinetuneSection, cuda: bool, bf16: bool) -> dict[str, Any]:
+    """ZeRO stage, batch arithmetic, AdamW, clipping. On a CPU the plain torch Adam: nothing compiles."""
     adam = {"lr": finetune.learning_rate, "weight_decay": finetune.weight_decay, "betas": [0.9, 0.98]}
     return {
         "train_batch_size": micro_rows(finetune) * accumulation(finetune) * finetune.workers,
@@ -31,16 +39,6 @@ def deepspeed_config(finetune: FinetuneSection, total_steps: int, cuda: bool, bf
         "zero_optimization": {"stage": finetune.zero_stage},
         "bf16": {"enabled": bf16},
         "optimizer": {"type": "AdamW", "params": adam | ({} if cuda else {"torch_adam": True})},
-        "scheduler": {
-            "type": "WarmupDecayLR",
-            "params": {
-                "warmup_min_lr": 0.0,
-                "warmup_max_lr": finetune.learning_rate,
-                "warmup_num_steps": warmup,
-                "total_num_steps": max(total_steps, warmup + 1),
-                "warmup_type": "linear",
-            },
-        },
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }

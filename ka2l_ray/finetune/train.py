@@ -8,6 +8,9 @@ Refuses to know: strategies, rounds, where answers come from. deepspeed is impor
 import math
 import os
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +19,17 @@ import ray.train
 import torch
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.config import FinetuneSection, ModelSection, PromptSection
-from ka2l_ray.finetune.deepspeed import accumulation, deepspeed_config, micro_rows
+from ka2l_ray.finetune.deepspeed import accumulation, deepspeed_config, micro_rows, rate
 from ka2l_ray.finetune.examples import Example, answer_loss, collate, epoch_batches, micro_batches
 from ka2l_ray.models.loading import load_model, load_tokenizer
+from ka2l_ray.runtime import log
 
+PROGRESS_EVERY_S = 5.0
 LOGIT_TOLERANCE = 1e-3
 
 
@@ -38,9 +44,17 @@ class Job:
     output: Folder
     seed: int
 
+    @property
+    def progress(self) -> Folder:
+        """A small file beside the output that rank 0 rewrites after every epoch."""
+        return Folder(self.output.filesystem, f"{self.output.path}-progress.json")
+
 
 def finetune(job: Job, name: str) -> dict[str, Any]:
-    """Train and save to `job.output`; returns steps, first and last loss (nats per answer token). Raises what a worker raised."""
+    """Train and save to `job.output`; returns steps, examples and every step's loss (nats per answer token).
+
+    Raises what a worker raised.
+    """
     tune = job.finetune
     with tempfile.TemporaryDirectory(prefix="ka2l-train-") as scratch:
         trainer = TorchTrainer(
@@ -53,7 +67,34 @@ def finetune(job: Job, name: str) -> dict[str, Any]:
             ),
             run_config=RunConfig(name=name, storage_path=scratch if job.output.is_local else None),
         )
-        return trainer.fit().return_value
+        with _told(job, name):
+            return trainer.fit().return_value
+
+
+@contextmanager
+def _told(job: Job, name: str) -> Iterator[None]:
+    """Log what rank 0 says of its progress for as long as the training inside runs."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        said = None
+        while not ended.wait(PROGRESS_EVERY_S):
+            now = job.progress.read_json() if job.progress.exists() else None
+            if now and now != said:
+                said = now
+                log.info(
+                    "%-10s epoch %d/%d, loss %.3f nats per answer token (%s)", "finetune", now["epoch"], now["epochs"], now["loss"], name
+                )
+
+    job.progress.delete()
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+        job.progress.delete()
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -78,18 +119,20 @@ def train_rank(job: Job, rank: int, world_size: int) -> dict[str, Any]:
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=[p for p in model.parameters() if p.requires_grad],
-        config=deepspeed_config(job.finetune, steps, torch.cuda.is_available(), bf16),
+        config=deepspeed_config(job.finetune, torch.cuda.is_available(), bf16),
+        lr_scheduler=lambda optimizer: LambdaLR(optimizer, lambda step: rate(step, steps, job.finetune.warmup_share)),
         dist_init_required=False,
     )
-    losses = [
-        _step(engine, batch, job, rank, world_size, tokenizer.pad_token_id)
-        for epoch in range(job.finetune.epochs)
-        for batch in epoch_batches(examples, tokenizer, job.prompt, job.finetune.batch_rows, job.seed, epoch)
-    ]
+    losses: list[float] = []
+    for epoch in range(job.finetune.epochs):
+        for batch in epoch_batches(examples, tokenizer, job.prompt, job.finetune.batch_rows, job.seed, epoch):
+            losses.append(_step(engine, batch, job, rank, world_size, tokenizer.pad_token_id))
+        if rank == 0:
+            job.progress.write_json({"epoch": epoch + 1, "epochs": job.finetune.epochs, "loss": losses[-1]})
     if rank == 0:
         _save(engine.module, tokenizer, job)
     torch.distributed.barrier()
-    return {"steps": len(losses), "examples": len(examples), "first_loss": losses[0], "last_loss": losses[-1]}
+    return {"steps": len(losses), "examples": len(examples), "losses": [round(x, 6) for x in losses]}
 
 
 def read_examples(table: Table) -> list[Example]:

@@ -18,7 +18,7 @@ from ka2l_ray.report import figures
 from ka2l_ray.report.summary import known_changes, savings
 from ka2l_ray.schema import DECODE_STATUSES, QUADRANTS
 
-STAGES = ("corpus", "questions", "collect", "label", "search", "score", "acquire", "decode", "annotate", "finetune", "evaluate", "report")
+STAGES = ("corpus", "questions", "collect", "label", "search", "score", "replay", "decode", "annotate", "finetune", "evaluate", "rounds")
 DECODE_MEASURES = {
     "generated": "questions generated",
     "kept": "kept",

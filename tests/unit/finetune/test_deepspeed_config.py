@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ka2l_ray.config import FinetuneSection
-from ka2l_ray.finetune.deepspeed import accumulation, deepspeed_config, micro_rows
+from ka2l_ray.finetune.deepspeed import accumulation, deepspeed_config, micro_rows, rate
 
 
-def config(steps=100, cuda=False, bf16=False, **fields):
-    return deepspeed_config(FinetuneSection(**fields), steps, cuda, bf16)
+def config(cuda=False, bf16=False, **fields):
+    return deepspeed_config(FinetuneSection(**fields), cuda, bf16)
 
 
 @given(st.integers(1, 6), st.integers(1, 16), st.integers(1, 5))
@@ -27,7 +27,7 @@ def test_a_step_is_micro_batches_times_accumulation_times_workers(workers, micro
 def test_a_step_smaller_than_a_micro_batch_is_one_part(workers, micro, rows, expected):
     section = FinetuneSection(workers=workers, micro_batch_rows=micro, batch_rows=rows)
     assert (micro_rows(section), accumulation(section)) == expected
-    assert deepspeed_config(section, 10, False, False)["train_batch_size"] == rows
+    assert deepspeed_config(section, False, False)["train_batch_size"] == rows
 
 
 def test_the_plain_torch_adam_is_asked_for_on_a_cpu_only():
@@ -42,14 +42,16 @@ def test_bf16_follows_the_model(bf16):
 
 def test_what_the_section_says_arrives():
     found = config(learning_rate=1e-3, weight_decay=0.1, max_grad_norm=0.5, zero_stage=1)
-    assert found["optimizer"]["params"]["lr"] == found["scheduler"]["params"]["warmup_max_lr"] == 1e-3
+    assert found["optimizer"]["params"]["lr"] == 1e-3
     assert found["optimizer"]["params"]["weight_decay"] == 0.1
     assert (found["gradient_clipping"], found["zero_optimization"]) == (0.5, {"stage": 1})
 
 
-@pytest.mark.parametrize(
-    ("share", "steps", "warmup", "total"), [(0.1, 100, 10, 100), (0.0, 100, 1, 100), (0.1, 3, 1, 3), (1.0, 40, 40, 41), (0.5, 1, 1, 2)]
-)
-def test_warm_up_is_at_least_one_step_and_ends_before_the_decay(share, steps, warmup, total):
-    found = config(steps=steps, warmup_share=share)["scheduler"]["params"]
-    assert (found["warmup_num_steps"], found["total_num_steps"]) == (warmup, total)
+@pytest.mark.parametrize(("share", "steps", "warmup"), [(0.1, 100, 10), (0.0, 100, 1), (0.1, 3, 1), (1.0, 40, 40), (0.5, 1, 1)])
+def test_the_rate_climbs_to_one_and_falls_without_a_wasted_step(share, steps, warmup):
+    rates = [rate(step, steps, share) for step in range(steps)]
+    assert rates[warmup - 1] == 1.0
+    assert all(0 < r <= 1 for r in rates)
+    assert rates[:warmup] == sorted(rates[:warmup])
+    assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
+    assert rate(steps, steps, share) == 0.0

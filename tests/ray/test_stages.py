@@ -1,0 +1,91 @@
+"""Stages on the world model: pools, storage and restarts change no number."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyarrow import fs
+
+from ka2l_ray import pipeline
+from ka2l_ray.artifacts import Run
+from ka2l_ray.collect.stage import collect
+from ka2l_ray.config import Config, load_config
+from ka2l_ray.corpus.readers import questions
+
+SMOKE = Path(__file__).parents[2] / "jobs/configs/smoke.yaml"
+
+
+def config(storage: str, *overrides: str) -> Config:
+    small = [
+        "corpus.world.probe_questions=100",
+        "corpus.world.pool_questions=20",
+        "corpus.world.domain_questions=10",
+        "search.min_class_share=0.02",
+    ]
+    return load_config(SMOKE, [f"run.storage={storage}", *small, *overrides])
+
+
+def collected(run: Run) -> dict[str, Any]:
+    questions(run)
+    collect(run)
+    rows = run.base("samples").read(["id", "greedy", "samples", "sample_tokens"]).to_pylist()
+    return {r["id"]: (r["greedy"], r["samples"], r["sample_tokens"]) for r in rows}
+
+
+def test_pool_size_and_batch_size_change_no_sample(tmp_path: Path) -> None:
+    one = collected(Run.open(config(str(tmp_path / "a"), "collect.pool={min: 1, max: 1, batch_rows: 64, block_rows: 100}")))
+    two = collected(Run.open(config(str(tmp_path / "b"), "collect.pool={min: 2, max: 2, batch_rows: 7, block_rows: 20}")))
+    other_seed = collected(Run.open(config(str(tmp_path / "c"), "run.seed=1")))
+    assert len(one) == 100
+    assert one == two
+    shared = one.keys() & other_seed.keys()
+    assert any(one[i] != other_seed[i] for i in shared)
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket on a real S3 API: moto's server."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    for name, value in {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(name, value)
+    server = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while socket.socket().connect_ex(("127.0.0.1", port)) != 0:
+        assert time.monotonic() < deadline, "moto's server did not start"
+        time.sleep(0.2)
+    query = f"endpoint_override=http://127.0.0.1:{port}&allow_bucket_creation=true&region=us-east-1"
+    filesystem = fs.S3FileSystem(
+        endpoint_override=f"http://127.0.0.1:{port}", access_key="test", secret_key="test", allow_bucket_creation=True
+    )
+    filesystem.create_dir("runs")
+    yield f"s3://test:test@runs/here?{query}"
+    server.terminate()
+    server.wait()
+
+
+def test_a_run_on_object_storage_equals_one_on_disk(tmp_path: Path, bucket: str) -> None:
+    local, remote = Run.open(config(str(tmp_path))), Run.open(config(bucket))
+    here, there = pipeline.execute(local, "score"), pipeline.execute(remote, "score")
+    for part in ("label", "search", "rows"):
+        assert there[part] == here[part], part
+    assert (remote.folder / "report/index.html").exists()
+    assert pipeline.execute(remote, "score")["label"] == there["label"]
+
+
+def test_redo_deletes_a_stage_and_all_after_it_only(tmp_path: Path) -> None:
+    run = Run.open(config(str(tmp_path)))
+    pipeline.execute(run, "label")
+    kept = os.stat(Path(run.folder.path) / "base/activations/manifest.json").st_mtime_ns
+    pipeline.redo(run, "label")
+    assert not run.base("knowledge").is_done
+    assert not run.base("clusters").is_done
+    assert pipeline.execute(run, "label")["label"]["questions"] == 100
+    assert os.stat(Path(run.folder.path) / "base/activations/manifest.json").st_mtime_ns == kept

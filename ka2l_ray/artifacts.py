@@ -151,7 +151,7 @@ class Table:
         """Read whole: for tables bounded by the budget or the probe split."""
         files = self.files(part)
         names = None if columns is None else list(columns)
-        tables = [pq.read_table(f, columns=names, filesystem=self.folder.filesystem, partitioning=None) for f in files]
+        tables = [pq.ParquetFile(f, filesystem=self.folder.filesystem).read(names) for f in files]
         return pa.concat_tables(tables)
 
     def write(self, *parts: tuple[str | None, pa.Table], **facts: Any) -> None:

@@ -15,7 +15,7 @@ from ka2l_ray.active.rounds import Round, base_record, evaluate_base, play, samp
 from ka2l_ray.active.saving import savings
 from ka2l_ray.artifacts import Run
 from ka2l_ray.collect.stage import collect, wanted_layers
-from ka2l_ray.config import Config, ConfigError
+from ka2l_ray.config import Config, ConfigError, Strategy
 from ka2l_ray.corpus.readers import questions
 from ka2l_ray.decode.stage import check_decoder
 from ka2l_ray.label.stage import label, label_summary
@@ -145,7 +145,9 @@ def redo(run: Run, name: str) -> None:
 
 def plan(config: Config, run: Run) -> Sequence[Round]:
     """Every round of every strategy and draw, in order: the strategies alternate round by round."""
-    draws = [(s, d) for s in config.active.strategies for d in range(config.active.random_draws if s == "random" else 1)]
+    draws: list[tuple[Strategy, int]] = [
+        (s, d) for s in config.active.strategies for d in range(config.active.random_draws if s == "random" else 1)
+    ]
     return [Round(run, s, d, n) for n in range(1, config.active.rounds + 1) for s, d in draws]
 
 

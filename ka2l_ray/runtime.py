@@ -8,8 +8,9 @@ import importlib.metadata
 import logging
 import os
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import ray
@@ -97,6 +98,27 @@ def stage_line(name: str, detail: str = "") -> Iterator[None]:
     started = time.monotonic()
     yield
     log.info("%-10s done in %.1f s", name, time.monotonic() - started)
+
+
+@contextmanager
+def telling(name: str, progress: Callable[[], str | None], every_s: float = 20.0) -> Iterator[None]:
+    """Log `progress()` every so often while the work inside runs, whenever it has something new to say."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        said = None
+        while not ended.wait(every_s):
+            if (now := progress()) and now != said:
+                said = now
+                log.info("%-10s %s", name, now)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
 
 
 def versions() -> dict[str, str]:

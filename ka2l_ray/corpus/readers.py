@@ -47,7 +47,8 @@ def _from_files(run: Run) -> None:
     table.folder.make()
     for number, batch in enumerate(_read(corpus).iter_batches(batch_size=8192, batch_format="pyarrow")):
         by_split: dict[str, list[dict[str, Any]]] = {s: [] for s in schema.SPLITS}
-        for raw in batch.to_pylist():
+        rows_of: Any = batch
+        for raw in rows_of.to_pylist():
             rows += 1
             row = parse_row(raw, corpus, rows)
             key = int.from_bytes(hashlib.blake2b(row["id"].encode(), digest_size=8).digest(), "big")

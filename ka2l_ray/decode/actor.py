@@ -19,6 +19,7 @@ from ka2l_ray.decode.model import StateDecoder
 from ka2l_ray.models.activations import Capture, Encoded, pool_states
 from ka2l_ray.models.loading import ASSETS, device, load_blocks, load_tokenizer
 from ka2l_ray.models.sampling import uniforms
+from ka2l_ray.models.tokens import text_of
 from ka2l_ray.probe.model import LinearProbe
 
 
@@ -41,7 +42,7 @@ class DecodeActor:
         source, _ = self._states(batch["question"].to_pylist())
         noisy = source + self._noise(ids).to(source) * self._decoder.scale
         written = self._decoder.write(noisy, ids, self._seed, self._decode.temperature)
-        questions = [self._tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in written]
+        questions = [text_of(self._tokenizer, tokens) for tokens in written]
         again, p_unknown = self._states([q or "?" for q in questions])
         centred = [(s - self._decoder.mean) / self._decoder.scale for s in (source, again)]
         similarity = torch.cosine_similarity(*centred, dim=-1).cpu().numpy()

@@ -42,6 +42,9 @@ class DecoderCard:
 class StateDecoder(nn.Module):
     """States are standardised with the mean and scale (D,) of the training states before anything else."""
 
+    mean: torch.Tensor
+    scale: torch.Tensor
+
     def __init__(self, card: DecoderCard) -> None:
         super().__init__()
         self.card = card
@@ -62,9 +65,9 @@ class StateDecoder(nn.Module):
                 dropout_rate=0.0,
                 pad_token_id=card.pad_token,
                 eos_token_id=card.end_token,
-                decoder_start_token_id=card.pad_token,
             )
         )
+        self.t5.config.decoder_start_token_id = card.pad_token
 
     def pseudo_tokens(self, states: torch.Tensor) -> torch.Tensor:
         """Embeddings (B, P, d) of states (B, D)."""

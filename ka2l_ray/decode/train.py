@@ -14,6 +14,7 @@ from ka2l_ray.config import PromptSection
 from ka2l_ray.corpus.prompts import encode
 from ka2l_ray.decode.model import DecoderCard, StateDecoder
 from ka2l_ray.models.activations import prompt_states
+from ka2l_ray.models.tokens import end_id, ids_of, pad_id
 
 CALIBRATION_BATCHES = 8
 
@@ -51,8 +52,8 @@ def train_decoder(
         position=recipe.position,
         width=model.config.hidden_size,
         vocabulary=len(tokenizer),
-        pad_token=tokenizer.pad_token_id,
-        end_token=tokenizer.eos_token_id,
+        pad_token=pad_id(tokenizer),
+        end_token=end_id(tokenizer),
     )
     decoder = StateDecoder(card).train()
 
@@ -83,5 +84,5 @@ def train_decoder(
 
 def question_labels(tokenizer: PreTrainedTokenizerBase, questions: list[str]) -> torch.Tensor:
     """Labels (B, T): a space, the question, the end token; -100 as padding. The space makes the words those of a prompt."""
-    rows = [torch.tensor([*tokenizer(f" {q}")["input_ids"], tokenizer.eos_token_id]) for q in questions]
+    rows = [torch.tensor([*ids_of(tokenizer, f" {q}"), end_id(tokenizer)]) for q in questions]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100)

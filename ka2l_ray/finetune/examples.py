@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ka2l_ray.config import PromptSection
 from ka2l_ray.corpus.prompts import render
+from ka2l_ray.models.tokens import end_id, ids_of
 
 IGNORED = -100
 
@@ -39,10 +40,10 @@ class Tokens:
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, prompt: PromptSection, question: str, answer: str) -> Tokens:
     """The prompt, a space, the answer, the end token: the form in which answers are sampled."""
-    head = tokenizer(render(prompt, question))["input_ids"]
-    whole = tokenizer(f"{render(prompt, question)} {answer}")["input_ids"]
+    head = ids_of(tokenizer, render(prompt, question))
+    whole = ids_of(tokenizer, f"{render(prompt, question)} {answer}")
     shared = next((i for i, (a, b) in enumerate(zip(head, whole, strict=False)) if a != b), len(head))
-    return Tokens([*whole, tokenizer.eos_token_id], shared)
+    return Tokens([*whole, end_id(tokenizer)], shared)
 
 
 def epoch_batches(

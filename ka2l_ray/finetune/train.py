@@ -8,9 +8,6 @@ Refuses to know: strategies, rounds, where answers come from. deepspeed is impor
 import math
 import os
 import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,16 +17,16 @@ import torch
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.config import FinetuneSection, ModelSection, PromptSection
 from ka2l_ray.finetune.deepspeed import accumulation, deepspeed_config, micro_rows, rate
 from ka2l_ray.finetune.examples import Example, answer_loss, collate, epoch_batches, micro_batches
 from ka2l_ray.models.loading import load_model, load_tokenizer
-from ka2l_ray.runtime import log
+from ka2l_ray.models.tokens import pad_id
+from ka2l_ray.runtime import telling
 
-PROGRESS_EVERY_S = 5.0
 LOGIT_TOLERANCE = 1e-3
 
 
@@ -50,12 +47,13 @@ class Job:
         return Folder(self.output.filesystem, f"{self.output.path}-progress.json")
 
 
-def finetune(job: Job, name: str) -> dict[str, Any]:
+def finetune(job: Job, name: str) -> Any:
     """Train and save to `job.output`; returns steps, examples and every step's loss (nats per answer token).
 
     Raises what a worker raised.
     """
     tune = job.finetune
+    job.progress.delete()
     with tempfile.TemporaryDirectory(prefix="ka2l-train-") as scratch:
         trainer = TorchTrainer(
             _worker,
@@ -67,34 +65,17 @@ def finetune(job: Job, name: str) -> dict[str, Any]:
             ),
             run_config=RunConfig(name=name, storage_path=scratch if job.output.is_local else None),
         )
-        with _told(job, name):
-            return trainer.fit().return_value
-
-
-@contextmanager
-def _told(job: Job, name: str) -> Iterator[None]:
-    """Log what rank 0 says of its progress for as long as the training inside runs."""
-    ended = threading.Event()
-
-    def watch() -> None:
-        said = None
-        while not ended.wait(PROGRESS_EVERY_S):
-            now = job.progress.read_json() if job.progress.exists() else None
-            if now and now != said:
-                said = now
-                log.info(
-                    "%-10s epoch %d/%d, loss %.3f nats per answer token (%s)", "finetune", now["epoch"], now["epochs"], now["loss"], name
-                )
-
+        with telling("finetune", lambda: _progress(job)):
+            result = trainer.fit().return_value
     job.progress.delete()
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        watcher.join()
-        job.progress.delete()
+    return result
+
+
+def _progress(job: Job) -> str | None:
+    if not job.progress.exists():
+        return None
+    now = job.progress.read_json()
+    return f"epoch {now['epoch']}/{now['epochs']}, loss {now['loss']:.3f} nats per answer token"
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -116,7 +97,8 @@ def train_rank(job: Job, rank: int, world_size: int) -> dict[str, Any]:
     model = trainable_model(job)
     steps = job.finetune.epochs * math.ceil(len(examples) / job.finetune.batch_rows)
     bf16 = next(model.parameters()).dtype == torch.bfloat16
-    engine, *_ = deepspeed.initialize(
+    initialize: Any = deepspeed.initialize  # its annotations refuse lists of parameters and callables, which it takes
+    engine, *_ = initialize(
         model=model,
         model_parameters=[p for p in model.parameters() if p.requires_grad],
         config=deepspeed_config(job.finetune, torch.cuda.is_available(), bf16),
@@ -126,7 +108,7 @@ def train_rank(job: Job, rank: int, world_size: int) -> dict[str, Any]:
     losses: list[float] = []
     for epoch in range(job.finetune.epochs):
         for batch in epoch_batches(examples, tokenizer, job.prompt, job.finetune.batch_rows, job.seed, epoch):
-            losses.append(_step(engine, batch, job, rank, world_size, tokenizer.pad_token_id))
+            losses.append(_step(engine, batch, job, rank, world_size, pad_id(tokenizer)))
         if rank == 0:
             job.progress.write_json({"epoch": epoch + 1, "epochs": job.finetune.epochs, "loss": losses[-1]})
     if rank == 0:
@@ -141,7 +123,7 @@ def read_examples(table: Table) -> list[Example]:
     return [Example(r["question"], tuple(r["answers"])) for r in rows]
 
 
-def trainable_model(job: Job) -> PreTrainedModel:
+def trainable_model(job: Job) -> Any:
     """The base model, wrapped in LoRA adapters unless `mode` is full."""
     model = load_model(job.model)
     model.config.use_cache = False
@@ -172,7 +154,7 @@ def _step(engine: Any, batch: list[Any], job: Job, rank: int, world_size: int, p
     return float(total) / answer_tokens
 
 
-def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, job: Job) -> None:
+def _save(model: Any, tokenizer: PreTrainedTokenizerBase, job: Job) -> None:
     """Save, reload and compare logits before the folder counts. Raises `RuntimeError` where they differ."""
     model.eval()
     with tempfile.TemporaryDirectory(prefix="ka2l-save-") as scratch:

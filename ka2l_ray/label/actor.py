@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ka2l_ray.label.clusters import cluster
 from ka2l_ray.label.entropy import semantic_entropy
@@ -22,13 +21,13 @@ class ClusterActor:
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
         samples, gold = batch["samples"].to_pylist(), batch["answers"].to_pylist()
         clusters = [cluster(row) for row in samples]
-        grades = [[is_correct(a, g) for a in row] if g else None for row, g in zip(samples, gold, strict=True)]
+        grades = [[bool(is_correct(a, g)) for a in row] if g else None for row, g in zip(samples, gold, strict=True)]
         return {
             "cluster_ids": clusters,
             "entropy_nats": [semantic_entropy(c) for c in clusters],
             "correct": [is_correct(a, g) for a, g in zip(batch["greedy"].to_pylist(), gold, strict=True)],
             "sample_accuracy": [None if g is None else float(np.mean(g)) for g in grades],
-            "likelihood": pc.negate(batch["greedy_logprob"]),
+            "likelihood": [-v for v in batch["greedy_logprob"].to_pylist()],
             "predictive_entropy": [-float(np.mean(row)) for row in batch["sample_logprobs"].to_pylist()],
         }
 

@@ -7,6 +7,7 @@ Refuses to know: tables, Ray, what answers mean.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ka2l_ray.models.activations import Capture, Encoded, pool_states, position_ids
 from ka2l_ray.models.sampling import draw, uniforms
+from ka2l_ray.models.tokens import text_of
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,10 @@ class Generator:
     def _answers(self, ids: Sequence[str], output: CausalLMOutputWithPast, mask: torch.Tensor) -> list[list[Answer]]:
         copies, d = 1 + self._decoding.samples, self._decoding
         numbers = np.stack([self._numbers(i) for i in ids]).reshape(-1, d.max_new_tokens)
-        cache = output.past_key_values
+        cache: Any = output.past_key_values
         cache.batch_repeat_interleave(copies)
-        logits = output.logits[:, -1].repeat_interleave(copies, 0)
+        last: Any = output.logits
+        logits = last[:, -1].repeat_interleave(copies, 0)
         mask = mask.repeat_interleave(copies, 0)
         rows = [_Row([], []) for _ in range(len(ids) * copies)]
         live = torch.arange(len(rows), device=mask.device)
@@ -148,6 +151,6 @@ class Generator:
         return max(n for n in range(len(tokens)) if len(self._tokenizer.decode(tokens[:n], skip_special_tokens=True)) <= characters)
 
     def _close(self, row: _Row) -> Answer:
-        text = self._tokenizer.decode(row.tokens, skip_special_tokens=True) if row.text is None else row.text
+        text = text_of(self._tokenizer, row.tokens) if row.text is None else row.text
         counted = row.counted or len(row.tokens)
         return Answer(text.strip(), float(sum(row.logprobs[:counted])), counted)

@@ -47,7 +47,7 @@ def load_model(model: ModelSection, adapter: str | None = None) -> PreTrainedMod
         from peft import PeftModel
 
         loaded = PeftModel.from_pretrained(loaded, adapter).merge_and_unload()
-    return loaded.to(device()).eval()
+    return _placed(loaded)
 
 
 def load_blocks(model: ModelSection, layers: int) -> PreTrainedModel:
@@ -57,7 +57,11 @@ def load_blocks(model: ModelSection, layers: int) -> PreTrainedModel:
         raise ValueError(f"layer {layers} is out of range: {model.name_or_path} has blocks 1 … {config.num_hidden_layers} and input 0")
     config.num_hidden_layers = max(1, layers)  # Hugging Face refuses a model without blocks; layer 0 stops before block 1
     loaded = AutoModel.from_pretrained(model_path(model), config=config, dtype=_dtype(model), use_safetensors=True, **_source(model))
-    return loaded.to(device()).eval()
+    return _placed(loaded)
+
+
+def _placed(model: Any) -> PreTrainedModel:
+    return model.to(device()).eval()
 
 
 def depth_and_width(model: ModelSection) -> tuple[int, int]:

@@ -99,7 +99,8 @@ def fit_layer(states: np.ndarray, rows: ProbeRows, threshold_nats: float, search
 
 def _unscaled(model: LogisticRegression, scaler: StandardScaler) -> tuple[np.ndarray, float]:
     weight = model.coef_[0] / scaler.scale_
-    return weight, float(model.intercept_[0] - weight @ scaler.mean_)
+    intercept: np.ndarray = np.asarray(model.intercept_)
+    return weight, float(intercept[0] - weight @ scaler.mean_)
 
 
 def _against_truth(rows: ProbeRows, test: np.ndarray, score: np.ndarray) -> float | None:

@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ka2l_ray.config import PromptSection
 from ka2l_ray.finetune.examples import collate, tokenize
+from ka2l_ray.models.tokens import end_id, pad_id
 from ka2l_ray.world.facts import ATTRIBUTES, RESERVED_PHRASING, World, word
 
 PROMPT = PromptSection()
@@ -98,9 +99,9 @@ def new_model(tokenizer: PreTrainedTokenizerFast, recipe: ModelRecipe) -> LlamaF
             num_key_value_heads=recipe.heads,
             max_position_embeddings=tokenizer.model_max_length,
             tie_word_embeddings=False,
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=pad_id(tokenizer),
             bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=end_id(tokenizer),
         )
     )
 
@@ -130,7 +131,7 @@ def train_model(
         total, count = 0.0, 0
         for batch in epoch_batches(world, recipe, epoch):
             rows = [tokenize(tokenizer, PROMPT, question, answer) for question, answer in batch[rank::world_size]]
-            loss = module(**collate(rows, tokenizer.pad_token_id)).loss
+            loss = module(**collate(rows, pad_id(tokenizer))).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer, schedule in zip(optimizers, schedules, strict=True):

@@ -28,6 +28,7 @@ from ka2l_ray.label.actor import ClusterActor
 from ka2l_ray.label.thresholds import otsu
 from ka2l_ray.models.activations import prompt_states
 from ka2l_ray.models.loading import WORLD_MODEL, load_model, load_tokenizer
+from ka2l_ray.models.tokens import text_of
 from ka2l_ray.probe.fit import ProbeRows, divide, fit_layer
 from ka2l_ray.probe.metrics import auroc, auroc_interval
 from ka2l_ray.world.facts import ATTRIBUTES, RESERVED_PHRASING, Fact, build_world, word
@@ -125,7 +126,7 @@ def decoder_figures() -> dict[str, Any]:
     card = decoder.card
     encoded = encode(tokenizer, PROMPT, questions)
     states = prompt_states(model, model.config.num_hidden_layers, encoded, card.position, [card.layer])[card.layer]
-    written = [tokenizer.decode(t, skip_special_tokens=True).strip() for t in decoder.write(states, questions, 0, 0.0)]
+    written = [text_of(tokenizer, t) for t in decoder.write(states, questions, 0, 0.0)]
     return {"layer": card.layer, "position": card.position, "questions": len(questions), **vars(reconstruction(written, questions))}
 
 

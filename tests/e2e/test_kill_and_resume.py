@@ -45,7 +45,7 @@ def test_killed_in_collecting_search_and_finetuning(tmp_path: Path) -> None:
     assert (run / "base/search/search.json").read_bytes() == searched
     assert all(f.read_bytes() == content for f, content in fitted.items())
     for manifest in run.rglob("manifest.json"):
-        ids = [i for n in listed(manifest) for i in pq.read_table(manifest.parent / n, columns=["id"], partitioning=None)["id"].to_pylist()]
+        ids = [i for n in listed(manifest) for i in pq.ParquetFile(manifest.parent / n).read(["id"])["id"].to_pylist()]
         assert len(ids) == len(set(ids)), f"{manifest.parent}: an id twice"
     calm_results, killed_results = results(tmp_path / "calm/r"), results(run)
     for part in ("label", "search", "decode", "rounds", "saving", "rows"):

@@ -14,6 +14,7 @@ from ka2l_ray.finetune.deepspeed import rate
 from ka2l_ray.finetune.examples import answer_loss, collate, epoch_batches
 from ka2l_ray.finetune.train import Job, finetune, read_examples, trainable_model
 from ka2l_ray.models.loading import load_model, load_tokenizer
+from ka2l_ray.models.tokens import pad_id
 from ka2l_ray.world.facts import build_world, word
 
 LOSS_TOLERANCE = 2e-3
@@ -46,7 +47,7 @@ def plain_losses(given: Job) -> list[float]:
             step = len(losses)
             for group in optimizer.param_groups:
                 group["lr"] = tune.learning_rate * rate(step, steps, tune.warmup_share)
-            inputs = collate(batch, tokenizer.pad_token_id)
+            inputs = collate(batch, pad_id(tokenizer))
             labels = inputs.pop("labels")
             loss = answer_loss(model(**inputs).logits, labels) / sum(r.answer for r in batch)
             loss.backward()

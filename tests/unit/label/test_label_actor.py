@@ -42,7 +42,7 @@ def test_greedy_and_samples_are_graded_where_there_is_gold(clustered):
 
 
 def test_baselines_are_higher_for_less_likely_answers(clustered):
-    assert clustered["likelihood"].to_pylist() == [0.5, 2.0, 1.0]
+    assert clustered["likelihood"] == [0.5, 2.0, 1.0]
     assert clustered["predictive_entropy"] == [1.5, 2.0, 4.0]
 
 

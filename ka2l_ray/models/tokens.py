@@ -1,0 +1,34 @@
+"""What a tokenizer says, as plain types: one text, one id.
+
+In: a Hugging Face tokenizer. Out: strings and integers, or a clear error where it has no such token. Refuses to know: models.
+"""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of some tokens, without special ones and outer spaces."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+
+def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The token ids of a text as the tokenizer makes them, its own special tokens included."""
+    return [int(i) for i in tokenizer(text).input_ids]
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The padding token. Raises `ValueError` where there is none."""
+    return _one(tokenizer.pad_token_id, "padding", tokenizer)
+
+
+def end_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that ends an answer. Raises `ValueError` where there is none."""
+    return _one(tokenizer.eos_token_id, "end", tokenizer)
+
+
+def _one(token: object, name: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    if not isinstance(token, int):
+        raise ValueError(f"the tokenizer {tokenizer.name_or_path!r} has no {name} token")
+    return token

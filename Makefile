@@ -32,7 +32,7 @@ check: .venv/.ready ## lint, format, types, unit tests
 	$(BIN)/python -m pytest tests/unit
 
 bench: .venv/.ready ## speed, as ratios from one run; results in tests/benchmarks/results/
-	$(BIN)/python tests/benchmarks/bench_dataflow.py
+	$(BIN)/python tests/benchmarks/bench_engine.py
 
 world-bench: .venv/.ready ## quality of the shipped world, against the truth; results in tests/benchmarks/results/world.json
 	$(BIN)/python tests/benchmarks/bench_world.py

@@ -66,6 +66,12 @@ class RunSection(Section):
     max_error_fraction: Share = 0.01
     """A stage fails when more than this share of its rows failed."""
 
+    @model_validator(mode="after")
+    def _no_keys(self) -> "RunSection":
+        if "://" in self.storage and "@" in self.storage.split("://")[1].split("/")[0]:
+            raise ValueError("storage must hold no keys, for it is kept with the run; set them in the environment, as AWS_ACCESS_KEY_ID")
+        return self
+
 
 class RaySection(Section):
     """The Ray cluster to use."""

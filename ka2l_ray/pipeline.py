@@ -11,7 +11,9 @@ from statistics import fmean
 from typing import Any
 
 from ka2l_ray import schema
-from ka2l_ray.active.rounds import Round, base_record, evaluate_base, play, sample_candidates
+from ka2l_ray.active.outcome import base_record, evaluate_base
+from ka2l_ray.active.round import Round
+from ka2l_ray.active.rounds import play, sample_candidates
 from ka2l_ray.active.saving import savings
 from ka2l_ray.artifacts import Run
 from ka2l_ray.collect.stage import collect, wanted_layers

@@ -7,57 +7,23 @@ Refuses to know: how scores, probes or decoders are made.
 """
 
 import time
-from collections.abc import Iterator, Set
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from ka2l_ray import schema
-from ka2l_ray.active.acquire import Choice, Policy, Scored, policy, select, select_replay
+from ka2l_ray.active.acquire import Choice, Policy, policy, select, select_replay
+from ka2l_ray.active.outcome import evaluate, summarize
+from ka2l_ray.active.round import Round, pool_rows, replay_samples, scored_pool
 from ka2l_ray.annotate.sources import Annotator, ask_reference, ask_world
-from ka2l_ray.artifacts import Folder, Run, Table
+from ka2l_ray.artifacts import Run, Table
 from ka2l_ray.collect.stage import sample_replay
-from ka2l_ray.config import Config, Strategy
-from ka2l_ray.dataflow import Stage, run_stage
+from ka2l_ray.config import Config
 from ka2l_ray.decode.stage import Source, decode, written_before
-from ka2l_ray.finetune.evaluate import EvaluateActor
 from ka2l_ray.finetune.train import Job, finetune
-from ka2l_ray.label.grading import is_correct
 from ka2l_ray.world.facts import build_world
 
 _EXAMPLES = pa.schema([schema.ID, ("question", pa.string()), ("answers", pa.list_(pa.string())), ("source", pa.string())])
-
-
-@dataclass(frozen=True)
-class Round:
-    """One round of one strategy. `number` counts from 1."""
-
-    run: Run
-    strategy: Strategy
-    draw: int
-    number: int
-
-    @property
-    def folder(self) -> Folder:
-        return self.run.round(self.strategy, self.draw, self.number)
-
-    @property
-    def seed(self) -> int:
-        return self.run.draw_seed(self.draw)
-
-    @property
-    def earlier(self) -> list["Round"]:
-        return [Round(self.run, self.strategy, self.draw, n) for n in range(1, self.number)]
-
-    @property
-    def budget(self) -> int:
-        """Annotations of this round: equal parts, earlier rounds one more where the budget does not divide."""
-        total, rounds = self.run.config.active.budget, self.run.config.active.rounds
-        return total // rounds + (self.number <= total % rounds)
-
-    def table(self, name: str) -> Table:
-        return Table(self.folder / name)
 
 
 def play(a_round: Round, until: str = "evaluate") -> dict[str, Any] | None:
@@ -187,118 +153,5 @@ def sample_candidates(run: Run) -> dict[str, Any]:
     return sample_replay(run, questions, run.base("replay"), config.run.seed + 1)
 
 
-def replay_samples(run: Run) -> list[dict[str, Any]]:
-    """Replay candidates with their samples; failed rows are left out."""
-    rows = (
-        run.base("replay").read(["id", "question", "samples", "greedy", "answers", "error"]).to_pylist() if run.base("replay").rows else []
-    )
-    return [r for r in rows if r["error"] is None]
-
-
-def evaluate(a_round: Round) -> None:
-    """Greedy answers of the tuned model to the eval split and to what this round replayed."""
-    replay = Table(a_round.folder / "finetune/replay_questions")
-    source = Table(a_round.folder / "evaluation/questions")
-    if not source.is_done:
-        questions = a_round.run.table("questions").manifest()["files"]
-        listed = [{"name": f"../../../../../../questions/{f['name']}", "rows": f["rows"]} for f in questions if f.get("part") == "eval"]
-        listed += [f | {"name": f"../../finetune/replay_questions/{f['name']}"} for f in replay.manifest()["files"] if f["rows"]]
-        source.close(listed)
-    run_stage(evaluation_stage(a_round.run, a_round.folder / "finetune/model"), source, a_round.table("evaluation"))
-
-
 ROUND_STEPS = {"decode": acquire, "annotate": annotate, "finetune": tune, "evaluate": evaluate}
 """A round's steps by the name of the command that stops after them."""
-
-
-def evaluate_base(run: Run) -> dict[str, Any]:
-    """Round 0: greedy answers of the base model to the eval split."""
-    return run_stage(evaluation_stage(run, None), run.table("questions"), run.base("evaluation"), part="eval")
-
-
-def evaluation_stage(run: Run, tuned: Folder | None) -> Stage:
-    config = run.config
-    arguments = {"model": config.model, "prompt": config.corpus.prompt, "collect": config.collect, "seed": config.run.seed, "tuned": tuned}
-    columns = pa.schema([f for f in schema.EVALUATION if f.name != "id"])
-    return Stage(
-        "evaluate",
-        EvaluateActor,
-        arguments,
-        ("question", "answers"),
-        columns,
-        config.evaluate.pool,
-        ("scope", "fact_id"),
-        config.run.max_error_fraction,
-    )
-
-
-def base_record(run: Run, strategy: str, seed: int) -> dict[str, Any]:
-    """Figures of round 0; what was known is known, and nothing was replayed."""
-    rows = run.base("evaluation").read(["correct", "scope"]).to_pylist()
-    figures = {
-        "accuracy": _share(rows, "pool"),
-        "domain_accuracy": _share(rows, "domain"),
-        "known_accuracy": 1.0,
-        "replayed_accuracy": None,
-    }
-    return {"strategy": strategy, "seed": seed, "round": 0, "annotations": 0, "cost": 0.0} | figures
-
-
-def summarize(a_round: Round) -> dict[str, Any]:
-    """Cumulative annotations and cost, and the accuracies that the design defines."""
-    rounds = [*a_round.earlier, a_round]
-    annotations = [r for t in rounds for r in t.table("annotations").read(["id", "cost"]).to_pylist()]
-    rows = a_round.table("evaluation").read(["id", "correct", "scope", "fact_id"]).to_pylist()
-    replay_ids = set(Table(a_round.folder / "finetune/replay_questions").read(["id"])["id"].to_pylist())
-    known_before = {r["id"] for r in replay_samples(a_round.run) if _knew(r)}
-    touched = _touched_facts(rounds, {r["id"] for r in annotations})
-    base_right = {r["id"] for r in a_round.run.base("evaluation").read(["id", "correct"]).to_pylist() if r["correct"]}
-    asked = [r for r in rows if r["id"] not in replay_ids]
-    untouched = [r for r in asked if r["id"] in base_right and (r["fact_id"] is None or r["fact_id"] not in touched)]
-    return {
-        "strategy": a_round.strategy,
-        "seed": a_round.seed,
-        "round": a_round.number,
-        "annotations": len(annotations),
-        "cost": sum(r["cost"] for r in annotations),
-        "accuracy": _share(asked, "pool"),
-        "domain_accuracy": _share(asked, "domain"),
-        "known_accuracy": _mean(untouched),
-        "replayed_accuracy": _mean([r for r in rows if r["id"] in replay_ids & known_before]),
-    }
-
-
-def _knew(row: dict[str, Any]) -> bool:
-    """Whether the base model knew a replayed question: greedy answer and at least half of its samples right, not a lucky guess."""
-    right = [bool(is_correct(a, row["answers"])) for a in row["samples"]]
-    return bool(is_correct(row["greedy"], row["answers"])) and 2 * sum(right) >= len(right)
-
-
-def _touched_facts(rounds: list[Round], bought: set[str]) -> set[str]:
-    """Facts that any round so far replayed or bought: their other wordings are no evidence of what was left alone."""
-    replayed = {
-        f for r in rounds for f in Table(r.folder / "finetune/replay_questions").read(["fact_id"])["fact_id"].to_pylist() if f is not None
-    }
-    return replayed | {r["fact_id"] for r in pool_rows(rounds[-1].run, bought) if r["fact_id"] is not None}
-
-
-def _share(rows: list[dict[str, Any]], scope: str) -> float | None:
-    """Accuracy over one scope; a corpus without scopes counts as `pool`. Failed rows count as wrong."""
-    return _mean([r for r in rows if (r["scope"] or "pool") == scope])
-
-
-def _mean(rows: list[dict[str, Any]]) -> float | None:
-    return sum(bool(r["correct"]) for r in rows) / len(rows) if rows else None
-
-
-def scored_pool(run: Run) -> Iterator[Scored]:
-    """Pool questions with their scores, streamed; failed rows have none and are left out."""
-    for batch in run.base("scores").batches(["id", "p_unknown", "truth"]):
-        for row in batch.to_pylist():
-            if row["p_unknown"] is not None:
-                yield Scored(row["id"], row["p_unknown"], row["truth"])
-
-
-def pool_rows(run: Run, ids: Set[str]) -> list[dict[str, Any]]:
-    """The rows of some pool questions, in the order of the table: the pool is streamed, only the wanted rows are kept."""
-    return [r for batch in run.table("questions").batches(part="pool") for r in batch.to_pylist() if r["id"] in ids]

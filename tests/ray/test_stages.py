@@ -49,24 +49,20 @@ def test_pool_size_and_batch_size_change_no_sample(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def bucket() -> Iterator[str]:
     """A bucket on a real S3 API: moto's server."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    for name, value in {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}.items():
-        monkeypatch.setenv(name, value)
     server = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while socket.socket().connect_ex(("127.0.0.1", port)) != 0:
         assert time.monotonic() < deadline, "moto's server did not start"
         time.sleep(0.2)
     query = f"endpoint_override=http://127.0.0.1:{port}&allow_bucket_creation=true&region=us-east-1"
-    filesystem = fs.S3FileSystem(
-        endpoint_override=f"http://127.0.0.1:{port}", access_key="test", secret_key="test", allow_bucket_creation=True
-    )
+    filesystem = fs.S3FileSystem(endpoint_override=f"http://127.0.0.1:{port}", allow_bucket_creation=True)
     filesystem.create_dir("runs")
-    yield f"s3://test:test@runs/here?{query}"
+    yield f"s3://runs/here?{query}"
     server.terminate()
     server.wait()
 

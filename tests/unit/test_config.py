@@ -230,3 +230,9 @@ def test_a_union_field_may_change_its_shape(load):
 @pytest.mark.parametrize("path", RUN_FILES, ids=lambda p: p.name)
 def test_every_shipped_run_file_loads(path):
     assert load_config(path).run.name
+
+
+def test_keys_in_the_storage_uri_are_refused_and_not_repeated(load):
+    with pytest.raises(ConfigError, match=r"`run`.*must hold no keys") as refused:
+        load("", "run.storage=s3://AKIA:sesame@bucket/runs")
+    assert "sesame" not in str(refused.value)

@@ -1,0 +1,108 @@
+"""What a round achieved: greedy answers of the tuned model, and the accuracies that the design defines.
+
+In: a fine-tuned round, or the base model. Out: the `evaluation` table and the round's entry in results.json.
+Refuses to know: how questions were chosen, how the model was tuned.
+"""
+
+from typing import Any
+
+import pyarrow as pa
+
+from ka2l_ray import schema
+from ka2l_ray.active.round import Round, pool_rows, replay_samples
+from ka2l_ray.artifacts import Folder, Run, Table
+from ka2l_ray.dataflow import Stage, run_stage
+from ka2l_ray.finetune.evaluate import EvaluateActor
+from ka2l_ray.label.grading import is_correct
+
+
+def evaluate(a_round: Round) -> None:
+    """Greedy answers of the tuned model to the eval split and to what this round replayed."""
+    replay = Table(a_round.folder / "finetune/replay_questions")
+    source = Table(a_round.folder / "evaluation/questions")
+    if not source.is_done:
+        questions = a_round.run.table("questions").manifest()["files"]
+        listed = [{"name": f"../../../../../../questions/{f['name']}", "rows": f["rows"]} for f in questions if f.get("part") == "eval"]
+        listed += [f | {"name": f"../../finetune/replay_questions/{f['name']}"} for f in replay.manifest()["files"] if f["rows"]]
+        source.close(listed)
+    run_stage(evaluation_stage(a_round.run, a_round.folder / "finetune/model"), source, a_round.table("evaluation"))
+
+
+def evaluate_base(run: Run) -> dict[str, Any]:
+    """Round 0: greedy answers of the base model to the eval split."""
+    return run_stage(evaluation_stage(run, None), run.table("questions"), run.base("evaluation"), part="eval")
+
+
+def evaluation_stage(run: Run, tuned: Folder | None) -> Stage:
+    config = run.config
+    arguments = {"model": config.model, "prompt": config.corpus.prompt, "collect": config.collect, "seed": config.run.seed, "tuned": tuned}
+    columns = pa.schema([f for f in schema.EVALUATION if f.name != "id"])
+    return Stage(
+        "evaluate",
+        EvaluateActor,
+        arguments,
+        ("question", "answers"),
+        columns,
+        config.evaluate.pool,
+        ("scope", "fact_id"),
+        config.run.max_error_fraction,
+    )
+
+
+def base_record(run: Run, strategy: str, seed: int) -> dict[str, Any]:
+    """Figures of round 0; what was known is known, and nothing was replayed."""
+    rows = run.base("evaluation").read(["correct", "scope"]).to_pylist()
+    figures = {
+        "accuracy": _share(rows, "pool"),
+        "domain_accuracy": _share(rows, "domain"),
+        "known_accuracy": 1.0,
+        "replayed_accuracy": None,
+    }
+    return {"strategy": strategy, "seed": seed, "round": 0, "annotations": 0, "cost": 0.0} | figures
+
+
+def summarize(a_round: Round) -> dict[str, Any]:
+    """Cumulative annotations and cost, and the accuracies that the design defines."""
+    rounds = [*a_round.earlier, a_round]
+    annotations = [r for t in rounds for r in t.table("annotations").read(["id", "cost"]).to_pylist()]
+    rows = a_round.table("evaluation").read(["id", "correct", "scope", "fact_id"]).to_pylist()
+    replay_ids = set(Table(a_round.folder / "finetune/replay_questions").read(["id"])["id"].to_pylist())
+    known_before = {r["id"] for r in replay_samples(a_round.run) if _knew(r)}
+    touched = _touched_facts(rounds, {r["id"] for r in annotations})
+    base_right = {r["id"] for r in a_round.run.base("evaluation").read(["id", "correct"]).to_pylist() if r["correct"]}
+    asked = [r for r in rows if r["id"] not in replay_ids]
+    untouched = [r for r in asked if r["id"] in base_right and (r["fact_id"] is None or r["fact_id"] not in touched)]
+    return {
+        "strategy": a_round.strategy,
+        "seed": a_round.seed,
+        "round": a_round.number,
+        "annotations": len(annotations),
+        "cost": sum(r["cost"] for r in annotations),
+        "accuracy": _share(asked, "pool"),
+        "domain_accuracy": _share(asked, "domain"),
+        "known_accuracy": _mean(untouched),
+        "replayed_accuracy": _mean([r for r in rows if r["id"] in replay_ids & known_before]),
+    }
+
+
+def _knew(row: dict[str, Any]) -> bool:
+    """Whether the base model knew a replayed question: greedy answer and at least half of its samples right, not a lucky guess."""
+    right = [bool(is_correct(a, row["answers"])) for a in row["samples"]]
+    return bool(is_correct(row["greedy"], row["answers"])) and 2 * sum(right) >= len(right)
+
+
+def _touched_facts(rounds: list[Round], bought: set[str]) -> set[str]:
+    """Facts that any round so far replayed or bought: their other wordings are no evidence of what was left alone."""
+    replayed = {
+        f for r in rounds for f in Table(r.folder / "finetune/replay_questions").read(["fact_id"])["fact_id"].to_pylist() if f is not None
+    }
+    return replayed | {r["fact_id"] for r in pool_rows(rounds[-1].run, bought) if r["fact_id"] is not None}
+
+
+def _share(rows: list[dict[str, Any]], scope: str) -> float | None:
+    """Accuracy over one scope; a corpus without scopes counts as `pool`. Failed rows count as wrong."""
+    return _mean([r for r in rows if (r["scope"] or "pool") == scope])
+
+
+def _mean(rows: list[dict[str, Any]]) -> float | None:
+    return sum(bool(r["correct"]) for r in rows) / len(rows) if rows else None

@@ -29,9 +29,12 @@ class Choice:
 
 
 class Policy(Protocol):
-    """`decodes`: whether it also spends on questions generated from the states of those it chose."""
+    """A strategy as a ranking."""
 
-    decodes: bool
+    @property
+    def decodes(self) -> bool:
+        """Whether it also spends on questions generated from the states of those it chose."""
+        ...
 
     def priority(self, row: Scored) -> tuple[float, str]:
         """(higher is bought first, why)."""

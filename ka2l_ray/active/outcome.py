@@ -50,15 +50,19 @@ def evaluation_stage(run: Run, tuned: Folder | None) -> Stage:
 
 
 def base_record(run: Run, strategy: str, seed: int) -> dict[str, Any]:
-    """Figures of round 0; what was known is known, and nothing was replayed."""
+    """Figures of round 0: what was known is known by definition, and nothing was replayed."""
     rows = run.base("evaluation").read(["correct", "scope"]).to_pylist()
-    figures = {
+    return {
+        "strategy": strategy,
+        "seed": seed,
+        "round": 0,
+        "annotations": 0,
+        "cost": 0.0,
         "accuracy": _share(rows, "pool"),
         "domain_accuracy": _share(rows, "domain"),
-        "known_accuracy": 1.0,
+        "known_accuracy": 1.0 if any(r["correct"] for r in rows) else None,
         "replayed_accuracy": None,
     }
-    return {"strategy": strategy, "seed": seed, "round": 0, "annotations": 0, "cost": 0.0} | figures
 
 
 def summarize(a_round: Round) -> dict[str, Any]:

@@ -217,8 +217,11 @@ class DecodeSection(Section):
     temperature: Annotated[float, Field(gt=0, le=10)] = 0.7
     min_p_unknown: Share = 0.5
     """A decoded question is kept only where the probe gives at least this."""
-    budget_share: Annotated[float, Field(ge=0, le=0.5)] = 0.05
-    """Share of a round's budget that `ka2l` spends on decoded questions."""
+    budget_share: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Share of a round's budget that `ka2l` spends on decoded questions; at 0 they are generated and measured, not bought.
+
+    An unanswerable question is paid for too, so look at `decode.answerable` of a run before raising it.
+    """
     check_questions: Positive = 256
     """Probe questions whose own text the decoder must find again, to measure it."""
     pool: Pool = Pool(block_rows=64)

@@ -19,6 +19,7 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, SaveMode
 from ray.data.checkpoint import CheckpointConfig
+from ray.exceptions import RayError
 
 from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.config import Pool
@@ -26,6 +27,8 @@ from ka2l_ray.runtime import telling
 
 CHECKPOINT = "_checkpoint"
 NO_PROGRESS_S = 600
+ACTOR_RESTARTS = 5
+"""Ray's default is for ever, so that one batch that kills its process would be tried without end."""
 
 
 class Actor(Protocol):
@@ -90,7 +93,8 @@ class GuardedActor:
 def run_stage(stage: Stage, source: Table, target: Table, part: str | None = None) -> dict[str, Any]:
     """Run a stage unless its table is done; returns the manifest (`rows_in`, `rows`, `errors`, `seconds`).
 
-    Raises `StageError` for a missing column (before any actor starts), for lost or doubled rows, and for too many failed rows.
+    Raises `StageError` for a missing column (before any actor starts), for lost or doubled rows, and for too many failed rows,
+    and for an actor that cannot load or keeps dying.
     """
     if target.is_done:
         return target.manifest()
@@ -103,7 +107,10 @@ def run_stage(stage: Stage, source: Table, target: Table, part: str | None = Non
     started = time.monotonic()
     if rows_in:
         with _context(checkpoint), telling(stage.name, lambda: _progress(checkpoint, stage.pool, rows_in)):
-            _execute(stage, source.folder, files, wanted, carried, data)
+            try:
+                _execute(stage, source.folder, files, wanted, carried, data)
+            except RayError as error:
+                raise StageError(f"{stage.name}: {str(error).strip().splitlines()[-1].strip()}") from error
     committed = _committed_files(data, checkpoint)
     rows, errors = sum(f["rows"] for f in committed), _write_errors(target.folder, data, committed)
     if rows != rows_in:
@@ -145,6 +152,8 @@ def _execute(stage: Stage, folder: Folder, files: list[str], wanted: tuple[str, 
         compute=ActorPoolStrategy(min_size=pool.min, max_size=pool.max),
         num_cpus=pool.cpus,
         num_gpus=pool.gpus or None,
+        max_restarts=ACTOR_RESTARTS,
+        max_task_retries=ACTOR_RESTARTS,
     )
     mapped.write_parquet(data.path, filesystem=data.filesystem, mode=SaveMode.APPEND)
 

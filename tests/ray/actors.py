@@ -39,3 +39,22 @@ class Killer(Doubler):
             os.kill(self.driver, signal.SIGKILL)
             time.sleep(60)
         return super().__call__(batch)
+
+
+class Crasher(Doubler):
+    """A `Doubler` whose process dies on the poisonous row, as one does that runs out of memory."""
+
+    def __call__(self, batch: pa.Table) -> dict[str, Any]:
+        if self.poison in batch["value"].to_pylist():
+            os._exit(1)
+        return super().__call__(batch)
+
+
+class Unloadable:
+    """Cannot be loaded."""
+
+    def __init__(self, log: str) -> None:
+        raise ValueError("decode.decoder = 'x' reads states of another model")
+
+    def __call__(self, batch: pa.Table) -> dict[str, Any]:
+        raise AssertionError("never called")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from actors import Doubler
+from actors import Crasher, Doubler, Unloadable
 
 from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.config import Pool
@@ -113,3 +113,17 @@ def test_a_killed_driver_continues_at_the_last_committed_block(tmp_path: Path) -
     assert len(redone) < ROWS
     assert len(redone) <= ROWS - 5 * committed
     assert not (tmp_path / "out/_checkpoint").exists()
+
+
+def test_a_batch_that_keeps_killing_its_process_ends_the_stage_and_keeps_the_rest(tmp_path: Path) -> None:
+    target, rows = Table(Folder.of(str(tmp_path / "out"))), source(tmp_path)
+    with pytest.raises(StageError, match="double: "):
+        run_stage(stage(tmp_path, actor=Crasher, arguments={"log": str(tmp_path / "log"), "poison": 39}), rows, target)
+    assert not target.is_done
+    run_stage(stage(tmp_path), rows, target)
+    assert sorted(target.read(["id"])["id"].to_pylist()) == [f"q{i:03d}" for i in range(ROWS)]
+
+
+def test_an_actor_that_cannot_load_says_why_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"^double: .*decode\.decoder = 'x' reads states of another model$"):
+        run_stage(stage(tmp_path, actor=Unloadable), source(tmp_path), Table(Folder.of(str(tmp_path / "out"))))

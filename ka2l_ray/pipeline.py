@@ -168,7 +168,7 @@ def gather(run: Run, command: str) -> dict[str, Any]:
     return {
         "config_hash": run.hash,
         "command": command,
-        "model": {"name": config.model.name_or_path, "revision": config.model.revision},
+        "model": "@".join(filter(None, (config.model.name_or_path, config.model.revision))),
         "versions": versions(),
         "seed": config.run.seed,
         "label": label_summary(run, gamma(run)) if knowledge.is_done else None,

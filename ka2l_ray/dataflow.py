@@ -9,6 +9,7 @@ Refuses to know: what the actors compute.
 import contextlib
 import posixpath
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -144,6 +145,8 @@ def _check_columns(stage: Stage, source: Table, wanted: tuple[str, ...]) -> None
 def _execute(stage: Stage, folder: Folder, files: list[str], wanted: tuple[str, ...], carried: tuple[str, ...], data: Folder) -> None:
     pool = stage.pool
     rows = ray.data.read_parquet(files, filesystem=folder.filesystem, columns=list(wanted), partitioning=None)
+    # Ray has no named parameter for restarts yet; before 2.64 takes this one away, `ray` stays pinned below it.
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     mapped = rows.repartition(target_num_rows_per_block=pool.block_rows).map_batches(
         GuardedActor,  # type: ignore[arg-type]
         fn_constructor_args=(stage.actor, dict(stage.arguments), carried, stage.columns_out),

@@ -39,6 +39,16 @@ def _search() -> dict[str, Any]:
 
 @pytest.fixture
 def results() -> dict[str, Any]:
+    """A whole run's summary that a test may change."""
+    return _results()
+
+
+@pytest.fixture(scope="module")
+def unchanged_results() -> dict[str, Any]:
+    return _results()
+
+
+def _results() -> dict[str, Any]:
     """A whole run's summary, as `results.json` holds it (sorted by name, some numbers null)."""
     return {
         "command": "ka2l run jobs/configs/demo.yaml",
@@ -82,7 +92,7 @@ def results() -> dict[str, Any]:
     }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def heat() -> list[dict[str, Any]]:
     """Layers × thresholds × C, with a gap where a threshold was not tried."""
     return [

@@ -68,14 +68,19 @@ def _row(html: str, first: str) -> list[str]:
     return re.findall(r"<td>(.*?)</td>", found[1])
 
 
-@pytest.fixture
-def page(tmp_path: Path, results: dict[str, Any], heat: list[dict[str, Any]]) -> str:
-    """The page of a whole run."""
-    run = _open(tmp_path)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, unchanged_results: dict[str, Any], heat: list[dict[str, Any]]) -> Path:
+    """The report of a whole run."""
+    run = _open(tmp_path_factory.mktemp("whole"))
     _write_knowledge(run)
     (run.folder / "base/search/heat.json").write_json(heat)
-    (run.folder / "results.json").write_json(results)
-    return (write_report(run) / "index.html").read_bytes().decode()
+    (run.folder / "results.json").write_json(unchanged_results)
+    return Path(write_report(run).path)
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> str:
+    return (folder / "index.html").read_text()
 
 
 def test_page_is_whole_and_self_contained(page: str) -> None:
@@ -89,10 +94,10 @@ def test_page_is_whole_and_self_contained(page: str) -> None:
     assert not re.search(r"url\((?!#)", page)
 
 
-def test_every_figure_is_inline_and_beside_the_page(page: str, tmp_path: Path) -> None:
+def test_every_figure_is_inline_and_beside_the_page(page: str, folder: Path) -> None:
     assert page.count("<svg ") == len(FIGURES)
     for name in FIGURES:
-        svg = (tmp_path / "r/report" / f"{name}.svg").read_text()
+        svg = (folder / f"{name}.svg").read_text()
         assert ElementTree.fromstring(svg).tag.endswith("svg")
         assert f'<figure id="figure-{name}">\n<svg ' in page
     assert page.count("Made by <code>ka2l run jobs/configs/demo.yaml</code>") == len(FIGURES)

@@ -77,7 +77,7 @@ class RaySection(Section):
     """The Ray cluster to use."""
 
     address: str | None = None
-    """`auto`, `host:port` or `ray://…`; null uses RAY_ADDRESS where set and else starts a local cluster."""
+    """`auto`, `local`, `host:port` or `ray://…`; null uses RAY_ADDRESS where set and else starts a local cluster of its own."""
     local_cpus: Annotated[int, Field(ge=4)] = 6
     """Logical CPUs of a local cluster (at least 4: row-level resume needs a slot beside read, map and write)."""
 

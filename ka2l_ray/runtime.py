@@ -35,8 +35,8 @@ def connect(config: Config) -> None:
     Raises `ConfigError` where there is no cluster at the address or it can never satisfy a pool.
     """
     if not ray.is_initialized():
-        address = config.ray.address or os.environ.get("RAY_ADDRESS")
-        local = None if address else config.ray.local_cpus
+        address = config.ray.address or os.environ.get("RAY_ADDRESS") or "local"  # None would join any cluster found on this machine
+        local = config.ray.local_cpus if address == "local" else None
         _quiet()
         try:
             ray.init(

@@ -30,9 +30,9 @@ def set_up_logging() -> None:
 
 
 def connect(config: Config) -> None:
-    """Join the cluster at `ray.address`, or start a local one; then check that every pool fits.
+    """Join the cluster at `ray.address`, or start a local one and check that every pool fits it; another cluster may still grow.
 
-    Raises `ConfigError` where there is no cluster at the address or it can never satisfy a pool.
+    Raises `ConfigError` where there is no cluster at the address, or a local one can never hold a pool.
     """
     if not ray.is_initialized():
         address = config.ray.address or os.environ.get("RAY_ADDRESS") or "local"  # None would join any cluster found on this machine
@@ -50,11 +50,12 @@ def connect(config: Config) -> None:
         except (ConnectionError, ValueError, RuntimeError) as error:
             first = str(error).splitlines()[0]
             raise ConfigError(f"ray.address = {address!r}: no Ray cluster answers there: {first}") from error
+        if local:
+            check_resources(config)
     context = DataContext.get_current()
     context.enable_progress_bars = sys.stderr.isatty()
     context.enable_rich_progress_bars = sys.stderr.isatty()
     context.print_on_execution_start = False
-    check_resources(config)
 
 
 def _quiet() -> None:
@@ -66,15 +67,14 @@ def _quiet() -> None:
 
 
 def check_resources(config: Config) -> None:
-    """Raise `ConfigError` for a pool or a training that the cluster can never hold; autoscaling clusters may still grow."""
+    """Raise `ConfigError` for a pool or a training that this cluster, as large as it is now, cannot hold."""
     total = ray.cluster_resources()
     has = {"CPU": total.get("CPU", 0.0), "GPU": total.get("GPU", 0.0)}
     needs = {f"{name}.pool": _needs(pool) for name, pool in pools(config).items()}
     tune = config.finetune
     needs["finetune"] = (tune.workers * tune.cpus_per_worker, float(tune.workers * tune.gpus_per_worker))
-    grows = os.environ.get("RAY_FAKE_CLUSTER") or config.ray.address
     for name, (cpus, gpus) in needs.items():
-        if not grows and (cpus > has["CPU"] or gpus > has["GPU"]):
+        if cpus > has["CPU"] or gpus > has["GPU"]:
             raise ConfigError(
                 f"{name} needs {cpus:g} CPUs and {gpus:g} GPUs; this cluster has {has['CPU']:g} and {has['GPU']:g}. "
                 f"Lower {name}'s numbers, raise ray.local_cpus, or join a larger cluster"

@@ -199,7 +199,8 @@ def _print_results(folder: str, results: dict[str, Any]) -> None:
     console = Console()
     if results["rounds"]:
         shown = ("annotations", "cost", "accuracy", "domain_accuracy", "known_accuracy", "replayed_accuracy")
-        table = RichTable("strategy", "seed", "round", *shown, title="Rounds")
+        heads = ("bought", "cost", "accuracy", "domain", "known", "replayed")
+        table = RichTable("strategy", "seed", "round", *heads, title="Rounds")
         for r in results["rounds"]:
             table.add_row(r["strategy"], str(r["seed"]), str(r["round"]), *(_number(r[k]) for k in shown))
         console.print(table)

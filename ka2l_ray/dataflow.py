@@ -94,7 +94,7 @@ class GuardedActor:
 def run_stage(stage: Stage, source: Table, target: Table, part: str | None = None) -> dict[str, Any]:
     """Run a stage unless its table is done; returns the manifest (`rows_in`, `rows`, `errors`, `seconds`).
 
-    Raises `StageError` for a missing column (before any actor starts), for lost or doubled rows, and for too many failed rows,
+    Raises `StageError` for a missing column (before any actor starts), for lost or doubled rows, for too many failed rows,
     and for an actor that cannot load or keeps dying.
     """
     if target.is_done:
@@ -122,7 +122,8 @@ def run_stage(stage: Stage, source: Table, target: Table, part: str | None = Non
         first = next(_error_rows(data, committed))
         raise StageError(
             f"{stage.name}: {errors:,} of {rows_in:,} rows failed, more than run.max_error_fraction allows "
-            f"({stage.max_error_fraction:g}); see {target.folder.path}/errors. First: row {first['id']}: {first['error']}"
+            f"({stage.max_error_fraction:g}); see {target.folder.path}/errors. First: row {first['id']}: {first['error']}. "
+            f"Mend the cause, then start again with --redo {stage.name}"
         )
     listed = [f | {"name": f"data/{f['name']}"} for f in committed]
     target.close(listed, rows_in=rows_in, errors=errors, seconds=round(time.monotonic() - started, 3))

@@ -203,7 +203,8 @@ def _decode_summary(run: Run) -> dict[str, Any] | None:
     kept = [r for r in rows if r["status"] == "kept"]
     well_formed = [r for r in rows if r["status"] != "malformed"]
     unknown = [r["p_unknown"] >= run.config.decode.min_p_unknown for r in well_formed]
-    kinds = [build_world().ask(r["question"]).kind for r in kept] if run.config.corpus.source == "world" and kept else []
+    world = build_world() if run.config.corpus.source == "world" else None
+    kinds = [world.ask(r["question"]).kind for r in kept] if world else []
     return metrics.read_json() | {
         "generated": len(rows),
         "kept": len(kept),

@@ -51,7 +51,7 @@ def decode(run: Run, sources: list[Source], target: Table, already: Iterable[str
             for v in range(decode_section.variants)
         ]
         requests.write((None, pa.Table.from_pylist(rows, schema=_REQUESTS)))
-    run_stage(_stage(run, "decode", decode_section), requests, written)
+    run_stage(_stage(run, decode_section), requests, written)
     rows = written.read().sort_by("id").to_pylist()
     fine = [r for r in rows if r["error"] is None]
     existing, evaluation = _existing(run)
@@ -74,13 +74,13 @@ def check_decoder(run: Run) -> dict[str, Any]:
         rows = sorted(rows, key=lambda r: unit("reconstruction", r["id"]))[: run.config.decode.check_questions]
         requests = [{"id": r["id"], "source_id": r["id"], "variant": 0, "question": r["question"]} for r in rows]
         source.write((None, pa.Table.from_pylist(requests, schema=_REQUESTS)))
-    exact = run.config.decode.model_copy(update={"noise": 0.0, "temperature": 1e-6})
-    run_stage(_stage(run, "decode", exact), source, target)
+    exact = run.config.decode.model_copy(update={"noise": 0.0, "temperature": 0.0})
+    run_stage(_stage(run, exact), source, target)
     rows = [r for r in target.read(["question", "decoded_question", "error"]).to_pylist() if r["error"] is None]
     return asdict(reconstruction([r["decoded_question"] for r in rows], [r["question"] for r in rows]))
 
 
-def _stage(run: Run, name: str, decode_section: DecodeSection) -> Stage:
+def _stage(run: Run, decode_section: DecodeSection) -> Stage:
     config, probe = run.config, run.folder / "base/search/probe"
     arguments: dict[str, Any] = {
         "model": config.model,
@@ -91,7 +91,7 @@ def _stage(run: Run, name: str, decode_section: DecodeSection) -> Stage:
         "seed": config.run.seed,
     }
     kept = ("source_id", "variant", "question")
-    return Stage(name, DecodeActor, arguments, ("question",), _WRITTEN, decode_section.pool, kept, config.run.max_error_fraction)
+    return Stage("decode", DecodeActor, arguments, ("question",), _WRITTEN, decode_section.pool, kept, config.run.max_error_fraction)
 
 
 def _existing(run: Run) -> tuple[np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 EXCLUDED = [".git", ".venv", "runs", "tests", "*.egg-info"]
 POLL_S = 2.0
+AGENT_WAIT_S = 120.0
 
 
 def stage_job(stage: str, description: str) -> None:
@@ -34,13 +35,26 @@ def submit_and_follow(config: Path, overrides: Sequence[str], address: str) -> i
     client = JobSubmissionClient(address)
     options = [part for o in overrides for part in ("--set", o)]
     entrypoint = shlex.join(["python", "jobs/active_learning.py", "--config", str(config), *options])
-    job = client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": ".", "excludes": EXCLUDED})
+    job = _submit(client, entrypoint)
     print(f"job {job}: {entrypoint}", file=sys.stderr)  # noqa: T201
     asyncio.run(_follow(client, job))
     while (status := client.get_job_status(job)) not in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED):
         time.sleep(POLL_S)
     print(f"job {job}: {status.value.lower()}", file=sys.stderr)  # noqa: T201
     return 0 if status == JobStatus.SUCCEEDED else 1
+
+
+def _submit(client: "JobSubmissionClient", entrypoint: str) -> str:  # type: ignore[name-defined]  # noqa: F821
+    """Submit, waiting for a head node whose dashboard answers before the agent that starts jobs does."""
+    deadline = time.monotonic() + AGENT_WAIT_S
+    while True:
+        try:
+            return client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": ".", "excludes": EXCLUDED})
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+            print("the cluster has no job agent yet; trying again", file=sys.stderr)  # noqa: T201
+            time.sleep(POLL_S)
 
 
 async def _follow(client: "JobSubmissionClient", job: str) -> None:  # type: ignore[name-defined]  # noqa: F821

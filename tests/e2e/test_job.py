@@ -25,31 +25,33 @@ def free_port() -> int:
 @pytest.fixture
 def head() -> Iterator[tuple[str, dict[str, str]]]:
     """A head node of this test's own: (dashboard address, environment with the token). Ended by its process group, never `ray stop`."""
-    port, dashboard = free_port(), free_port()
+    port, dashboard, agent = free_port(), free_port(), free_port()
     env = environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
-    command = [*RAY, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=6"]
+    ports = [f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
+    command = [*RAY, "start", "--head", "--block", *ports, "--num-cpus=6"]
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     address = f"http://127.0.0.1:{dashboard}"
-    deadline = time.monotonic() + 90
-    while subprocess.run([*RAY, "job", "list", "--address", address], env=env, capture_output=True).returncode != 0:
+    deadline = time.monotonic() + 240
+    # The dashboard answers before the agent that starts jobs does: ready means that a job of one word has run.
+    while (ready := submit(address, env, "true")).returncode != 0:
         if process.poll() is not None or time.monotonic() > deadline:
             os.killpg(process.pid, signal.SIGKILL)
-            raise AssertionError(f"the head node did not start: {process.communicate()[0]}")
-        time.sleep(1)
+            raise AssertionError(f"the head node took no job: {ready.stdout}{ready.stderr}{process.communicate()[0]}")
+        time.sleep(2)
     yield address, env
     os.killpg(process.pid, signal.SIGTERM)
     process.wait(timeout=60)
 
 
 def submit(address: str, env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [*RAY, "job", "submit", "--address", address, "--working-dir", ".", "--", "python", "jobs/active_learning.py", *arguments]
+    command = [*RAY, "job", "submit", "--address", address, "--working-dir", ".", "--", *arguments]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
 
 
 def test_the_loop_runs_as_a_job_and_needs_the_token(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
     address, env = head
-    arguments = ["--config", "jobs/configs/smoke.yaml", "--set", f"run.storage={tmp_path}"]
+    arguments = ["python", "jobs/active_learning.py", "--config", "jobs/configs/smoke.yaml", "--set", f"run.storage={tmp_path}"]
     refused = submit(address, env | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}, *arguments)
     assert refused.returncode != 0
     done = submit(address, env, *arguments)

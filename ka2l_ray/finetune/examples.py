@@ -5,7 +5,7 @@ Refuses to know: DeepSpeed, Ray, where rows come from. Every rank draws the same
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,9 +13,11 @@ from transformers import PreTrainedTokenizerBase
 
 from ka2l_ray.config import PromptSection
 from ka2l_ray.corpus.prompts import render
+from ka2l_ray.finetune.losses import IGNORED
 from ka2l_ray.models.tokens import end_id, ids_of
 
-IGNORED = -100
+LENGTH_WINDOW_STEPS = 16
+"""Optimiser steps whose rows are sorted by length together: long enough to save padding, short enough to keep the order random."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Example:
 
     question: str
     answers: tuple[str, ...]
+    replayed: bool = False
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Tokens:
 
     ids: list[int]
     prompt: int
+    replayed: bool = False
 
     @property
     def answer(self) -> int:
@@ -47,13 +51,35 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, prompt: PromptSection, question
 
 
 def epoch_batches(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, prompt: PromptSection, batch_rows: int, seed: int, epoch: int
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: PromptSection,
+    batch_rows: int,
+    seed: int,
+    epoch: int,
+    group_by_length: bool = False,
 ) -> Iterator[list[Tokens]]:
-    """Global batches of an epoch, permuted by (seed, epoch)."""
-    order = np.random.default_rng([seed, epoch]).permutation(len(examples))
-    for start in range(0, len(order), batch_rows):
-        chosen = [examples[i] for i in order[start : start + batch_rows]]
-        yield [tokenize(tokenizer, prompt, e.question, e.answers[epoch % len(e.answers)]) for e in chosen]
+    """Global batches of an epoch, permuted by (seed, epoch); `group_by_length` fills each with rows of like length."""
+    rng = np.random.default_rng([seed, epoch])
+    rows = [_tokens(tokenizer, prompt, examples[i], epoch) for i in rng.permutation(len(examples))]
+    batches = [rows[i : i + batch_rows] for i in range(0, len(rows), batch_rows)]
+    if group_by_length:
+        batches = _by_length(rows, batch_rows, rng)
+    yield from batches
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, prompt: PromptSection, example: Example, epoch: int) -> Tokens:
+    return replace(tokenize(tokenizer, prompt, example.question, example.answers[epoch % len(example.answers)]), replayed=example.replayed)
+
+
+def _by_length(rows: list[Tokens], batch_rows: int, rng: np.random.Generator) -> list[list[Tokens]]:
+    """Cut windows of the shuffled rows, sort each by length, cut steps from it, and shuffle the steps; every row stays once."""
+    window = batch_rows * LENGTH_WINDOW_STEPS
+    batches: list[list[Tokens]] = []
+    for start in range(0, len(rows), window):
+        part = sorted(rows[start : start + window], key=lambda r: len(r.ids))
+        batches += [part[i : i + batch_rows] for i in range(0, len(part), batch_rows)]
+    return [batches[i] for i in rng.permutation(len(batches))]
 
 
 def micro_batches(batch: Sequence[Tokens], rank: int, world_size: int, rows: int, accumulation: int) -> list[list[Tokens]]:
@@ -79,9 +105,6 @@ def collate(rows: Sequence[Tokens], pad: int) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-def answer_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Sum (not mean) of the cross-entropy over answer tokens, nats; 0 with a gradient path where there are none."""
-    flat = torch.nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
-    )
-    return flat + 0.0 * logits.sum()
+def replayed_rows(rows: Sequence[Tokens]) -> torch.Tensor:
+    """Which rows of a collated part (B,) are replayed ones."""
+    return torch.tensor([r.replayed for r in rows] or [False])

@@ -11,7 +11,8 @@ import torch
 from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.config import FinetuneSection, ModelSection, PromptSection, ReplaySection
 from ka2l_ray.finetune.deepspeed import rate
-from ka2l_ray.finetune.examples import answer_loss, collate, epoch_batches
+from ka2l_ray.finetune.examples import collate, epoch_batches
+from ka2l_ray.finetune.losses import answer_loss
 from ka2l_ray.finetune.train import Job, finetune, read_examples, trainable_model
 from ka2l_ray.models.loading import load_model, load_tokenizer
 from ka2l_ray.models.tokens import pad_id
@@ -26,9 +27,21 @@ def job(folder: Path, mode: Literal["lora", "full"], rows: int = 21) -> Job:
     facts = [f for f in build_world().facts if f.truth == "unseen"][:rows]
     table = Table(Folder.of(str(folder / "examples")))
     questions = [word(f.attribute, 0, f.person.name) for f in facts]
-    table.write((None, pa.table({"id": [f.fact_id for f in facts], "question": questions, "answers": [[f.value] for f in facts]})))
+    table.write(
+        (
+            None,
+            pa.table(
+                {
+                    "id": [f.fact_id for f in facts],
+                    "question": questions,
+                    "answers": [[f.value] for f in facts],
+                    "source": ["annotation"] * len(facts),
+                }
+            ),
+        )
+    )
     section = FinetuneSection(
-        mode=mode, epochs=3, batch_rows=8, micro_batch_rows=2, learning_rate=RATES[mode], replay=ReplaySection(questions=0)
+        mode=mode, epochs=3, batch_rows=8, micro_batch_rows=2, learning_rate=RATES[mode], replay=ReplaySection(ratio=0)
     )
     return Job(ModelSection(), PromptSection(), section, table, Folder.of(str(folder / "model")), seed=3)
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from ka2l_ray.config import FinetuneSection, PromptSection
 from ka2l_ray.corpus.prompts import render
 from ka2l_ray.finetune.deepspeed import accumulation, micro_rows
-from ka2l_ray.finetune.examples import IGNORED, Example, Tokens, answer_loss, collate, epoch_batches, micro_batches, tokenize
+from ka2l_ray.finetune.examples import Example, Tokens, collate, epoch_batches, micro_batches, tokenize
+from ka2l_ray.finetune.losses import IGNORED, answer_loss
 
 PROMPT = PromptSection()
 EXAMPLES = [Example(f"Where is {i}?", (f"Port {i}",)) for i in range(11)]

@@ -1,0 +1,146 @@
+"""The state of a training, written and read without pickle.
+
+In: a DeepSpeed engine and what happened so far. Out: per rank a safetensors file and a JSON file in a local folder, and the way back.
+DeepSpeed's own checkpoints are read with `torch.load(weights_only=False)`, so they are not used: every rank keeps its shard of the
+float32 master weights and of AdamW's state, which ZeRO holds, and weights follow from the masters. Restoring is exact, random state
+included, and needs the same number of workers. Refuses to know: Ray, filesystems, when a checkpoint is due.
+"""
+
+import json
+import random
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from ka2l_ray.config import NO_RESULTS
+from ka2l_ray.finetune.job import Job, Refusal
+
+ZERO_KEYS = {
+    1: ("base_optimizer_state", "single_partition_of_fp32_groups"),
+    2: ("base_optimizer_state", "single_partition_of_fp32_groups"),
+    3: ("optimizer_state_dict", "fp32_flat_groups"),
+}
+"""Where ZeRO's state dict holds the wrapped AdamW's state and this rank's master weights."""
+RECORD_ONLY = (*NO_RESULTS, "evaluate_every_epochs", "evaluate_rows", "merge")
+"""Fields of `finetune` that may change between attempts."""
+
+
+@dataclass
+class History:
+    """What happened so far: the data position is the number of losses."""
+
+    losses: list[float] = field(default_factory=list)
+    kl: list[float | None] = field(default_factory=list)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    resumed_at_steps: list[int] = field(default_factory=list)
+
+
+def identity(job: Job, examples: int, world_size: int) -> dict[str, Any]:
+    """What must be equal for a checkpoint to be continued."""
+    section = {k: v for k, v in job.finetune.model_dump(mode="json").items() if k not in RECORD_ONLY}
+    return section | {"workers": world_size, "seed": job.seed, "examples": examples}
+
+
+def write_state(folder: Path, engine: Any, rank: int, history: History, belongs: dict[str, Any]) -> None:
+    """This rank's part of a checkpoint. Under ZeRO 0 all ranks hold the same state, and rank 0 alone writes it."""
+    base, masters = _optimizer(engine)
+    tensors = {"random.torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    if engine.zero_optimization_stage() or rank == 0:
+        tensors |= {f"master.{i}": t.detach() for i, t in enumerate(masters)}
+        tensors |= {f"adam.{i}.{k}": v for i, entry in base["state"].items() for k, v in entry.items()}
+    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / f"{_name(rank)}.safetensors")
+    state = {
+        "history": asdict(history),
+        "identity": belongs,
+        "groups": base["param_groups"],
+        "schedule": engine.lr_scheduler.state_dict(),
+        "random": {"python": random.getstate(), "numpy": _numpy_state()},
+    }
+    (folder / f"{_name(rank)}.json").write_text(json.dumps(state))
+
+
+def read_state(folder: Path, engine: Any, rank: int, belongs: dict[str, Any]) -> History:
+    """Put a checkpoint back into the engine and this process's random generators. Raises `Refusal` where it is another training's."""
+    state = json.loads((folder / "rank_000.json").read_text())
+    if different := [f"{k}: {state['identity'].get(k)!r} → {v!r}" for k, v in belongs.items() if state["identity"].get(k) != v]:
+        raise Refusal(
+            f"the checkpoint at step {len(state['history']['losses'])} belongs to another training (its → this one's): "
+            f"{'; '.join(different)}. Set them back, or delete the round's `train` folder to start again"
+        )
+    state = json.loads((folder / f"{_name(rank)}.json").read_text())
+    tensors = load_file(folder / f"{_name(rank)}.safetensors")
+    shard = tensors if engine.zero_optimization_stage() else load_file(folder / f"{_name(0)}.safetensors")
+    _restore_optimizer(engine, shard, state["groups"])
+    engine.lr_scheduler.load_state_dict(state["schedule"])
+    version, words, gauss = state["random"]["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, words, *rest = state["random"]["numpy"]
+    np.random.set_state((kind, np.array(words, dtype=np.uint32), *rest))
+    torch.set_rng_state(tensors["random.torch"])
+    if "random.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random.cuda"])
+    history = History(**state["history"])
+    history.resumed_at_steps.append(len(history.losses))
+    return history
+
+
+def is_whole(folder: Path, world_size: int) -> bool:
+    """Whether every rank's files are there and none is cut short."""
+    try:
+        for rank in range(world_size):
+            json.loads((folder / f"{_name(rank)}.json").read_text())
+            load_file(folder / f"{_name(rank)}.safetensors")
+    except (OSError, ValueError, RuntimeError):
+        return False
+    return True
+
+
+def _name(rank: int) -> str:
+    return f"rank_{rank:03d}"
+
+
+def _numpy_state() -> list[Any]:
+    generator: Any = np.random.get_state()
+    kind, words, *rest = generator
+    return [kind, words.tolist(), *rest]
+
+
+def _optimizer(engine: Any) -> tuple[dict[str, Any], list[torch.Tensor]]:
+    """AdamW's state dict, and the tensors that it steps: ZeRO's master shards, or without ZeRO the parameters themselves."""
+    if not (stage := engine.zero_optimization_stage()):
+        return engine.optimizer.state_dict(), [p for p in engine.module.parameters() if p.requires_grad]
+    state = engine.optimizer.state_dict()
+    base, masters = ZERO_KEYS[int(stage)]
+    return state[base], list(state[masters])
+
+
+def _restore_optimizer(engine: Any, tensors: dict[str, torch.Tensor], groups: list[dict[str, Any]]) -> None:
+    entries: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("adam."):
+            _, index, key = name.split(".", 2)
+            entries.setdefault(int(index), {})[key] = tensor
+    base = {"state": entries, "param_groups": groups}
+    masters = [tensors[f"master.{i}"] for i in range(sum(n.startswith("master.") for n in tensors))]
+    if not (stage := int(engine.zero_optimization_stage())):
+        engine.optimizer.load_state_dict(base)
+        with torch.no_grad():
+            for parameter, saved in zip((p for p in engine.module.parameters() if p.requires_grad), masters, strict=True):
+                parameter.copy_(saved)
+        return
+    zero = engine.optimizer
+    if stage == 3:
+        zero.checkpoint_event_prologue()
+    base_key, masters_key = ZERO_KEYS[stage]
+    ours = zero.state_dict() | {base_key: base, masters_key: masters}
+    zero.load_state_dict([ours] * torch.distributed.get_world_size(), load_from_fp32_weights=True)
+    if stage == 3:
+        zero.checkpoint_event_epilogue()
+    else:
+        zero.update_lp_params()  # weights from masters: every rank casts its shard and gathers the others'

@@ -1,0 +1,81 @@
+"""What one training is given, and where it leaves what it makes.
+
+In: tables of examples and, on request, of questions to evaluate on. Out: a `Job` that travels to workers, and its rows in memory.
+Refuses to know: Ray, DeepSpeed, how a model is trained.
+"""
+
+import posixpath
+from dataclasses import dataclass
+
+import numpy as np
+
+from ka2l_ray.artifacts import Folder, Table
+from ka2l_ray.config import FinetuneSection, ModelSection, PromptSection
+from ka2l_ray.finetune.examples import Example
+
+
+class Refusal(RuntimeError):
+    """A training that would fail the same way again: it is not tried `max_failures` times. Every rank raises it together."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a worker needs; small enough to travel.
+
+    `evaluation` has `id`, `question` and gold `answers`; at most `finetune.evaluate_rows` of its rows are used, and only for the record.
+    """
+
+    model: ModelSection
+    prompt: PromptSection
+    finetune: FinetuneSection
+    examples: Table
+    output: Folder
+    seed: int
+    evaluation: Table | None = None
+
+    @property
+    def trained(self) -> ModelSection:
+        """The model as it is trained: `finetune.precision` stands over `model.dtype`."""
+        precision = self.finetune.precision
+        return self.model if precision == "auto" else self.model.model_copy(update={"dtype": precision})
+
+    @property
+    def progress(self) -> Folder:
+        """A small file beside the output that rank 0 rewrites as it goes."""
+        return Folder(self.output.filesystem, f"{self.output.path}-progress.json")
+
+    @property
+    def checkpoints(self) -> Folder:
+        """Ray Train's own folder beside the output; gone once the output is complete."""
+        return self._beside("train")
+
+    @property
+    def merged(self) -> Folder:
+        return self._beside("merged")
+
+    @property
+    def tensorboard(self) -> Folder:
+        return self._beside("tensorboard")
+
+    @property
+    def record(self) -> Folder:
+        """The result of a finished training, written after everything else in the output folder."""
+        return self.output / "training.json"
+
+    def _beside(self, name: str) -> Folder:
+        return Folder(self.output.filesystem, posixpath.join(posixpath.dirname(self.output.path), name))
+
+
+def read_examples(table: Table) -> list[Example]:
+    """The whole table, ordered by id: it is bounded by the budget and the replay size."""
+    rows = table.read(["id", "question", "answers", "source"]).sort_by("id").to_pylist()
+    return [Example(r["question"], tuple(r["answers"]), r["source"] == "replay") for r in rows]
+
+
+def read_evaluation(job: Job) -> list[Example]:
+    """Up to `evaluate_rows` questions with their first gold answer, drawn by seed; none where nothing is evaluated."""
+    if job.evaluation is None or not job.finetune.evaluate_every_epochs:
+        return []
+    rows = [r for r in job.evaluation.read(["id", "question", "answers"]).sort_by("id").to_pylist() if r["answers"]]
+    chosen = np.random.default_rng([job.seed, len(rows)]).permutation(len(rows))[: job.finetune.evaluate_rows]
+    return [Example(rows[i]["question"], (rows[i]["answers"][0],)) for i in sorted(chosen)]

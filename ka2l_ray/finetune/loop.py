@@ -1,0 +1,166 @@
+"""The training of one rank, from the base model to a checked folder.
+
+In: a `Job`, a place among ranks whose torch.distributed is up, and where checkpoints go. Out: a dict of what happened, the same on
+every rank. deepspeed is imported here, in workers only. Refuses to know: Ray, strategies, rounds.
+"""
+
+import gc
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from ka2l_ray.finetune.checkpoints import History, identity, read_state, write_state
+from ka2l_ray.finetune.deepspeed import deepspeed_config, rate
+from ka2l_ray.finetune.examples import Example, Tokens, collate, epoch_batches, tokenize
+from ka2l_ray.finetune.export import export, gathered, logits_of, write_model
+from ka2l_ray.finetune.job import Job, Refusal, read_evaluation, read_examples
+from ka2l_ray.finetune.model import frozen_base, trainable_model
+from ka2l_ray.finetune.record import Recorder
+from ka2l_ray.finetune.step import Stepper
+from ka2l_ray.models.loading import load_tokenizer
+from ka2l_ray.models.tokens import pad_id
+
+SAMPLE_ROWS = 4
+"""Training examples whose logits a saved model must give again."""
+
+
+class Checkpoints(Protocol):
+    """Where checkpoints are kept."""
+
+    def latest(self) -> AbstractContextManager[Path | None]:
+        """A local copy of the last complete checkpoint, if there is one."""
+        ...
+
+    def room(self) -> Path:
+        """A fresh local folder for this rank's part; waits until the part before has left."""
+        ...
+
+    def keep(self, folder: Path, step: int) -> None:
+        """Send this rank's part off; does not wait for it to arrive."""
+        ...
+
+
+def train_rank(job: Job, rank: int, world_size: int, checkpoints: Checkpoints | None = None) -> dict[str, Any]:
+    """Train, then save and check. Raises `Refusal`, on every rank, for what would go wrong again."""
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        torch.set_num_threads(max(1, int(job.finetune.cpus_per_worker)))
+    examples, tokenizer = read_examples(job.examples), load_tokenizer(job.model)
+    steps = job.finetune.epochs * math.ceil(len(examples) / job.finetune.batch_rows)
+    torch.manual_seed(job.seed)
+    engine = _engine(job, steps)
+    torch.manual_seed(job.seed + 1 + rank)  # dropout differs between ranks
+    stepper = Stepper(job, engine, frozen_base(job), pad_id(tokenizer), rank, world_size)
+    history, seconds = _train(stepper, examples, tokenizer, steps, checkpoints)
+    rows = [tokenize(tokenizer, job.prompt, e.question, e.answers[0]) for e in examples[:SAMPLE_ROWS]]
+    sample = {k: v for k, v in collate(rows, pad_id(tokenizer)).items() if k != "labels"}
+    with tempfile.TemporaryDirectory(prefix="ka2l-save-") as scratch:
+        folder, problem = Path(scratch) / "model", None
+        expected = logits_of(engine.module, sample)
+        state = gathered(engine.module, rank, trained_only=job.finetune.mode == "lora")
+        try:
+            if rank == 0:
+                write_model(engine.module, state, tokenizer, folder, job.finetune.mode == "lora")
+            engine.destroy()
+            del engine, stepper, state  # the reloaded model may need their memory
+            gc.collect()
+            if rank == 0:
+                export(job, folder, tokenizer, sample, expected)
+        except Refusal as refusal:
+            problem = str(refusal)
+        _agree(problem)
+    return {
+        "steps": steps,
+        "examples": len(examples),
+        "losses": [round(x, 6) for x in history.losses],
+        "kl": [None if x is None else round(x, 6) for x in history.kl],
+        "evaluations": history.evaluations,
+        "resumed_at_steps": history.resumed_at_steps,
+        "step_seconds": [round(x, 5) for x in seconds],
+    }
+
+
+def _engine(job: Job, steps: int) -> Any:
+    import deepspeed
+
+    tune, model = job.finetune, trainable_model(job)
+    bf16 = next(model.parameters()).dtype == torch.bfloat16
+    initialize: Any = deepspeed.initialize  # its annotations refuse lists of parameters and callables, which it takes
+    engine, *_ = initialize(
+        model=model,
+        model_parameters=[p for p in model.parameters() if p.requires_grad],
+        config=deepspeed_config(tune, torch.cuda.is_available(), bf16),
+        lr_scheduler=lambda optimizer: LambdaLR(optimizer, lambda step: rate(step, steps, tune.warmup_share, tune.schedule)),
+        dist_init_required=False,
+    )
+    return engine
+
+
+def _train(
+    stepper: Stepper, examples: list[Example], tokenizer: Any, steps: int, checkpoints: Checkpoints | None
+) -> tuple[History, list[float]]:
+    """Steps from the last checkpoint on; also the seconds that each step of this attempt took."""
+    job, engine, history = stepper.job, stepper.engine, History()
+    belongs = identity(job, len(examples), stepper.world_size)
+    if checkpoints is not None:
+        with checkpoints.latest() as folder:
+            if folder is not None:
+                history = read_state(folder, engine, stepper.rank, belongs)
+    evaluation = [tokenize(tokenizer, job.prompt, e.question, e.answers[0]) for e in read_evaluation(job)]
+    recorder = Recorder(job, steps, len(history.losses)) if stepper.rank == 0 else None
+    per_epoch, seconds = steps // job.finetune.epochs, []
+    for epoch, batch in _batches(job, examples, tokenizer, len(history.losses), per_epoch):
+        started, learning_rate = time.perf_counter(), engine.get_lr()[0]
+        loss, kl = stepper.step(batch)
+        seconds.append(time.perf_counter() - started)
+        history.losses.append(loss)
+        history.kl.append(kl)
+        step = len(history.losses)
+        _refuse_unless_finite(loss, kl, step, learning_rate)
+        if (epoch_ends := step % per_epoch == 0) and evaluation and (epoch + 1) % job.finetune.evaluate_every_epochs == 0:
+            history.evaluations.append({"epoch": epoch + 1, "step": step} | stepper.evaluate(evaluation))
+        if recorder is not None:
+            recorder.step(history, epoch + 1, learning_rate, epoch_ends)
+        every = job.finetune.checkpoint_every_steps
+        if checkpoints is not None and every and step % every == 0 and step < steps:
+            folder = checkpoints.room()
+            write_state(folder, engine, stepper.rank, history, belongs)
+            checkpoints.keep(folder, step)
+    if recorder is not None:
+        recorder.close()
+    return history, seconds
+
+
+def _batches(job: Job, examples: list[Example], tokenizer: Any, done: int, per_epoch: int) -> Iterator[tuple[int, list[Tokens]]]:
+    """(epoch, global batch) from step `done` on."""
+    tune = job.finetune
+    for epoch in range(done // per_epoch, tune.epochs):
+        batches = epoch_batches(examples, tokenizer, job.prompt, tune.batch_rows, job.seed, epoch, tune.group_by_length)
+        for place, batch in enumerate(batches):
+            if epoch * per_epoch + place >= done:
+                yield epoch, batch
+
+
+def _refuse_unless_finite(loss: float, kl: float | None, step: int, learning_rate: float) -> None:
+    if not math.isfinite(loss) or not math.isfinite(kl or 0.0):
+        raise Refusal(
+            f"the loss at optimiser step {step} is {loss} (KL {kl}) at a learning rate of {learning_rate:.3g}: lower "
+            "finetune.learning_rate or finetune.max_grad_norm, raise finetune.warmup_share, or set finetune.precision: float32"
+        )
+
+
+def _agree(problem: str | None) -> None:
+    """Raise `Refusal` on every rank where any rank has a problem."""
+    flag = torch.tensor(0 if problem is None else 1)
+    flag = flag.cuda() if torch.cuda.is_available() else flag
+    torch.distributed.all_reduce(flag)
+    if flag.item():
+        raise Refusal(problem or "another rank refused")

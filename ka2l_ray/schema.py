@@ -19,6 +19,7 @@ SPLITS = ("probe", "pool", "eval")
 QUADRANTS = ("known", "misconception", "shaky", "unknown")
 TRUTHS = ("known", "rare", "misconception", "unseen")
 DECODE_STATUSES = ("kept", "duplicate", "eval", "known", "malformed")
+ANNOTATION_STATUSES = ("answered", "no_such_thing", "no_reference", "refused", "truncated", "blank", "failed")
 
 
 def _table(**columns: pa.DataType) -> pa.Schema:
@@ -55,6 +56,7 @@ CLUSTERS = _table(
 )
 KNOWLEDGE = pa.schema([*CLUSTERS, pa.field("unknown", pa.int8()), pa.field("quadrant", pa.string())])
 SCORES = _table(p_unknown=pa.float32())
+"""Where a strategy compares states, `state` besides: the fixed-size (D,) float32 state that the probe reads."""
 ACQUIRED = _table(reason=pa.string(), rank=pa.int32())
 DECODED = _table(
     source_id=pa.string(),
@@ -64,7 +66,14 @@ DECODED = _table(
     p_unknown=pa.float32(),
     status=pa.string(),  # one of DECODE_STATUSES
 )
-ANNOTATIONS = _table(question=pa.string(), answer=pa.string(), annotator=pa.string(), cost=pa.float64(), status=pa.string())
+ANNOTATIONS = _table(
+    question=pa.string(),
+    answer=pa.string(),  # null unless `status` is `answered`
+    annotator=pa.string(),
+    cost=pa.float64(),  # what the annotation is worth, in the unit of `annotate.cost`; 0 where the annotator never replied
+    status=pa.string(),  # one of ANNOTATION_STATUSES
+    cached=pa.bool_(),  # served by an answer that another row of the run paid for
+)
 EVALUATION = _table(answer=pa.string(), correct=pa.bool_())
 
 

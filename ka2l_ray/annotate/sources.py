@@ -1,15 +1,27 @@
-"""Who answers: the knowledge world, or the corpus' own gold answers.
+"""Who answers: the knowledge world, or the corpus' own gold answers; and what every annotator speaks of.
 
-In: a question and its gold answers. Out: an `Annotated`. Refuses to know: tables, budgets, Ray.
+In: a question and its gold answers. Out: an `Annotated`. Refuses to know: tables, budgets, Ray, HTTP, files.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ka2l_ray.config import Config
 from ka2l_ray.world.facts import World
 
-Status = Literal["answered", "no_such_thing", "no_reference"]
+Status = Literal["answered", "no_such_thing", "no_reference", "refused", "truncated", "blank", "failed"]
+Source = Literal["world", "reference", "endpoint", "file"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question that a round bought. `answers` are the corpus' gold, empty for a decoded question; `group` may be None."""
+
+    id: str
+    question: str
+    answers: Sequence[str]
+    group: str | None
 
 
 @dataclass(frozen=True)
@@ -20,7 +32,22 @@ class Annotated:
     status: Status
 
 
+class Waiting(Exception):
+    """People have not answered yet. Holds where their questions lie; not an error: the loop goes on with what does not wait."""
+
+    def __init__(self, jsonl: str, csv: str, questions: int) -> None:
+        super().__init__(f"{questions:,} questions wait for answers in {csv} (the same as JSONL: {jsonl})")
+        self.jsonl, self.csv, self.questions = jsonl, csv, questions
+
+
 Annotator = Callable[[str, Sequence[str]], Annotated]
+
+
+def source_of(config: Config) -> Source:
+    """The annotator's name: `auto` is the world on the world, else the corpus' gold answers."""
+    if config.annotate.source == "auto":
+        return "world" if config.corpus.source == "world" else "reference"
+    return config.annotate.source
 
 
 def ask_world(world: World) -> Annotator:

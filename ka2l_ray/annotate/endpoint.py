@@ -1,0 +1,92 @@
+"""What is said to a chat endpoint, and what its replies mean and cost.
+
+In: the `annotate.endpoint` section, a question, a reply's bytes. Out: a request, its content hash, an `Annotated`, a cost.
+Refuses to know: HTTP, Ray, files, keys.
+"""
+
+import hashlib
+import json
+from typing import Annotated as Typed
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from ka2l_ray.annotate.sources import Annotated
+from ka2l_ray.config import EndpointSection
+
+MILLION = 1_000_000
+
+
+class NoCompletion(ValueError):
+    """A reply that is not a chat completion: not JSON, cut off, or of another shape."""
+
+
+class Message(BaseModel):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class Choice(BaseModel):
+    message: Message
+    finish_reason: str | None = None
+
+
+class Usage(BaseModel):
+    prompt_tokens: Typed[int, Field(ge=0)] = 0
+    completion_tokens: Typed[int, Field(ge=0)] = 0
+
+
+class Completion(BaseModel):
+    """The part of OpenAI's chat completion object that is used; `usage` is None where the server does not count tokens."""
+
+    choices: Typed[list[Choice], Field(min_length=1)]
+    usage: Usage | None = None
+
+
+def request(endpoint: EndpointSection, question: str) -> dict[str, Any]:
+    """The JSON that is posted."""
+    system = [{"role": "system", "content": endpoint.system}] if endpoint.system else []
+    return {
+        "model": endpoint.model,
+        "messages": [*system, {"role": "user", "content": endpoint.template.replace("{question}", question)}],
+        "max_tokens": endpoint.max_tokens,
+        "temperature": endpoint.temperature,
+    }
+
+
+def content_hash(url: str, asked: dict[str, Any]) -> str:
+    """Names a reply: two requests share it when address, model, messages and sampling parameters are equal."""
+    return hashlib.sha256(json.dumps([url, asked], sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:32]
+
+
+def parse(body: bytes) -> Completion:
+    """Read a reply. Raises `NoCompletion`, whose text quotes nothing of the body."""
+    try:
+        return Completion.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "body"
+        raise NoCompletion(f"not a chat completion: {where}: {first['msg']}") from None
+
+
+def judge(endpoint: EndpointSection, completion: Completion) -> Annotated:
+    """What a reply means. Only a whole answer counts: refusals, "no such thing", empty and cut-off replies are paid and dropped."""
+    choice = completion.choices[0]
+    text = (choice.message.content or "").strip()
+    spoken = text.casefold().replace("’", "'")
+    if choice.message.refusal or choice.finish_reason == "content_filter":
+        return Annotated(None, "refused")
+    if any(phrase.casefold() in spoken for phrase in endpoint.no_such_thing):
+        return Annotated(None, "no_such_thing")
+    if any(phrase.casefold() in spoken for phrase in endpoint.refusals):
+        return Annotated(None, "refused")
+    if choice.finish_reason == "length":
+        return Annotated(None, "truncated")
+    return Annotated(text, "answered") if text else Annotated(None, "blank")
+
+
+def token_cost(endpoint: EndpointSection, completion: Completion) -> float:
+    """What a reply costs by the token; 0 where the server reports no usage."""
+    used = completion.usage or Usage()
+    prompt = used.prompt_tokens * endpoint.cost_per_million_prompt_tokens
+    return (prompt + used.completion_tokens * endpoint.cost_per_million_completion_tokens) / MILLION

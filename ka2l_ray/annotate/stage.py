@@ -1,0 +1,170 @@
+"""Every question that a round bought gets its row in `annotations`, answered or not.
+
+In: the round's questions, in order. Out: the table, each id once; `status` says what became of it, `cost` what it is worth.
+A chat endpoint is asked through Ray Data's HTTP processor: one actor, so that its limits hold over the whole pipeline. Replies lie
+in `RUN/annotation_cache/`, named by content, one file each: a killed run asks nothing twice, equal questions of rounds, strategies
+and seeds are asked once, and the table is made from these files alone.
+Refuses to know: how questions were chosen, what is trained on.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+from pydantic import SecretStr
+from ray.data import DataContext
+from ray.data.llm import HttpRequestProcessorConfig, build_processor
+from ray.exceptions import RayError
+
+from ka2l_ray import schema
+from ka2l_ray.annotate.endpoint import Completion, content_hash, judge, request, token_cost
+from ka2l_ray.annotate.file import answers_in, pose
+from ka2l_ray.annotate.ledger import ledger
+from ka2l_ray.annotate.session import Asker, reply
+from ka2l_ray.annotate.sources import Annotated, Asked, Source, ask_reference, ask_world, source_of
+from ka2l_ray.artifacts import Folder, Run, Table
+from ka2l_ray.config import ConfigError, EndpointSection
+from ka2l_ray.dataflow import StageError
+from ka2l_ray.runtime import log, telling
+from ka2l_ray.world.facts import build_world
+
+CACHE = "annotation_cache"
+BATCH_ROWS = 64
+"""Rows that one session holds at least; four sessions are open at once, so a slow reply holds nobody up."""
+
+Rows = list[dict[str, Any]]
+
+
+def annotate(run: Run, questions: Sequence[Asked], target: Table, folder: Folder) -> None:
+    """Write the annotations of a round's questions to `target`, unless they are there; `folder` is the round's own.
+
+    Raises `Waiting` where people have not answered yet, `StageError` where an endpoint answered nothing at all, and `ConfigError`
+    for imported answers to other questions.
+    """
+    if target.is_done:
+        return
+    source, facts = source_of(run.config), {}
+    if source == "endpoint":
+        rows, facts = _from_endpoint(run, questions, target)
+    elif source == "file":
+        rows = _from_file(run, questions, folder)
+    else:
+        ask = ask_world(build_world()) if source == "world" else ask_reference
+        rows = [_row(q, source, ask(q.question, q.answers), run.config.annotate.cost) for q in questions]
+    target.write((None, pa.Table.from_pylist(rows, schema=schema.ANNOTATIONS)), **facts)
+    log.info("%-10s %s", "annotate", " ".join(f"{name} {value:g}" for name, value in ledger(target).items() if value))
+
+
+def _row(asked: Asked, source: Source, got: Annotated, cost: float, cached: bool = False) -> dict[str, Any]:
+    return {
+        "id": asked.id,
+        "question": asked.question,
+        "answer": got.answer,
+        "annotator": source,
+        "cost": cost,
+        "status": got.status,
+        "cached": cached,
+    }
+
+
+def _from_file(run: Run, questions: Sequence[Asked], folder: Folder) -> Rows:
+    given = answers_in(folder)
+    if not given and questions:
+        raise pose(questions, folder)
+    if given.keys() != {q.id for q in questions}:
+        raise ConfigError(f"{folder.path}: its imported answers belong to other questions; delete answers.jsonl there and import again")
+    return [_row(q, "file", given[q.id].got, run.config.annotate.cost, given[q.id].cached) for q in questions]
+
+
+def _from_endpoint(run: Run, questions: Sequence[Asked], target: Table) -> tuple[Rows, dict[str, Any]]:
+    """Ask what no kept reply answers, then make every row from the kept replies; one without is `failed` and costs nothing."""
+    endpoint = run.config.annotate.endpoint
+    requests = {q.id: request(endpoint, q.question) for q in questions}
+    names = {i: content_hash(endpoint.url, asked) for i, asked in requests.items()}
+    kept_before = set((run.folder / CACHE).names())
+    wanted = {name: requests[i] for i, name in names.items() if f"{name}.json" not in kept_before}
+    asked_by = target.folder.path.removeprefix(run.folder.path).strip("/")
+    failed = _ask(run, wanted, asked_by)
+    _report_failures(endpoint, failed, len(set(names.values())))
+    replies = {name: (run.folder / CACHE / f"{name}.json").read_json() for name in set(names.values()) - failed.keys()}
+    rows, paid_for = [], set()
+    for q in questions:
+        kept = replies.get(name := names[q.id])
+        if kept is None:
+            rows.append(_row(q, "endpoint", Annotated(None, "failed"), 0.0))
+            continue
+        cached = kept["asked_by"] != asked_by or name in paid_for
+        paid_for.add(name)
+        completion = reply(kept)
+        rows.append(_row(q, "endpoint", judge(endpoint, completion), run.config.annotate.cost + token_cost(endpoint, completion), cached))
+    return rows, {"without_usage": _count_without_usage(endpoint, [reply(r) for r in replies.values()])}
+
+
+def _ask(run: Run, wanted: Mapping[str, dict[str, Any]], asked_by: str) -> dict[str, str]:
+    """Post the requests, by content hash; returns the reasons of those that got no valid reply."""
+    if not wanted:
+        return {}
+    endpoint, replies = run.config.annotate.endpoint, (run.folder / CACHE).make()
+    config = HttpRequestProcessorConfig(
+        url=endpoint.url,
+        batch_size=max(BATCH_ROWS, endpoint.concurrency),
+        concurrency=1,
+        session_factory=Asker(endpoint, _key(endpoint), replies, asked_by),
+    )
+    processor = build_processor(config, postprocess=_outcome)
+
+    def progress() -> str:
+        return f"{len(wanted.keys() & {n.removesuffix('.json') for n in replies.names()}):,} of {len(wanted):,} replies"
+
+    items = [{"name": name, "payload": asked} for name, asked in wanted.items()]
+    with _context(), telling("annotate", progress):
+        try:
+            outcomes = list(processor(ray.data.from_items(items, override_num_blocks=1)).iter_rows())
+        except RayError as error:
+            raise StageError(f"annotate: {str(error).strip().splitlines()[-1].strip()}; replies so far are kept") from error
+    return {row["name"]: row["failed"] for row in outcomes if row["failed"]}
+
+
+def _outcome(row: dict[str, Any]) -> dict[str, Any]:
+    return {"name": row["name"], "failed": row["http_response"]["failed"]}
+
+
+@contextlib.contextmanager
+def _context() -> Iterator[None]:
+    """No limit on time without a finished block: each request has its own, and all of them are in one block."""
+    context = DataContext.get_current()
+    before, context.execution_no_progress_timeout_s = context.execution_no_progress_timeout_s, -1
+    try:
+        yield
+    finally:
+        context.execution_no_progress_timeout_s = before
+
+
+def _key(endpoint: EndpointSection) -> SecretStr | None:
+    """The key from the driver's environment; None where it is not set."""
+    key = os.environ.get(endpoint.key_variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"the environment variable {endpoint.key_variable} holds characters that no HTTP header may hold")
+    return SecretStr(key) if key else None
+
+
+def _report_failures(endpoint: EndpointSection, failed: Mapping[str, str], asked: int) -> None:
+    """Say how many questions the endpoint gave up on, and why the first; raise where that is all of them."""
+    if not failed:
+        return
+    first = next(iter(failed.values()))
+    if len(failed) == asked:
+        unset = "" if _key(endpoint) else f" ({endpoint.key_variable} is not set, so no key was sent)"
+        raise StageError(f"annotate: {endpoint.url} answered none of {asked:,} questions. First: {first}{unset}")
+    log.warning("annotate: no valid reply to %d of %d questions; they are marked failed. First: %s", len(failed), asked, first)
+
+
+def _count_without_usage(endpoint: EndpointSection, completions: Sequence[Completion]) -> int:
+    """Replies whose tokens were not reported; said aloud where tokens cost something, for their cost is then booked as 0."""
+    count = sum(c.usage is None for c in completions)
+    if count and (endpoint.cost_per_million_prompt_tokens or endpoint.cost_per_million_completion_tokens):
+        log.warning("annotate: %d of %d replies report no token usage; their tokens are booked at no cost", count, len(completions))
+    return count

@@ -1,0 +1,136 @@
+"""A real local chat endpoint that misbehaves as told, and keeps count.
+
+A question's script is a list of troubles, each met once, in order; after them it is answered. Questions are told apart by the
+user's message. Tokens: 10 + the words of the question for the prompt, 3 for the completion.
+"""
+
+import json
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+COMPLETION_TOKENS = 3
+
+
+def prompt_tokens(question: str) -> int:
+    return 10 + len(question.split())
+
+
+class ChatServer:
+    """What it is told to do, and what it has seen."""
+
+    def __init__(self) -> None:
+        self.troubles: dict[str, list[str]] = defaultdict(list)
+        self.says: dict[str, str] = {}
+        """Answers; a question without one is answered by `answer to <question>`."""
+        self.before: Callable[[str], None] = lambda question: None
+        """Called with each question before it is dealt with."""
+        self.report_usage = True
+        self.asked: Counter[str] = Counter()
+        self.answered: Counter[str] = Counter()
+        self.headers: list[dict[str, str]] = []
+        self.most_at_once = 0
+        self.came_early: list[str] = []
+        self._at_once = 0
+        self._not_before: dict[str, float] = {}
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self.url = ""
+
+    def _enter(self, question: str, headers: dict[str, str]) -> str | None:
+        with self._lock:
+            self.asked[question] += 1
+            self.headers.append(headers)
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+            if time.monotonic() < self._not_before.get(question, 0.0):
+                self.came_early.append(question)
+            return self.troubles[question].pop(0) if self.troubles[question] else None
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._at_once -= 1
+
+    def deal_with(self, handler: BaseHTTPRequestHandler, asked: dict[str, Any]) -> None:
+        question = asked["messages"][-1]["content"]
+        trouble = self._enter(question, dict(handler.headers))
+        try:
+            self.before(question)
+            if trouble == "hang":
+                return
+            self._respond(handler, question, trouble)
+        finally:
+            self._leave()
+        if trouble == "hang":
+            self._closing.wait()
+
+    def _respond(self, handler: BaseHTTPRequestHandler, question: str, trouble: str | None) -> None:
+        kind, _, value = (trouble or "").partition(" ")
+        if kind == "wait":  # "wait 1": 429, come back in a second
+            self._not_before[question] = time.monotonic() + float(value)
+            send(handler, 429, b'{"error": "too many"}', {"Retry-After": value})
+        elif kind == "status":
+            send(handler, int(value), json.dumps({"error": f"you sent {handler.headers['Authorization']}"}).encode())
+        elif kind == "redirect":
+            send(handler, 307, b"", {"Location": value})
+        elif kind == "malformed":
+            send(handler, 200, b'{"choices": [{"message": {"content": "half an ans')
+        elif kind == "html":
+            send(handler, 200, b"<html>please log in</html>", {"Content-Type": "text/html"})
+        elif kind == "empty":
+            send(handler, 200, b'{"choices": []}')
+        elif kind == "cut":  # the body ends before its announced length
+            send(handler, 200, b'{"choices": [', {"Content-Length": "500"})
+            handler.close_connection = True
+        elif kind == "drop":
+            handler.close_connection = True
+        else:
+            if kind == "slow":
+                time.sleep(float(value))
+            with self._lock:
+                self.answered[question] += 1
+            send(handler, 200, json.dumps(self._completion(question, kind)).encode())
+
+    def _completion(self, question: str, kind: str) -> dict[str, Any]:
+        said = self.says.get(question, f"answer to {question}")
+        choice = {"message": {"role": "assistant", "content": said}, "finish_reason": "length" if kind == "long" else "stop"}
+        used = {"prompt_tokens": prompt_tokens(question), "completion_tokens": COMPLETION_TOKENS}
+        return {"object": "chat.completion", "choices": [choice]} | ({"usage": used} if self.report_usage else {})
+
+    @contextmanager
+    def running(self) -> Iterator["ChatServer"]:
+        chat = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                chat.deal_with(self, json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        self.url = f"http://127.0.0.1:{server.server_port}/v1/chat/completions"
+        try:
+            yield self
+        finally:
+            self._closing.set()
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+
+def send(handler: BaseHTTPRequestHandler, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+    handler.send_response(status)
+    for name, value in ({"Content-Type": "application/json", "Content-Length": str(len(body))} | (headers or {})).items():
+        handler.send_header(name, value)
+    handler.end_headers()
+    handler.wfile.write(body)

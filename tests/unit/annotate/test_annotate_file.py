@@ -1,0 +1,180 @@
+"""Files that people fill in: whatever a spreadsheet makes of them is read, and what is wrong is named by row and field."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ka2l_ray.annotate.file import QUESTIONS_CSV, QUESTIONS_JSONL, Row, answers_in, import_file, is_waiting, pose, read_answers
+from ka2l_ray.annotate.sources import Annotated, Asked
+from ka2l_ray.artifacts import Folder
+from ka2l_ray.config import ConfigError
+
+QUESTIONS = {"a": "Who?", "b": "Where, when?", "c": 'What is "it"?'}
+
+
+def posed(folder: Path, ids: str = "abc") -> Folder:
+    made = Folder.of(str(folder))
+    pose([Asked(i, QUESTIONS.get(i, f"{i}?"), [], None) for i in ids], made)
+    return made
+
+
+def file(folder: Path, text: str, encoding: str = "utf-8") -> Path:
+    path = folder / "answers.csv"
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def answers(path: Path) -> dict[str, str]:
+    return {r.id: r.answer for r in read_answers(path)}
+
+
+TEXTS = st.text(st.one_of(st.characters(exclude_categories=["Cc", "Cs"]), st.sampled_from(",;\t|\"'\n")), max_size=12)
+
+
+@given(
+    texts=st.lists(TEXTS, min_size=1, max_size=5),
+    columns=st.permutations(["id", "question", "group", "answer", "note"]),
+    delimiter=st.sampled_from(",;\t|"),
+    end=st.sampled_from(["\n", "\r\n"]),
+    quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+    separator_line=st.booleans(),
+)
+def test_whatever_a_csv_writer_writes_is_read(tmp_path_factory, texts, columns, delimiter, end, quoting, encoding, separator_line):
+    text = io.StringIO(newline="")
+    text.write(f"sep={delimiter}{end}" if separator_line else "")
+    writer = csv.DictWriter(text, columns, delimiter=delimiter, lineterminator=end, quoting=quoting, restval="x")
+    writer.writeheader()
+    writer.writerows({"id": f" q{n} ", "answer": t, "note": t[::-1]} for n, t in enumerate(texts))
+    path = file(tmp_path_factory.mktemp("round"), text.getvalue(), encoding)
+    assert answers(path) == {f"q{n}": t.strip() for n, t in enumerate(texts)}
+
+
+@given(texts=st.lists(TEXTS, min_size=1, max_size=5), escaped=st.booleans(), end=st.sampled_from(["\n", "\r\n"]))
+def test_whatever_a_json_writer_writes_is_read(tmp_path_factory, texts, escaped, end):
+    lines = [json.dumps({"answer": t, "id": f"q{n}"}, ensure_ascii=escaped) for n, t in enumerate(texts)]
+    path = file(tmp_path_factory.mktemp("round"), end.join(lines) + end, "utf-8-sig")
+    assert answers(path) == {f"q{n}": t.strip() for n, t in enumerate(texts)}
+
+
+def test_what_was_written_for_people_is_read_back(tmp_path):
+    posed(tmp_path)
+    blank = [Row(n, i, "", q) for n, (i, q) in enumerate(QUESTIONS.items(), 2)]
+    assert read_answers(tmp_path / QUESTIONS_CSV) == blank
+    assert [(r.id, r.answer) for r in read_answers(tmp_path / QUESTIONS_JSONL)] == [("a", ""), ("b", ""), ("c", "")]
+
+
+def test_questions_that_people_have_begun_to_answer_are_not_written_again(tmp_path):
+    posed(tmp_path)
+    (tmp_path / QUESTIONS_CSV).write_text("id,answer\na,half done")
+    posed(tmp_path)
+    assert (tmp_path / QUESTIONS_CSV).read_text() == "id,answer\na,half done"
+    posed(tmp_path, "ab")
+    assert "half done" not in (tmp_path / QUESTIONS_CSV).read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("ID;Answer\r\na;Zürich\r\nb;\r\n", "cp1252"),
+        ("ID;Answer\r\na;Zürich\r\nb;\r\n", "latin-1"),
+        ('"answer","id"\n"Zürich","a"\n"","b"\n', "utf-8"),
+        ("\r\nid,answer,,\r\na,Zürich,,\r\n,,,\r\nb\r\n\r\n", "utf-8-sig"),
+        ('{"id": "a", "answer": "Zürich"}\r\n\r\n{"id": "b", "answer": null, "note": 1}', "utf-8-sig"),
+    ],
+)
+def test_encodings_delimiters_blank_lines_and_short_rows(tmp_path, text, encoding):
+    assert answers(file(tmp_path, text, encoding)) == {"a": "Zürich", "b": ""}
+
+
+def test_a_number_in_json_is_an_answer(tmp_path):
+    assert answers(file(tmp_path, '{"id": 7, "answer": 42}')) == {"7": "42"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"answers\.csv: has no column `id`"),
+        ("question,answer\nWho?,me\n", r"no column `id`; .* holds 'question', 'answer'"),
+        ("id,question\na,Who?\n", r"must have one column `answer`, has 0"),
+        ("id,answer,answer\na,x,y\n", r"must have one column `answer`, has 2"),
+        ("id,answer\na,Paris, France\n", r"row 2: has 3 fields for 2 columns; an answer with `,` in it must stand in double quotes"),
+        ("id,answer,\na,Paris, France\n", r"row 2: has 3 fields for 2 columns"),
+        ('id,answer\na,"Paris\n', r"row 2: .*quote"),
+        ('id,answer\na,"Paris" France\n', r"row 2: .*quote"),
+        ("id,answer\n,Paris\n", r"row 2: answer = 'Paris' stands in a row without an id"),
+        ('{"id": "a", "answer": "x"}\n{"id": "b", "answer": \n', r"row 2: is not JSON"),
+        ('{"id": "a"}', r"row 1: must be an object with `id` and `answer`"),
+        ('{"id": "a", "answer": ["x"]}', r"row 1: answer = \['x'\] must be a text"),
+        ("PK\x03\x04…", r"is a workbook, not a text file"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_with_row_and_field(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        read_answers(file(tmp_path, text))
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    (tmp_path / "answers.csv").write_bytes(b"id,answer\na,\x81\x8d")
+    with pytest.raises(ConfigError, match=r"neither UTF-8 nor Windows-1252"):
+        read_answers(tmp_path / "answers.csv")
+    with pytest.raises(ConfigError, match=r"nowhere\.csv: cannot be read"):
+        read_answers(tmp_path / "nowhere.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("id,answer\na,x\nb,y\nc,z\nd,w\n", r"row 5: id = 'd' was not asked"),
+        ("id,answer\na,x\nb,y\n", r"1 of the 3 questions of .* have no row: 'c'\. Put the rows back"),
+        ("id,answer\na,x\n", r"2 of the 3 questions of .* have no row: 'b', 'c'"),
+        ("id,answer\na,\nb,\nc,\n", r"holds no answer at all"),
+        ("id,answer\n", r"holds no answer at all"),
+        ("id,answer\na,x\nb,y\na,z\nc,\n", r"row 4: answer = 'z' differs from 'x' in row 2 for the same id 'a'"),
+        ("id,question,answer\na,Who?,x\nb,What is it?,y\nc,Where when?,z\n", r"row 3: question = 'What is it\?', but id 'b' asks"),
+    ],
+)
+def test_answers_that_do_not_fit_what_was_asked_change_nothing(tmp_path, text, message):
+    folder = posed(tmp_path / "round")
+    with pytest.raises(ConfigError, match=message):
+        import_file(file(tmp_path, text), [folder])
+    assert is_waiting(folder)
+
+
+def test_an_import_keeps_the_order_asked_and_what_each_cell_means(tmp_path):
+    folder = posed(tmp_path / "round")
+    path = file(tmp_path, "id,question,answer\nc,what is 'it'?, NO such thing \nb,,\na,Who?,me\na,Who?,\n")
+    assert import_file(path, [folder]) == {"rounds": 1, "waiting": 0, "answered": 1, "no_such_thing": 1, "blank": 1}
+    given = answers_in(folder)
+    assert list(given) == ["a", "b", "c"]
+    assert [g.got for g in given.values()] == [Annotated("me", "answered"), Annotated(None, "blank"), Annotated(None, "no_such_thing")]
+    with pytest.raises(ConfigError, match="no round waits"):
+        import_file(path, [folder])
+
+
+def test_one_answer_serves_every_waiting_round_and_is_paid_once(tmp_path):
+    folders = [posed(tmp_path / "one", "ab"), posed(tmp_path / "two", "bc"), posed(tmp_path / "three", "cd")]
+    path = file(tmp_path, "id,answer\na,1\nb,2\nc,3\n")
+    assert import_file(path, folders) == {"rounds": 2, "waiting": 1, "answered": 3, "no_such_thing": 0, "blank": 0}
+    assert [{i: g.cached for i, g in answers_in(f).items()} for f in folders] == [{"a": False, "b": False}, {"b": True, "c": False}, {}]
+
+
+def test_a_file_for_two_rounds_that_lost_rows_of_one_imports_none(tmp_path):
+    folders = [posed(tmp_path / "one", "ab"), posed(tmp_path / "two", "bcd")]
+    with pytest.raises(ConfigError, match=r"1 of the 3 questions of .*two have no row: 'd'"):
+        import_file(file(tmp_path, "id,answer\na,1\nb,2\nc,3\n"), folders)
+    assert all(map(is_waiting, folders))
+
+
+def test_an_import_killed_between_two_rounds_is_finished_by_the_same_file(tmp_path):
+    folders = [posed(tmp_path / "one", "ab"), posed(tmp_path / "two", "bc")]
+    path = file(tmp_path, "id,answer\na,1\nb,2\nc,3\n")
+    import_file(path, folders)
+    (folders[1] / "answers.jsonl").delete()
+    assert import_file(path, folders)["rounds"] == 1
+    assert answers_in(folders[1])["c"].got == Annotated("3", "answered")

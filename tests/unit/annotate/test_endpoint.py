@@ -1,0 +1,73 @@
+"""What a chat endpoint is asked, and what its replies mean and cost."""
+
+import json
+from typing import get_args
+
+import pytest
+
+from ka2l_ray import schema
+from ka2l_ray.annotate.endpoint import NoCompletion, content_hash, judge, parse, request, token_cost
+from ka2l_ray.annotate.sources import Annotated, Status
+from ka2l_ray.config import EndpointSection
+
+ENDPOINT = EndpointSection(cost_per_million_prompt_tokens=3.0, cost_per_million_completion_tokens=15.0)
+
+
+def body(content, finish_reason="stop", **more):
+    return json.dumps({"choices": [{"message": {"content": content} | more, "finish_reason": finish_reason}]}).encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "annotated"),
+    [
+        (" Paris\n", Annotated("Paris", "answered")),
+        ("I don’t know.", Annotated(None, "refused")),
+        ("As an AI, I cannot say.", Annotated(None, "refused")),
+        ("I'm sorry, there is NO SUCH person.", Annotated(None, "no_such_thing")),
+        (" \n", Annotated(None, "blank")),
+        (None, Annotated(None, "blank")),
+    ],
+)
+def test_a_reply_is_an_answer_a_refusal_or_no_such_thing(content, annotated):
+    assert judge(ENDPOINT, parse(body(content))) == annotated
+
+
+def test_what_the_endpoint_itself_marks_is_dropped():
+    assert judge(ENDPOINT, parse(body("Par", "length"))).status == "truncated"
+    assert judge(ENDPOINT, parse(body("", "content_filter"))).status == "refused"
+    assert judge(ENDPOINT, parse(body(None, refusal="no"))).status == "refused"
+
+
+@pytest.mark.parametrize("reply", [b"", b"{", b"null", b"[]", b"{}", b'{"choices": []}', b'{"choices": [{}]}', b"\xff\xfe", b"<html>"])
+def test_what_is_no_completion_is_said_without_quoting_it(reply):
+    with pytest.raises(NoCompletion, match="not a chat completion"):
+        parse(reply)
+
+
+def test_tokens_are_paid_by_the_million():
+    used = json.loads(body("x")) | {"usage": {"prompt_tokens": 1_000_000, "completion_tokens": 200_000, "total_tokens": 1_200_000}}
+    assert token_cost(ENDPOINT, parse(json.dumps(used).encode())) == pytest.approx(3.0 + 3.0)
+    assert token_cost(ENDPOINT, parse(body("x"))) == 0.0
+
+
+def test_a_request_holds_the_template_and_a_question_with_braces_stays_itself():
+    asked = request(EndpointSection(template="Q: {question}", system=""), "What is {x}?")
+    assert asked["messages"] == [{"role": "user", "content": "Q: What is {x}?"}]
+
+
+def test_replies_are_shared_by_content_alone():
+    url, first = ENDPOINT.url, request(ENDPOINT, "Who?")
+    assert content_hash(url, first) == content_hash(url, json.loads(json.dumps(first, indent=1)))
+    others = [
+        content_hash("http://other/v1", first),
+        content_hash(url, request(ENDPOINT, "What?")),
+        *(content_hash(url, request(ENDPOINT.model_copy(update={n: v}), "Who?")) for n, v in CHANGES.items()),
+    ]
+    assert len({content_hash(url, first), *others}) == 1 + len(others)
+
+
+CHANGES = {"model": "m", "system": "s", "template": "T {question}", "max_tokens": 7, "temperature": 0.5}
+
+
+def test_statuses_of_code_and_table_are_the_same():
+    assert get_args(Status) == schema.ANNOTATION_STATUSES

@@ -1,0 +1,131 @@
+"""The session given to Ray Data's HTTP processor, against a real server: what is tried again, what is not, and whom the key reaches."""
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_server import ChatServer
+from pydantic import SecretStr
+
+from ka2l_ray.annotate.endpoint import request
+from ka2l_ray.annotate.session import Asker, Gate, Outcome, retry_after_s
+from ka2l_ray.artifacts import Folder
+from ka2l_ray.config import EndpointSection
+
+KEY = "sk-SECRET"
+
+
+@pytest.fixture
+def server() -> Iterator[ChatServer]:
+    with ChatServer().running() as server:
+        yield server
+
+
+def ask(server: ChatServer, folder: Path, *questions: str, **changes: Any) -> list[Outcome]:
+    """All questions through one session, as the processor does: first every post, then the responses in order."""
+    endpoint = EndpointSection.model_validate({"url": server.url, "backoff_s": 0.01} | changes)
+
+    async def run() -> list[Outcome]:
+        async with Asker(endpoint, SecretStr(KEY), Folder.of(str(folder)), "round")() as session:
+            posted = [session.post(server.url, {"Content-Type": "application/json"}, json.dumps(request(endpoint, q))) for q in questions]
+            return [await p for p in posted]
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "trouble", ["status 408", "status 409", "status 425", "status 429", "status 500", "status 504", "drop", "cut", "html"]
+)
+def test_what_may_pass_is_tried_again_until_there_is_a_reply(server, tmp_path, trouble):
+    server.troubles["q"] = [trouble] * 3
+    assert ask(server, tmp_path, "q", retries=3) == [Outcome("")]
+    assert (server.asked["q"], server.answered["q"]) == (4, 1)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
+def test_what_will_not_pass_is_asked_once(server, tmp_path, status):
+    server.troubles["bad"] = [f"status {status}"]
+    bad, good = ask(server, tmp_path, "bad", "good")
+    assert bad.failed.startswith(f"HTTP {status}: ")
+    assert KEY not in bad.failed
+    assert good == Outcome("")
+    assert server.asked == {"bad": 1, "good": 1}
+
+
+def test_retries_are_used_up_and_counted(server, tmp_path):
+    server.troubles["q"] = ["status 503"] * 9
+    assert ask(server, tmp_path, "q", retries=2)[0].failed.endswith("(3 tries)")
+    assert server.asked["q"] == 3
+
+
+def test_a_redirect_is_not_followed_for_it_would_carry_the_key_along(server, tmp_path):
+    with ChatServer().running() as elsewhere:
+        server.troubles["q"] = [f"redirect {elsewhere.url}"]
+        assert ask(server, tmp_path, "q")[0].failed.startswith("HTTP 307")
+        assert not elsewhere.headers
+
+
+def test_a_server_that_wants_to_be_left_alone_for_long_is(server, tmp_path):
+    server.troubles["q"] = ["wait 86400"]
+    assert "Retry-After: 86400 s" in ask(server, tmp_path, "q")[0].failed
+    assert server.asked["q"] == 1
+
+
+def test_a_server_that_is_not_there_is_a_failed_row(tmp_path):
+    with ChatServer().running() as gone:
+        pass
+    assert "ClientConnectorError" in ask(gone, tmp_path, "q", retries=1)[0].failed
+
+
+def test_a_kept_reply_is_not_asked_for_again_and_holds_no_key(server, tmp_path):
+    server.says["q"] = f"your key is {KEY}"
+    assert ask(server, tmp_path, "q") == ask(server, tmp_path, "q") == [Outcome("")]
+    assert server.asked["q"] == 1
+    (kept,) = tmp_path.iterdir()
+    assert KEY not in kept.read_text()
+    assert "your key is ***" in kept.read_text()
+
+
+def test_no_more_requests_at_once_than_allowed(server, tmp_path):
+    for n in range(12):
+        server.troubles[f"q{n}"] = ["slow 0.05"]
+    ask(server, tmp_path, *(f"q{n}" for n in range(12)), concurrency=3)
+    assert server.most_at_once <= 3
+    assert server.answered.total() == 12
+
+
+def test_the_gate_spaces_its_turns_and_holds_all_of_them_back_in_a_pause():
+    """A lower bound only: a slow machine cannot break it."""
+
+    async def eight_turns() -> float:
+        gate, started_s = Gate(concurrency=4, requests_per_s=100.0), time.monotonic()
+
+        async def take(n: int) -> None:
+            async with gate.turn():
+                if n == 0:
+                    gate.pause(0.1)
+
+        await asyncio.gather(*(take(n) for n in range(8)))
+        return time.monotonic() - started_s
+
+    assert asyncio.run(eight_turns()) >= 0.1 + 6 / 100.0
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        (None, None),
+        ("0", 0.0),
+        ("17", 17.0),
+        ("Wed, 01 Jan 2025 00:00:30 GMT", 30.0),
+        ("Tue, 31 Dec 2024 00:00:00 GMT", 0.0),
+        ("soon", None),
+    ],
+)
+def test_retry_after_holds_seconds_or_a_date(header, seconds):
+    assert retry_after_s(header, datetime(2025, 1, 1, tzinfo=UTC)) == seconds

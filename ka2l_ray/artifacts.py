@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,6 +35,8 @@ class Folder:
 
     filesystem: fs.FileSystem
     path: str
+    query: str = ""
+    """Options of the URI it came from, such as `endpoint_override=…`; they hold no keys (`run.storage` refuses those)."""
 
     @classmethod
     def of(cls, uri: str) -> "Folder":
@@ -44,10 +47,17 @@ class Folder:
             filesystem, path = fs.FileSystem.from_uri(uri)
         except (pa.ArrowInvalid, OSError) as error:
             raise ConfigError(f"run.storage = {uri!r}: {error}") from error
-        return cls(filesystem, path)
+        return cls(filesystem, path, urlsplit(uri).query)
 
     def __truediv__(self, name: str) -> "Folder":
-        return Folder(self.filesystem, posixpath.join(self.path, name))
+        return Folder(self.filesystem, posixpath.join(self.path, name), self.query)
+
+    @property
+    def uri(self) -> str:
+        """What `Folder.of` opens again: a local path, or scheme, path and options of a remote filesystem."""
+        if self.is_local:
+            return self.path
+        return f"{self.filesystem.type_name}://{self.path}" + (f"?{self.query}" if self.query else "")
 
     @property
     def is_local(self) -> bool:

@@ -30,6 +30,8 @@ ConfigFile = Annotated[Path, typer.Argument(help="The run's YAML file, such as j
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override one field: section.field=value. May be repeated.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
 
+PAUSED = 3
+"""Exit status of a run that waits for people."""
 STAGES = {
     "collect": "Hidden states, a greedy answer and K samples of every probe question.",
     "label": "Cluster the samples, compute semantic entropy, find γ, label known or unknown.",
@@ -38,7 +40,6 @@ STAGES = {
 }
 ROUND_STAGES = {
     "decode": "Acquire the next round's questions and decode new ones from hidden states.",
-    "annotate": "Take the next round up to its annotations.",
     "finetune": "Take the next round up to its fine-tuned model.",
     "evaluate": "Finish the next round.",
 }
@@ -109,6 +110,7 @@ def run_command(
             pipeline.redo(run, redo)
         results = pipeline.execute(run, until, f"ka2l run {config}" + "".join(f" --set {o}" for o in overrides or ()))
         _print_results(run.folder.path, results)
+        _end_paused(config, pipeline.waiting_rounds(run))
 
 
 def _stage_command(name: str, text: str, act: Callable[[Any], object]) -> None:
@@ -138,10 +140,71 @@ def _advance_to(name: str) -> Callable[[Any], object]:
     return act
 
 
+def _end_paused(config: Path, waiting: list[Any]) -> None:
+    """Say what people have to do, and end with status 3: paused, neither done nor failed."""
+    if waiting:
+        files = "".join(f"\n  {(r.folder / 'annotations/to_annotate.csv').uri}" for r in waiting)
+        print(  # noqa: T201
+            f"ka2l: paused, {len(waiting)} round(s) wait for answers:{files}\n"
+            f"Fill in the column `answer`, then: ka2l annotate {config} --import FILE",
+            file=sys.stderr,
+        )
+        raise SystemExit(PAUSED)
+
+
 for _name, _text in STAGES.items():
     _stage_command(_name, _text, _execute_until(_name))
 for _name, _text in ROUND_STAGES.items():
     _stage_command(_name, _text, _advance_to(_name))
+
+
+@app.command("annotate")
+def annotate_command(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    import_from: Annotated[
+        list[str] | None, typer.Option("--import", help="CSV or JSONL with the answers to a waiting round's questions. May be repeated.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Take the next round up to its annotations; with --import, check people's answers and go on with the rounds they belong to."""
+    with plain_errors(debug):
+        from ka2l_ray import pipeline
+        from ka2l_ray.annotate.file import import_file
+        from ka2l_ray.artifacts import Run
+
+        loaded = load_config(config, overrides or ())
+        if import_from:
+            pipeline.check(loaded)
+            folders = [r.folder / "annotations" for r in pipeline.plan(loaded, Run.open(loaded))]
+            for file in import_from:
+                counts = import_file(file, folders)
+                print(f"{file}: " + ", ".join(f"{name} {n}" for name, n in counts.items()))  # noqa: T201
+        _end_paused(config, pipeline.advance(_open(loaded), "annotate"))
+
+
+@app.command()
+def compare(
+    config: ConfigFile,
+    strategies: Annotated[str | None, typer.Option(help="Names, separated by commas; those of the file when left out.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds, counted up from run.seed: each varies split, samples and training.")] = 3,
+    parallel: Annotated[int | None, typer.Option(min=1, help="Curves at once; as many as the cluster holds when left out.")] = None,
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Learning curves of several strategies over several seeds, and what each saves against random choice; a killed one continues."""
+    with plain_errors(debug):
+        from ka2l_ray.active import compare as comparing
+        from ka2l_ray.runtime import connect, set_up_logging
+
+        set_up_logging()
+        chosen = [f"active.strategies=[{strategies}]"] if strategies else []
+        loaded = load_config(config, [*(overrides or ()), *chosen])
+        runs = comparing.open_runs(loaded, seeds)
+        connect(loaded)
+        said = f"ka2l compare {config} --seeds {seeds}" + (f" --strategies {strategies}" if strategies else "")
+        folder, summary = comparing.compare(runs, parallel, said + "".join(f" --set {o}" for o in overrides or ()))
+        _print_comparison(folder, summary)
 
 
 @app.command()
@@ -207,6 +270,18 @@ def _print_results(folder: str, results: dict[str, Any]) -> None:
     for s in results["saving"]:
         console.print(f"saving of {s['strategy']} (seed {s['seed']}) against random: {_number(s['saving'])}")
     console.print(f"results: {folder}/results.json\nreport:  {folder}/report/index.html", soft_wrap=True)
+
+
+def _print_comparison(folder: str, summary: dict[str, Any]) -> None:
+    console = Console()
+    heads = ("saving", "95 % interval", "of the oracle's", "compute saving", "area under curve", "known, never replayed")
+    table = RichTable("strategy", *heads, title=f"{len(summary['seeds'])} seeds, against random's {summary['random_budget']} annotations")
+    for s in summary["strategies"]:
+        interval = "–" if s["saving_ci"] is None else "{:.3f} … {:.3f}".format(*s["saving_ci"])
+        figures = (s["of_oracle"], s["compute_saving"], s["area"], s["known_accuracy"])
+        table.add_row(s["strategy"], _number(s["saving"]), interval, *(_number(f) for f in figures))
+    console.print(table)
+    console.print(f"results: {folder}/compare.json\nreport:  {folder}/index.html", soft_wrap=True)
 
 
 def _number(value: float | None) -> str:

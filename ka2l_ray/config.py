@@ -8,7 +8,7 @@ Unknown keys are errors. No validator changes a value: what the file says is wha
 import difflib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -17,8 +17,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
-Strategy = Literal["ka2l", "random", "oracle"]
+Strategy = Literal["ka2l", "ka2l_diverse", "decoded", "entropy", "likelihood", "coreset", "quadrant", "random", "oracle"]
+Quadrant = Literal["known", "misconception", "shaky", "unknown"]
 Position = Literal["last", "mean"]
+NO_RESULTS = {
+    *(f"{stage}.pool" for stage in ("collect", "score", "decode", "evaluate")),
+    *("ray", "report", "run.storage", "search.cpus"),
+    *(f"finetune.{name}" for name in ("cpus_per_worker", "checkpoint_every_steps", "max_failures", "tensorboard")),
+    *(f"annotate.endpoint.{name}" for name in ("concurrency", "requests_per_s", "timeout_s", "retries", "backoff_s", "key_variable")),
+}
+"""Sections and fields that change no number: a run may be continued with other values."""
 
 
 class ConfigError(ValueError):
@@ -28,7 +36,9 @@ class ConfigError(ValueError):
 class Section(BaseModel):
     """Base of every section: frozen, strict about unknown keys, described by its docstrings."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False, serialize_by_alias=True
+    )
 
 
 class Pool(Section):
@@ -89,10 +99,17 @@ class ModelSection(Section):
     """`world` (the shipped model), a Hugging Face folder, or a hub id."""
     revision: str | None = None
     """Commit or tag of a hub id."""
+    adapter: str | None = None
+    """Fine-tuned weights on top of it: a folder or URI with a PEFT adapter, which is merged, or with a full model of the same kind."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision to load in; `auto` is the checkpoint's own."""
     trust_remote_code: bool = False
     """Run code from the model's repository. Off unless you trust its author."""
+
+    @property
+    def identity(self) -> str:
+        """Names the weights, in cards and errors."""
+        return "".join((self.name_or_path, f"@{self.revision}" if self.revision else "", f" + {self.adapter}" if self.adapter else ""))
 
 
 class PromptSection(Section):
@@ -217,23 +234,89 @@ class DecodeSection(Section):
     temperature: Annotated[float, Field(gt=0, le=10)] = 0.7
     min_p_unknown: Share = 0.5
     """A decoded question is kept only where the probe gives at least this."""
-    budget_share: Annotated[float, Field(ge=0, le=0.5)] = 0.0
-    """Share of a round's budget that `ka2l` spends on decoded questions; at 0 they are generated and measured, not bought.
-
-    An unanswerable question is paid for too, so look at `decode.answerable` of a run before raising it.
-    """
     check_questions: Positive = 256
     """Probe questions whose own text the decoder must find again, to measure it."""
     pool: Pool = Pool(block_rows=64)
 
 
+class AcquireSection(Section):
+    """What the strategies of `active.strategies` look at when they choose what to buy."""
+
+    diversity: Annotated[float, Field(ge=0, le=4)] = 0.5
+    """`ka2l_diverse` buys by P(unknown) × (distance to the nearest chosen state) ^ `diversity`; 0 is plain `ka2l`."""
+    candidates: Annotated[int, Field(ge=10)] = 20_000
+    """Questions whose states are compared on the driver: for `coreset` a draw of the pool, for `ka2l_diverse` the likeliest unknown."""
+    quadrants: Annotated[tuple[Quadrant, ...], Field(min_length=1)] = ("unknown", "misconception")
+    """What `quadrant` buys, in this order; it needs gold answers for the pool, so it fits corpora whose gold is free."""
+    decoded_share: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """Share of a round's budget that `decoded` spends on questions generated from hidden states.
+
+    An unanswerable question is paid for too, so look at `decode.answerable` of a run before raising it.
+    """
+    balance: Literal["none", "group"] = "none"
+    """`group`: every group's best question before any group's second best."""
+    sampling_cost: Annotated[float, Field(ge=0)] = 0.0
+    """Cost of sampling one pool question, in the unit of `annotate.cost`: booked to `entropy`, `likelihood` and `quadrant`."""
+
+
+class EndpointSection(Section):
+    """An OpenAI-compatible chat endpoint that answers questions. Its key comes from the environment, never from this file."""
+
+    url: Annotated[str, Field(pattern=r"^https?://[^@\s]+$")] = "http://127.0.0.1:8000/v1/chat/completions"
+    """Full address of the chat completions route."""
+    model: Annotated[str, Field(min_length=1)] = "annotator"
+    """Name of the model to ask for."""
+    key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = "KA2L_ANNOTATOR_KEY"
+    """Environment variable on the driver that holds the key; no header is sent where it is not set."""
+    system: str = (
+        "Answer with the answer alone, in as few words as possible. "
+        "If you do not know, reply: I don't know. If there is no such thing, reply: no such thing."
+    )
+    template: str = "{question}"
+    """The user's message, with `{question}` in it."""
+    max_tokens: Positive = 64
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    concurrency: Positive = 8
+    """Requests under way at once."""
+    requests_per_s: Annotated[float, Field(gt=0)] | None = None
+    """Rate limit over all requests; null sends as fast as `concurrency` allows."""
+    timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds until a request counts as failed and is tried again."""
+    retries: Annotated[int, Field(ge=0)] = 6
+    """Tries after the first, for 408, 409, 425, 429, 5xx, time-outs, broken connections and answers that are not valid JSON."""
+    backoff_s: Annotated[float, Field(gt=0)] = 1.0
+    """Wait before the first retry; doubles with each, unless the server says `Retry-After`."""
+    cost_per_million_prompt_tokens: Annotated[float, Field(ge=0)] = 0.0
+    cost_per_million_completion_tokens: Annotated[float, Field(ge=0)] = 0.0
+    refusals: tuple[Annotated[str, Field(min_length=1)], ...] = (
+        "i don't know",
+        "i do not know",
+        "i cannot",
+        "i can't",
+        "as an ai",
+        "i'm sorry",
+        "i am sorry",
+    )
+    """An answer that holds one of these (any case) is a refusal: paid, counted, dropped."""
+    no_such_thing: tuple[Annotated[str, Field(min_length=1)], ...] = ("no such", "does not exist", "doesn't exist", "nobody of that name")
+    """An answer that holds one of these says that the question has none: paid, counted, dropped."""
+
+    @model_validator(mode="after")
+    def _holds_question(self) -> "EndpointSection":
+        if self.template.count("{question}") != 1:
+            raise ValueError("template must hold {question} exactly once")
+        return self
+
+
 class AnnotateSection(Section):
     """Who answers the questions that were bought."""
 
-    source: Literal["auto", "world", "reference"] = "auto"
-    """`world` asks the knowledge world, `reference` takes the corpus' gold answers; `auto` takes the corpus' own."""
+    source: Literal["auto", "world", "reference", "endpoint", "file"] = "auto"
+    """`world` asks the knowledge world, `reference` takes the corpus' gold answers, `endpoint` asks a chat model,
+    `file` pauses the loop until people's answers are imported; `auto` takes the corpus' own."""
     cost: Annotated[float, Field(ge=0)] = 1.0
-    """Cost of one question asked."""
+    """Cost of one question asked, besides what an endpoint charges by the token."""
+    endpoint: EndpointSection = EndpointSection()
 
 
 class LoraSection(Section):
@@ -246,34 +329,65 @@ class LoraSection(Section):
 
 
 class ReplaySection(Section):
-    """Unbought pool questions mixed in, labelled with the base model's own T = 1 samples: no annotation cost."""
+    """Unbought pool questions mixed in, labelled with the base model's own answers: no annotation cost."""
 
-    questions: Annotated[int, Field(ge=0)] = 300
-    """Questions replayed in every round, the same number for every strategy."""
+    ratio: Annotated[float, Field(ge=0)] = 2.0
+    """Questions replayed in every round per annotation of the whole budget: the same number for every strategy and round."""
+    unknown_share: Share = 0.5
+    """Share of them that the probe predicts unknown, as far as the pool has them; the rest is predicted known."""
+    source: Literal["samples", "greedy"] = "samples"
+    """`samples`: drawn at T = 1, which keeps the base model's doubt; `greedy`: its one likeliest answer."""
     samples: Positive = 4
     """Samples drawn per replayed question; training cycles through them epoch by epoch."""
+    gold_is_free: bool = False
+    """Where gold of unbought questions costs nothing: replay the right ones among a question's own answers if there is any."""
+    kl_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of KL(base ‖ tuned) in nats per replayed answer token, added to the loss; needs a second pass of the base model."""
 
 
 class FinetuneSection(Section):
-    """DeepSpeed-backed Ray Train on the annotations bought so far, from the base model."""
+    """DeepSpeed-backed Ray Train on the annotations bought so far."""
 
+    start: Literal["base"] = Field("base", alias="from")
+    """Where a round starts: `base`, the model as it was before any round."""
     mode: Literal["lora", "full"] = "full"
     lora: LoraSection = LoraSection()
     replay: ReplaySection = ReplaySection()
     epochs: Positive = 25
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 5e-4
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Literal["linear", "cosine"] = "linear"
+    """How the learning rate falls to zero after warm-up."""
     warmup_share: Share = 0.1
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     batch_rows: Positive = 32
     """Rows of one optimiser step over all workers and accumulation steps."""
     micro_batch_rows: Positive = 16
     """Rows of one forward pass on one worker."""
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    zero_stage: Literal[0, 1, 2] = 2
-    """DeepSpeed ZeRO stage."""
+    group_by_length: bool = False
+    """Fill each step with rows of like length (shuffled within windows of 16 steps): less padding on real text."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of weights and passes: `auto` is what `model.dtype` loads. AdamW's own state is float32 in any case."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: about a third more time for much less memory."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """DeepSpeed ZeRO: 0 plain data parallel, 1 shards optimiser state, 2 gradients too, 3 weights too."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """What ZeRO keeps in the host's memory: the optimiser's state (stages 1 to 3), or the weights too (stage 3)."""
     workers: Positive = 2
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 0
+    checkpoint_every_steps: Annotated[int, Field(ge=0)] = 200
+    """Optimiser steps between checkpoints in the run's storage: what a dead worker or driver costs at most; 0 writes none."""
+    max_failures: Annotated[int, Field(ge=0)] = 2
+    """How often a training starts again from its last checkpoint after a worker died."""
+    evaluate_every_epochs: Annotated[int, Field(ge=0)] = 0
+    """Epochs between evaluations (loss and token accuracy on `evaluate_rows` eval questions, for the record only); 0 makes none."""
+    evaluate_rows: Positive = 128
+    merge: bool = False
+    """Also write the adapter merged into the base model's weights, to `merged/`."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files, to `tensorboard/` beside the model."""
 
     @model_validator(mode="after")
     def _batches(self) -> "FinetuneSection":
@@ -281,18 +395,44 @@ class FinetuneSection(Section):
             raise ValueError(f"batch_rows ({self.batch_rows}) must be a multiple of micro_batch_rows × workers ({per_step})")
         if self.batch_rows % self.workers:
             raise ValueError(f"batch_rows ({self.batch_rows}) must be a multiple of workers ({self.workers})")
+        if self.offload == "all" and self.zero_stage != 3:
+            raise ValueError(f"offload: all needs zero_stage: 3, got {self.zero_stage}; `optimizer` works from stage 1")
+        if self.offload == "optimizer" and self.zero_stage == 0:
+            raise ValueError("offload: optimizer needs zero_stage 1, 2 or 3")
+        if self.merge and self.mode != "lora":
+            raise ValueError("merge applies to mode: lora; a full fine-tuning is whole already")
         return self
+
+
+class StopSection(Section):
+    """When a strategy stops before its rounds are used up. The budget always ends it."""
+
+    accuracy: Share | None = None
+    """Stop once eval accuracy reaches this."""
+    patience: Positive | None = None
+    """Stop after this many rounds in a row without a gain of `min_gain`."""
+    min_gain: Annotated[float, Field(ge=0)] = 0.005
+    """Gain in eval accuracy over the best earlier round that counts as one."""
+    p_unknown: Share | None = None
+    """Stop when no unbought pool question has at least this P(unknown)."""
 
 
 class ActiveSection(Section):
     """The loop: acquire, decode, annotate, fine-tune, evaluate, round by round."""
 
     strategies: Annotated[tuple[Strategy, ...], Field(min_length=1)] = ("ka2l", "random")
+    """`ka2l`: likeliest unknown by the probe. `ka2l_diverse`: that × distance to what is chosen. `decoded`: `ka2l` with a share of
+    generated questions. `entropy`, `likelihood`: by sampled SE or greedy log-likelihood (samples the pool). `coreset`: k-centre on states.
+    `quadrant`: by grade and SE (samples the pool, needs gold). `random`. `oracle`: truly unknown (world only)."""
     rounds: Positive = 2
     budget: Positive = 150
     """Annotations that a strategy may buy in all rounds together."""
     random_draws: Positive = 3
     """Independent draws of `random`; the saving compares with their mean."""
+    stop: StopSection = StopSection()
+    reprobe: bool = False
+    """Collect, label and search again on each round's model and rank by its probe, unless its SE AUROC is below 0.7: then the base
+    model's probe is used, and the log says so."""
 
     @model_validator(mode="after")
     def _spendable(self) -> "ActiveSection":
@@ -326,6 +466,7 @@ class Config(Section):
     label: LabelSection = LabelSection()
     search: SearchSection = SearchSection()
     score: ScoreSection = ScoreSection()
+    acquire: AcquireSection = AcquireSection()
     decode: DecodeSection = DecodeSection()
     annotate: AnnotateSection = AnnotateSection()
     finetune: FinetuneSection = FinetuneSection()
@@ -416,14 +557,12 @@ def config_hash(config: Config) -> str:
 
 
 def _results_part(config: Config) -> dict[str, Any]:
-    tree = config.model_dump(mode="json")
-    for name in ("ray", "report"):
-        del tree[name]
-    del tree["run"]["storage"]
-    for section in tree.values():
-        for name in ("pool", "cpus", "cpus_per_worker"):
-            section.pop(name, None)
-    return tree
+    return _without(config.model_dump(mode="json"), NO_RESULTS)
+
+
+def _without(tree: dict[str, Any], paths: Set[str], prefix: str = "") -> dict[str, Any]:
+    kept = {k: v for k, v in tree.items() if f"{prefix}{k}" not in paths}
+    return {k: _without(v, paths, f"{prefix}{k}.") if isinstance(v, dict) else v for k, v in kept.items()}
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

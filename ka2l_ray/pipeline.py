@@ -11,16 +11,19 @@ from statistics import fmean
 from typing import Any
 
 from ka2l_ray import schema
+from ka2l_ray.active.acquire import SAMPLING, STATES
 from ka2l_ray.active.outcome import base_record, evaluate_base
-from ka2l_ray.active.round import Round
+from ka2l_ray.active.round import Round, State, scored_pool
 from ka2l_ray.active.rounds import play, sample_candidates
 from ka2l_ray.active.saving import savings
+from ka2l_ray.active.stop import Stop, decide
+from ka2l_ray.annotate.sources import Waiting
 from ka2l_ray.artifacts import Run
-from ka2l_ray.collect.stage import collect, wanted_layers
+from ka2l_ray.collect.stage import collect, sample_pool, wanted_layers
 from ka2l_ray.config import Config, ConfigError, Strategy
 from ka2l_ray.corpus.readers import questions
 from ka2l_ray.decode.stage import check_decoder
-from ka2l_ray.label.stage import label, label_summary
+from ka2l_ray.label.stage import label, label_pool, label_summary
 from ka2l_ray.probe.search import search
 from ka2l_ray.probe.stage import score
 from ka2l_ray.report.page import write_report
@@ -28,6 +31,9 @@ from ka2l_ray.runtime import log, stage_line, versions
 from ka2l_ray.world.facts import build_world
 
 RESULTS, TIMES = "results.json", "times.json"
+SAMPLES_POOL = "K samples of the pool, for the strategies that rank by them (entropy, likelihood, quadrant)"
+ROUND_COMMANDS = {"decode": State.ACQUIRE, "annotate": State.ANNOTATE, "finetune": State.FINETUNE, "evaluate": State.EVALUATE}
+"""Up to which state a round command takes the next round."""
 Counts = dict[str, Any]
 
 
@@ -66,14 +72,55 @@ def _decode_check(run: Run) -> Counts:
     return run.base("reconstruction").manifest() if run.config.decode.enabled else {"rows_in": 0, "rows": 0, "errors": 0}
 
 
+def _sample_pool(run: Run) -> Counts:
+    if not set(run.config.active.strategies) & set(SAMPLING):
+        return {"rows_in": 0, "rows": 0, "errors": 0}
+    sample_pool(run)
+    return label_pool(run, gamma(run))
+
+
 def _rounds(run: Run) -> Counts:
+    """Play every round that can be played; one that waits for people holds up only its own strategy and draw."""
     planned = list(plan(run.config, run))
     for n, a_round in enumerate(planned, 1):
-        fresh = not (a_round.folder / "round.json").exists()
-        if fresh and (record := play(a_round)):
+        if a_round.state == State.DONE or _held_up(a_round):
+            continue
+        try:
+            record = play(a_round)
+        except Waiting as waiting:
+            log.info("round      %d/%d %s seed %d round %d: %s", n, len(planned), a_round.strategy, a_round.seed, a_round.number, waiting)
+            continue
+        if record:
             log.info("round      %s", describe(record, n, len(planned)))
             _add_times(run, record["seconds"])
-    return {"rows_in": sum(r.budget for r in planned), "rows": sum(r.table("annotations").rows for r in planned), "errors": 0}
+    bought = [t for r in planned if (t := r.table("annotations")).is_done]
+    return {"rows_in": sum(r.budget for r in planned), "rows": sum(t.rows for t in bought), "errors": 0}
+
+
+def play_curve(run: Run, strategy: str, draw: int) -> str:
+    """Every round of one strategy and draw that may be played, in order; returns the last one's figures in words."""
+    own = [r for r in plan(run.config, run) if (r.strategy, r.draw) == (strategy, draw)]
+    for a_round in own:
+        if a_round.state != State.DONE and not _held_up(a_round):
+            play(a_round)
+    done = [r for r in own if r.state == State.DONE]
+    return describe(done[-1].record(), len(done), len(own)) if done else "stopped before its first round"
+
+
+def _held_up(a_round: Round) -> bool:
+    """Whether a round cannot be played now: its strategy has stopped, or an earlier round is not done."""
+    return any(r.state != State.DONE for r in a_round.earlier) or stopped(a_round) is not None
+
+
+def stopped(a_round: Round) -> Stop | None:
+    """Why a strategy ended before this round, by `active.stop`; None where it goes on. Earlier rounds are done."""
+    stop = a_round.run.config.active.stop
+    accuracies = [base_record(a_round.run, a_round.strategy, a_round.seed)["accuracy"], *(r.record()["accuracy"] for r in a_round.earlier)]
+    unknown_left = True
+    if stop.p_unknown is not None:
+        bought = {i for r in a_round.earlier for i in r.table("acquired").read(["id"])["id"].to_pylist()}
+        unknown_left = any((row.p_unknown or 0.0) >= stop.p_unknown and row.id not in bought for row in scored_pool(a_round.run))
+    return decide(stop, accuracies, unknown_left)
 
 
 STEPS = (
@@ -82,6 +129,7 @@ STEPS = (
     Step("label", _label, ("base/clusters", "base/knowledge"), "clusters, semantic entropy, γ, known or unknown"),
     Step("search", _search, ("base/search",), "Ray Tune over layers and thresholds"),
     Step("score", score, ("base/scores",), "P(unknown) of the pool from blocks 1 … l"),
+    Step("sample_pool", _sample_pool, ("base/pool_samples", "base/pool_clusters", "base/pool_knowledge"), SAMPLES_POOL),
     Step("replay", sample_candidates, ("base/replay",), "the base model's own answers to pool questions that rounds may replay"),
     Step("decode", _decode_check, ("base/reconstruction",), "how well the decoder finds a question again"),
     Step("evaluate", evaluate_base, ("base/evaluation",), "greedy answers of the base model to the eval split"),
@@ -105,6 +153,8 @@ def check(config: Config) -> None:
         )
     if not world and config.annotate.source == "world":
         raise ConfigError("annotate.source: `world` needs corpus.source = world; use `reference`")
+    if config.acquire.balance == "group" and (together := sorted(set(config.active.strategies) & set(STATES))):
+        raise ConfigError(f"acquire.balance = group does not go with {', '.join(together)}, which spread their choice by states")
 
 
 def execute(run: Run, until: str | None = None, command: str = "ka2l run") -> dict[str, Any]:
@@ -124,13 +174,26 @@ def execute(run: Run, until: str | None = None, command: str = "ka2l run") -> di
     return results
 
 
-def advance(run: Run, until: str) -> None:
-    """Finish the base stages, then take every strategy's next round up to a step (`decode`, `annotate`, `finetune`, `evaluate`)."""
+def advance(run: Run, command: str) -> list[Round]:
+    """Finish the base stages, take every strategy's next round up to what a round command names; returns rounds that wait."""
     execute(run, "evaluate")
-    unfinished = [r for r in plan(run.config, run) if not (r.folder / "round.json").exists()]
-    for a_round in {(r.strategy, r.draw): r for r in reversed(unfinished)}.values():
-        log.info("%-10s %s seed %d round %d", until, a_round.strategy, a_round.seed, a_round.number)
-        play(a_round, until)
+    for a_round in next_rounds(run):
+        log.info("%-10s %s seed %d round %d", command, a_round.strategy, a_round.seed, a_round.number)
+        try:
+            play(a_round, ROUND_COMMANDS[command])
+        except Waiting as waiting:
+            log.info("%-10s %s", command, waiting)
+    return waiting_rounds(run)
+
+
+def next_rounds(run: Run) -> list[Round]:
+    """The first round of every strategy and draw that is not done and may be played."""
+    return [r for r in plan(run.config, run) if r.state != State.DONE and not _held_up(r)]
+
+
+def waiting_rounds(run: Run) -> list[Round]:
+    """Rounds whose questions people have to answer."""
+    return [r for r in plan(run.config, run) if r.state == State.WAITING]
 
 
 def redo(run: Run, name: str) -> None:
@@ -176,6 +239,7 @@ def gather(run: Run, command: str) -> dict[str, Any]:
         "decode": _decode_summary(run),
         "rounds": records,
         "saving": savings(records),
+        "stopped": _stops(run),
         "rows": _read_or_empty(run, "rows.json"),
         "time_s": _read_or_empty(run, TIMES),
     }
@@ -190,7 +254,18 @@ def _records(run: Run) -> list[dict[str, Any]]:
     records += [(r.folder / "round.json").read_json() for r in rounds if (r.folder / "round.json").exists()]
     order = list(draws)
     records.sort(key=lambda r: (order.index((r["strategy"], r["seed"])), r["round"]))
-    return [{k: v for k, v in r.items() if k != "seconds"} for r in records]
+    return records
+
+
+def _stops(run: Run) -> list[dict[str, Any]]:
+    """Strategies that ended before their rounds were used up, and why."""
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for a_round in plan(run.config, run) if run.base("evaluation").is_done else ():
+        key = (a_round.strategy, a_round.seed)
+        played = all(r.state == State.DONE for r in a_round.earlier) and a_round.state == State.ACQUIRE
+        if key not in found and played and (reason := stopped(a_round)):
+            found[key] = {"strategy": a_round.strategy, "seed": a_round.seed, "after_round": a_round.number - 1, "reason": reason.value}
+    return list(found.values())
 
 
 def _decode_summary(run: Run) -> dict[str, Any] | None:

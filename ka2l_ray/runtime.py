@@ -81,6 +81,15 @@ def check_resources(config: Config) -> None:
             )
 
 
+def curves_at_once(config: Config) -> int:
+    """How many rounds this cluster can play side by side: each takes a training or a pool at a time."""
+    total = ray.cluster_resources()
+    tune = config.finetune
+    needs = [(1 + tune.workers * tune.cpus_per_worker, float(tune.workers * tune.gpus_per_worker)), *map(_needs, pools(config).values())]
+    fits = [total.get(name, 0.0) // most for name, most in (("CPU", max(c for c, _ in needs)), ("GPU", max(g for _, g in needs))) if most]
+    return max(1, int(min(fits)))
+
+
 def pools(config: Config) -> dict[str, Pool]:
     """Every actor pool of a run, by section."""
     sections = ("collect", "score", "decode", "evaluate")

@@ -1,25 +1,42 @@
 """Acquisition policies: which pool questions are worth an answer.
 
-In: a stream of scored pool rows. Out: the best n that were not bought yet, each with its reason.
-Refuses to know: tables, Ray, models. A policy ranks; `select` streams, so memory grows with the budget, not with the pool.
+In: a stream of pool rows with what is known of them. Out: the best n that were not bought yet, each with its reason.
+Refuses to know: tables, Ray, models. Rankings stream, so memory grows with the budget, not with the pool; policies that compare
+states keep at most `acquire.candidates` of them.
 """
 
 import hashlib
 import heapq
-from collections.abc import Iterable, Set
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from ka2l_ray.config import Strategy
+import numpy as np
+
+from ka2l_ray.config import AcquireSection, Quadrant, Strategy
+
+SAMPLING: tuple[Strategy, ...] = ("entropy", "likelihood", "quadrant")
+"""Strategies that read K samples of every pool question; their sampling is booked as cost."""
+STATES: tuple[Strategy, ...] = ("coreset", "ka2l_diverse")
+"""Strategies that compare the pool's hidden states."""
 
 
 @dataclass(frozen=True)
-class Scored:
-    """One pool question; `truth` is None outside the world."""
+class PoolRow:
+    """One pool question and what a policy may look at; what was not collected is None.
+
+    `state` (D,) is the hidden state that the probe reads, `likelihood` is -log p of the greedy answer in nats.
+    """
 
     id: str
-    p_unknown: float
-    truth: str | None
+    p_unknown: float | None = None
+    truth: str | None = None
+    group: str | None = None
+    entropy_nats: float | None = None
+    likelihood: float | None = None
+    quadrant: str | None = None
+    state: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -29,83 +46,200 @@ class Choice:
 
 
 class Policy(Protocol):
-    """A strategy as a ranking."""
+    """A strategy. Policies decide, the round's loop executes."""
 
-    @property
-    def decodes(self) -> bool:
-        """Whether it also spends on questions generated from the states of those it chose."""
-        ...
-
-    def priority(self, row: Scored) -> tuple[float, str]:
-        """(higher is bought first, why)."""
+    def choose(self, rows: Iterable[PoolRow], bought: Set[str], count: int) -> list[Choice]:
+        """The `count` best rows outside `bought`, best first; fewer where the pool has fewer."""
         ...
 
 
-@dataclass(frozen=True)
-class ByProbe:
-    """`ka2l`: the questions that the probe holds most likely unknown."""
-
-    decodes: bool = True
-
-    def priority(self, row: Scored) -> tuple[float, str]:
-        return row.p_unknown, f"p_unknown {row.p_unknown:.3f}"
+T = TypeVar("T")
+Priority = Callable[[PoolRow], tuple[float, str]]
+"""(higher is bought first, why)."""
 
 
 @dataclass(frozen=True)
-class AtRandom:
-    """`random`: a uniform draw, a function of (seed, id) alone."""
+class Ranking:
+    """A policy that gives every question a priority by itself; equal priorities go by id.
 
+    With `by_group`, every group's best question comes before any group's second best.
+    """
+
+    priority: Priority
+    by_group: bool = False
+
+    def choose(self, rows: Iterable[PoolRow], bought: Set[str], count: int) -> list[Choice]:
+        ranked = ((row.group, -priority, row.id, why) for row in rows if row.id not in bought for priority, why in [self.priority(row)])
+        if not self.by_group:
+            return [Choice(i, why) for _, _, i, why in heapq.nsmallest(count, ranked, key=lambda r: r[1:3])]
+        best: dict[str | None, list[tuple[float, str, str]]] = defaultdict(list)
+        for group, priority, i, why in ranked:
+            best[group].append((priority, i, why))
+            if len(best[group]) > 2 * count:
+                best[group] = heapq.nsmallest(count, best[group])
+        turns = ((turn, *row) for members in best.values() for turn, row in enumerate(heapq.nsmallest(count, members)))
+        return [Choice(i, f"{why}, number {turn + 1} of its group") for turn, _, i, why in heapq.nsmallest(count, turns)]
+
+
+@dataclass(frozen=True)
+class KCentre:
+    """`coreset`: greedy k-centre (Sener and Savarese, 2018) on standardised states, the bought ones being centres already."""
+
+    candidates: int
     seed: int
-    decodes: bool = False
 
-    def priority(self, row: Scored) -> tuple[float, str]:
-        return unit(f"random-{self.seed}", row.id), "drawn at random"
+    def choose(self, rows: Iterable[PoolRow], bought: Set[str], count: int) -> list[Choice]:
+        def drawn(row: PoolRow) -> float:
+            return unit(f"coreset-{self.seed}", row.id)
+
+        ids, states, centres = _candidates(rows, bought, self.candidates, drawn)
+        picks = farthest_first(states, centres, np.ones(len(ids)), 1.0, count)
+        return [Choice(ids[n], f"distance {d:.3f} to the nearest chosen state") for n, d in picks]
 
 
 @dataclass(frozen=True)
-class Oracle:
+class ProbeTimesDistance:
+    """`ka2l_diverse`: P(unknown) × (distance to the nearest chosen or bought state) ^ `diversity`, greedily."""
+
+    candidates: int
+    diversity: float
+
+    def choose(self, rows: Iterable[PoolRow], bought: Set[str], count: int) -> list[Choice]:
+        probability: dict[str, float] = {}
+
+        def likely(row: PoolRow) -> float:
+            probability[row.id] = _given(row.p_unknown, row, "P(unknown)")
+            return -probability[row.id]
+
+        ids, states, centres = _candidates(rows, bought, self.candidates, likely)
+        weights = np.array([probability[i] for i in ids])
+        picks = farthest_first(states, centres, weights, self.diversity, count)
+        return [Choice(ids[n], f"p_unknown {weights[n]:.3f}, distance {d:.3f} to the nearest chosen state") for n, d in picks]
+
+
+def farthest_first(
+    states: np.ndarray, centres: np.ndarray, weights: np.ndarray, exponent: float, count: int
+) -> Iterator[tuple[int, float]]:
+    """Rows of `states` (N, D) taken one by one by the largest weight × distance ^ exponent, with their distances.
+
+    Distances are Euclidean, to the nearest of `centres` (M, D) and of what was taken, after each dimension is standardised over
+    `states`. Without centres the first row taken is the one of largest weight, at equal weights the one farthest from the mean.
+    """
+    if not len(states):
+        return
+    mean, spread = states.mean(0), states.std(0)
+    scale = np.where(spread > 0, spread, 1.0) * np.sqrt(states.shape[1])
+    points = (states - mean) / scale
+    started = np.full(len(states), np.inf)
+    for centre in (centres - mean) / scale if len(centres) else ():
+        started = np.minimum(started, np.linalg.norm(points - centre, axis=1))
+    nearest, left = started, np.ones(len(states), dtype=bool)
+    for _ in range(min(count, len(states))):
+        first = np.isinf(nearest).all()
+        distance = np.linalg.norm(points, axis=1) if first else nearest
+        score = weights * (1.0 + 1e-9 * distance) if first else weights * distance**exponent
+        row = int(np.argmax(np.where(left, score, -np.inf)))
+        yield row, float(distance[row])
+        left[row] = False
+        nearest = np.minimum(nearest, np.linalg.norm(points - points[row], axis=1))
+
+
+def _candidates(
+    rows: Iterable[PoolRow], bought: Set[str], limit: int, order: Callable[[PoolRow], float]
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Ids and states (N, D) of the `limit` unbought rows that come first by `order`, and the states (M, D) of the bought ones."""
+    centres: list[np.ndarray] = []
+
+    def unbought() -> Iterator[tuple[float, str, np.ndarray]]:
+        for row in rows:
+            state = _given(row.state, row, "hidden state")
+            if row.id in bought:
+                centres.append(state)
+            else:
+                yield order(row), row.id, state
+
+    kept = heapq.nsmallest(limit, unbought(), key=lambda r: r[:2])
+    width = len(kept[0][2]) if kept else 0
+    return [i for _, i, _ in kept], np.array([s for _, _, s in kept], dtype=np.float64).reshape(-1, width), np.array(centres)
+
+
+def policy(strategy: Strategy, acquire: AcquireSection, seed: int) -> Policy:
+    """The policy of a strategy's name; `decoded` chooses its pool questions as `ka2l` does."""
+    if strategy == "coreset":
+        return KCentre(acquire.candidates, seed)
+    if strategy == "ka2l_diverse":
+        return ProbeTimesDistance(acquire.candidates, acquire.diversity)
+    rankings: dict[str, Priority] = {
+        "ka2l": by_probe,
+        "decoded": by_probe,
+        "entropy": by_entropy,
+        "likelihood": by_likelihood,
+        "quadrant": by_quadrant(acquire.quadrants),
+        "random": at_random(seed),
+        "oracle": by_truth(seed),
+    }
+    return Ranking(rankings[strategy], acquire.balance == "group")
+
+
+def by_probe(row: PoolRow) -> tuple[float, str]:
+    """`ka2l`: the questions that the probe holds most likely unknown."""
+    p = _given(row.p_unknown, row, "P(unknown)")
+    return p, f"p_unknown {p:.3f}"
+
+
+def by_entropy(row: PoolRow) -> tuple[float, str]:
+    """`entropy`: sampled semantic entropy, what the probe stands in for."""
+    entropy = _given(row.entropy_nats, row, "entropy")
+    return entropy + _tie(row), f"entropy {entropy:.3f} nats"
+
+
+def by_likelihood(row: PoolRow) -> tuple[float, str]:
+    """`likelihood`: the least likely greedy answers."""
+    nats = _given(row.likelihood, row, "likelihood")
+    return nats, f"greedy answer at {-nats:.3f} nats"
+
+
+def by_quadrant(wanted: tuple[Quadrant, ...]) -> Priority:
+    """`quadrant`: by grade and consistency in the order of `wanted`, inside a quadrant by entropy; the rest comes last."""
+    order = {name: len(wanted) - n for n, name in enumerate(wanted)}
+
+    def priority(row: PoolRow) -> tuple[float, str]:
+        quadrant = _given(row.quadrant, row, "quadrant (it needs gold answers)")
+        entropy = _given(row.entropy_nats, row, "entropy")
+        # An entropy is below ln K, and K at most 100: a hundredth of it never leaves its quadrant.
+        return order.get(quadrant, 0) + (entropy + _tie(row)) / 100, f"{quadrant}, entropy {entropy:.3f} nats"
+
+    return priority
+
+
+def at_random(seed: int) -> Priority:
+    """`random`: a uniform draw, a function of (seed, id) alone."""
+    return lambda row: (unit(f"random-{seed}", row.id), "drawn at random")
+
+
+def by_truth(seed: int) -> Priority:
     """`oracle` (world only): truly unseen facts first; the ceiling of every strategy that buys what the model never saw."""
 
-    seed: int
-    decodes: bool = False
-
-    def priority(self, row: Scored) -> tuple[float, str]:
+    def priority(row: PoolRow) -> tuple[float, str]:
         if row.truth is None:
             raise ValueError("active.strategies: `oracle` needs corpus.source = world, where the truth is known")
-        return float(row.truth == "unseen") + unit(f"oracle-{self.seed}", row.id), f"truth: {row.truth}"
+        return float(row.truth == "unseen") + unit(f"oracle-{seed}", row.id), f"truth: {row.truth}"
 
-
-def policy(strategy: Strategy, seed: int) -> Policy:
-    """The policy of a strategy's name."""
-    return {"ka2l": ByProbe(), "random": AtRandom(seed), "oracle": Oracle(seed)}[strategy]
-
-
-def select(chosen_by: Policy, rows: Iterable[Scored], exclude: Set[str], count: int) -> list[Choice]:
-    """The `count` best rows outside `exclude`, best first; equal priorities in the order of their ids."""
-    ranked = ((-priority, row.id, reason) for row in rows if row.id not in exclude for priority, reason in [chosen_by.priority(row)])
-    return [Choice(i, reason) for _, i, reason in heapq.nsmallest(count, ranked)]
-
-
-def select_replay(rows: Iterable[Scored], exclude: Set[str], count: int, seed: int) -> list[str]:
-    """Ids of `count` unbought questions, half of them predicted unknown (p >= 0.5) as far as there are enough; sorted.
-
-    The order is a hash of (seed, id), so that rounds replay the same questions as long as they stay unbought.
-    """
-    sides: tuple[list[tuple[float, str]], list[tuple[float, str]]] = ([], [])
-    for row in rows:
-        if row.id not in exclude:
-            side = sides[row.p_unknown >= 0.5]
-            heapq.heappush(side, (-unit(f"replay-{seed}", row.id), row.id))
-            if len(side) > count:
-                heapq.heappop(side)
-    known, unknown = (sorted((-u, i) for u, i in side) for side in sides)
-    half = min(count // 2, len(unknown))
-    taken = known[: count - half]
-    taken += unknown[: count - len(taken)]
-    return sorted(i for _, i in taken)
+    return priority
 
 
 def unit(salt: str, question_id: str) -> float:
     """A uniform number in [0, 1) that depends only on its arguments."""
     digest = hashlib.blake2b(f"{salt}\x1f{question_id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
+
+
+def _tie(row: PoolRow) -> float:
+    """Breaks ties between equal entropies by a hash of the id, not by its alphabet; far below the least gap of two entropies."""
+    return 1e-6 * unit("tie", row.id)
+
+
+def _given(value: T | None, row: PoolRow, name: str) -> T:
+    if value is None:
+        raise ValueError(f"pool question {row.id} has no {name}, which this strategy ranks by")
+    return value

@@ -4,16 +4,20 @@ In: a fine-tuned round, or the base model. Out: the `evaluation` table and the r
 Refuses to know: how questions were chosen, how the model was tuned.
 """
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
 
 from ka2l_ray import schema
+from ka2l_ray.active.acquire import SAMPLING
+from ka2l_ray.active.replay import is_misconception, knew
 from ka2l_ray.active.round import Round, pool_rows, replay_samples
+from ka2l_ray.annotate.ledger import ledger
 from ka2l_ray.artifacts import Folder, Run, Table
 from ka2l_ray.dataflow import Stage, run_stage
 from ka2l_ray.finetune.evaluate import EvaluateActor
-from ka2l_ray.label.grading import is_correct
 
 
 def evaluate(a_round: Round) -> None:
@@ -62,6 +66,9 @@ def base_record(run: Run, strategy: str, seed: int) -> dict[str, Any]:
         "domain_accuracy": _share(rows, "domain"),
         "known_accuracy": 1.0 if any(r["correct"] for r in rows) else None,
         "replayed_accuracy": None,
+        "ledger": {},
+        "seconds": {},
+        "misconceptions_replayed": None,
     }
 
 
@@ -71,7 +78,7 @@ def summarize(a_round: Round) -> dict[str, Any]:
     annotations = [r for t in rounds for r in t.table("annotations").read(["id", "cost"]).to_pylist()]
     rows = a_round.table("evaluation").read(["id", "correct", "scope", "fact_id"]).to_pylist()
     replay_ids = set(Table(a_round.folder / "finetune/replay_questions").read(["id"])["id"].to_pylist())
-    known_before = {r["id"] for r in replay_samples(a_round.run) if _knew(r)}
+    known_before = {r["id"] for r in replay_samples(a_round.run) if knew(r["samples"], r["greedy"], r["answers"])}
     touched = _touched_facts(rounds, {r["id"] for r in annotations})
     base_right = {r["id"] for r in a_round.run.base("evaluation").read(["id", "correct"]).to_pylist() if r["correct"]}
     asked = [r for r in rows if r["id"] not in replay_ids]
@@ -81,18 +88,34 @@ def summarize(a_round: Round) -> dict[str, Any]:
         "seed": a_round.seed,
         "round": a_round.number,
         "annotations": len(annotations),
-        "cost": sum(r["cost"] for r in annotations),
+        "cost": sum(r["cost"] for r in annotations) + sampling_cost(a_round.run, a_round.strategy),
+        "ledger": _sum(ledger(r.table("annotations")) for r in rounds),
         "accuracy": _share(asked, "pool"),
         "domain_accuracy": _share(asked, "domain"),
         "known_accuracy": _mean(untouched),
         "replayed_accuracy": _mean([r for r in rows if r["id"] in replay_ids & known_before]),
+        "misconceptions_replayed": _misconceptions(a_round),
     }
 
 
-def _knew(row: dict[str, Any]) -> bool:
-    """Whether the base model knew a replayed question: greedy answer and at least half of its samples right, not a lucky guess."""
-    right = [bool(is_correct(a, row["answers"])) for a in row["samples"]]
-    return bool(is_correct(row["greedy"], row["answers"])) and 2 * sum(right) >= len(right)
+def sampling_cost(run: Run, strategy: str) -> float:
+    """What sampling the pool cost a strategy that ranks by it, in the unit of `annotate.cost`."""
+    return run.config.acquire.sampling_cost * run.base("pool_samples").rows if strategy in SAMPLING else 0.0
+
+
+def _misconceptions(a_round: Round) -> int | None:
+    """Replayed questions whose wrong answer the base model is sure of, so that replay teaches it again; None without gold."""
+    gold = {r["id"]: r["answers"] for r in Table(a_round.folder / "finetune/replay_questions").read(["id", "answers"]).to_pylist()}
+    rows = Table(a_round.folder / "finetune/examples").read(["id", "answers", "source"]).to_pylist()
+    graded = [is_misconception(r["answers"], gold[r["id"]]) for r in rows if r["source"] == "replay" and gold[r["id"]]]
+    return sum(graded) if graded else None
+
+
+def _sum(parts: Iterable[dict[str, float]]) -> dict[str, float]:
+    total: Counter[str] = Counter()
+    for part in parts:
+        total.update(part)
+    return dict(total)
 
 
 def _touched_facts(rounds: list[Round], bought: set[str]) -> set[str]:

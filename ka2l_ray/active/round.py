@@ -1,15 +1,30 @@
-"""One round: where its tables are, and the rows of the pool that they speak of.
+"""One round: where its tables are, what state it is in, and the rows of the pool that its steps look at.
 
 In: a run, a strategy, a draw, a number. Out: folders, seeds, budgets, streamed rows. Refuses to know: what a step does, Ray.
 """
 
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
-from ka2l_ray.active.acquire import Scored
+from ka2l_ray.active.acquire import SAMPLING, PoolRow
+from ka2l_ray.annotate.file import is_waiting
 from ka2l_ray.artifacts import Folder, Run, Table
+from ka2l_ray.collect.actor import matrix
 from ka2l_ray.config import Strategy
+
+
+class State(StrEnum):
+    """What a round does next, read from what it has written: a killed round is in the state it died in."""
+
+    ACQUIRE = "acquire"
+    ANNOTATE = "annotate"
+    WAITING = "waiting"
+    """For people's answers: `ka2l annotate --import` goes on."""
+    FINETUNE = "finetune"
+    EVALUATE = "evaluate"
+    DONE = "done"
 
 
 @dataclass(frozen=True)
@@ -39,16 +54,48 @@ class Round:
         total, rounds = self.run.config.active.budget, self.run.config.active.rounds
         return total // rounds + (self.number <= total % rounds)
 
+    @property
+    def state(self) -> State:
+        if (self.folder / "round.json").exists():
+            return State.DONE
+        if (self.folder / "finetune/done.json").exists():
+            return State.EVALUATE
+        if self.table("annotations").is_done:
+            return State.FINETUNE
+        if self.table("acquired").is_done:
+            return State.WAITING if is_waiting(self.folder / "annotations") else State.ANNOTATE
+        return State.ACQUIRE
+
     def table(self, name: str) -> Table:
         return Table(self.folder / name)
 
+    def record(self) -> dict[str, Any]:
+        """The figures of a finished round."""
+        return (self.folder / "round.json").read_json()
 
-def scored_pool(run: Run) -> Iterator[Scored]:
-    """Pool questions with their scores, streamed; failed rows have none and are left out."""
-    for batch in run.base("scores").batches(["id", "p_unknown", "truth"]):
+
+def scored_pool(run: Run) -> Iterator[PoolRow]:
+    """Pool questions with their scores (and states where the run keeps them), streamed; failed rows are left out."""
+    scores = run.base("scores")
+    names = set(scores.schema().names) if scores.rows else set()
+    for batch in scores.batches(["id", "p_unknown", "truth", "group", *(["state"] if "state" in names else [])]):
+        batch = batch.filter(batch["p_unknown"].is_valid())
+        states = matrix(batch["state"]) if "state" in names else [None] * batch.num_rows
+        for row, state in zip(batch.drop_columns(["state"] if "state" in names else []).to_pylist(), states, strict=True):
+            yield PoolRow(row["id"], row["p_unknown"], row["truth"], row["group"], state=state)
+
+
+def sampled_pool(run: Run) -> Iterator[PoolRow]:
+    """Pool questions with what their K samples show, streamed; failed rows are left out."""
+    for batch in run.base("pool_knowledge").batches(["id", "truth", "group", "entropy_nats", "likelihood", "quadrant"]):
         for row in batch.to_pylist():
-            if row["p_unknown"] is not None:
-                yield Scored(row["id"], row["p_unknown"], row["truth"])
+            if row["entropy_nats"] is not None:
+                yield PoolRow(**row)
+
+
+def pool_for(strategy: Strategy, run: Run) -> Iterator[PoolRow]:
+    """The pool as a strategy sees it."""
+    return sampled_pool(run) if strategy in SAMPLING else scored_pool(run)
 
 
 def pool_rows(run: Run, ids: Set[str]) -> list[dict[str, Any]]:

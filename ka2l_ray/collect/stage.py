@@ -9,7 +9,7 @@ from typing import Any
 
 from ka2l_ray.artifacts import Run, Table
 from ka2l_ray.collect.actor import CollectActor, collect_columns
-from ka2l_ray.config import Config
+from ka2l_ray.config import CollectSection, Config
 from ka2l_ray.dataflow import Stage, run_stage
 from ka2l_ray.models.loading import depth_and_width
 
@@ -54,18 +54,31 @@ def collect(run: Run) -> dict[str, Any]:
     return manifest
 
 
+def sample_pool(run: Run) -> dict[str, Any]:
+    """K samples and the greedy answer of every pool question, for the strategies that rank by them; no states."""
+    return _sample_only(
+        run, "sample_pool", run.config.collect, run.table("questions"), run.base("pool_samples"), run.config.run.seed, "pool"
+    )
+
+
 def sample_replay(run: Run, source: Table, target: Table, seed: int) -> dict[str, Any]:
     """The base model's own answers to questions: `finetune.replay.samples` at T = 1 each, and the greedy one; no states."""
-    config = run.config
-    collect_section = config.collect.model_copy(update={"samples": config.finetune.replay.samples, "positions": (), "temperature": 1.0})
+    own = run.config.collect.model_copy(update={"samples": run.config.finetune.replay.samples, "temperature": 1.0})
+    return _sample_only(run, "replay", own, source, target, seed)
+
+
+def _sample_only(
+    run: Run, name: str, section: CollectSection, source: Table, target: Table, seed: int, part: str | None = None
+) -> dict[str, Any]:
+    config, section = run.config, section.model_copy(update={"positions": ()})
     stage = Stage(
-        name="replay",
+        name=name,
         actor=CollectActor,
-        arguments={"model": config.model, "prompt": config.corpus.prompt, "collect": collect_section, "layers": (), "seed": seed},
+        arguments={"model": config.model, "prompt": config.corpus.prompt, "collect": section, "layers": (), "seed": seed},
         columns_in=("question",),
-        columns_out=collect_columns(collect_section, (), 0),
+        columns_out=collect_columns(section, (), 0),
         pool=config.collect.pool,
-        keep=("question", "answers", "fact_id"),
+        keep=(*KEPT, "fact_id"),
         max_error_fraction=config.run.max_error_fraction,
     )
-    return run_stage(stage, source, target)
+    return run_stage(stage, source, target, part)

@@ -29,10 +29,10 @@ class DecodeActor:
     def __init__(self, model: ModelSection, prompt: PromptSection, decode: DecodeSection, decoder: str, probe: Folder, seed: int) -> None:
         self._decoder = StateDecoder.load(decoder_folder(decoder)).to(device())
         self._card, self._probe, self._prompt, self._decode, self._seed = self._decoder.card, LinearProbe.load(probe), prompt, decode, seed
-        if (self._card.model, self._card.prompt) != (model.name_or_path, prompt.template):
+        if (self._card.model, self._card.prompt) != (model.identity, prompt.template):
             raise ValueError(
                 f"decode.decoder = {decoder!r} reads states of model {self._card.model!r} under prompt {self._card.prompt!r}, "
-                f"not of {model.name_or_path!r} under {prompt.template!r}"
+                f"not of {model.identity!r} under {prompt.template!r}"
             )
         self._tokenizer = load_tokenizer(model)
         self._model = load_blocks(model, max(self._card.layer, self._probe.card.layer))

@@ -20,6 +20,7 @@ from ka2l_ray.label.thresholds import otsu
 from ka2l_ray.probe.metrics import auroc
 
 CARRIED = ("group", "entity", "truth")
+POOL = Pool(batch_rows=1024, block_rows=4096)
 BASELINES = ("likelihood", "predictive_entropy")
 
 
@@ -29,16 +30,31 @@ def _added(table: pa.Schema, *present: str) -> pa.Schema:
 
 def label(run: Run) -> dict[str, Any]:
     """Cluster, then apply γ; returns the manifest of `knowledge` with `threshold_nats`."""
-    limit, pool = run.config.run.max_error_fraction, Pool(batch_rows=1024, block_rows=4096)
-    needs = ("samples", "sample_logprobs", "greedy", "greedy_logprob", "answers")
-    clusters, knowledge = run.base("clusters"), run.base("knowledge")
-    clustering = Stage("label", ClusterActor, {}, needs, _added(schema.CLUSTERS), pool, CARRIED, limit)
-    run_stage(clustering, run.base("samples"), clusters)
-    threshold = run.config.label.threshold
+    clusters, threshold = run.base("clusters"), run.config.label.threshold
+    _cluster(run, "label", run.base("samples"), clusters)
     gamma = otsu(entropy_histogram(clusters)) if threshold == "otsu" else float(threshold)
+    return _apply(run, "label", gamma, clusters, run.base("knowledge")) | {"threshold_nats": gamma}
+
+
+def label_pool(run: Run, gamma: float) -> dict[str, Any]:
+    """The same for `base/pool_samples` with the γ of the probe split: `base/pool_knowledge`, which some strategies rank by."""
+    _cluster(run, "label_pool", run.base("pool_samples"), run.base("pool_clusters"))
+    return _apply(run, "label_pool", gamma, run.base("pool_clusters"), run.base("pool_knowledge"))
+
+
+def _cluster(run: Run, name: str, samples: Table, clusters: Table) -> None:
+    needs = ("samples", "sample_logprobs", "greedy", "greedy_logprob", "answers")
+    run_stage(
+        Stage(name, ClusterActor, {}, needs, _added(schema.CLUSTERS), POOL, CARRIED, run.config.run.max_error_fraction), samples, clusters
+    )
+
+
+def _apply(run: Run, name: str, gamma: float, clusters: Table, knowledge: Table) -> dict[str, Any]:
     kept = tuple(n for n in schema.CLUSTERS.names if n != "id")
-    labelling = Stage("label", KnowledgeActor, {"threshold_nats": gamma}, (), _added(schema.KNOWLEDGE, *kept), pool, kept, limit)
-    return run_stage(labelling, clusters, knowledge) | {"threshold_nats": gamma}
+    arguments, columns = {"threshold_nats": gamma}, _added(schema.KNOWLEDGE, *kept)
+    return run_stage(
+        Stage(name, KnowledgeActor, arguments, (), columns, POOL, kept, run.config.run.max_error_fraction), clusters, knowledge
+    )
 
 
 def entropy_histogram(table: Table) -> Counter[float]:

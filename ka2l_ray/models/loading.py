@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ka2l_ray.artifacts import Folder
 from ka2l_ray.config import ModelSection
+from ka2l_ray.models.activations import blocks
 
 ASSETS = Path(__file__).parent.parent / "world" / "assets"
 WORLD_MODEL = ASSETS / "model"
@@ -39,7 +41,11 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
 
 
 def load_model(model: ModelSection, adapter: str | None = None) -> PreTrainedModel:
-    """The whole model with its LM head; `adapter` is a local folder with fine-tuned weights: a PEFT adapter or a full model."""
+    """The whole model with its LM head; `adapter` is a local folder with fine-tuned weights (a PEFT adapter or a full model),
+    which takes the place of `model.adapter`."""
+    if adapter is None and model.adapter is not None:
+        with Folder.of(model.adapter).local() as folder:
+            return load_model(model, folder)
     path = adapter if adapter and not (Path(adapter) / "adapter_config.json").exists() else model_path(model)
     source = _source(model) if path == model_path(model) else {}
     loaded = AutoModelForCausalLM.from_pretrained(path, dtype=_dtype(model), use_safetensors=True, **source)
@@ -51,13 +57,29 @@ def load_model(model: ModelSection, adapter: str | None = None) -> PreTrainedMod
 
 
 def load_blocks(model: ModelSection, layers: int) -> PreTrainedModel:
-    """Embedding and blocks 1 … `layers` only: later weights are never read, and there is no LM head."""
+    """Embedding and blocks 1 … `layers` only: later weights are never read, and there is no LM head.
+
+    A `model.adapter` is the exception: it is merged into the whole model, which is cut afterwards.
+    """
+    if model.adapter is not None:
+        return _cut(load_model(model), layers)
     config = AutoConfig.from_pretrained(model_path(model), **_source(model))
     if not 0 <= layers <= config.num_hidden_layers:
         raise ValueError(f"layer {layers} is out of range: {model.name_or_path} has blocks 1 … {config.num_hidden_layers} and input 0")
     config.num_hidden_layers = max(1, layers)  # Hugging Face refuses a model without blocks; layer 0 stops before block 1
     loaded = AutoModel.from_pretrained(model_path(model), config=config, dtype=_dtype(model), use_safetensors=True, **_source(model))
     return _placed(loaded)
+
+
+def _cut(model: PreTrainedModel, layers: int) -> PreTrainedModel:
+    """The backbone of a loaded model without the blocks after `layers`; later weights are freed."""
+    backbone: Any = model.base_model
+    depth = model.config.num_hidden_layers
+    if not 0 <= layers <= depth:
+        raise ValueError(f"layer {layers} is out of range: the model has blocks 1 … {depth} and input 0")
+    del blocks(backbone, depth)[max(1, layers) :]
+    backbone.config.num_hidden_layers = max(1, layers)
+    return backbone
 
 
 def _placed(model: Any) -> PreTrainedModel:

@@ -73,7 +73,7 @@ def _trial(params: dict[str, Any], config: Config, activations: Table, knowledge
     states, rows = read_rows(activations, knowledge, column)
     fit = fit_layer(states, rows, gamma, config.search, config.run.seed)
     card = ProbeCard(
-        model=config.model.name_or_path,
+        model=config.model.identity,
         prompt=config.corpus.prompt.template,
         layer=layer,
         position=position,

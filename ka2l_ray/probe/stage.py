@@ -8,22 +8,32 @@ from typing import Any
 import pyarrow as pa
 
 from ka2l_ray import schema
+from ka2l_ray.active.acquire import STATES
 from ka2l_ray.artifacts import Run
 from ka2l_ray.dataflow import Stage, run_stage
+from ka2l_ray.models.loading import depth_and_width
 from ka2l_ray.probe.score import ScoreActor
 
 
 def score(run: Run) -> dict[str, Any]:
-    """Score the pool; `truth` is carried along for the `oracle` strategy, null outside the world."""
+    """Score the pool; `truth` is carried along for `oracle`, `group` for group balance, states where a strategy compares them."""
     config = run.config
+    with_state = bool(set(config.active.strategies) & set(STATES))
+    _, width = depth_and_width(config.model)
+    state = [pa.field("state", pa.list_(pa.float32(), width))] if with_state else []
     stage = Stage(
         name="score",
         actor=ScoreActor,
-        arguments={"model": config.model, "prompt": config.corpus.prompt, "probe": run.folder / "base/search/probe"},
+        arguments={
+            "model": config.model,
+            "prompt": config.corpus.prompt,
+            "probe": run.folder / "base/search/probe",
+            "with_state": with_state,
+        },
         columns_in=("question",),
-        columns_out=pa.schema([schema.SCORES.field("p_unknown")]),
+        columns_out=pa.schema([schema.SCORES.field("p_unknown"), *state]),
         pool=config.score.pool,
-        keep=("truth",),
+        keep=("truth", "group"),
         max_error_fraction=config.run.max_error_fraction,
     )
     return run_stage(stage, run.table("questions"), run.base("scores"), part="pool")

@@ -150,9 +150,7 @@ def _learning(name: str, label: str, ylabel: str, rounds: Sequence[Mapping[str, 
 
 
 def _paint_curves(axes: Axes, measures: Mapping[str, list[Curve]], ylabel: str, thick: str) -> None:
-    strategies = list(dict.fromkeys(c.strategy for found in measures.values() for c in found))
-    others = iter(_OTHERS * len(strategies))
-    looks = {s: _STRATEGIES[s] if s in _STRATEGIES else next(others) for s in strategies}
+    looks = looks_of(list(dict.fromkeys(c.strategy for found in measures.values() for c in found)))
     main: dict[str, Any] = {"linewidth": 2.2, "markersize": 6}
     side: dict[str, Any] = {"linewidth": 1.0, "linestyle": (0, (4, 2)), "markersize": 4}
     lines = {text: main if text == thick else side for text in measures}
@@ -168,6 +166,12 @@ def _paint_curves(axes: Axes, measures: Mapping[str, list[Curve]], ylabel: str, 
     axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)
     legend(axes, "lower", [Line2D([], [], color=c, marker=m, label=s, **main) for s, (c, m) in looks.items()])
     legend(axes, "upper", [Line2D([], [], color=INK, label=text, **line) for text, line in lines.items()])
+
+
+def looks_of(strategies: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of every strategy: the well-known ones have their own, others in turn."""
+    others = iter(_OTHERS * len(strategies))
+    return {s: _STRATEGIES[s] if s in _STRATEGIES else next(others) for s in strategies}
 
 
 def stage_times(time_s: Mapping[str, float | None]) -> str | None:

@@ -18,7 +18,22 @@ from ka2l_ray.report import figures
 from ka2l_ray.report.summary import known_changes, savings
 from ka2l_ray.schema import DECODE_STATUSES, QUADRANTS
 
-STAGES = ("corpus", "questions", "collect", "label", "search", "score", "replay", "decode", "annotate", "finetune", "evaluate", "rounds")
+STAGES = (
+    "corpus",
+    "questions",
+    "collect",
+    "label",
+    "search",
+    "score",
+    "sample_pool",
+    "replay",
+    "acquire",
+    "decode",
+    "annotate",
+    "finetune",
+    "evaluate",
+    "rounds",
+)
 DECODE_MEASURES = {
     "generated": "questions generated",
     "kept": "kept",
@@ -83,27 +98,36 @@ def draw_figures(
 
 def render(run: Run, results: Mapping[str, Any], drawn: Mapping[str, str | None], absent: Mapping[str, str]) -> str:
     """The page. Everything that comes from a file is escaped; only our own SVG is trusted."""
-    loader = PackageLoader("ka2l_ray", "report")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"count": _format(",.0f"), "amount": _format(",g"), "decimal": _format(".3f"), "nats": _format(".2f")}
-    environment.filters |= {"percent": _format(".1%"), "seconds": _format(",.1f"), "measure": _measure, "text": _text}
-    return environment.get_template("page.html").render(
-        results,
-        title=run.config.report.title,
-        run_name=run.config.run.name,
-        decoding=run.config.decode.enabled,
-        figures={name: svg and Markup(svg) for name, svg in drawn.items()},
-        absent=absent,
-        savings=savings(results["saving"]),
-        changes=known_changes(results["rounds"]),
-        objectives=figures.OBJECTIVES,
-        quadrants=_in_order((results["label"] or {}).get("quadrants") or (), QUADRANTS),
-        decode_measures=DECODE_MEASURES,
-        decode_names=_in_order((name for name in results["decode"] or () if name != "statuses"), tuple(DECODE_MEASURES)),
-        statuses=_in_order((results["decode"] or {}).get("statuses") or (), DECODE_STATUSES),
-        stages=_in_order({**results["rows"], **results["time_s"]}, STAGES),
-        settings=yaml.safe_dump(run.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+    return (
+        environment()
+        .get_template("page.html")
+        .render(
+            results,
+            title=run.config.report.title,
+            run_name=run.config.run.name,
+            decoding=run.config.decode.enabled,
+            figures={name: svg and Markup(svg) for name, svg in drawn.items()},
+            absent=absent,
+            savings=savings(results["saving"]),
+            changes=known_changes(results["rounds"]),
+            objectives=figures.OBJECTIVES,
+            quadrants=_in_order((results["label"] or {}).get("quadrants") or (), QUADRANTS),
+            decode_measures=DECODE_MEASURES,
+            decode_names=_in_order((name for name in results["decode"] or () if name != "statuses"), tuple(DECODE_MEASURES)),
+            statuses=_in_order((results["decode"] or {}).get("statuses") or (), DECODE_STATUSES),
+            stages=_in_order({**results["rows"], **results["time_s"]}, STAGES),
+            settings=yaml.safe_dump(run.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        )
     )
+
+
+def environment() -> Environment:
+    """Templates of this package and the filters that write numbers."""
+    loader = PackageLoader("ka2l_ray", "report")
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.filters |= {"count": _format(",.0f"), "amount": _format(",g"), "decimal": _format(".3f"), "nats": _format(".2f")}
+    made.filters |= {"percent": _format(".1%"), "seconds": _format(",.1f"), "measure": _measure, "text": _text}
+    return made
 
 
 def _absent(run: Run, results: Mapping[str, Any]) -> dict[str, str]:

@@ -13,7 +13,7 @@ MARKED = {
     f"ka2l_ray/{name}.py"
     for name in (
         "dataflow runtime pipeline corpus/readers collect/stage label/stage probe/search decode/stage "
-        "annotate/stage finetune/train active/rounds world/build jobs"
+        "annotate/stage finetune/train active/rounds active/compare world/build jobs"
     ).split()
 }
 """The files that design.md marks [ray]; an upper bound."""

@@ -1,0 +1,97 @@
+"""`ka2l compare`: strategies × seeds, each curve a Ray task, as many at once as the cluster holds.
+
+In: a configuration and a number of seeds. Out: one ordinary run folder per seed in `STORAGE/NAME-compare/`, `compare.json`, `index.html`.
+Base stages are shared by all strategies of a seed. Everything skips what is done, so a killed comparison goes on at the training it
+was in; a task whose node dies is started again by Ray and does the same. Refuses to know: how a round works, how savings are computed.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from ka2l_ray import pipeline
+from ka2l_ray.active.comparison import summarize
+from ka2l_ray.active.round import Round, State
+from ka2l_ray.artifacts import Folder, Run
+from ka2l_ray.config import Config, ConfigError
+from ka2l_ray.report.comparison import render
+from ka2l_ray.report.page import write_report
+from ka2l_ray.runtime import connect, curves_at_once, log, set_up_logging, telling
+
+NODE_RETRIES = 3
+
+
+def open_runs(config: Config, seeds: int) -> list[Run]:
+    """One run folder per seed. Raises `ConfigError` before any work where a comparison cannot be made."""
+    if "random" not in config.active.strategies:
+        raise ConfigError("active.strategies: a comparison needs `random`, against which savings are measured")
+    if config.annotate.source == "file":
+        raise ConfigError("annotate.source = file: a comparison cannot wait for people; use world, reference or endpoint")
+    pipeline.check(config)
+    storage = (Folder.of(config.run.storage) / f"{config.run.name}-compare").uri
+    runs = []
+    for seed in range(config.run.seed, config.run.seed + seeds):
+        section = config.run.model_copy(update={"storage": storage, "name": f"seed_{seed}", "seed": seed})
+        runs.append(Run.open(config.model_copy(update={"run": section})))
+    return runs
+
+
+def compare(runs: Sequence[Run], parallel: int | None, command: str) -> tuple[str, dict[str, Any]]:
+    """Finish every run's base stages and curves, then write the comparison; returns its folder and `compare.json`."""
+    for n, run in enumerate(runs, 1):
+        log.info("compare    base stages of seed %d (%d/%d)", run.config.run.seed, n, len(runs))
+        pipeline.execute(run, "evaluate", command)
+    curves = [(run, strategy, draw) for run in runs for strategy, draw in dict.fromkeys((r.strategy, r.draw) for r in _plan(run))]
+    at_once = parallel or curves_at_once(runs[0].config)
+    log.info("compare    %d curves, %d at once", len(curves), at_once)
+    with telling("compare", lambda: _progress(runs)):
+        _play_all([c for c in curves if not _finished(*c)], at_once)
+    results = []
+    for run in runs:
+        results.append(pipeline.gather(run, command))
+        (run.folder / pipeline.RESULTS).write_json(results[-1])
+        write_report(run)
+    folder = Folder.of(runs[0].config.run.storage)
+    summary = {"command": command, "seeds": [r.config.run.seed for r in runs]} | summarize(results)
+    (folder / "compare.json").write_json(summary)
+    (folder / "index.html").write_bytes(render(runs[0].config.report.title, summary).encode())
+    return folder.uri, summary
+
+
+def _plan(run: Run) -> Sequence[Round]:
+    return pipeline.plan(run.config, run)
+
+
+def _finished(run: Run, strategy: str, draw: int) -> bool:
+    own = [r for r in _plan(run) if (r.strategy, r.draw) == (strategy, draw)]
+    return all(r.state == State.DONE for r in own)
+
+
+def _progress(runs: Sequence[Run]) -> str:
+    states = [r.state for run in runs for r in _plan(run)]
+    return f"{sum(s == State.DONE for s in states)} of {len(states)} rounds done"
+
+
+def _play_all(curves: Sequence[tuple[Run, str, int]], at_once: int) -> None:
+    """Start a task per curve, never more than `at_once`; the first failure ends the comparison after the running ones are cancelled."""
+    task = ray.remote(num_cpus=0, max_retries=NODE_RETRIES)(_play_curve)
+    waiting, running = list(curves), {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                run, strategy, draw = waiting.pop(0)
+                running[task.remote(run, strategy, draw)] = f"{strategy} draw {draw} of seed {run.config.run.seed}"
+            (done,), _ = ray.wait(list(running))
+            name = running.pop(done)
+            log.info("compare    %s: %s", name, ray.get(done))
+    finally:
+        for reference in running:
+            ray.cancel(reference)
+
+
+def _play_curve(run: Run, strategy: str, draw: int) -> str:
+    """All rounds of one strategy and draw, in a process of its own: it is a driver of Ray Data pipelines and Ray Train runs."""
+    set_up_logging()
+    connect(run.config)
+    return pipeline.play_curve(run, strategy, draw)

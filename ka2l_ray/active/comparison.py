@@ -1,0 +1,141 @@
+"""What a comparison says: learning curves with intervals, area under them, saving, ceiling, known-set regression, compute saving.
+
+In: results.json of one run per seed, each with the same strategies and budgets. Out: the content of `compare.json`.
+Refuses to know: runs, Ray, files. Seeds are the independent units: draws of one seed are averaged before anything else, and every
+interval is Student's t over seeds (None for a single one).
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from statistics import fmean, stdev
+from typing import Any
+
+from scipy.stats import t as student
+
+from ka2l_ray.active.saving import Curve, annotations_to_reach, curves, mean_curve
+
+Results = dict[str, Any]
+_PROBE = ("collect", "label", "search", "score")
+BASE_STAGES = {
+    "ka2l": _PROBE,
+    "ka2l_diverse": _PROBE,
+    "decoded": _PROBE,
+    "coreset": _PROBE,
+    "entropy": ("collect", "label", "sample_pool"),
+    "likelihood": ("sample_pool",),
+    "quadrant": ("collect", "label", "sample_pool"),
+    "random": (),
+    "oracle": (),
+}
+"""Base stages that a strategy needs to choose. `replay`, which every strategy trains with, is booked to all; its two predicted classes
+come from the probe, whose cost is not booked to `random`, so compute savings are on the careful side."""
+ROUND_STEPS = ("acquire", "annotate", "finetune")
+
+
+def summarize(results: Sequence[Results]) -> dict[str, Any]:
+    """`compare.json` without command and seeds. Strategies in the order of the configuration."""
+    strategies = list(dict.fromkeys(r["strategy"] for r in results[0]["rounds"]))
+    rounds = [r for one in results for r in one["rounds"]]
+    budget = max((r["annotations"] for r in rounds if r["strategy"] == "random"), default=0)
+    shared = min(seed_curve(one, name)[-1][0] for one in results for name in strategies)
+    entries = [_strategy(name, results, shared) for name in strategies]
+    ceiling = next((e["saving"] for e in entries if e["strategy"] == "oracle"), None)
+    return {"random_budget": budget, "area_up_to": shared, "ceiling": ceiling, "strategies": entries}
+
+
+def _strategy(name: str, results: Sequence[Results], shared: int) -> dict[str, Any]:
+    by_seed = [seed_curve(r, name) for r in results]
+    found = [next((s for s in r["saving"] if s["strategy"] == name), None) for r in results]
+    savings = [s["saving"] for s in found if s and s["saving"] is not None]
+    ratios = [s["of_oracle"] for s in found if s and s["of_oracle"] is not None]
+    compute = [c for r in results if (c := compute_saving(r, name)) is not None]
+    known = [k for r in results if (k := _final(r, name, "known_accuracy")) is not None]
+    areas = [a for c in by_seed if (a := area_under(c, shared)) is not None]
+    return {
+        "strategy": name,
+        "curve": _with_intervals(by_seed),
+        "saving": fmean(savings) if savings else None,
+        "saving_ci": interval(savings),
+        "savings": [s["saving"] if s else None for s in found],
+        "of_oracle": fmean(ratios) if ratios else None,
+        "of_oracle_lowest": min(ratios, default=None),
+        "compute_saving": fmean(compute) if compute else None,
+        "compute_savings": compute,
+        "area": fmean(areas) if areas else None,
+        "area_ci": interval(areas),
+        "known_accuracy": fmean(known) if known else None,
+    }
+
+
+def seed_curve(results: Results, strategy: str) -> Curve:
+    """One seed's learning curve: the mean of its draws at every annotation count they share."""
+    return mean_curve(list(curves(results["rounds"], strategy).values()))
+
+
+def _with_intervals(by_seed: Sequence[Curve]) -> list[dict[str, Any]]:
+    """Mean accuracy over seeds with its interval, at every annotation count that all seeds share."""
+    shared = sorted(set.intersection(*({n for n, _ in c} for c in by_seed)))
+    found = []
+    for n in shared:
+        values = [dict(c)[n] for c in by_seed]
+        found.append({"annotations": n, "accuracy": fmean(values), "ci": interval(values), "seeds": len(values)})
+    return found
+
+
+def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
+    """Student's t interval of a mean; None for fewer than two values."""
+    if len(values) < 2:
+        return None
+    half = float(student.ppf((1 + confidence) / 2, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+    return fmean(values) - half, fmean(values) + half
+
+
+def area_under(curve: Curve, up_to: int) -> float | None:
+    """Mean accuracy over annotations 0 … `up_to` (trapezoids, cut at `up_to`); None for a curve that ends before."""
+    if not curve or up_to <= 0 or curve[-1][0] < up_to:
+        return None
+    total = 0.0
+    for (n0, a0), (n1, a1) in pairwise(curve):
+        right = min(n1, up_to)
+        if right > n0:
+            end = a0 + (a1 - a0) * (right - n0) / (n1 - n0)
+            total += (a0 + end) / 2 * (right - n0)
+    return total / up_to
+
+
+def compute_saving(results: Results, strategy: str) -> float | None:
+    """1 - seconds of a strategy until it reaches random's final accuracy / seconds of random's rounds; None where it never does.
+
+    Seconds are wall-clock as measured, of every stage that the strategy needs; evaluation is left out on both sides. The round
+    in which the accuracy is reached counts whole.
+    """
+    baseline = seed_curve(results, "random")
+    if strategy == "random" or len(baseline) < 2:
+        return None
+    reached = annotations_to_reach(seed_curve(results, strategy), baseline[-1][1])
+    spent, random = _seconds(results, strategy), _seconds(results, "random")
+    if reached is None or not random:
+        return None
+    until = next((s for n, s in spent if n >= reached), None)
+    return None if until is None else 1 - until / random[-1][1]
+
+
+def _seconds(results: Results, strategy: str) -> list[tuple[int, float]]:
+    """(annotations, seconds spent up to there), mean over draws, round by round."""
+    times = results["time_s"]
+    base = sum(times.get(stage, 0.0) for stage in (*BASE_STAGES[strategy], "replay"))
+    own = [r for r in results["rounds"] if r["strategy"] == strategy]
+    found, total = [], base
+    for number in sorted({r["round"] for r in own} - {0}):
+        played = [r for r in own if r["round"] == number]
+        total += fmean(sum(r["seconds"].get(step, 0.0) for step in ROUND_STEPS) for r in played)
+        found.append((played[0]["annotations"], total))
+    return found
+
+
+def _final(results: Results, strategy: str, measure: str) -> float | None:
+    """Mean over draws of a measure after the last round."""
+    own = [r for r in results["rounds"] if r["strategy"] == strategy]
+    last = max((r["round"] for r in own), default=0)
+    values = [r[measure] for r in own if r["round"] == last and r[measure] is not None]
+    return fmean(values) if values else None

@@ -1,0 +1,59 @@
+"""Replay: unbought pool questions with the base model's own answers, mixed into training against forgetting.
+
+In: pool rows with P(unknown), and the base model's samples. Out: which questions are replayed, and with which answers.
+Refuses to know: tables, Ray, training. It costs no annotation: the labels are the base model's own (self-distillation).
+"""
+
+import heapq
+from collections.abc import Iterable, Sequence, Set
+from itertools import chain
+
+from ka2l_ray.active.acquire import PoolRow, unit
+from ka2l_ray.config import ReplaySection
+from ka2l_ray.label.grading import is_correct, normalize
+
+
+def replay_counts(replay: ReplaySection, budget: int) -> tuple[int, int]:
+    """(predicted known, predicted unknown) questions to replay in each round, for a whole budget."""
+    count = round(replay.ratio * budget)
+    unknown = round(count * replay.unknown_share)
+    return count - unknown, unknown
+
+
+def select_replay(rows: Iterable[PoolRow], bought: Set[str], known: int, unknown: int, seed: int) -> list[str]:
+    """Ids of so many unbought questions predicted known and unknown (p >= 0.5), sorted; what one side lacks the other gives.
+
+    The order is a hash of (seed, id), so that rounds replay the same questions as long as they stay unbought.
+    """
+    count = known + unknown
+    sides: tuple[list[tuple[float, str]], list[tuple[float, str]]] = ([], [])
+    for row in rows:
+        if row.id not in bought and row.p_unknown is not None:
+            side = sides[row.p_unknown >= 0.5]
+            heapq.heappush(side, (-unit(f"replay-{seed}", row.id), row.id))
+            if len(side) > count:
+                heapq.heappop(side)
+    of_known, of_unknown = (sorted((-u, i) for u, i in side) for side in sides)
+    taken = min(max(known, count - len(of_unknown)), len(of_known))
+    return sorted(i for _, i in chain(of_known[:taken], of_unknown[: count - taken]))
+
+
+def replayed_answers(samples: Sequence[str], greedy: str, gold: Sequence[str], replay: ReplaySection) -> list[str]:
+    """The answers a replayed question is trained on, one per epoch in turn.
+
+    With `gold_is_free` only right ones, if the model gave any: what it answers wrong is then not taught again.
+    """
+    own = list(samples) if replay.source == "samples" else [greedy]
+    right = [a for a in own if is_correct(a, gold)] if replay.gold_is_free else []
+    return right or own
+
+
+def knew(samples: Sequence[str], greedy: str, gold: Sequence[str]) -> bool:
+    """Whether the base model knew: greedy answer and at least half of its samples right, not a lucky guess."""
+    right = [bool(is_correct(a, gold)) for a in samples]
+    return bool(is_correct(greedy, gold)) and 2 * sum(right) >= len(right)
+
+
+def is_misconception(answers: Sequence[str], gold: Sequence[str]) -> bool:
+    """Whether replay teaches a wrong answer again that the model is sure of: all its answers the same, and wrong."""
+    return bool(gold) and len({normalize(a) for a in answers}) == 1 and not is_correct(answers[0], gold)

@@ -1,0 +1,74 @@
+"""A fresh probe for a round's own model: collect, label, search and score again, and rank by it only where it is fit.
+
+In: a finished round. Out: a run folder of its own below the round's, `reprobe/`, and which scores the next round ranks by.
+After fine-tuning a model's ignorance is damaged (SE AUROC 0.997 falls to 0.5 … 0.8 on the world, `method.md`), so a probe is refused
+below `FIT_AUROC`, and the loop says so. Refuses to know: policies, training.
+"""
+
+from typing import Any
+
+from ka2l_ray.active.acquire import SAMPLING
+from ka2l_ray.active.round import Round
+from ka2l_ray.artifacts import Run
+from ka2l_ray.collect.stage import collect, sample_pool
+from ka2l_ray.label.stage import label, label_pool, label_summary
+from ka2l_ray.probe.search import search
+from ka2l_ray.probe.stage import score
+from ka2l_ray.runtime import log
+
+FIT_AUROC = 0.7
+"""Least SE AUROC of the round's own model at which its probe is used."""
+
+
+def reprobe(a_round: Round) -> dict[str, Any]:
+    """Probe a round's model anew; returns (and writes last, to `reprobe.json`) its SE AUROC and whether its probe is used.
+
+    The AUROC is against the truth where it is known, else against wrong greedy answers, which needs gold.
+    """
+    verdict = a_round.folder / "reprobe.json"
+    if verdict.exists():
+        return verdict.read_json()
+    run = own_run(a_round)
+    collect(run)
+    gamma = label(run)["threshold_nats"]
+    figures = label_summary(run, gamma)
+    auroc = figures["entropy_auroc_vs_truth"] or figures["entropy_auroc_vs_incorrect"]
+    fit = auroc is not None and auroc >= FIT_AUROC
+    if fit:
+        search(run, gamma)
+        score(run)
+        if a_round.strategy in SAMPLING:
+            sample_pool(run)
+            label_pool(run, gamma)
+    log.info(
+        "reprobe    %s seed %d round %d: SE AUROC of the tuned model %s, %s",
+        a_round.strategy,
+        a_round.seed,
+        a_round.number,
+        "unknown" if auroc is None else f"{auroc:.3f}",
+        "its own probe ranks the next round" if fit else f"below {FIT_AUROC}: the base model's probe ranks the next round",
+    )
+    verdict.write_json({"entropy_auroc": auroc, "used": fit})
+    return verdict.read_json()
+
+
+def own_run(a_round: Round) -> Run:
+    """The run folder of a round's own model: the same configuration, questions by reference, another model."""
+    config, folder = a_round.run.config, a_round.folder / "reprobe"
+    model = config.model.model_copy(update={"adapter": (a_round.folder / "finetune/model").uri})
+    run = Run(folder, config.model_copy(update={"model": model}))
+    questions = run.table("questions")
+    if not questions.is_done:
+        manifest = a_round.run.table("questions").manifest()
+        listed = [f | {"name": f"../../../../../../questions/{f['name']}"} for f in manifest["files"]]
+        questions.folder.make()
+        questions.close(listed)
+    return run
+
+
+def scoring_run(a_round: Round) -> Run:
+    """The run whose scores a round ranks by: the round's before it where that was probed anew and fit, else the base model's."""
+    if a_round.number == 1 or not a_round.run.config.active.reprobe:
+        return a_round.run
+    before = a_round.earlier[-1]
+    return own_run(before) if reprobe(before)["used"] else a_round.run

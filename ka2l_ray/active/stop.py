@@ -1,0 +1,36 @@
+"""When a strategy stops buying before its rounds are used up.
+
+In: the accuracies of its rounds so far, what is left of the pool. Out: a `Stop`, or None to go on. Refuses to know: runs, files, Ray.
+"""
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+from ka2l_ray.config import StopSection
+
+
+class Stop(StrEnum):
+    """Why a strategy ended."""
+
+    ACCURACY = "accuracy target reached"
+    NO_GAIN = "no gain"
+    NOTHING_UNKNOWN = "nothing unknown left"
+
+
+def decide(stop: StopSection, accuracies: Sequence[float | None], unknown_left: bool) -> Stop | None:
+    """Whether to stop before the next round. `accuracies` starts with the base model's; a corpus without gold has None and goes on."""
+    known = [a for a in accuracies if a is not None]
+    if stop.accuracy is not None and known and known[-1] >= stop.accuracy:
+        return Stop.ACCURACY
+    if stop.patience is not None and rounds_without_gain(known, stop.min_gain) >= stop.patience:
+        return Stop.NO_GAIN
+    return None if unknown_left else Stop.NOTHING_UNKNOWN
+
+
+def rounds_without_gain(accuracies: Sequence[float], min_gain: float) -> int:
+    """Rounds since one was better than the best before it by `min_gain`."""
+    best, since = float("-inf"), 0
+    for accuracy in accuracies:
+        gained = accuracy >= best + min_gain
+        best, since = max(best, accuracy), 0 if gained else since + 1
+    return since

@@ -1,0 +1,98 @@
+"""`make forgetting`: what fine-tuning on bought questions does to what the model knew, by recipe.
+
+In: the shipped world model, in one process per core (`world_lab`). Out: `results/forgetting.json`, written recipe by recipe, so that a
+stopped run goes on where it was. Half of the unknown is bought by `ka2l` at unknown share 0.5, misconceptions and rare facts present.
+"""
+
+import json
+import multiprocessing
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from world_lab import Lab, Setting
+
+from ka2l_ray.config import FinetuneSection, LoraSection, ReplaySection
+from ka2l_ray.world.facts import build_world
+
+RESULTS = Path(__file__).parent / "results" / "forgetting.json"
+SEEDS = (0, 1, 2)
+BUDGET = 200
+PLAIN = ReplaySection(ratio=1.5)
+
+
+def _tune(**changes: Any) -> FinetuneSection:
+    replay = PLAIN.model_copy(update=changes.pop("replay", {}))
+    return FinetuneSection(replay=replay).model_copy(update=changes)
+
+
+RECIPES = {
+    "no replay": _tune(replay={"ratio": 0.0}),
+    "replay of predicted known only, greedy answers": _tune(replay={"unknown_share": 0.0, "source": "greedy"}),
+    "replay of predicted known only, samples": _tune(replay={"unknown_share": 0.0}),
+    "replay of both, greedy answers": _tune(replay={"source": "greedy"}),
+    "replay of both, samples": _tune(),
+    "the same, ratio 0.5": _tune(replay={"ratio": 0.5}),
+    "the same, ratio 3": _tune(replay={"ratio": 3.0}),
+    "the same, lr 2e-4, 40 epochs": _tune(learning_rate=2e-4, epochs=40),
+    "the same, lr 1e-3": _tune(learning_rate=1e-3),
+    "KL 1": _tune(replay={"kl_weight": 1.0}),
+    "KL 4": _tune(replay={"kl_weight": 4.0}),
+    "KL 1, lr 1e-3, 12 epochs": _tune(replay={"kl_weight": 1.0}, learning_rate=1e-3, epochs=12),
+    "KL 1, lr 2e-4, 40 epochs": _tune(replay={"kl_weight": 1.0}, learning_rate=2e-4, epochs=40),
+    "KL 1, ratio 3": _tune(replay={"kl_weight": 1.0, "ratio": 3.0}),
+    "KL 4, ratio 3": _tune(replay={"kl_weight": 4.0, "ratio": 3.0}),
+    "LoRA rank 16, lr 2e-3": _tune(mode="lora", learning_rate=2e-3),
+    "LoRA rank 16, lr 5e-3": _tune(mode="lora", learning_rate=5e-3),
+    "LoRA rank 16, lr 5e-3, KL 4": _tune(mode="lora", learning_rate=5e-3, replay={"kl_weight": 4.0}),
+    "LoRA rank 64, lr 2e-3, KL 4": _tune(mode="lora", learning_rate=2e-3, lora=LoraSection(rank=64, alpha=128), replay={"kl_weight": 4.0}),
+}
+
+
+def measure(piece: tuple[str, int]) -> tuple[str, dict[str, Any]]:
+    """One training: a recipe on one seed."""
+    torch.set_num_threads(1)
+    name, seed = piece
+    started = time.monotonic()
+    lab, recipe = Lab(Setting(0.5, seed, misconceptions=True), build_world()), RECIPES[name]
+    bought = lab.bought("ka2l", BUDGET, seed)
+    examples, replayed = lab.examples(bought, recipe, round(recipe.replay.ratio * BUDGET))
+    model = lab.train(examples, recipe, seed)
+    figures = lab.figures(model, bought, replayed) | {"replayed": len(replayed), "entropy_auroc": lab.entropy_auroc_untouched(model)}
+    return f"{name} / seed {seed}", figures | {"seconds": round(time.monotonic() - started, 1)}
+
+
+def summarize(parts: dict[str, Any]) -> dict[str, Any]:
+    """Mean and range over seeds of what the table shows."""
+    shown = ("known_never_replayed", "taught_same_phrasing", "taught_other_phrasing", "accuracy", "entropy_auroc", "known_replayed")
+    found: dict[str, Any] = {}
+    for name in RECIPES:
+        runs = [p for s in SEEDS if (p := parts.get(f"{name} / seed {s}"))]
+        columns = {k: [r[k] for r in runs if r[k] is not None] for k in shown}
+        found[name] = {"seeds": len(runs)} | {k: [float(np.mean(v)), min(v), max(v)] for k, v in columns.items() if v}
+    return found
+
+
+def main() -> None:
+    """Measure what is missing. Arguments: number of processes, then names of recipes (all when left out)."""
+    processes = int(sys.argv[1]) if len(sys.argv) > 1 else os.cpu_count() or 1
+    wanted = sys.argv[2:] or list(RECIPES)
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"command": "make forgetting", "budget": BUDGET, "parts": {}}
+    pieces = [(n, s) for s in SEEDS for n in wanted if f"{n} / seed {s}" not in results["parts"]]
+    with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=4) as pool:
+        for done, (key, figures) in enumerate(pool.imap_unordered(measure, pieces), 1):
+            results["parts"][key] = figures
+            results["summary"] = summarize(results["parts"])
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+            print(
+                f"{done}/{len(pieces)} {key}: known {figures['known_never_replayed']:.3f}, taught {figures['taught_other_phrasing']:.3f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""`make saving`: how many annotations each strategy saves against random choice, on worlds of known truth.
+
+In: the shipped world model (and one rebuilt for one seed), in one process per core (`world_lab`). Out: `results/saving/*.json`, one file
+per unknown share and seed, rewritten training by training, so that a stopped run goes on where it was; `results/saving.json`, the
+summary. A seed varies split, samples, probe and training. Random's full budget n_r is half of the pool; `oracle` buys truly unknown facts.
+With independent facts and perfect selection the saving is the known share of the pool: that is the ceiling, not 50 %.
+"""
+
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+import torch
+from world_lab import Lab, Setting
+
+from ka2l_ray.active.saving import annotations_to_reach
+from ka2l_ray.config import AcquireSection, FinetuneSection, ReplaySection, Strategy
+from ka2l_ray.models.loading import WORLD_MODEL
+from ka2l_ray.world.facts import WorldRecipe, build_world
+from ka2l_ray.world.recipes import built_hash
+
+FOLDER = Path(__file__).parent / "results" / "saving"
+SUMMARY = FOLDER.parent / "saving.json"
+POOL = 600
+RANDOM_BUDGET = POOL // 2
+REPLAYED = 200
+DRAWS = 3
+DRAW_STRIDE = 1000
+RECIPE = FinetuneSection(replay=ReplaySection(kl_weight=1.0))
+CORE: tuple[Strategy, ...] = ("random", "oracle", "ka2l")
+OTHERS: tuple[Strategy, ...] = ("entropy", "likelihood", "coreset", "ka2l_diverse", "quadrant", "decoded")
+ACQUIRE = AcquireSection(quadrants=("misconception", "unknown"))
+AROUND = {"core": (0.8, 1.0, 1.2), "others": (0.8, 1.2, 1.7)}
+"""Where curves are measured, in multiples of the annotations that perfect selection would need."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One seed at one unknown share, for the core strategies or for the others; `rebuilt` names a world model of another seed."""
+
+    share: float
+    seed: int
+    part: Literal["core", "others"] = "core"
+    rebuilt: int | None = None
+
+    @property
+    def name(self) -> str:
+        return f"share_{self.share:g}_seed_{self.seed}" + (f"_world_{self.rebuilt}" if self.rebuilt is not None else "")
+
+    @property
+    def file(self) -> Path:
+        return FOLDER / f"{self.name}_{self.part}.json"
+
+
+CASES = (
+    *(Case(0.5, s) for s in (0, 1, 2)),
+    *(Case(share, s) for share in (0.8, 0.2) for s in (0, 1, 2)),
+    *(Case(0.5, s) for s in (3, 4)),
+    *(Case(0.5, s, "others") for s in (0, 1, 2)),
+    Case(0.5, 5, rebuilt=1),
+)
+
+
+def rebuilt_folder(seed: int) -> Path:
+    """Where `ka2l world build --seed` put another world; it is not shipped."""
+    return Path("runs") / f"world-{seed}" / "model"
+
+
+def trainings(case: Case) -> Iterator[tuple[Strategy, int, int]]:
+    """(strategy, draw, budget): three draws of the core strategies (for `random` of questions too), one of the others.
+
+    The saving needs `random` at its full budget only; its other points are for the figure.
+    """
+    perfect = [round(RANDOM_BUDGET * case.share * f) for f in AROUND[case.part]]
+    if case.part == "others":
+        yield from ((s, 0, min(RANDOM_BUDGET, n)) for n in perfect for s in OTHERS)
+        return
+    for draw in range(DRAWS):
+        yield "random", draw, RANDOM_BUDGET
+        yield from ((s, draw, min(RANDOM_BUDGET, n)) for s in ("oracle", "ka2l") for n in perfect)  # type: ignore[misc]
+    yield from (("random", 0, RANDOM_BUDGET // n) for n in (4, 2))
+
+
+def run_case(case: Case) -> str:
+    """Do what is missing of a case."""
+    torch.set_num_threads(1)
+    file = case.file
+    record = json.loads(file.read_text()) if file.exists() else {"trainings": {}}
+    world = build_world(WorldRecipe(seed=case.rebuilt)) if case.rebuilt is not None else build_world()
+    folder = rebuilt_folder(case.rebuilt) if case.rebuilt is not None else WORLD_MODEL
+    setting = Setting(case.share, case.seed, POOL, misconceptions=case.share == 0.5)
+    lab = Lab(replace(setting, model=str(folder)) if case.rebuilt is not None else setting, world)
+    if "base" not in record:
+        layer, fit, gamma, entropy_auroc = lab.probe
+        record["base"] = {
+            "accuracy": lab.base_accuracy(),
+            "world_recipe": built_hash(folder),
+            "layer": layer,
+            "probe_auroc_vs_truth": fit.auroc_vs_truth,
+            "entropy_auroc_vs_truth": entropy_auroc,
+            "threshold_nats": gamma,
+        }
+    for strategy, draw, budget in trainings(case):
+        key = f"{strategy}/{draw}/{budget}"
+        if key in record["trainings"]:
+            continue
+        started, seed = time.monotonic(), case.seed + DRAW_STRIDE * draw
+        wanted = round(budget * ACQUIRE.decoded_share) if strategy == "decoded" else 0
+        generated, paid = lab.generated(lab.bought("ka2l", budget, seed), wanted) if wanted else ([], 0)
+        bought = lab.bought(strategy, budget - paid, seed, ACQUIRE)
+        examples, replayed = lab.examples(bought, RECIPE, REPLAYED)
+        figures = lab.figures(lab.train([*generated, *examples], RECIPE, seed), bought, replayed)
+        if wanted:
+            figures |= {"decoded_bought": paid, "decoded_answered": len(generated)}
+        record["trainings"][key] = figures | {"seconds": round(time.monotonic() - started, 1)}
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps(record, indent=1) + "\n")
+        part.replace(file)
+        print(f"{case.name} {key}: accuracy {figures['accuracy']:.3f}, known {figures['known_never_replayed']:.3f}", flush=True)
+    return case.name
+
+
+def mean_curve(record: dict[str, Any], strategy: str) -> list[tuple[int, float]]:
+    """Mean accuracy over draws at every budget measured, the base model at 0."""
+    by_budget: dict[int, list[float]] = {0: [record["base"]["accuracy"]]}
+    for key, figures in record["trainings"].items():
+        name, _, budget = key.split("/")
+        if name == strategy:
+            by_budget.setdefault(int(budget), []).append(figures["accuracy"])
+    return [(n, fmean(v)) for n, v in sorted(by_budget.items())]
+
+
+def case_savings(record: dict[str, Any]) -> dict[str, float | None]:
+    """Saving of every strategy by the design's definition: 1 - n_s / n_r."""
+    target = dict(mean_curve(record, "random"))[RANDOM_BUDGET]
+    strategies = dict.fromkeys(k.split("/")[0] for k in record["trainings"])
+    found = {s: annotations_to_reach(mean_curve(record, s), target) for s in strategies if s != "random"}
+    return {s: None if n is None else 1 - n / RANDOM_BUDGET for s, n in found.items()}
+
+
+def summarize() -> dict[str, Any]:
+    """Savings by share, seed and strategy, each also as a part of the oracle's; a case counts once its core part is whole."""
+    shares: dict[str, Any] = {}
+    for case in CASES:
+        record = _whole(case)
+        if record is None or case.part == "others":
+            continue
+        if case.share == 0.5 and case.rebuilt is None and (more := _whole(replace(case, part="others"))):
+            record["trainings"] |= more["trainings"]
+        saving = case_savings(record)
+        entry = {s: {"saving": v, "of_oracle": None if v is None else v / saving["oracle"]} for s, v in saving.items()}
+        curves = {s: mean_curve(record, s) for s in dict.fromkeys(k.split("/")[0] for k in record["trainings"])}
+        shares.setdefault(f"{case.share:g}", {})[case.name] = {"strategies": entry, "curves": curves, "base": record["base"]}
+    return {"command": "make saving", "pool": POOL, "random_budget": RANDOM_BUDGET, "ceiling": "known share", "shares": shares}
+
+
+def _whole(case: Case) -> dict[str, Any] | None:
+    """A case's record once every training of it is there."""
+    record = json.loads(case.file.read_text()) if case.file.exists() else {"trainings": {}}
+    return record if all(f"{s}/{d}/{n}" in record["trainings"] for s, d, n in trainings(case)) else None
+
+
+def main() -> None:
+    """Do what is missing; argument: number of processes. Ends with the summary and what is below the bar."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    processes = int(sys.argv[1]) if len(sys.argv) > 1 else os.cpu_count() or 1
+    ready = [c for c in CASES if c.rebuilt is None or rebuilt_folder(c.rebuilt).exists()]
+    with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=1) as pool:
+        for name in pool.imap_unordered(run_case, ready):
+            SUMMARY.write_text(json.dumps(summarize(), indent=1) + "\n")
+            print(f"{name} done", flush=True)
+    print_table(summarize())
+
+
+def print_table(summary: dict[str, Any]) -> None:
+    for share, cases in summary["shares"].items():
+        strategies = dict.fromkeys(s for c in cases.values() for s in c["strategies"])
+        for s in strategies:
+            entries = [c["strategies"][s] for c in cases.values() if s in c["strategies"]]
+            savings = [e["saving"] for e in entries if e["saving"] is not None]
+            ratios = [e["of_oracle"] for e in entries if e["of_oracle"] is not None]
+            if not savings:
+                print(f"share {share} {s}: never reached random's accuracy")
+                continue
+            print(
+                f"share {share} {s}: saving {fmean(savings):.3f} ({min(savings):.3f} … {max(savings):.3f}), "
+                f"of oracle {fmean(ratios):.3f} (lowest {min(ratios):.3f}), seeds {len(entries)}"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,296 @@
+"""The loop on the knowledge world in one process, for studies of many trainings: no Ray, no DeepSpeed, the project's own parts.
+
+In: an unknown share, a seed, a recipe. Out: what a strategy buys, the tuned model's figures.
+Acquisition, replay, examples, losses, probes and grading are the product's; only the training loop is plain PyTorch, with the same
+global batches, which `tests/ray/test_finetune.py` shows to follow DeepSpeed's loss curve.
+"""
+
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from ka2l_ray.active.acquire import PoolRow, policy
+from ka2l_ray.active.replay import knew, replayed_answers, select_replay
+from ka2l_ray.artifacts import Folder
+from ka2l_ray.collect.actor import CollectActor, matrix
+from ka2l_ray.config import (
+    AcquireSection,
+    CollectSection,
+    DecodeSection,
+    FinetuneSection,
+    ModelSection,
+    SearchSection,
+    Strategy,
+    WorldCorpusSection,
+)
+from ka2l_ray.corpus.prompts import encode
+from ka2l_ray.corpus.world import world_questions
+from ka2l_ray.decode.actor import DecodeActor
+from ka2l_ray.decode.filters import hashes, statuses
+from ka2l_ray.decode.stage import decoded_id
+from ka2l_ray.finetune.deepspeed import rate
+from ka2l_ray.finetune.examples import Example, Tokens, collate, epoch_batches, replayed_rows
+from ka2l_ray.finetune.losses import answer_loss, kl_to_base
+from ka2l_ray.label.actor import ClusterActor, KnowledgeActor
+from ka2l_ray.label.grading import is_correct
+from ka2l_ray.label.stage import unseen_targets
+from ka2l_ray.label.thresholds import otsu
+from ka2l_ray.models.generation import Decoding, Generator
+from ka2l_ray.models.loading import load_model, load_tokenizer
+from ka2l_ray.models.tokens import pad_id
+from ka2l_ray.probe.fit import LayerFit, ProbeRows, fit_layer
+from ka2l_ray.probe.metrics import auroc
+from ka2l_ray.probe.model import LinearProbe, ProbeCard
+from ka2l_ray.world.facts import World
+from ka2l_ray.world.pretrain import PROMPT
+
+BATCH = 256
+LAYERS = (3, 4, 5, 6)
+REPLAY_SEED_STEP = 1  # as the product's replay stage: other samples than those that made the labels
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a seed varies is everything: split, samples, probe, training."""
+
+    unknown_share: float
+    seed: int
+    pool_questions: int = 800
+    probe_questions: int = 1300
+    domain_questions: int = 40
+    misconceptions: bool = False
+    model: str = "world"
+
+
+class Lab:
+    """The base model's side of a setting, computed once: probe, scored pool, replay samples, base evaluation."""
+
+    def __init__(self, setting: Setting, world: World) -> None:
+        self.setting, self.world = setting, world
+        self.model_section = ModelSection(name_or_path=setting.model)
+        corpus = WorldCorpusSection(
+            pool_questions=setting.pool_questions,
+            probe_questions=setting.probe_questions,
+            domain_questions=setting.domain_questions,
+            unknown_share=setting.unknown_share,
+            misconceptions=setting.misconceptions,
+        )
+        self.tables = world_questions(world, corpus, setting.seed)
+        self.tokenizer = load_tokenizer(self.model_section)
+        self._kept_logits: dict[tuple[int, ...], torch.Tensor] = {}
+        self.pool = {r["id"]: r for r in self.tables["pool"].to_pylist()}
+
+    def collected(self, table: pa.Table, samples: int, layers: Sequence[int], seed: int) -> dict[str, Any]:
+        """Columns of the collecting actor for a whole table."""
+        actor = CollectActor(self.model_section, PROMPT, CollectSection(samples=samples), layers, seed)
+        parts = [dict(actor(table.slice(i, BATCH))) for i in range(0, table.num_rows, BATCH)]
+        columns = {
+            name: np.concatenate([matrix(p[name]) for p in parts]) if name.startswith("last_") else [v for p in parts for v in p[name]]
+            for name in parts[0]
+        }
+        return columns
+
+    def labels(self, columns: dict[str, Any], table: pa.Table) -> dict[str, Any]:
+        answers = {k: v for k, v in columns.items() if not k.startswith("last_")}
+        return dict(ClusterActor()(pa.table(answers | {"answers": table["answers"]})))
+
+    @cached_property
+    def probe(self) -> tuple[int, LayerFit, float, float]:
+        """(layer, fit, γ, SE AUROC against the truth), chosen as `ka2l search` chooses."""
+        table, seed = self.tables["probe"], self.setting.seed
+        columns = self.collected(table, 10, LAYERS, seed)
+        labels = self.labels(columns, table)
+        entropy = np.array(labels["entropy_nats"])
+        gamma = otsu(dict(zip(*(x.tolist() for x in np.unique(entropy, return_counts=True)), strict=True)))
+        unseen = unseen_targets(table["truth"])
+        wrong = np.array([c is False for c in labels["correct"]])
+        rows = ProbeRows(entropy, wrong, unseen, np.array(table["entity"].to_pylist()))
+        fits = {n: fit_layer(columns[f"last_{n:03d}"].astype(np.float64), rows, gamma, SearchSection(bootstrap=100), seed) for n in LAYERS}
+        best = max(LAYERS, key=lambda n: fits[n].validation_auroc)
+        compared = unseen >= 0
+        return best, fits[best], gamma, float(auroc(unseen[compared], entropy[compared]) or 0.0)
+
+    @cached_property
+    def rows(self) -> list[PoolRow]:
+        """The pool as policies see it: scores, states, and what sampling it would show."""
+        layer, fit, gamma, _ = self.probe
+        table = self.tables["pool"]
+        columns = self.collected(table, 10, (layer,), self.setting.seed)
+        labels = self.labels(columns, table)
+        knowledge = KnowledgeActor(gamma)(pa.table({"entropy_nats": labels["entropy_nats"], "correct": labels["correct"]}))
+        states = columns[f"last_{layer:03d}"]
+        scores = 1 / (1 + np.exp(-(states @ fit.weight + fit.bias)))
+        return [
+            PoolRow(r["id"], float(p), r["truth"], r["group"], e, n, q, s)
+            for r, p, e, n, q, s in zip(
+                table.to_pylist(), scores, labels["entropy_nats"], labels["likelihood"], knowledge["quadrant"], states, strict=True
+            )
+        ]
+
+    @cached_property
+    def replay_answers(self) -> dict[str, dict[str, Any]]:
+        """The base model's own T = 1 samples and greedy answer of every pool question."""
+        table = self.tables["pool"]
+        columns = self.collected(table, 4, (), self.setting.seed + REPLAY_SEED_STEP)
+        return {
+            i: {"samples": s, "greedy": g} for i, s, g in zip(table["id"].to_pylist(), columns["samples"], columns["greedy"], strict=True)
+        }
+
+    @cached_property
+    def base_right(self) -> set[str]:
+        return {r["id"] for r, ok in zip(self._eval_rows, self.grade(self.base, self._eval_rows), strict=True) if ok}
+
+    @cached_property
+    def base(self) -> Any:
+        return load_model(self.model_section)
+
+    @property
+    def _eval_rows(self) -> list[dict[str, Any]]:
+        return self.tables["eval"].to_pylist()
+
+    def grade(self, model: Any, rows: Sequence[dict[str, Any]]) -> list[bool]:
+        """Whether the greedy answer to each row is right."""
+        generate = Generator(model, self.tokenizer, Decoding(0, 0, 1.0, 0.0, 8, PROMPT.stop))
+        right: list[bool] = []
+        for start in range(0, len(rows), BATCH):
+            part = rows[start : start + BATCH]
+            _, answers = generate([r["id"] for r in part], encode(self.tokenizer, PROMPT, [r["question"] for r in part]))
+            right += [bool(is_correct(a[0].text, r["answers"])) for a, r in zip(answers, part, strict=True)]
+        return right
+
+    def generated(self, sources: Sequence[str], count: int) -> tuple[list[Example], int]:
+        """The `count` kept decoded questions likeliest unknown, as examples where the world has an answer; and how many were bought."""
+        section = DecodeSection()
+        with tempfile.TemporaryDirectory() as scratch:
+            layer, fit, gamma, _ = self.probe
+            card = ProbeCard(self.setting.model, PROMPT.template, layer, "last", len(fit.weight), gamma, fit.chosen.inverse_regularization)
+            LinearProbe(fit.weight, fit.bias, card).save(Folder.of(scratch))
+            actor = DecodeActor(self.model_section, PROMPT, section, section.decoder, Folder.of(scratch), self.setting.seed)
+            asked = [(decoded_id(i, v), self.pool[i]["question"]) for i in sources for v in range(section.variants)]
+            written = actor(pa.table({"id": [i for i, _ in asked], "question": [q for _, q in asked]}))
+        texts, p_unknown = list(written["decoded_question"]), [float(p) for p in written["p_unknown"]]
+        existing = np.union1d(*(hashes(self.tables[s]["question"].to_pylist()) for s in ("probe", "pool")))
+        status = statuses(texts, p_unknown, existing, hashes(self.tables["eval"]["question"].to_pylist()), section.min_p_unknown)
+        kept = sorted((-p, q) for p, q, s in zip(p_unknown, texts, status, strict=True) if s == "kept")[:count]
+        replies = [(q, self.world.ask(q)) for _, q in kept]
+        return [Example(q, (r.fact.value,)) for q, r in replies if r.fact], len(kept)
+
+    def bought(self, strategy: Strategy, count: int, draw_seed: int, acquire: AcquireSection | None = None) -> list[str]:
+        return [c.id for c in policy(strategy, acquire or AcquireSection(), draw_seed).choose(self.rows, set(), count)]
+
+    def examples(self, bought: Sequence[str], finetune: FinetuneSection, replayed: int) -> tuple[list[Example], set[str]]:
+        """What a round trains on: right answers of the bought, own answers of the replayed."""
+        replay = finetune.replay
+        unknown = round(replayed * replay.unknown_share)
+        chosen = set(select_replay(self.rows, set(bought), replayed - unknown, unknown, self.setting.seed))
+        taught = [Example(self.pool[i]["question"], tuple(self.pool[i]["answers"])) for i in sorted(bought)]
+        own = self.replay_answers
+        answers = {i: replayed_answers(own[i]["samples"], own[i]["greedy"], self.pool[i]["answers"], replay) for i in sorted(chosen)}
+        return taught + [Example(self.pool[i]["question"], tuple(a), True) for i, a in answers.items()], chosen
+
+    def train(self, examples: Sequence[Example], finetune: FinetuneSection, seed: int) -> Any:
+        """The training of `finetune/train.py` on one process without DeepSpeed."""
+        torch.manual_seed(seed)
+        model = load_model(self.model_section)
+        model.config.use_cache = False
+        if finetune.mode == "lora":
+            from peft import LoraConfig, get_peft_model
+
+            lora = finetune.lora
+            model = get_peft_model(
+                model,
+                LoraConfig(
+                    r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules="all-linear", task_type="CAUSAL_LM"
+                ),
+            )
+        model.train()
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            parameters, lr=finetune.learning_rate, weight_decay=finetune.weight_decay, betas=(0.9, 0.98), fused=True
+        )
+        steps = finetune.epochs * math.ceil(len(examples) / finetune.batch_rows)
+        step = 0
+        for epoch in range(finetune.epochs):
+            for batch in epoch_batches(examples, self.tokenizer, PROMPT, finetune.batch_rows, seed, epoch):
+                for group in optimizer.param_groups:
+                    group["lr"] = finetune.learning_rate * rate(step, steps, finetune.warmup_share)
+                self._loss(model, batch, finetune.replay.kl_weight).backward()
+                torch.nn.utils.clip_grad_norm_(parameters, finetune.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+                step += 1
+        if finetune.mode == "lora":
+            model = model.merge_and_unload()
+        model.config.use_cache = True
+        return model.eval()
+
+    def _loss(self, model: Any, batch: list[Tokens], kl_weight: float) -> torch.Tensor:
+        inputs = collate(batch, pad_id(self.tokenizer))
+        labels = inputs.pop("labels")
+        logits = model(**inputs).logits
+        loss = answer_loss(logits, labels)
+        if kl_weight:
+            loss = loss + kl_weight * kl_to_base(logits, self._base_logits(batch, logits), labels, replayed_rows(batch))
+        return loss / sum(row.answer for row in batch)
+
+    def _base_logits(self, batch: list[Tokens], like: torch.Tensor) -> torch.Tensor:
+        """The base model's logits (B, T, V) of replayed rows, each row computed once and kept; zero elsewhere."""
+        filled = torch.zeros_like(like)
+        for n, row in enumerate(batch):
+            if not row.replayed:
+                continue
+            key = tuple(row.ids)
+            if key not in self._kept_logits:
+                with torch.inference_mode():
+                    self._kept_logits[key] = self.base(input_ids=torch.tensor([row.ids])).logits[0].clone()
+            filled[n, : len(row.ids)] = self._kept_logits[key]
+        return filled
+
+    def figures(self, model: Any, bought: Sequence[str], replayed: set[str]) -> dict[str, Any]:
+        """Accuracies as the design defines them; `other_phrasing` and `same_phrasing` are over the bought questions' facts."""
+        rows, pool = self._eval_rows, self.pool
+        right = dict(zip([r["id"] for r in rows], self.grade(model, rows), strict=True))
+        touched = {pool[i]["fact_id"] for i in [*bought, *replayed]}
+        taught = {pool[i]["fact_id"] for i in bought}
+        untouched = [right[r["id"]] for r in rows if r["id"] in self.base_right and r["fact_id"] not in touched]
+        known_replayed = [r for i in sorted(replayed) if knew(**self.replay_answers[i], gold=(r := pool[i])["answers"])]
+        return {
+            "accuracy": float(np.mean([right[r["id"]] for r in rows if r["scope"] == "pool"])),
+            "known_never_replayed": float(np.mean(untouched)),
+            "known_never_replayed_n": len(untouched),
+            "known_replayed": float(np.mean(self.grade(model, known_replayed))) if known_replayed else None,
+            "taught_same_phrasing": float(np.mean(self.grade(model, [pool[i] for i in bought]))),
+            "taught_other_phrasing": float(np.mean([right[r["id"]] for r in rows if r["fact_id"] in taught and r["scope"] == "pool"])),
+            "truly_unknown_bought": float(np.mean([pool[i]["truth"] == "unseen" for i in bought])),
+            "misconceptions_bought": sum(pool[i]["truth"] == "misconception" for i in bought),
+            "misconceptions_replayed": sum(pool[i]["truth"] == "misconception" for i in replayed),
+        }
+
+    def base_accuracy(self) -> float:
+        return float(np.mean([r["id"] in self.base_right for r in self._eval_rows if r["scope"] == "pool"]))
+
+    def entropy_auroc_untouched(self, model: Any, count: int = 600) -> float | None:
+        """SE AUROC against the truth of a tuned model, on probe questions, which no training ever touched."""
+        table = self.tables["probe"].slice(0, count)
+        generate = Generator(model, self.tokenizer, Decoding(self.setting.seed, 10, 1.0, 0.0, 8, PROMPT.stop))
+        entropy: list[float] = []
+        for start in range(0, table.num_rows, BATCH):
+            part = table.slice(start, BATCH)
+            _, answers = generate(part["id"].to_pylist(), encode(self.tokenizer, PROMPT, part["question"].to_pylist()))
+            columns = {
+                "samples": [[a.text for a in row[1:]] for row in answers],
+                "sample_logprobs": [[a.logprob for a in row[1:]] for row in answers],
+                "greedy": [row[0].text for row in answers],
+                "greedy_logprob": [row[0].logprob for row in answers],
+                "answers": part["answers"],
+            }
+            entropy += ClusterActor()(pa.table(columns))["entropy_nats"]
+        unseen = unseen_targets(table["truth"])
+        return auroc(unseen[unseen >= 0], np.array(entropy)[unseen >= 0])

@@ -348,7 +348,7 @@ class ReplaySection(Section):
 class FinetuneSection(Section):
     """DeepSpeed-backed Ray Train on the annotations bought so far."""
 
-    start: Literal["base"] = Field("base", alias="from")
+    start: Literal["base"] = Field(default="base", alias="from")
     """Where a round starts: `base`, the model as it was before any round."""
     mode: Literal["lora", "full"] = "full"
     lora: LoraSection = LoraSection()

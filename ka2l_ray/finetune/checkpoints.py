@@ -25,7 +25,7 @@ ZERO_KEYS = {
     3: ("optimizer_state_dict", "fp32_flat_groups"),
 }
 """Where ZeRO's state dict holds the wrapped AdamW's state and this rank's master weights."""
-RECORD_ONLY = (*NO_RESULTS, "evaluate_every_epochs", "evaluate_rows", "merge")
+RECORD_ONLY = (*(n.removeprefix("finetune.") for n in NO_RESULTS), "evaluate_every_epochs", "evaluate_rows", "merge")
 """Fields of `finetune` that may change between attempts."""
 
 
@@ -112,14 +112,24 @@ def _numpy_state() -> list[Any]:
 
 
 def _optimizer(engine: Any) -> tuple[dict[str, Any], list[torch.Tensor]]:
-    """AdamW's state dict, and the tensors that it steps: ZeRO's master shards, or without ZeRO the parameters themselves."""
-    if not (stage := engine.zero_optimization_stage()):
-        return engine.optimizer.state_dict(), [p for p in engine.module.parameters() if p.requires_grad]
+    """AdamW's state dict, and the tensors that it steps: this rank's shard of the masters under ZeRO, all of them else."""
+    if not (stage := int(engine.zero_optimization_stage())):
+        adam, masters, _ = _unsharded(engine)
+        return adam.state_dict(), masters
     state = engine.optimizer.state_dict()
-    base, masters = ZERO_KEYS[int(stage)]
+    base, masters = ZERO_KEYS[stage]
     return state[base], list(state[masters])
 
 
+def _unsharded(engine: Any) -> tuple[torch.optim.Optimizer, list[torch.Tensor], list[torch.Tensor]]:
+    """Without ZeRO: AdamW, its float32 masters, and the parameters: the same tensors in float32, copies of the masters in bfloat16."""
+    parameters = [p for p in engine.module.parameters() if p.requires_grad]
+    if isinstance(engine.optimizer, torch.optim.Optimizer):
+        return engine.optimizer, parameters, parameters
+    return engine.optimizer.optimizer, [p for group in engine.optimizer.fp32_groups for p in group], parameters
+
+
+@torch.no_grad()
 def _restore_optimizer(engine: Any, tensors: dict[str, torch.Tensor], groups: list[dict[str, Any]]) -> None:
     entries: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
@@ -127,19 +137,20 @@ def _restore_optimizer(engine: Any, tensors: dict[str, torch.Tensor], groups: li
             _, index, key = name.split(".", 2)
             entries.setdefault(int(index), {})[key] = tensor
     base = {"state": entries, "param_groups": groups}
-    masters = [tensors[f"master.{i}"] for i in range(sum(n.startswith("master.") for n in tensors))]
+    saved = [tensors[f"master.{i}"] for i in range(sum(n.startswith("master.") for n in tensors))]
     if not (stage := int(engine.zero_optimization_stage())):
-        engine.optimizer.load_state_dict(base)
-        with torch.no_grad():
-            for parameter, saved in zip((p for p in engine.module.parameters() if p.requires_grad), masters, strict=True):
-                parameter.copy_(saved)
+        adam, masters, parameters = _unsharded(engine)
+        adam.load_state_dict(base)
+        for ours, parameter, theirs in zip(masters, parameters, saved, strict=True):
+            ours.copy_(theirs)
+            parameter.copy_(theirs)
         return
     zero = engine.optimizer
     if stage == 3:
         zero.checkpoint_event_prologue()
     base_key, masters_key = ZERO_KEYS[stage]
-    ours = zero.state_dict() | {base_key: base, masters_key: masters}
-    zero.load_state_dict([ours] * torch.distributed.get_world_size(), load_from_fp32_weights=True)
+    state = zero.state_dict() | {base_key: base, masters_key: saved}
+    zero.load_state_dict([state] * torch.distributed.get_world_size(), load_from_fp32_weights=True)
     if stage == 3:
         zero.checkpoint_event_epilogue()
     else:

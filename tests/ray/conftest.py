@@ -1,11 +1,16 @@
 """One local Ray cluster for every test of this folder."""
 
 import os
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
+from pyarrow import fs
 
 from ka2l_ray.config import Config
 from ka2l_ray.runtime import connect
@@ -18,3 +23,22 @@ def cluster() -> Iterator[None]:
     connect(Config())
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def bucket() -> Iterator[str]:
+    """A bucket on a real S3 API: moto's server."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    server = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while socket.socket().connect_ex(("127.0.0.1", port)) != 0:
+        assert time.monotonic() < deadline, "moto's server did not start"
+        time.sleep(0.2)
+    query = f"endpoint_override=http://127.0.0.1:{port}&allow_bucket_creation=true&region=us-east-1"
+    filesystem = fs.S3FileSystem(endpoint_override=f"http://127.0.0.1:{port}", allow_bucket_creation=True)
+    filesystem.create_dir("runs")
+    yield f"s3://runs/here?{query}"
+    server.terminate()
+    server.wait()

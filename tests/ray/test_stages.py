@@ -1,16 +1,8 @@
 """Stages on the world model: pools, storage and restarts change no number."""
 
 import os
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import pytest
-from pyarrow import fs
 
 from ka2l_ray import pipeline
 from ka2l_ray.artifacts import Run
@@ -46,25 +38,6 @@ def test_pool_size_and_batch_size_change_no_sample(tmp_path: Path) -> None:
     assert one == two
     shared = one.keys() & other_seed.keys()
     assert any(one[i] != other_seed[i] for i in shared)
-
-
-@pytest.fixture
-def bucket() -> Iterator[str]:
-    """A bucket on a real S3 API: moto's server."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    server = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while socket.socket().connect_ex(("127.0.0.1", port)) != 0:
-        assert time.monotonic() < deadline, "moto's server did not start"
-        time.sleep(0.2)
-    query = f"endpoint_override=http://127.0.0.1:{port}&allow_bucket_creation=true&region=us-east-1"
-    filesystem = fs.S3FileSystem(endpoint_override=f"http://127.0.0.1:{port}", allow_bucket_creation=True)
-    filesystem.create_dir("runs")
-    yield f"s3://runs/here?{query}"
-    server.terminate()
-    server.wait()
 
 
 def test_a_run_on_object_storage_equals_one_on_disk(tmp_path: Path, bucket: str) -> None:

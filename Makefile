@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test check bench world-bench clean
+.PHONY: help demo test check bench world-bench saving forgetting clean
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -33,6 +33,13 @@ check: .venv/.ready ## lint, format, types, unit tests
 
 bench: .venv/.ready ## speed, as ratios from one run; results in tests/benchmarks/results/
 	$(BIN)/python tests/benchmarks/bench_engine.py
+	$(BIN)/python tests/benchmarks/bench_finetune.py
+
+saving: .venv/.ready ## annotations saved by strategy, unknown share and seed, against the truth (about an hour on two cores)
+	$(BIN)/python tests/benchmarks/bench_saving.py
+
+forgetting: .venv/.ready ## what fine-tuning forgets, by recipe (about 40 minutes on two cores)
+	$(BIN)/python tests/benchmarks/bench_forgetting.py
 
 world-bench: .venv/.ready ## quality of the shipped world, against the truth; results in tests/benchmarks/results/world.json
 	$(BIN)/python tests/benchmarks/bench_world.py

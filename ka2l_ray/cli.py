@@ -236,6 +236,8 @@ def submit(
 def world_build(
     output: Annotated[Path | None, typer.Option(help="Folder for `model` and `decoder`; the shipped assets when left out.")] = None,
     workers: Annotated[int, typer.Option(min=1, max=8, help="Data-parallel workers of the model's training.")] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="Another world: other names, people, facts and weights. Needs --output.")] = 0,
+    decoder: Annotated[bool, typer.Option(help="Train the decoder too.")] = True,
     debug: Debug = False,
 ) -> None:
     """Train the world's language model and question decoder on Ray Train (about 15 minutes on two cores)."""
@@ -243,10 +245,14 @@ def world_build(
         from ka2l_ray.models.loading import ASSETS
         from ka2l_ray.runtime import connect, set_up_logging
         from ka2l_ray.world.build import build
+        from ka2l_ray.world.facts import WorldRecipe
+        from ka2l_ray.world.pretrain import ModelRecipe
 
+        if seed and output is None:
+            raise ConfigError("--seed: the shipped assets are seed 0; give another world a folder of its own with --output")
         set_up_logging()
         connect(Config())
-        build(output or ASSETS, workers=workers)
+        build(output or ASSETS, WorldRecipe(seed=seed), ModelRecipe(seed=seed), workers=workers, with_decoder=decoder)
 
 
 def _print_plan(config: Config) -> None:

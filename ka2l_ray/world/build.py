@@ -33,6 +33,7 @@ def build(
     model: ModelRecipe | None = None,
     decoder: DecoderRecipe | None = None,
     workers: int = 2,
+    with_decoder: bool = True,
 ) -> None:
     """Train both assets; a folder whose recipe hash already fits is kept, so a killed build goes on with the decoder."""
     world, model, decoder = world or WorldRecipe(), model or ModelRecipe(), decoder or DecoderRecipe()
@@ -40,7 +41,7 @@ def build(
         ("model", model_hash(world, model), _train_model, workers),
         ("decoder", decoder_hash(world, model, decoder), _train_decoder, 1),
     )
-    for name, wanted, loop, count in parts:
+    for name, wanted, loop, count in parts[: 2 if with_decoder else 1]:
         if built_hash(output / name) == wanted:
             log.info("world %s: %s carries this recipe already", name, output / name)
             continue

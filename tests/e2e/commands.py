@@ -8,11 +8,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
 KA2L = [sys.executable, "-m", "ka2l_ray.cli"]
+
+
+@dataclass(frozen=True)
+class JobRun:
+    """The submission with a wrong token, the one with the right token, and the run's folder."""
+
+    refused: subprocess.CompletedProcess[str]
+    done: subprocess.CompletedProcess[str]
+    folder: Path
 
 
 def environment() -> dict[str, str]:

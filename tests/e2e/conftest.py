@@ -1,0 +1,64 @@
+"""One smoke run for all tests of this folder: made as a Ray job on a head node of its own, with token authentication on."""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from commands import ROOT, JobRun, environment
+
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+
+
+@pytest.fixture(scope="session")
+def job_run(tmp_path_factory: pytest.TempPathFactory) -> JobRun:
+    storage = tmp_path_factory.mktemp("job")
+    command = ["python", "jobs/active_learning.py", "--config", "jobs/configs/smoke.yaml", "--set", f"run.storage={storage}"]
+    with head() as (address, env):
+        refused = submit(address, env | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}, *command)
+        return JobRun(refused, submit(address, env, *command), storage / "smoke")
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@contextmanager
+def head() -> Iterator[tuple[str, dict[str, str]]]:
+    """A head node: (dashboard address, environment with the token). Ended by its process group, never `ray stop`."""
+    port, dashboard, agent = free_port(), free_port(), free_port()
+    env = environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    ports = [f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
+    command = [*RAY, "start", "--head", "--block", *ports, "--num-cpus=6"]
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    address = f"http://127.0.0.1:{dashboard}"
+    try:
+        _wait_for_jobs(process, address, env)
+        yield address, env
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=60)
+
+
+def _wait_for_jobs(process: subprocess.Popen[str], address: str, env: dict[str, str]) -> None:
+    """The dashboard answers before the agent that starts jobs does: ready means that a job of one word has run."""
+    deadline = time.monotonic() + 240
+    while (ready := submit(address, env, "true")).returncode != 0:
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise AssertionError(f"the head node took no job: {ready.stdout}{ready.stderr}")
+        time.sleep(2)
+
+
+def submit(address: str, env: dict[str, str], *command: str) -> subprocess.CompletedProcess[str]:
+    arguments = [*RAY, "job", "submit", "--address", address, "--working-dir", ".", "--", *command]
+    return subprocess.run(arguments, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)

@@ -1,0 +1,111 @@
+"""Rounds on the shared cluster: people as annotators, a comparison and its resumption, a fresh probe of a tuned model."""
+
+import csv
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ka2l_ray import pipeline
+from ka2l_ray.active.compare import compare, open_runs
+from ka2l_ray.active.replay import replay_counts
+from ka2l_ray.active.reprobe import own_run, reprobe, scoring_run
+from ka2l_ray.active.round import Round, State
+from ka2l_ray.annotate.file import import_file
+from ka2l_ray.artifacts import Folder, Run
+from ka2l_ray.config import Config, load_config
+from ka2l_ray.world.facts import build_world
+
+SMOKE = Path(__file__).parents[2] / "jobs/configs/smoke.yaml"
+SMALL = [
+    "corpus.world={probe_questions: 120, pool_questions: 40, domain_questions: 10}",
+    "collect.layers=[5]",
+    "search={min_class_share: 0.02, bootstrap: 100, inverse_regularization: [0.03]}",
+    "decode.enabled=false",
+    "active={strategies: [ka2l, random], rounds: 1, budget: 8, random_draws: 1}",
+    "finetune={epochs: 2, replay: {ratio: 1.0, samples: 2, kl_weight: 1.0}}",
+]
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
+    """A comparison of two strategies on one seed, made once for this file."""
+    storage = tmp_path_factory.mktemp("compared")
+    runs = open_runs(load_config(SMOKE, [f"run.storage={storage}", *SMALL]), seeds=1)
+    compare(runs, parallel=2, command="a test")
+    return runs
+
+
+def test_a_comparison_holds_every_curve_and_plays_none_twice(compared: list[Run]) -> None:
+    folder = Path(compared[0].folder.path).parent
+    summary = json.loads((folder / "compare.json").read_text())
+    assert [s["strategy"] for s in summary["strategies"]] == ["ka2l", "random"]
+    assert all([p["annotations"] for p in s["curve"]] == [0, 8] for s in summary["strategies"])
+    assert (folder / "index.html").read_text().count("<svg") == 1
+    played = {f: f.stat().st_mtime_ns for f in folder.rglob("round.json")}
+    assert len(played) == 2
+    _, again = compare(compared, parallel=2, command="a test")
+    assert {f: f.stat().st_mtime_ns for f in folder.rglob("round.json")} == played
+    assert again["strategies"] == summary["strategies"] or json.loads(json.dumps(again["strategies"])) == summary["strategies"]
+
+
+def test_a_round_keeps_its_ledger_and_the_same_replay_size_for_every_strategy(compared: list[Run]) -> None:
+    rounds = [r.record() for r in pipeline.plan(compared[0].config, compared[0])]
+    assert [r["ledger"]["asked"] for r in rounds] == [8, 8]
+    assert all(r["cost"] == 8.0 for r in rounds)
+    wanted = sum(replay_counts(compared[0].config.finetune.replay, 8))
+    tables = [Run(r.folder, r.run.config).table("finetune/replay_questions") for r in pipeline.plan(compared[0].config, compared[0])]
+    assert [t.rows for t in tables] == [wanted, wanted]
+
+
+def test_a_tuned_model_is_probed_anew_and_used_only_where_it_is_fit(compared: list[Run]) -> None:
+    run = compared[0]
+    active = run.config.active.model_copy(update={"reprobe": True, "rounds": 2})
+    two = Run(run.folder, run.config.model_copy(update={"active": active}))
+    first, second = Round(two, "ka2l", 0, 1), Round(two, "ka2l", 0, 2)
+    verdict = reprobe(first)
+    assert verdict["used"] == (verdict["entropy_auroc"] >= 0.7)
+    tuned = own_run(first)
+    assert tuned.config.model.adapter == f"{first.folder.path}/finetune/model"
+    assert scoring_run(first).folder.path == run.folder.path
+    assert scoring_run(second).folder.path == (tuned.folder.path if verdict["used"] else run.folder.path)
+    base, fresh = (r.base("samples").read(["id", "samples"]).sort_by("id").to_pylist() for r in (run, tuned))
+    assert [r["id"] for r in base] == [r["id"] for r in fresh]
+    assert base != fresh, "the tuned model answered like the base model, so the base model was probed"
+    if verdict["used"]:
+        assert tuned.base("scores").rows == 40
+
+
+def test_people_answer_in_a_spreadsheet_and_the_loop_goes_on(compared: list[Run], tmp_path: Path) -> None:
+    run = copied(compared[0], tmp_path, "annotate.source=file")
+    assert [r.state for r in pipeline.advance(run, "annotate")] == [State.WAITING, State.WAITING], "one waiting strategy held up the other"
+    waiting = pipeline.waiting_rounds(run)
+    files = [Path(r.folder.path) / "annotations/to_annotate.csv" for r in waiting]
+    asked = [row for file in files for row in csv.DictReader(file.read_text(encoding="utf-8-sig").splitlines())]
+    world = build_world()
+    answers = {row["id"]: world.ask(row["question"]).answer or "" for row in asked}
+    blank, *_ = answers
+    answers[blank] = ""
+    for n, file in enumerate(files):
+        edited = tmp_path / f"edited-{n}.csv"
+        rows = list(csv.DictReader(file.read_text(encoding="utf-8-sig").splitlines()))
+        lines = ["notes;answer;question;id", *(f";{answers[r['id']]};{r['question']};{r['id']}" for r in reversed(rows))]
+        edited.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+        import_file(str(edited), [r.folder / "annotations" for r in waiting])
+    assert pipeline.advance(run, "annotate") == []
+    tables = [r.table("annotations").read().to_pylist() for r in waiting]
+    assert all(len(t) == len({row["id"] for row in t}) == 8 for t in tables)
+    got = {row["id"]: row for t in tables for row in t}
+    assert got[blank]["status"] == "blank"
+    assert all(row["answer"] == answers[i] for i, row in got.items() if i != blank)
+    assert {r.state for r in pipeline.next_rounds(run)} == {State.FINETUNE}
+
+
+def copied(run: Run, tmp_path: Path, *overrides: str) -> Run:
+    """The base stages of a run under another configuration of its rounds."""
+    config: Config = load_config(SMOKE, [f"run.storage={tmp_path}", "run.name=copy", *SMALL, *overrides])
+    target = tmp_path / "copy"
+    shutil.copytree(run.folder.path, target, ignore=shutil.ignore_patterns("strategies", "config.yaml"), copy_function=os.link)
+    return Run(Folder.of(str(target)), config)

@@ -6,6 +6,7 @@ unless `active.reprobe` finds a better one, every round ranks by the base model'
 Refuses to know: how scores, probes or decoders are made, how policies choose, who answers.
 """
 
+import heapq
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from ka2l_ray import schema
-from ka2l_ray.active.acquire import Choice, policy
+from ka2l_ray.active.acquire import Choice, policy, unit
 from ka2l_ray.active.outcome import evaluate, summarize
 from ka2l_ray.active.replay import replay_counts, replayed_answers, select_replay
 from ka2l_ray.active.reprobe import scoring_run
@@ -108,9 +109,23 @@ def tune(a_round: Round) -> None:
         replayed = [_replay_example(r, run) for r in replay_samples(run) if r["id"] in chosen]
         rows = [{n: r[n] for n in _EXAMPLES.names} for r in bought + replayed]
         examples.write((None, pa.Table.from_pylist(rows, schema=_EXAMPLES)))
-    job = Job(run.config.model, run.config.corpus.prompt, run.config.finetune, examples, folder / "model", a_round.seed)
+    job = Job(run.config.model, run.config.corpus.prompt, run.config.finetune, examples, folder / "model", a_round.seed, _watched(a_round))
     figures = finetune(job, f"finetune-{run.hash}-{a_round.strategy}-{a_round.seed}-{a_round.number}")
     (folder / "done.json").write_json(figures)
+
+
+def _watched(a_round: Round) -> Table | None:
+    """Eval questions that training is measured on as it goes, for the record only; None where that is not asked for."""
+    run, table = a_round.run, Table(a_round.folder / "finetune/watched_questions")
+    if not run.config.finetune.evaluate_every_epochs:
+        return None
+    if not table.is_done:
+        rows = (r for batch in run.table("questions").batches(["id", "question", "answers"], part="eval") for r in batch.to_pylist())
+        watched = heapq.nsmallest(run.config.finetune.evaluate_rows, rows, key=lambda r: unit("watched", r["id"]))
+        table.write(
+            (None, pa.Table.from_pylist(watched, schema=pa.schema([schema.QUESTIONS.field(n) for n in ("id", "question", "answers")])))
+        )
+    return table
 
 
 def _replay_example(row: dict[str, Any], run: Run) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def epoch_batches(
     rows = [_tokens(tokenizer, prompt, examples[i], epoch) for i in rng.permutation(len(examples))]
     batches = [rows[i : i + batch_rows] for i in range(0, len(rows), batch_rows)]
     if group_by_length:
-        batches = _by_length(rows, batch_rows, rng)
+        batches = by_length(rows, batch_rows, rng)
     yield from batches
 
 
@@ -72,7 +72,7 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, prompt: PromptSection, example: 
     return replace(tokenize(tokenizer, prompt, example.question, example.answers[epoch % len(example.answers)]), replayed=example.replayed)
 
 
-def _by_length(rows: list[Tokens], batch_rows: int, rng: np.random.Generator) -> list[list[Tokens]]:
+def by_length(rows: list[Tokens], batch_rows: int, rng: np.random.Generator) -> list[list[Tokens]]:
     """Cut windows of the shuffled rows, sort each by length, cut steps from it, and shuffle the steps; every row stays once."""
     window = batch_rows * LENGTH_WINDOW_STEPS
     batches: list[list[Tokens]] = []

@@ -81,7 +81,7 @@ def train_rank(job: Job, rank: int, world_size: int, checkpoints: Checkpoints | 
         "steps": steps,
         "examples": len(examples),
         "losses": [round(x, 6) for x in history.losses],
-        "kl": [None if x is None else round(x, 6) for x in history.kl],
+        "kl": [None if x is None else round(x, 6) for x in history.kl] if job.finetune.replay.kl_weight else None,
         "evaluations": history.evaluations,
         "resumed_at_steps": history.resumed_at_steps,
         "step_seconds": [round(x, 5) for x in seconds],
@@ -101,6 +101,9 @@ def _engine(job: Job, steps: int) -> Any:
         lr_scheduler=lambda optimizer: LambdaLR(optimizer, lambda step: rate(step, steps, tune.warmup_share, tune.schedule)),
         dist_init_required=False,
     )
+    if bf16 and not tune.zero_stage:
+        # DeepSpeed primes AdamW with a step on zero gradients, which its bias correction would count.
+        engine.optimizer.optimizer.state.clear()
     return engine
 
 

@@ -1,5 +1,7 @@
 """The DeepSpeed configuration: its arithmetic, and what differs between CPU and GPU."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,9 +32,22 @@ def test_a_step_smaller_than_a_micro_batch_is_one_part(workers, micro, rows, exp
     assert deepspeed_config(section, False, False)["train_batch_size"] == rows
 
 
-def test_the_plain_torch_adam_is_asked_for_on_a_cpu_only():
-    assert config(cuda=False)["optimizer"]["params"]["torch_adam"] is True
-    assert "torch_adam" not in config(cuda=True)["optimizer"]["params"]
+def test_the_plain_torch_adam_steps_everywhere_and_is_fused_on_a_gpu_alone():
+    """DeepSpeed's own would have to be compiled on every node."""
+    found = [
+        config(cuda=c, zero_stage=2, offload=o)["optimizer"]["params"] for c, o in ((False, "none"), (True, "none"), (True, "optimizer"))
+    ]
+    assert [p["torch_adam"] for p in found] == [True, True, True]
+    assert ["fused" in p for p in found] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("offload", "stage", "places"),
+    [("none", 3, set()), ("optimizer", 2, {"offload_optimizer"}), ("all", 3, {"offload_optimizer", "offload_param"})],
+)
+def test_offload_goes_to_the_host(offload, stage, places):
+    zero = config(cuda=True, zero_stage=stage, offload=offload)["zero_optimization"]
+    assert zero == {"stage": stage} | {p: {"device": "cpu", "pin_memory": True} for p in places}
 
 
 @pytest.mark.parametrize("bf16", [True, False])
@@ -47,11 +62,19 @@ def test_what_the_section_says_arrives():
     assert (found["gradient_clipping"], found["zero_optimization"]) == (0.5, {"stage": 1})
 
 
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
 @pytest.mark.parametrize(("share", "steps", "warmup"), [(0.1, 100, 10), (0.0, 100, 1), (0.1, 3, 1), (1.0, 40, 40), (0.5, 1, 1)])
-def test_the_rate_climbs_to_one_and_falls_without_a_wasted_step(share, steps, warmup):
-    rates = [rate(step, steps, share) for step in range(steps)]
+def test_the_rate_climbs_to_one_and_falls_without_a_wasted_step(schedule, share, steps, warmup):
+    rates = [rate(step, steps, share, schedule) for step in range(steps)]
     assert rates[warmup - 1] == 1.0
     assert all(0 < r <= 1 for r in rates)
     assert rates[:warmup] == sorted(rates[:warmup])
     assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
-    assert rate(steps, steps, share) == 0.0
+    assert rate(steps, steps, share, schedule) == 0.0
+
+
+def test_the_cosine_is_half_way_down_in_the_middle_and_flat_at_both_ends():
+    fall = [rate(step, 110, 10 / 110, "cosine") for step in range(10, 111)]
+    assert fall[50] == pytest.approx(0.5)
+    assert fall[25] == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
+    assert fall[0] - fall[1] < 0.001 > fall[-2] - fall[-1]

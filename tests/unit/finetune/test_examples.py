@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from ka2l_ray.config import FinetuneSection, PromptSection
 from ka2l_ray.corpus.prompts import render
 from ka2l_ray.finetune.deepspeed import accumulation, micro_rows
-from ka2l_ray.finetune.examples import Example, Tokens, collate, epoch_batches, micro_batches, tokenize
+from ka2l_ray.finetune.examples import Example, Tokens, by_length, collate, epoch_batches, micro_batches, replayed_rows, tokenize
 from ka2l_ray.finetune.losses import IGNORED, answer_loss
 
 PROMPT = PromptSection()
@@ -108,3 +109,44 @@ def test_the_loss_is_the_sum_over_answer_tokens(llama, tokenizer):
         labels = batch.pop("labels")
         together = float(answer_loss(llama(**batch).logits, labels))
     assert together == pytest.approx(expected, rel=1e-4)
+
+
+ROWS = st.lists(st.integers(1, 400), min_size=1, max_size=300)
+
+
+@given(ROWS, st.integers(1, 8), st.integers(0, 5))
+def test_grouping_by_length_shows_every_row_once(lengths, batch_rows, seed):
+    rows = [Tokens([i] * n, 0) for i, n in enumerate(lengths)]
+    batches = by_length(rows, batch_rows, np.random.default_rng(seed))
+    assert sorted(r.ids[0] for b in batches for r in b) == list(range(len(rows)))
+    assert all(1 <= len(b) <= batch_rows for b in batches)
+    assert len(batches) == -(-len(rows) // batch_rows), "the number of optimiser steps stays"
+
+
+def test_grouping_by_length_saves_most_padding_and_keeps_the_steps_in_random_order():
+    lengths = np.random.default_rng(0).integers(1, 200, 1024)
+    rows = [Tokens([0] * int(n), 0) for n in lengths]
+    plain = [rows[i : i + 8] for i in range(0, len(rows), 8)]
+    grouped = by_length(rows, 8, np.random.default_rng(0))
+
+    def padding(batches):
+        return sum(len(b) * max(len(r.ids) for r in b) - sum(len(r.ids) for r in b) for b in batches)
+
+    assert padding(grouped) < 0.2 * padding(plain)
+    widths = [max(len(r.ids) for r in b) for b in grouped]
+    assert widths != sorted(widths)
+
+
+def test_grouped_epochs_are_the_same_on_every_rank_and_differ_from_each_other(tokenizer):
+    def epoch(number):
+        return list(epoch_batches(EXAMPLES, tokenizer, PROMPT, 4, 0, number, group_by_length=True))
+
+    assert epoch(0) == epoch(0)
+    assert epoch(0) != epoch(1)
+
+
+def test_replayed_rows_are_marked(tokenizer):
+    examples = [Example("Why?", ("a",), replayed=True), Example("Who?", ("she",))]
+    (batch,) = epoch_batches(examples, tokenizer, PROMPT, 4, 0, 0)
+    assert replayed_rows(batch).tolist() == [tokenizer.decode(r.ids).startswith(render(PROMPT, "Why?")) for r in batch]
+    assert replayed_rows([]).tolist() == [False]

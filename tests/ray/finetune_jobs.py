@@ -1,0 +1,36 @@
+"""Trainings on the world, for tests; run as a program it is a driver that a test can kill: `finetune_jobs.py FOLDER SECTION_JSON`."""
+
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+
+from ka2l_ray.artifacts import Folder, Table
+from ka2l_ray.config import Config, FinetuneSection, ModelSection, PromptSection
+from ka2l_ray.finetune.job import Job
+from ka2l_ray.world.facts import build_world, word
+
+NAME = "killed"
+
+
+def job(folder: Path, section: FinetuneSection, rows: int = 21, output: Folder | None = None) -> Job:
+    """Unseen facts to learn, every third a replayed one; 21 rows leave the last batch of an epoch short."""
+    facts = [f for f in build_world().facts if f.truth == "unseen"][:rows]
+    table = Table(Folder.of(str(folder / "examples")))
+    if not table.is_done:
+        columns = {
+            "id": [f.fact_id for f in facts],
+            "question": [word(f.attribute, 0, f.person.name) for f in facts],
+            "answers": [[f.value] for f in facts],
+            "source": ["annotation" if i % 3 else "replay" for i in range(len(facts))],
+        }
+        table.write((None, pa.table(columns)))
+    return Job(ModelSection(), PromptSection(), section, table, output or Folder.of(str(folder / "model")), 3, evaluation=table)
+
+
+if __name__ == "__main__":
+    from ka2l_ray.finetune.train import finetune
+    from ka2l_ray.runtime import connect
+
+    connect(Config())
+    finetune(job(Path(sys.argv[1]), FinetuneSection.model_validate_json(sys.argv[2])), NAME)

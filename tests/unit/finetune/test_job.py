@@ -1,0 +1,60 @@
+"""What a training reads, and where it writes."""
+
+import pyarrow as pa
+import pytest
+
+from ka2l_ray.artifacts import Folder, Table
+from ka2l_ray.config import FinetuneSection, ModelSection, PromptSection
+from ka2l_ray.finetune.checkpoints import History
+from ka2l_ray.finetune.job import Job, read_evaluation, read_examples
+from ka2l_ray.finetune.record import Recorder, progress_line
+
+ROWS = [{"id": f"{i:02d}", "question": f"q{i}", "answers": [f"a{i}", "alias"] if i % 5 else [], "source": "replay"} for i in range(40)]
+
+
+def job(folder, **fields):
+    table = Table(Folder.of(str(folder / "rows")))
+    table.write((None, pa.Table.from_pylist(ROWS[::-1])))
+    section = FinetuneSection(**fields)
+    return Job(ModelSection(dtype="float32"), PromptSection(), section, table, Folder.of(str(folder / "round/model")), 0, table)
+
+
+def test_examples_are_ordered_by_id_and_know_whether_they_are_replayed(tmp_path):
+    found = read_examples(job(tmp_path).examples)
+    assert [e.question for e in found] == [f"q{i}" for i in range(40)]
+    assert all(e.replayed for e in found)
+
+
+def test_evaluation_takes_gold_and_no_more_rows_than_asked_for(tmp_path):
+    given = job(tmp_path, evaluate_every_epochs=1, evaluate_rows=10)
+    found = read_evaluation(given)
+    assert found == read_evaluation(given)
+    assert len({e.question for e in found}) == 10
+    assert all(e.answers == (f"a{e.question[1:]}",) for e in found)
+    assert len(read_evaluation(job(tmp_path / "b", evaluate_every_epochs=1))) == 32, "rows without gold are left out"
+    assert read_evaluation(job(tmp_path / "c")) == []
+
+
+def test_everything_lies_beside_the_model(tmp_path):
+    given = job(tmp_path, precision="bfloat16")
+    places = [given.checkpoints, given.merged, given.tensorboard, given.progress]
+    assert [p.path.removeprefix(f"{tmp_path}/round/") for p in places] == ["train", "merged", "tensorboard", "model-progress.json"]
+    assert (given.trained.dtype, given.model.dtype) == ("bfloat16", "float32")
+
+
+@pytest.mark.parametrize("tensorboard", [False, True])
+def test_rank_zero_tells_how_far_it_is(tmp_path, tensorboard):
+    given = job(tmp_path, epochs=2, tensorboard=tensorboard)
+    assert progress_line(given) is None
+    recorder, history = Recorder(given, steps=4, first_step=0), History()
+    for step in range(1, 5):
+        history.losses.append(1.0 / step)
+        history.kl.append(None)
+        if step == 2:
+            history.evaluations.append({"epoch": 1, "step": 2, "loss": 0.5, "token_accuracy": 0.75, "exact_match": 0.5})
+        recorder.step(history, (step + 1) // 2, 1e-3, epoch_ends=step % 2 == 0)
+    recorder.close()
+    line = "epoch 2/2, step 4/4, loss 0.250 nats per answer token; eval loss 0.500, token accuracy 0.750 after epoch 1"
+    assert progress_line(given) == line
+    events = given.tensorboard.names() if given.tensorboard.exists() else []
+    assert bool(events) == tensorboard

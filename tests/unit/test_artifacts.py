@@ -103,6 +103,50 @@ def test_a_folder_is_uploaded_whole_and_deleted_whole(tmp_path):
     assert not folder.exists()
 
 
+STORE = "endpoint_override=http%3A%2F%2F127.0.0.1%3A9&region=eu-west-3"
+
+
+@pytest.mark.parametrize(
+    ("uri", "same"),
+    [
+        (f"s3://bucket/a/b?{STORE}", f"s3://bucket/a/b?{STORE}"),
+        ("s3://bucket/a?region=eu-west-3", "s3://bucket/a?region=eu-west-3"),
+        ("gs://bucket/a?project_id=p", "gcs://bucket/a?project_id=p"),
+        ("/a/b", "/a/b"),
+        ("/a b/ü?x#y", "/a b/ü?x#y"),
+        ("file:///a/b", "/a/b"),
+    ],
+)
+def test_a_folders_uri_opens_the_same_folder_again_on_the_same_filesystem(uri, same):
+    """Nothing connects before something is read."""
+    folder = Folder.of(uri)
+    assert folder.uri == same
+    for place in (folder, folder / "runs" / "r"):
+        again = Folder.of(place.uri)
+        assert (again.path, again.uri, again.is_local) == (place.path, place.uri, place.is_local)
+        assert again.filesystem == place.filesystem
+
+
+def test_options_of_a_store_belong_to_everything_below_it():
+    table = Run(Folder.of(f"s3://bucket/runs?{STORE}") / "r", Config()).base("scores")
+    assert table.folder.uri == f"s3://bucket/runs/r/base/scores?{STORE}"
+    assert table.folder.filesystem != Folder.of("s3://bucket/runs?region=eu-west-3").filesystem
+
+
+def test_a_relative_path_is_opened_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Folder.of("runs")
+    monkeypatch.chdir("/")
+    assert Folder.of(folder.uri) == Folder.of(str(tmp_path / "runs")) == folder
+
+
+@pytest.mark.xfail(strict=True, raises=ConfigError, reason="the path is decoded when it is opened, and not encoded again")
+@pytest.mark.parametrize("name", ["a%20b", "50%25", "a%3Fb"])
+def test_a_uri_with_escaped_characters_opens_again(name):
+    folder = Folder.of(f"s3://bucket/{name}?region=eu-west-3")
+    assert Folder.of(folder.uri).path == folder.path
+
+
 def test_an_unsupported_scheme_names_the_field():
     with pytest.raises(ConfigError, match=r"run\.storage = 'ftp://host/x'"):
         Folder.of("ftp://host/x")
@@ -159,6 +203,12 @@ def test_storage_that_cannot_be_written_is_a_configuration_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"run\.storage.*cannot be written"):
         Run.open(config(tmp_path / "file"))
+
+
+def test_the_start_of_a_fine_tuning_is_stored_under_the_name_that_the_file_gave_it(tmp_path):
+    run = Run.open(config(tmp_path, finetune={"from": "base"}))
+    assert "  from: base\n" in (run.folder / "config.yaml").read_bytes().decode()
+    assert Run.existing(run.folder.uri).config == Run.open(config(tmp_path)).config == run.config
 
 
 def test_rounds_of_draws_have_folders_of_their_own(tmp_path):

@@ -1,11 +1,13 @@
 """The configuration: what it accepts, what it says when it refuses, and what its hash depends on."""
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
-from ka2l_ray.config import Config, ConfigError, Pool, config_hash, differing_fields, load_config, parse_config
+from ka2l_ray.config import Config, ConfigError, ModelSection, Pool, config_hash, differing_fields, load_config, parse_config
 
 RUN_FILES = sorted((Path(__file__).parents[2] / "jobs" / "configs").glob("*.yaml"))
 
@@ -39,6 +41,10 @@ def test_values_of_the_file_and_only_those_replace_defaults(load):
         ("finetune: {epoch: 3}", "finetune.epoch", "epochs"),
         ("corpus: {world: {pool_question: 30}}", "corpus.world.pool_question", "pool_questions"),
         ("decode: {pool: {batch_row: 3}}", "decode.pool.batch_row", "batch_rows"),
+        ("annotate: {endpoint: {retry: 3}}", "annotate.endpoint.retry", "retries"),
+        ("finetune: {replay: {kl_wieght: 1}}", "finetune.replay.kl_wieght", "kl_weight"),
+        ("active: {stop: {patient: 2}}", "active.stop.patient", "patience"),
+        ("acquire: {quadrant: [known]}", "acquire.quadrant", "quadrants"),
     ],
 )
 def test_an_unknown_key_is_named_with_file_field_and_nearest_name(load, text, field, nearest):
@@ -73,11 +79,41 @@ def test_every_problem_has_its_own_line(load):
         ("label.threshold", "-0.1", "greater than or equal to 0"),
         ("search.test_share", "0.5", "less than 0.5"),
         ("corpus.world.unknown_share", "1.0", "less than or equal to 0.95"),
-        ("decode.budget_share", "0.6", "less than or equal to 0.5"),
+        ("model.adapter", "3", "valid string"),
+        ("acquire.diversity", "4.1", "less than or equal to 4"),
+        ("acquire.diversity", "-0.1", "greater than or equal to 0"),
+        ("acquire.candidates", "9", "greater than or equal to 10"),
+        ("acquire.quadrants", "[]", "at least 1 item"),
+        ("acquire.decoded_share", "1.1", "less than or equal to 1"),
+        ("acquire.balance", "entity", "'none' or 'group'"),
+        ("acquire.sampling_cost", "-1", "greater than or equal to 0"),
+        ("annotate.source", "crowd", "'auto', 'world', 'reference', 'endpoint' or 'file'"),
+        ("annotate.endpoint.url", "ftp://host/chat", "pattern"),
+        ("annotate.endpoint.url", "https://user:pw@host/chat", "pattern"),
+        ("annotate.endpoint.key_variable", "MY KEY", "pattern"),
+        ("annotate.endpoint.temperature", "2.1", "less than or equal to 2"),
+        ("annotate.endpoint.concurrency", "0", "greater than or equal to 1"),
+        ("annotate.endpoint.requests_per_s", "0", "greater than 0"),
+        ("annotate.endpoint.timeout_s", "0", "greater than 0"),
+        ("annotate.endpoint.retries", "-1", "greater than or equal to 0"),
         ("finetune.learning_rate", "0", "greater than 0"),
-        ("finetune.zero_stage", "3", "0, 1 or 2"),
+        ("finetune.zero_stage", "4", "0, 1, 2 or 3"),
+        ("finetune.from", "last", "'base'"),
+        ("finetune.offload", "disk", "'none', 'optimizer' or 'all'"),
+        ("finetune.precision", "float16", "'auto', 'float32' or 'bfloat16'"),
+        ("finetune.schedule", "constant", "'linear' or 'cosine'"),
+        ("finetune.replay.ratio", "-0.5", "greater than or equal to 0"),
+        ("finetune.replay.unknown_share", "1.1", "less than or equal to 1"),
+        ("finetune.replay.source", "gold", "'samples' or 'greedy'"),
+        ("finetune.replay.samples", "0", "greater than or equal to 1"),
+        ("finetune.replay.kl_weight", "-1", "greater than or equal to 0"),
+        ("finetune.replay.kl_weight", ".inf", "finite"),
         ("finetune.lora.rank", "0", "greater than or equal to 1"),
         ("active.strategies", "[]", "at least 1 item"),
+        ("active.stop.accuracy", "1.01", "less than or equal to 1"),
+        ("active.stop.patience", "0", "greater than or equal to 1"),
+        ("active.stop.min_gain", "-0.1", "greater than or equal to 0"),
+        ("active.stop.p_unknown", "-0.1", "greater than or equal to 0"),
     ],
 )
 def test_a_value_out_of_bounds_is_named_with_what_is_allowed(load, field, value, allowed):
@@ -102,6 +138,9 @@ def test_a_value_out_of_bounds_is_named_with_what_is_allowed(load, field, value,
         ("collect.positions", "[middle]"),
         ("collect.layers", "[one]"),
         ("finetune.lora.targets", "3"),
+        ("acquire.quadrants", "[rare]"),
+        ("annotate.endpoint.concurrency", "2.5"),
+        ("active.stop.patience", "never"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused_and_never_converted(load, field, value):
@@ -117,6 +156,10 @@ def test_a_value_of_the_wrong_type_is_refused_and_never_converted(load, field, v
         (["corpus.prompt.template=hello"], "corpus.prompt", "exactly once"),
         (["finetune.batch_rows=48"], "finetune", "multiple of micro_batch_rows"),
         (["finetune.batch_rows=31"], "finetune", r"multiple of workers \(2\)"),
+        (["finetune.offload=all"], "finetune", "needs zero_stage: 3, got 2"),
+        (["finetune.offload=optimizer", "finetune.zero_stage=0"], "finetune", "needs zero_stage 1, 2 or 3"),
+        (["finetune.merge=true"], "finetune", "merge applies to mode: lora"),
+        (["annotate.endpoint.template=hello"], "annotate.endpoint", "exactly once"),
         (["active.budget=1"], "active", "at least one annotation per round"),
         (["active.strategies=[random, random]"], "active", "must differ"),
     ],
@@ -124,6 +167,63 @@ def test_a_value_of_the_wrong_type_is_refused_and_never_converted(load, field, v
 def test_contradictions_between_fields_are_refused(load, overrides, field, says):
     with pytest.raises(ConfigError, match=rf"`{field}`.*{says}"):
         load("", *overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["finetune.offload=all", "finetune.zero_stage=3"],
+        *(["finetune.offload=optimizer", f"finetune.zero_stage={stage}"] for stage in (1, 2, 3)),
+        *([f"finetune.zero_stage={stage}"] for stage in (0, 1, 2, 3)),
+        ["finetune.merge=true", "finetune.mode=lora"],
+        ["annotate.endpoint.requests_per_s=null"],
+        ["finetune.replay.ratio=0"],
+    ],
+)
+def test_what_goes_together_is_accepted(load, overrides):
+    load("", *overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "read", "value"),
+    [
+        ("acquire.quadrants=[shaky]", lambda c: c.acquire.quadrants, ("shaky",)),
+        ("annotate.endpoint.requests_per_s=0.5", lambda c: c.annotate.endpoint.requests_per_s, 0.5),
+        ("annotate.endpoint.refusals=[no idea]", lambda c: c.annotate.endpoint.refusals, ("no idea",)),
+        ("annotate.endpoint.url=http://h/v1/chat?a=b", lambda c: c.annotate.endpoint.url, "http://h/v1/chat?a=b"),
+        ("finetune.replay.kl_weight=1", lambda c: c.finetune.replay.kl_weight, 1.0),
+        ("finetune.lora.targets=[q_proj]", lambda c: c.finetune.lora.targets, ("q_proj",)),
+        ("finetune.from=base", lambda c: c.finetune.start, "base"),
+        ("active.stop.patience=3", lambda c: c.active.stop.patience, 3),
+        ("model.adapter=s3://bucket/tuned", lambda c: c.model.adapter, "s3://bucket/tuned"),
+    ],
+)
+def test_an_override_reaches_nested_fields_and_they_are_stored(load, override, read, value):
+    config = load("", override)
+    assert read(config) == value
+    assert parse_config(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json"))), "stored") == config
+
+
+@pytest.mark.parametrize(
+    ("model", "identity"),
+    [
+        ({"name_or_path": "gpt2"}, "gpt2"),
+        ({"name_or_path": "gpt2", "revision": "abc"}, "gpt2@abc"),
+        ({"name_or_path": "gpt2", "adapter": "/x"}, "gpt2 + /x"),
+        ({"name_or_path": "gpt2", "revision": "abc", "adapter": "/x"}, "gpt2@abc + /x"),
+    ],
+)
+def test_a_models_identity_names_all_of_its_weights(model, identity):
+    assert ModelSection(**model).identity == identity
+
+
+@pytest.mark.xfail(strict=True, reason="hints list the attribute's name where the file has an alias")
+@pytest.mark.parametrize("wrong", ["start", "form"])
+def test_a_hint_names_fields_as_the_file_has_them(load, wrong):
+    with pytest.raises(ConfigError) as caught:
+        load(f"finetune: {{{wrong}: base}}")
+    assert re.search(r"`from`|\bfrom,", str(caught.value))
+    assert not re.search(r"did you mean `start`|allowed here: start", str(caught.value))
 
 
 def test_a_pool_may_be_of_one_size():
@@ -200,6 +300,10 @@ def test_a_stored_configuration_reads_back_equal(load):
         "score.pool.max=5",
         "decode.pool.block_rows=7",
         "evaluate.pool.cpus=2",
+        "finetune.cpus_per_worker=2",
+        "finetune.checkpoint_every_steps=0",
+        "finetune.max_failures=9",
+        "finetune.tensorboard=true",
     ],
 )
 def test_what_changes_no_result_changes_neither_hash_nor_fields(load, override):
@@ -215,6 +319,11 @@ def test_what_changes_no_result_changes_neither_hash_nor_fields(load, override):
         ("label.threshold", "'otsu'", "0.5"),
         ("corpus.world.pool_questions", "600", "500"),
         ("finetune.lora.rank", "16", "8"),
+        ("finetune.replay.kl_weight", "0.0", "0.5"),
+        ("acquire.diversity", "0.5", "1.0"),
+        ("active.stop.patience", "None", "2"),
+        ("annotate.endpoint.model", "'annotator'", "'other'"),
+        ("model.adapter", "None", "'/tuned'"),
     ],
 )
 def test_what_changes_results_changes_the_hash_and_is_named(load, field, before, after):
@@ -235,4 +344,11 @@ def test_every_shipped_run_file_loads(path):
 def test_keys_in_the_storage_uri_are_refused_and_not_repeated(load):
     with pytest.raises(ConfigError, match=r"`run`.*must hold no keys") as refused:
         load("", "run.storage=s3://AKIA:sesame@bucket/runs")
+    assert "sesame" not in str(refused.value)
+
+
+@pytest.mark.xfail(strict=True, reason="an error quotes the value, which here holds a key")
+def test_a_key_in_the_endpoints_address_is_refused_and_not_repeated(load):
+    with pytest.raises(ConfigError, match=r"`annotate\.endpoint\.url`") as refused:
+        load("", "annotate.endpoint.url=https://user:sesame@host/chat")
     assert "sesame" not in str(refused.value)

@@ -1,0 +1,89 @@
+"""A model with fine-tuned weights on top: the first blocks of it have the states of the whole merged model."""
+
+import copy
+import shutil
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ka2l_ray.config import ModelSection, PromptSection
+from ka2l_ray.corpus.prompts import encode
+from ka2l_ray.models.activations import blocks, prompt_states
+from ka2l_ray.models.loading import load_blocks, load_model
+
+DEPTH = 3
+LAYERS = list(range(DEPTH + 1))
+
+
+@pytest.fixture(scope="module")
+def encoded(tokenizer):
+    return encode(tokenizer, PromptSection(), ["Why?", "Where does she live, and with whom?"])
+
+
+@pytest.fixture(scope="module")
+def tuned(model, tmp_path_factory):
+    """(folder of the base model, folder of a PEFT adapter, the merged model in memory, its folder)."""
+    from peft import LoraConfig, get_peft_model
+
+    folder = tmp_path_factory.mktemp(model.config.model_type)
+    model.save_pretrained(folder / "base")
+    torch.manual_seed(1)
+    lora = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    adapted = get_peft_model(copy.deepcopy(model), lora)
+    adapted.save_pretrained(folder / "adapter")
+    merged: Any = adapted.merge_and_unload()  # pyright: ignore
+    merged.eval()
+    merged.save_pretrained(folder / "merged")
+    return folder, merged
+
+
+def section(folder, adapter: str) -> ModelSection:
+    return ModelSection(name_or_path=str(folder / "base"), adapter=str(folder / adapter))
+
+
+@pytest.mark.parametrize("adapter", ["adapter", "merged"])
+def test_the_first_blocks_have_the_states_of_the_whole_tuned_model_at_every_layer(model, tuned, encoded, adapter):
+    folder, merged = tuned
+    wanted = prompt_states(merged, DEPTH, encoded, "last", LAYERS)
+    base = prompt_states(model, DEPTH, encoded, "last", LAYERS)
+    for layer in LAYERS:
+        part = load_blocks(section(folder, adapter), layer)
+        depth = part.config.num_hidden_layers
+        assert (depth, len(blocks(part, depth))) == (max(1, layer),) * 2
+        assert "lm_head" not in dict(part.named_modules())
+        states = prompt_states(part, depth, encoded, "last", [layer])[layer]
+        torch.testing.assert_close(states, wanted[layer], atol=1e-4, rtol=1e-4)
+        assert layer == 0 or not torch.allclose(states, base[layer], atol=1e-2)
+
+
+@pytest.mark.parametrize("adapter", ["adapter", "merged"])
+def test_the_whole_tuned_model_has_its_own_logits(tuned, encoded, adapter):
+    folder, merged = tuned
+    loaded = load_model(section(folder, adapter))
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded(**encoded.inputs()).logits, merged(**encoded.inputs()).logits, atol=1e-3, rtol=1e-3)
+    assert not loaded.training
+
+
+def test_weights_given_by_hand_take_the_place_of_the_sections(tuned):
+    folder, merged = tuned
+    loaded = load_model(section(folder, "nowhere"), str(folder / "adapter"))
+    torch.testing.assert_close(loaded.state_dict(), merged.state_dict(), atol=1e-5, rtol=1e-5)
+
+
+def test_layers_that_a_tuned_model_lacks_are_refused(tuned):
+    with pytest.raises(ValueError, match=r"layer 4 is out of range.*1 … 3"):
+        load_blocks(section(tuned[0], "adapter"), DEPTH + 1)
+
+
+@pytest.mark.xfail(strict=True, reason="PEFT reads adapter_model.bin where there are no safetensors")
+def test_an_adapter_in_a_pickle_is_refused(tuned, tmp_path):
+    folder, _ = tuned
+    shutil.copytree(folder / "adapter", tmp_path / "pickled")
+    weights = tmp_path / "pickled" / "adapter_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    with pytest.raises((OSError, ValueError)):
+        load_model(ModelSection(name_or_path=str(folder / "base"), adapter=str(tmp_path / "pickled")))

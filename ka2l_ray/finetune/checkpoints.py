@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ka2l_ray.config import NO_RESULTS
@@ -96,7 +97,7 @@ def is_whole(folder: Path, world_size: int) -> bool:
         for rank in range(world_size):
             json.loads((folder / f"{_name(rank)}.json").read_text())
             load_file(folder / f"{_name(rank)}.safetensors")
-    except (OSError, ValueError, RuntimeError):
+    except (OSError, ValueError, SafetensorError):
         return False
     return True
 

@@ -91,6 +91,8 @@ def train_rank(job: Job, rank: int, world_size: int, checkpoints: Checkpoints | 
 def _engine(job: Job, steps: int) -> Any:
     import deepspeed
 
+    ops: Any = deepspeed.ops
+    ops.__compatible_ops__ = {}  # else it looks for a C++ compiler and builds shared-memory collectives that only inference uses
     tune, model = job.finetune, trainable_model(job)
     bf16 = next(model.parameters()).dtype == torch.bfloat16
     initialize: Any = deepspeed.initialize  # its annotations refuse lists of parameters and callables, which it takes

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+import torch
 from ray.train import Checkpoint, CheckpointConfig, CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchTrainer, get_device
 
 from ka2l_ray.artifacts import Folder
+from ka2l_ray.dataflow import StageError
 from ka2l_ray.finetune.checkpoints import is_whole
 from ka2l_ray.finetune.job import Job, Refusal
 from ka2l_ray.finetune.loop import train_rank
@@ -32,17 +34,19 @@ STEP_FOLDER = "step_{:08d}"
 def finetune(job: Job, name: str) -> dict[str, Any]:
     """Train and save to `job.output`; returns `job.record`. A finished training is not repeated; an unfinished one goes on.
 
-    Raises `Refusal` for what another try would not mend, else what a worker raised last.
+    Raises `StageError` for what another try would not mend, else what a worker raised last.
     """
     if job.record.exists():
         return job.record.read_json()
     if not job.examples.rows:
-        raise Refusal(f"{job.examples.folder.path}: holds no example, so there is nothing to train on: no answer was bought, none replayed")
+        raise StageError(
+            f"{job.examples.folder.path}: holds no example, so there is nothing to train on: no answer was bought, none replayed"
+        )
     job.progress.delete()
     tune = job.finetune
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"job": job, "fallback": _fallback(job, job.checkpoints / name)},
+        train_loop_config={"job": job, "fallback": fallback(job, job.checkpoints / name)},
         scaling_config=ScalingConfig(
             num_workers=tune.workers,
             use_gpu=tune.gpus_per_worker > 0,
@@ -59,7 +63,7 @@ def finetune(job: Job, name: str) -> dict[str, Any]:
     with telling("finetune", lambda: progress_line(job)):
         result: Any = trainer.fit().return_value
     if "refused" in result:
-        raise Refusal(result["refused"])
+        raise StageError(f"fine-tuning: {result['refused']}")
     job.record.write_json(result)
     job.checkpoints.delete()
     job.progress.delete()
@@ -67,6 +71,8 @@ def finetune(job: Job, name: str) -> dict[str, Any]:
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
+    if torch.cuda.is_available():
+        torch.cuda.set_device(get_device())  # a worker may see the GPUs of others too
     context = ray.train.get_context()
     checkpoints = RayCheckpoints(config["fallback"])
     try:
@@ -108,7 +114,7 @@ class RayCheckpoints:
         )
 
 
-def _fallback(job: Job, folder: Folder) -> Folder | None:
+def fallback(job: Job, folder: Folder) -> Folder | None:
     """The newest whole checkpoint where Ray Train's list of them is torn; None where the list is good or there is none.
 
     A torn list is deleted, for Ray Train fails on it.

@@ -15,16 +15,18 @@ import psutil
 import pytest
 import torch
 from finetune_jobs import NAME, job
+from safetensors.torch import save
 
 from ka2l_ray.artifacts import Folder
 from ka2l_ray.config import FinetuneSection, LoraSection, ReplaySection
+from ka2l_ray.dataflow import StageError
 from ka2l_ray.finetune.deepspeed import BETAS, rate
 from ka2l_ray.finetune.examples import collate, epoch_batches, replayed_rows, tokenize
 from ka2l_ray.finetune.export import logits_of
-from ka2l_ray.finetune.job import Job, Refusal, read_examples
+from ka2l_ray.finetune.job import Job, read_examples
 from ka2l_ray.finetune.losses import answer_loss, kl_to_base
 from ka2l_ray.finetune.model import trainable_model
-from ka2l_ray.finetune.train import SNAPSHOT, finetune
+from ka2l_ray.finetune.train import SNAPSHOT, fallback, finetune
 from ka2l_ray.models.loading import load_model, load_tokenizer
 from ka2l_ray.models.tokens import pad_id
 
@@ -195,14 +197,34 @@ def wait_for(ready: Callable[[], bool], driver: subprocess.Popen[bytes], timeout
         time.sleep(0.05)
 
 
+def test_a_torn_list_of_checkpoints_costs_no_whole_checkpoint(tmp_path: Path) -> None:
+    """A driver killed while Ray Train wrote its list: the newest checkpoint with all files of both ranks counts."""
+    given = job(tmp_path, section(2, "full"))
+    folder = given.checkpoints / NAME
+    for step, ranks in ((7, (0, 1)), (14, (0, 1)), (21, (0,))):
+        for rank in ranks:
+            (folder / f"step_{step:08d}/rank_{rank:03d}.json").write_json({})
+            (folder / f"step_{step:08d}/rank_{rank:03d}.safetensors").write_bytes(save({"x": torch.ones(3)}))
+    snapshot = folder / SNAPSHOT
+    assert fallback(given, folder) is None, "no list: a fresh training"
+    whole = json.dumps({"checkpoint_results": [{"checkpoint_dir_name": "step_00000014"}]})
+    snapshot.write_bytes(whole.encode())
+    assert fallback(given, folder) is None, "Ray Train restores what it lists"
+    snapshot.write_bytes(whole[:-9].encode())
+    found = fallback(given, folder)
+    assert found is not None
+    assert found.path.endswith("step_00000014")
+    assert not snapshot.exists(), "Ray Train would fail on it"
+
+
 def test_what_would_fail_again_is_not_tried_again(tmp_path: Path) -> None:
     given = job(tmp_path, section(2, "full", max_failures=5))
     half = Job(given.model.model_copy(update={"dtype": "float16"}), given.prompt, given.finetune, given.examples, given.output, 3)
-    with pytest.raises(Refusal, match=r"finetune.precision = 'auto' gives torch.float16; set it to float32 or bfloat16"):
+    with pytest.raises(StageError, match=r"finetune.precision = 'auto' gives torch.float16; set it to float32 or bfloat16"):
         finetune(half, "half")
 
 
 def test_nothing_to_train_on_is_refused_before_workers_start(tmp_path: Path) -> None:
     given = job(tmp_path, section(2, "full"), rows=0)
-    with pytest.raises(Refusal, match="holds no example"):
+    with pytest.raises(StageError, match="holds no example"):
         finetune(given, "empty")

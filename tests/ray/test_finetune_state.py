@@ -1,0 +1,112 @@
+"""A training that goes on from a checkpoint ends bit for bit as one that was never interrupted, and no pickle is read for it.
+
+Real DeepSpeed with one rank in this process; test_finetune.py has two ranks and Ray Train.
+"""
+
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+
+from ka2l_ray.artifacts import Folder, Table
+from ka2l_ray.config import FinetuneSection, LoraSection, ModelSection, PromptSection
+from ka2l_ray.finetune.checkpoints import is_whole
+from ka2l_ray.finetune.job import Job, Refusal
+from ka2l_ray.finetune.loop import train_rank
+from ka2l_ray.models.loading import load_model, load_tokenizer
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_rank(tmp_path_factory):
+    store = tmp_path_factory.mktemp("group") / "store"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+            patch.setenv(name, value)
+        torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+        yield
+        torch.distributed.destroy_process_group()
+
+
+class Kept:
+    """Checkpoints in a folder; a training starts from `start` where it is given."""
+
+    def __init__(self, folder, start=None):
+        self.folder, self.start = folder, start
+
+    @contextmanager
+    def latest(self):
+        yield self.start
+
+    def room(self):
+        (room := self.folder / "room").mkdir(parents=True)
+        return room
+
+    def keep(self, folder, step):
+        shutil.move(folder, self.folder / f"step_{step}")
+
+
+def job(folder, model=None, seed=3, **fields):
+    table = Table(Folder.of(str(folder / "examples")))
+    rows = [{"id": str(i), "question": f"Where is {i}?", "answers": [f"Port {i}"], "source": "annotation"} for i in range(7)]
+    table.write((None, pa.Table.from_pylist(rows)))
+    small = {"epochs": 3, "batch_rows": 4, "micro_batch_rows": 2, "workers": 1, "learning_rate": 1e-3, "checkpoint_every_steps": 3}
+    section = FinetuneSection(**small | fields)
+    return Job(model or ModelSection(), PromptSection(), section, table, Folder.of(str(folder / "model")), seed)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"zero_stage": 0, "precision": "bfloat16"},
+        {"zero_stage": 0, "mode": "lora"},
+        {"zero_stage": 1, "offload": "optimizer"},
+        {"zero_stage": 2, "mode": "lora", "precision": "bfloat16"},
+        {"zero_stage": 3, "mode": "lora"},
+    ],
+    ids=str,
+)
+def test_going_on_from_a_checkpoint_is_exact(tmp_path, monkeypatch, fields):
+    """With dropout, mid-epoch: six steps, two an epoch, a checkpoint after the third."""
+    given = job(tmp_path, lora=LoraSection(dropout=0.3), **fields)
+    undisturbed = train_rank(given, 0, 1, Kept(tmp_path / "kept"))
+    calm = load_model(given.model, adapter=given.output.path).state_dict()
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle is read"))
+    torch.rand(99)  # another state of the random generators than a fresh training's
+    resumed = train_rank(given, 0, 1, Kept(tmp_path / "again", start=tmp_path / "kept/step_3"))
+    assert resumed["losses"] == undisturbed["losses"]
+    assert (resumed["resumed_at_steps"], len(resumed["step_seconds"])) == ([3], 3)
+    again = load_model(given.model, adapter=given.output.path).state_dict()
+    assert all(torch.equal(again[k], v) for k, v in calm.items())
+
+
+def test_another_trainings_checkpoint_is_refused_by_what_differs(tmp_path):
+    train_rank(job(tmp_path / "a"), 0, 1, Kept(tmp_path / "kept"))
+    other = job(tmp_path / "b", seed=4, learning_rate=2e-3, max_failures=9)
+    with pytest.raises(Refusal, match=r"learning_rate: 0.001 → 0.002; seed: 3 → 4\. Set them back, or delete the round's `train` folder"):
+        train_rank(other, 0, 1, Kept(tmp_path / "more", start=tmp_path / "kept/step_3"))
+
+
+def test_a_checkpoint_is_whole_with_every_ranks_files_uncut(tmp_path):
+    train_rank(job(tmp_path), 0, 1, Kept(tmp_path / "kept"))
+    folder = tmp_path / "kept/step_3"
+    assert is_whole(folder, 1)
+    assert not is_whole(folder, 2)
+    for file in sorted(folder.iterdir()):
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-9])
+        assert not is_whole(folder, 1), file.name
+        file.write_bytes(whole)
+
+
+def test_a_loss_that_is_not_finite_is_refused_with_its_step(tmp_path):
+    base = load_model(ModelSection())
+    base.lm_head.weight.data[0] = torch.inf
+    base.save_pretrained(tmp_path / "broken")
+    load_tokenizer(ModelSection()).save_pretrained(tmp_path / "broken")
+    given = job(tmp_path, ModelSection(name_or_path=str(Path(tmp_path / "broken"))))
+    with pytest.raises(Refusal, match=r"the loss at optimiser step 1 is nan .* lower finetune.learning_rate"):
+        train_rank(given, 0, 1)
+    assert not given.output.exists()

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -57,7 +57,7 @@ class Folder:
         """What `Folder.of` opens again: a local path, or scheme, path and options of a remote filesystem."""
         if self.is_local:
             return self.path
-        return f"{self.filesystem.type_name}://{self.path}" + (f"?{self.query}" if self.query else "")
+        return f"{self.filesystem.type_name}://{quote(self.path)}" + (f"?{self.query}" if self.query else "")
 
     @property
     def is_local(self) -> bool:

@@ -8,6 +8,7 @@ Unknown keys are errors. No validator changes a value: what the file says is wha
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -27,6 +28,9 @@ NO_RESULTS = {
     *(f"annotate.endpoint.{name}" for name in ("concurrency", "requests_per_s", "timeout_s", "retries", "backoff_s", "key_variable")),
 }
 """Sections and fields that change no number: a run may be continued with other values."""
+
+
+_SECRET = re.compile(r"(secret|password|token|access_key|account_key|sas|credential)[^=&]*=|//[^/]*@|%2F%2F[^&]*%40", re.IGNORECASE)
 
 
 class ConfigError(ValueError):
@@ -78,7 +82,9 @@ class RunSection(Section):
 
     @model_validator(mode="after")
     def _no_keys(self) -> "RunSection":
-        if "://" in self.storage and "@" in self.storage.split("://")[1].split("/")[0]:
+        address, _, query = self.storage.partition("?")
+        user = "://" in address and "@" in address.split("://")[1].split("/")[0]
+        if user or _SECRET.search(query):
             raise ValueError("storage must hold no keys, for it is kept with the run; set them in the environment, as AWS_ACCESS_KEY_ID")
         return self
 
@@ -526,8 +532,12 @@ def _explain(source: str, error: Any) -> str:
         hint = f"did you mean `{near[0]}`?" if near else f"allowed here: {', '.join(siblings)}"
         return f"{source}: `{dotted}` is not a known field; {hint}"
     message = error["msg"].removeprefix("Value error, ").replace("Input should", "should")
-    value = "" if isinstance(error["input"], (dict, BaseModel)) else f" = {error['input']!r}"
+    value = "" if isinstance(error["input"], (dict, BaseModel)) else f" = {_USER_PART.sub('//…@', repr(error['input']))}"
     return f"{source}: `{dotted}`{value}: {message}"
+
+
+_USER_PART = re.compile(r"//[^/\s]*@")
+"""Name and password of an address: never repeated, for they may be real."""
 
 
 def _walk(location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
@@ -537,7 +547,7 @@ def _walk(location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
     siblings: list[str] = []
     for part in location:
         if section is not None:
-            siblings = list(section.model_fields)
+            siblings = [f.alias or name for name, f in section.model_fields.items()]
             names.append(str(part))
             annotation = section.model_fields[str(part)].annotation if str(part) in section.model_fields else None
             section = next((t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, Section)), None)

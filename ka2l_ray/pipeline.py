@@ -18,7 +18,7 @@ from ka2l_ray.active.rounds import play, sample_candidates
 from ka2l_ray.active.saving import savings
 from ka2l_ray.active.stop import Stop, decide
 from ka2l_ray.annotate.sources import Waiting
-from ka2l_ray.artifacts import Run
+from ka2l_ray.artifacts import Folder, Run
 from ka2l_ray.collect.stage import collect, sample_pool, wanted_layers
 from ka2l_ray.config import Config, ConfigError, Strategy
 from ka2l_ray.corpus.readers import questions
@@ -113,7 +113,12 @@ def _held_up(a_round: Round) -> bool:
 
 
 def stopped(a_round: Round) -> Stop | None:
-    """Why a strategy ended before this round, by `active.stop`; None where it goes on. Earlier rounds are done."""
+    """Why a strategy ended before this round, by `active.stop`; None where it goes on. Earlier rounds are done.
+
+    `random` never stops early: savings are measured against its full budget.
+    """
+    if a_round.strategy == "random":
+        return None
     stop = a_round.run.config.active.stop
     accuracies = [base_record(a_round.run, a_round.strategy, a_round.seed)["accuracy"], *(r.record()["accuracy"] for r in a_round.earlier)]
     unknown_left = True
@@ -153,6 +158,13 @@ def check(config: Config) -> None:
         )
     if not world and config.annotate.source == "world":
         raise ConfigError("annotate.source: `world` needs corpus.source = world; use `reference`")
+    if config.model.adapter is not None and not Folder.of(config.model.adapter).exists():
+        raise ConfigError(f"model.adapter = {config.model.adapter!r}: no such folder; a hub's adapter must be downloaded first")
+    if config.active.budget > config.acquire.candidates and (comparing := sorted(set(config.active.strategies) & set(STATES))):
+        raise ConfigError(
+            f"active.budget = {config.active.budget} exceeds acquire.candidates = {config.acquire.candidates}, "
+            f"which is all that {', '.join(comparing)} may choose from; raise acquire.candidates"
+        )
     if config.acquire.balance == "group" and (together := sorted(set(config.active.strategies) & set(STATES))):
         raise ConfigError(f"acquire.balance = group does not go with {', '.join(together)}, which spread their choice by states")
 
@@ -231,7 +243,7 @@ def gather(run: Run, command: str) -> dict[str, Any]:
     return {
         "config_hash": run.hash,
         "command": command,
-        "model": "@".join(filter(None, (config.model.name_or_path, config.model.revision))),
+        "model": config.model.identity,
         "versions": versions(),
         "seed": config.run.seed,
         "label": label_summary(run, gamma(run)) if knowledge.is_done else None,

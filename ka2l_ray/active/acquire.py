@@ -92,7 +92,7 @@ class KCentre:
         def drawn(row: PoolRow) -> float:
             return unit(f"coreset-{self.seed}", row.id)
 
-        ids, states, centres = _candidates(rows, bought, self.candidates, drawn)
+        ids, _, states, centres = _candidates(rows, bought, self.candidates, drawn)
         picks = farthest_first(states, centres, np.ones(len(ids)), 1.0, count)
         return [Choice(ids[n], f"distance {d:.3f} to the nearest chosen state") for n, d in picks]
 
@@ -105,14 +105,11 @@ class ProbeTimesDistance:
     diversity: float
 
     def choose(self, rows: Iterable[PoolRow], bought: Set[str], count: int) -> list[Choice]:
-        probability: dict[str, float] = {}
-
         def likely(row: PoolRow) -> float:
-            probability[row.id] = _given(row.p_unknown, row, "P(unknown)")
-            return -probability[row.id]
+            return -_given(row.p_unknown, row, "P(unknown)")
 
-        ids, states, centres = _candidates(rows, bought, self.candidates, likely)
-        weights = np.array([probability[i] for i in ids])
+        ids, orders, states, centres = _candidates(rows, bought, self.candidates, likely)
+        weights = -orders
         picks = farthest_first(states, centres, weights, self.diversity, count)
         return [Choice(ids[n], f"p_unknown {weights[n]:.3f}, distance {d:.3f} to the nearest chosen state") for n, d in picks]
 
@@ -146,8 +143,8 @@ def farthest_first(
 
 def _candidates(
     rows: Iterable[PoolRow], bought: Set[str], limit: int, order: Callable[[PoolRow], float]
-) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Ids and states (N, D) of the `limit` unbought rows that come first by `order`, and the states (M, D) of the bought ones."""
+) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
+    """Ids, orders (N,) and states (N, D) of the `limit` unbought rows first by `order`, and the states (M, D) of the bought ones."""
     centres: list[np.ndarray] = []
 
     def unbought() -> Iterator[tuple[float, str, np.ndarray]]:
@@ -159,8 +156,8 @@ def _candidates(
                 yield order(row), row.id, state
 
     kept = heapq.nsmallest(limit, unbought(), key=lambda r: r[:2])
-    width = len(kept[0][2]) if kept else 0
-    return [i for _, i, _ in kept], np.array([s for _, _, s in kept], dtype=np.float64).reshape(-1, width), np.array(centres)
+    orders = np.array([o for o, _, _ in kept])
+    return [i for _, i, _ in kept], orders, np.array([s for _, _, s in kept], dtype=np.float32), np.array(centres, dtype=np.float32)
 
 
 def policy(strategy: Strategy, acquire: AcquireSection, seed: int) -> Policy:
@@ -236,7 +233,7 @@ def unit(salt: str, question_id: str) -> float:
 
 def _tie(row: PoolRow) -> float:
     """Breaks ties between equal entropies by a hash of the id, not by its alphabet; far below the least gap of two entropies."""
-    return 1e-6 * unit("tie", row.id)
+    return 1e-9 * unit("tie", row.id)
 
 
 def _given(value: T | None, row: PoolRow, name: str) -> T:

@@ -35,9 +35,9 @@ ROUND_STEPS = ("acquire", "annotate", "finetune")
 def summarize(results: Sequence[Results]) -> dict[str, Any]:
     """`compare.json` without command and seeds. Strategies in the order of the configuration."""
     strategies = list(dict.fromkeys(r["strategy"] for r in results[0]["rounds"]))
-    rounds = [r for one in results for r in one["rounds"]]
-    budget = max((r["annotations"] for r in rounds if r["strategy"] == "random"), default=0)
-    shared = min(seed_curve(one, name)[-1][0] for one in results for name in strategies)
+    budget = max((n for one in results for n, _ in seed_curve(one, "random")), default=0)
+    ends = [curve[-1][0] if (curve := seed_curve(one, name)) else 0 for one in results for name in strategies]
+    shared = min(ends)
     entries = [_strategy(name, results, shared) for name in strategies]
     ceiling = next((e["saving"] for e in entries if e["strategy"] == "oracle"), None)
     return {"random_budget": budget, "area_up_to": shared, "ceiling": ceiling, "strategies": entries}
@@ -57,6 +57,7 @@ def _strategy(name: str, results: Sequence[Results], shared: int) -> dict[str, A
         "saving": fmean(savings) if savings else None,
         "saving_ci": interval(savings),
         "savings": [s["saving"] if s else None for s in found],
+        "reached": len(savings),
         "of_oracle": fmean(ratios) if ratios else None,
         "of_oracle_lowest": min(ratios, default=None),
         "compute_saving": fmean(compute) if compute else None,
@@ -116,8 +117,8 @@ def compute_saving(results: Results, strategy: str) -> float | None:
     spent, random = _seconds(results, strategy), _seconds(results, "random")
     if reached is None or not random:
         return None
-    until = next((s for n, s in spent if n >= reached), None)
-    return None if until is None else 1 - until / random[-1][1]
+    until, whole = (next((s for n, s in steps if n >= goal), None) for steps, goal in ((spent, reached), (random, baseline[-1][0])))
+    return None if until is None or not whole else 1 - until / whole
 
 
 def _seconds(results: Results, strategy: str) -> list[tuple[int, float]]:
@@ -134,8 +135,7 @@ def _seconds(results: Results, strategy: str) -> list[tuple[int, float]]:
 
 
 def _final(results: Results, strategy: str, measure: str) -> float | None:
-    """Mean over draws of a measure after the last round."""
-    own = [r for r in results["rounds"] if r["strategy"] == strategy]
-    last = max((r["round"] for r in own), default=0)
-    values = [r[measure] for r in own if r["round"] == last and r[measure] is not None]
+    """Mean over draws of a measure after each draw's own last round."""
+    last = {r["seed"]: r for r in sorted(results["rounds"], key=lambda r: r["round"]) if r["strategy"] == strategy}
+    values = [r[measure] for r in last.values() if r[measure] is not None]
     return fmean(values) if values else None

@@ -18,6 +18,7 @@ from ka2l_ray.annotate.ledger import ledger
 from ka2l_ray.artifacts import Folder, Run, Table
 from ka2l_ray.dataflow import Stage, run_stage
 from ka2l_ray.finetune.evaluate import EvaluateActor
+from ka2l_ray.label.grading import is_correct
 
 
 def evaluate(a_round: Round) -> None:
@@ -107,7 +108,9 @@ def _misconceptions(a_round: Round) -> int | None:
     """Replayed questions whose wrong answer the base model is sure of, so that replay teaches it again; None without gold."""
     gold = {r["id"]: r["answers"] for r in Table(a_round.folder / "finetune/replay_questions").read(["id", "answers"]).to_pylist()}
     rows = Table(a_round.folder / "finetune/examples").read(["id", "answers", "source"]).to_pylist()
-    graded = [is_misconception(r["answers"], gold[r["id"]]) for r in rows if r["source"] == "replay" and gold[r["id"]]]
+    taught = {r["id"]: r["answers"] for r in rows if r["source"] == "replay"}
+    sure = {r["id"]: [*r["samples"], r["greedy"]] for r in replay_samples(a_round.run) if r["id"] in taught}
+    graded = [is_misconception(sure[i], gold[i]) and not is_correct(answers[0], gold[i]) for i, answers in taught.items() if gold[i]]
     return sum(graded) if graded else None
 
 

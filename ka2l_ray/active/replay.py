@@ -55,5 +55,5 @@ def knew(samples: Sequence[str], greedy: str, gold: Sequence[str]) -> bool:
 
 
 def is_misconception(answers: Sequence[str], gold: Sequence[str]) -> bool:
-    """Whether replay teaches a wrong answer again that the model is sure of: all its answers the same, and wrong."""
+    """Whether a model is sure of a wrong answer: all that it gave are the same, and wrong."""
     return bool(gold) and len({normalize(a) for a in answers}) == 1 and not is_correct(answers[0], gold)

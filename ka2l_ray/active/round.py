@@ -82,7 +82,8 @@ def scored_pool(run: Run) -> Iterator[PoolRow]:
         batch = batch.filter(batch["p_unknown"].is_valid())
         states = matrix(batch["state"]) if "state" in names else [None] * batch.num_rows
         for row, state in zip(batch.drop_columns(["state"] if "state" in names else []).to_pylist(), states, strict=True):
-            yield PoolRow(row["id"], row["p_unknown"], row["truth"], row["group"], state=state)
+            # A copy: a view would keep its whole batch in memory as long as a policy keeps the row.
+            yield PoolRow(row["id"], row["p_unknown"], row["truth"], row["group"], state=None if state is None else state.copy())
 
 
 def sampled_pool(run: Run) -> Iterator[PoolRow]:

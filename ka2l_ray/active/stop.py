@@ -8,6 +8,8 @@ from enum import StrEnum
 
 from ka2l_ray.config import StopSection
 
+ROUNDING = 1e-9
+
 
 class Stop(StrEnum):
     """Why a strategy ended."""
@@ -28,9 +30,9 @@ def decide(stop: StopSection, accuracies: Sequence[float | None], unknown_left: 
 
 
 def rounds_without_gain(accuracies: Sequence[float], min_gain: float) -> int:
-    """Rounds since one was better than the best before it by `min_gain`."""
+    """Rounds since one was better than the best before it, and that by `min_gain` (up to rounding)."""
     best, since = float("-inf"), 0
     for accuracy in accuracies:
-        gained = accuracy >= best + min_gain
+        gained = accuracy > best and accuracy - best >= min_gain - ROUNDING
         best, since = max(best, accuracy), 0 if gained else since + 1
     return since

@@ -5,7 +5,7 @@ Refuses to know: Ray, DeepSpeed, how a model is trained.
 """
 
 import posixpath
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -42,7 +42,7 @@ class Job:
     @property
     def progress(self) -> Folder:
         """A small file beside the output that rank 0 rewrites as it goes."""
-        return Folder(self.output.filesystem, f"{self.output.path}-progress.json")
+        return replace(self.output, path=f"{self.output.path}-progress.json")
 
     @property
     def checkpoints(self) -> Folder:
@@ -63,7 +63,7 @@ class Job:
         return self.output / "training.json"
 
     def _beside(self, name: str) -> Folder:
-        return Folder(self.output.filesystem, posixpath.join(posixpath.dirname(self.output.path), name))
+        return replace(self.output, path=posixpath.join(posixpath.dirname(self.output.path), name))
 
 
 def read_examples(table: Table) -> list[Example]:

@@ -9,7 +9,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,27 +56,18 @@ def train_rank(job: Job, rank: int, world_size: int, checkpoints: Checkpoints | 
     examples, tokenizer = read_examples(job.examples), load_tokenizer(job.model)
     steps = job.finetune.epochs * math.ceil(len(examples) / job.finetune.batch_rows)
     torch.manual_seed(job.seed)
-    engine = _engine(job, steps)
+    stepper = Stepper(job, _engine(job, steps), frozen_base(job), pad_id(tokenizer), rank, world_size)
     torch.manual_seed(job.seed + 1 + rank)  # dropout differs between ranks
-    stepper = Stepper(job, engine, frozen_base(job), pad_id(tokenizer), rank, world_size)
     history, seconds = _train(stepper, examples, tokenizer, steps, checkpoints)
     rows = [tokenize(tokenizer, job.prompt, e.question, e.answers[0]) for e in examples[:SAMPLE_ROWS]]
     sample = {k: v for k, v in collate(rows, pad_id(tokenizer)).items() if k != "labels"}
     with tempfile.TemporaryDirectory(prefix="ka2l-save-") as scratch:
-        folder, problem = Path(scratch) / "model", None
-        expected = logits_of(engine.module, sample)
-        state = gathered(engine.module, rank, trained_only=job.finetune.mode == "lora")
-        try:
-            if rank == 0:
-                write_model(engine.module, state, tokenizer, folder, job.finetune.mode == "lora")
-            engine.destroy()
-            del engine, stepper, state  # the reloaded model may need their memory
-            gc.collect()
-            if rank == 0:
-                export(job, folder, tokenizer, sample, expected)
-        except Refusal as refusal:
-            problem = str(refusal)
-        _agree(problem)
+        folder = Path(scratch) / "model"
+        expected = _write(stepper, tokenizer, sample, folder)
+        stepper.engine.destroy()
+        del stepper  # the reloaded model may need its memory
+        gc.collect()
+        _on_rank_zero(rank, lambda: export(job, folder, tokenizer, sample, expected))
     return {
         "steps": steps,
         "examples": len(examples),
@@ -162,10 +153,25 @@ def _refuse_unless_finite(loss: float, kl: float | None, step: int, learning_rat
         )
 
 
-def _agree(problem: str | None) -> None:
-    """Raise `Refusal` on every rank where any rank has a problem."""
+def _write(stepper: Stepper, tokenizer: Any, sample: dict[str, torch.Tensor], folder: Path) -> torch.Tensor:
+    """Gather the trained weights and write them; returns the logits that the folder must give again. All ranks take part."""
+    module, lora = stepper.engine.module, stepper.job.finetune.mode == "lora"
+    expected = logits_of(module, sample)
+    state = gathered(module, stepper.rank, trained_only=lora)
+    _on_rank_zero(stepper.rank, lambda: write_model(module, state, tokenizer, folder, lora))
+    return expected
+
+
+def _on_rank_zero(rank: int, work: Callable[[], None]) -> None:
+    """Do it on rank 0 while the others wait; a `Refusal` there is raised on every rank."""
+    problem = None
+    if rank == 0:
+        try:
+            work()
+        except Refusal as refusal:
+            problem = str(refusal)
     flag = torch.tensor(0 if problem is None else 1)
     flag = flag.cuda() if torch.cuda.is_available() else flag
     torch.distributed.all_reduce(flag)
     if flag.item():
-        raise Refusal(problem or "another rank refused")
+        raise Refusal(problem or "rank 0 refused what was saved")

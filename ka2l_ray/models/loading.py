@@ -52,6 +52,8 @@ def load_model(model: ModelSection, adapter: str | None = None) -> PreTrainedMod
     if adapter and path != adapter:
         from peft import PeftModel
 
+        if not (Path(adapter) / "adapter_model.safetensors").exists():
+            raise ValueError(f"{adapter}: holds no adapter_model.safetensors; pickles are not read")
         loaded = PeftModel.from_pretrained(loaded, adapter).merge_and_unload()
     return _placed(loaded)
 

@@ -30,7 +30,17 @@ GROUPS = {
 OBJECTIVES = {"correctness": "wrong greedy answers", "entropy": "semantic entropy ≥ γ"}
 _BIN_NATS = 0.1
 _POSITIONS = {"last": BLUE, "mean": GREEN}
-_STRATEGIES = {"ka2l": (BLUE, "o"), "random": (GREY, "s"), "oracle": (ORANGE, "^")}
+_STRATEGIES = {
+    "ka2l": (BLUE, "o"),
+    "random": (GREY, "s"),
+    "oracle": (ORANGE, "^"),
+    "decoded": (SKY, "X"),
+    "ka2l_diverse": (BLUE, "D"),
+    "entropy": (GREEN, "v"),
+    "likelihood": (GREEN, "P"),
+    "coreset": (PURPLE, "h"),
+    "quadrant": (VERMILION, "*"),
+}
 _OTHERS = ((GREEN, "D"), (PURPLE, "v"), (VERMILION, "P"), (SKY, "X"))
 
 

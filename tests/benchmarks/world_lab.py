@@ -198,7 +198,7 @@ class Lab:
     def train(self, examples: Sequence[Example], finetune: FinetuneSection, seed: int) -> Any:
         """The training of `finetune/train.py` on one process without DeepSpeed."""
         torch.manual_seed(seed)
-        model = load_model(self.model_section)
+        model: Any = load_model(self.model_section)
         model.config.use_cache = False
         if finetune.mode == "lora":
             from peft import LoraConfig, get_peft_model

@@ -1,6 +1,9 @@
 """Models for unit tests, made once per session."""
 
 import pytest
+import torch
+
+torch.set_num_threads(1)  # tiny models: more threads only wait for each other
 
 
 @pytest.fixture(scope="session", params=["llama", "gpt2", "qwen2"])

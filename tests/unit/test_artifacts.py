@@ -140,7 +140,6 @@ def test_a_relative_path_is_opened_from_anywhere(tmp_path, monkeypatch):
     assert Folder.of(folder.uri) == Folder.of(str(tmp_path / "runs")) == folder
 
 
-@pytest.mark.xfail(strict=True, raises=ConfigError, reason="the path is decoded when it is opened, and not encoded again")
 @pytest.mark.parametrize("name", ["a%20b", "50%25", "a%3Fb"])
 def test_a_uri_with_escaped_characters_opens_again(name):
     folder = Folder.of(f"s3://bucket/{name}?region=eu-west-3")

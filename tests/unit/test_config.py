@@ -217,7 +217,6 @@ def test_a_models_identity_names_all_of_its_weights(model, identity):
     assert ModelSection(**model).identity == identity
 
 
-@pytest.mark.xfail(strict=True, reason="hints list the attribute's name where the file has an alias")
 @pytest.mark.parametrize("wrong", ["start", "form"])
 def test_a_hint_names_fields_as_the_file_has_them(load, wrong):
     with pytest.raises(ConfigError) as caught:
@@ -347,7 +346,6 @@ def test_keys_in_the_storage_uri_are_refused_and_not_repeated(load):
     assert "sesame" not in str(refused.value)
 
 
-@pytest.mark.xfail(strict=True, reason="an error quotes the value, which here holds a key")
 def test_a_key_in_the_endpoints_address_is_refused_and_not_repeated(load):
     with pytest.raises(ConfigError, match=r"`annotate\.endpoint\.url`") as refused:
         load("", "annotate.endpoint.url=https://user:sesame@host/chat")

@@ -110,7 +110,6 @@ def test_failed_replay_candidates_are_left_out(run):
     assert [r["id"] for r in replay_samples(run)] == ["a"]
 
 
-@pytest.mark.xfail(strict=True, reason="the row is a view of its batch's matrix, which it keeps in memory")
 def test_a_kept_row_keeps_no_other_rows_state_in_memory(run):
     rows = [{"id": f"q{i}", "p_unknown": 0.5} for i in range(100)]
     run.base("scores").write((None, table(SCORES, *rows)[1].append_column("state", fixed_size(np.zeros((100, 8), dtype=np.float32)))))

@@ -78,7 +78,6 @@ def test_layers_that_a_tuned_model_lacks_are_refused(tuned):
         load_blocks(section(tuned[0], "adapter"), DEPTH + 1)
 
 
-@pytest.mark.xfail(strict=True, reason="PEFT reads adapter_model.bin where there are no safetensors")
 def test_an_adapter_in_a_pickle_is_refused(tuned, tmp_path):
     folder, _ = tuned
     shutil.copytree(folder / "adapter", tmp_path / "pickled")

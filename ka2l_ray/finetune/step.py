@@ -30,7 +30,8 @@ class Stepper:
     def step(self, batch: Sequence[Tokens]) -> tuple[float, float | None]:
         """Cross-entropy per answer token, and KL(base ‖ tuned) per replayed answer token (None where it is not asked for).
 
-        Sums over tokens are divided by the global batch's counts, so the split over ranks and micro-batches does not matter.
+        What is minimised is (sum of cross-entropies + `kl_weight` × sum of KLs) / answer tokens of the global batch, so neither the
+        split over ranks and micro-batches nor a batch with few replayed rows changes a token's weight.
         """
         tune = self.job.finetune
         weight, parts = tune.replay.kl_weight, accumulation(tune)
@@ -46,7 +47,7 @@ class Stepper:
             sums[0] += loss.detach()
             if base_logits is not None:
                 kl = kl_to_base(logits, base_logits, labels, replayed_rows(rows).to(labels.device))
-                objective = objective + weight * kl / replayed_tokens
+                objective = objective + weight * kl / answer_tokens
                 sums[1] += kl.detach()
             # DeepSpeed averages over ranks and accumulation steps; this undoes both, so that the sum is global.
             self.engine.backward(objective * (self.world_size * parts))

@@ -49,7 +49,7 @@ DECODE_MEASURES = {
 _NULL = "–"
 _EMPTY = {
     **dict.fromkeys(("config_hash", "model", "seed", "command", "label", "search", "decode")),
-    **{"versions": {}, "rounds": [], "saving": [], "rows": {}, "time_s": {}},
+    **{"versions": {}, "rounds": [], "saving": [], "stopped": [], "rows": {}, "time_s": {}},
 }
 
 

@@ -41,7 +41,7 @@ OTHERS: tuple[Strategy, ...] = ("entropy", "likelihood", "coreset", "ka2l_divers
 ACQUIRE = AcquireSection(quadrants=("misconception", "unknown"))
 DRAWS_OF = {"random": 3, "oracle": 2, "ka2l": 2}
 """Trainings of each point: three independent draws of `random` (by the definition of the saving), two trainings of the compared."""
-FACTORS = {"plain": (0.9, 1.1, 1.3, 1.6), "misconceptions": (1.0, 1.2, 1.4, 1.7, 2.0)}
+FACTORS = {"plain": (0.9, 1.1, 1.3, 1.6), "misconceptions": (1.0, 1.2, 1.4, 1.7, 2.0), "others": (1.2, 1.7)}
 """Where curves are measured, in multiples of the annotations that perfect selection would need; a curve ends once it reaches random's."""
 
 
@@ -79,7 +79,7 @@ def rebuilt_folder(seed: int) -> Path:
 
 def budgets(case: Case) -> list[int]:
     """Annotations at which a curve is measured, never more than random's."""
-    factors = FACTORS["misconceptions" if case.share == 0.5 else "plain"]
+    factors = FACTORS["others" if case.part == "others" else "misconceptions" if case.share == 0.5 else "plain"]
     return list(dict.fromkeys(min(RANDOM_BUDGET, round(RANDOM_BUDGET * case.share * f)) for f in factors))
 
 

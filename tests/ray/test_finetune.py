@@ -67,11 +67,12 @@ def plain_training(given: Job) -> tuple[list[float], Any]:
             inputs = collate(batch, pad_id(tokenizer))
             labels = inputs.pop("labels")
             logits = model(**inputs).logits
-            loss = objective = answer_loss(logits, labels) / sum(r.answer for r in batch)
-            if replayed := sum(r.answer for r in batch if r.replayed):
+            answers = sum(r.answer for r in batch)
+            loss = objective = answer_loss(logits, labels) / answers
+            if any(r.replayed for r in batch):
                 with torch.no_grad():
                     held = base(**inputs).logits
-                objective = loss + tune.replay.kl_weight * kl_to_base(logits, held, labels, replayed_rows(batch)) / replayed
+                objective = loss + tune.replay.kl_weight * kl_to_base(logits, held, labels, replayed_rows(batch)) / answers
             objective.backward()
             torch.nn.utils.clip_grad_norm_(parameters, tune.max_grad_norm)
             optimizer.step()

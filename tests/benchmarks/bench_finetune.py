@@ -11,7 +11,9 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import socket
+import sys
 import tempfile
 import time
 from contextlib import nullcontext
@@ -159,7 +161,7 @@ def main() -> None:
         found = measure(model, Path(scratch), arguments)
     name = arguments.config.name if arguments.config else "world"
     found |= {
-        "command": "python tests/benchmarks/bench_finetune.py" + (f" --config {arguments.config}" if arguments.config else ""),
+        "command": shlex.join(["python", *sys.argv]),
         "machine": f"{os.cpu_count()} × {platform.processor() or platform.machine()}",
     }
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}

@@ -129,7 +129,7 @@ def test_two_deepspeed_workers_follow_one_plain_process(tmp_path: Path, case: st
 def test_a_killed_worker_and_a_killed_driver_cost_the_steps_since_the_last_checkpoint(tmp_path: Path) -> None:
     """LoRA with dropout: only with its random state restored does a resumed training go on as an undisturbed one."""
     tune = section(
-        2, "lora", epochs=80, learning_rate=5e-4, lora=LoraSection(dropout=0.1), checkpoint_every_steps=7, evaluate_every_epochs=20
+        2, "lora", epochs=80, learning_rate=5e-4, lora=LoraSection(dropout=0.1), checkpoint_every_steps=20, evaluate_every_epochs=20
     )
     (calm_folder := tmp_path / "calm").mkdir()
     (killed_folder := tmp_path / "killed").mkdir()

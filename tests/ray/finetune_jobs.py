@@ -2,12 +2,15 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import ray.train
 
 from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.config import Config, FinetuneSection, ModelSection, PromptSection
 from ka2l_ray.finetune.job import Job
+from ka2l_ray.finetune.loop import train_rank
 from ka2l_ray.world.facts import build_world, word
 
 NAME = "killed"
@@ -26,6 +29,12 @@ def job(folder: Path, section: FinetuneSection, rows: int = 21, output: Folder |
         }
         table.write((None, pa.table(columns)))
     return Job(ModelSection(), PromptSection(), section, table, output or Folder.of(str(folder / "model")), 3, evaluation=table)
+
+
+def train_all(config: dict[str, dict[str, Job]]) -> dict[str, Any]:
+    """A loop of Ray Train that runs several trainings one after another in the same two workers: one start instead of one each."""
+    context = ray.train.get_context()
+    return {case: train_rank(given, context.get_world_rank(), context.get_world_size()) for case, given in config["jobs"].items()}
 
 
 if __name__ == "__main__":

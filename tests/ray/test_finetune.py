@@ -15,6 +15,8 @@ import psutil
 import pytest
 import torch
 from finetune_jobs import NAME, job
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
 from safetensors.torch import save
 
 from ka2l_ray.artifacts import Folder
@@ -44,6 +46,7 @@ CASES: dict[str, dict[str, Any]] = {
     "3-lora": {"replay": ReplaySection(ratio=0, kl_weight=0.5), "checkpoint_every_steps": 4},
 }
 """Every stage and mode once, each with something of its own."""
+TOGETHER = ("1-full", "1-lora", "2-full", "3-full")
 
 
 def section(stage: Any, mode: Any, **fields: Any) -> FinetuneSection:
@@ -87,12 +90,26 @@ def some_inputs(given: Job) -> dict[str, torch.Tensor]:
     return {k: v for k, v in collate(rows, pad_id(tokenizer)).items() if k != "labels"}
 
 
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Job], dict[str, Any]]:
+    """The cases that need nothing of `finetune` itself, in one run of Ray Train: (jobs, results)."""
+    folder = tmp_path_factory.mktemp("together")
+    jobs = {c: job(folder, section(int(c[0]), c[2:], **CASES[c]), output=Folder.of(str(folder / c / "model"))) for c in TOGETHER}
+    workers = ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1})
+    run = RunConfig(name="together", storage_path=str(folder / "train"))
+    result: Any = TorchTrainer(finetune_jobs.train_all, train_loop_config={"jobs": jobs}, scaling_config=workers, run_config=run).fit()
+    return jobs, result.return_value
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_two_deepspeed_workers_follow_one_plain_process(tmp_path: Path, case: str, request: pytest.FixtureRequest) -> None:
-    stage, mode = int(case[0]), case[2:]
-    on_s3 = Folder.of(request.getfixturevalue("bucket")) / "round/model" if case == "3-lora" else None
-    given = job(tmp_path, section(stage, mode, **CASES[case]), output=on_s3)
-    result = finetune(given, f"test-{case}-{tmp_path.name}")
+    mode = case[2:]
+    if case in TOGETHER:
+        given, result = (found[case] for found in request.getfixturevalue("together"))
+    else:
+        on_s3 = Folder.of(request.getfixturevalue("bucket")) / "round/model" if case == "3-lora" else None
+        given = job(tmp_path, section(int(case[0]), mode, **CASES[case]), output=on_s3)
+        result = finetune(given, f"test-{case}-{tmp_path.name}")
     losses, model = plain_training(given)
     assert result["losses"] == pytest.approx(losses, abs=LOSS_TOLERANCE)
     assert sum(losses[-3:]) < sum(losses[:3]) - 0.3, "nothing was learned, so agreement shows nothing"
@@ -123,7 +140,8 @@ def test_two_deepspeed_workers_follow_one_plain_process(tmp_path: Path, case: st
     if given.finetune.replay.kl_weight:
         assert result["kl"][0] == pytest.approx(0, abs=1e-6), "before the first step the model is the base model"
         assert result["kl"][-1] > 0
-    assert finetune(given, f"test-{case}-{tmp_path.name}") == result, "a finished training is not repeated"
+    if case not in TOGETHER:
+        assert finetune(given, f"test-{case}-{tmp_path.name}") == result, "a finished training is not repeated"
 
 
 def test_a_killed_worker_and_a_killed_driver_cost_the_steps_since_the_last_checkpoint(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 In: the history after each step. Out: `job.progress`, `job.tensorboard`. Refuses to know: engines, Ray.
 """
 
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -50,6 +51,7 @@ class Recorder:
         if self._writer is not None:
             self._writer.close()
             self._job.tensorboard.upload(self._events)
+            shutil.rmtree(self._events)
 
 
 def progress_line(job: Job) -> str | None:

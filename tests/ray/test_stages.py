@@ -1,8 +1,11 @@
 """Stages on the world model: pools, storage and restarts change no number."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from ka2l_ray import pipeline
 from ka2l_ray.artifacts import Run
@@ -40,21 +43,31 @@ def test_pool_size_and_batch_size_change_no_sample(tmp_path: Path) -> None:
     assert any(one[i] != other_seed[i] for i in shared)
 
 
-def test_a_run_on_object_storage_equals_one_on_disk(tmp_path: Path, bucket: str) -> None:
-    local, remote = Run.open(config(str(tmp_path))), Run.open(config(bucket))
-    here, there = pipeline.execute(local, "score"), pipeline.execute(remote, "score")
+@pytest.fixture(scope="module")
+def on_disk(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[str, Any]]:
+    """A run up to its scores, made once for this file: (run, results)."""
+    run = Run.open(config(str(tmp_path_factory.mktemp("disk"))))
+    return run, pipeline.execute(run, "score")
+
+
+def test_a_run_on_object_storage_equals_one_on_disk(on_disk: tuple[Run, dict[str, Any]], bucket: str) -> None:
+    _, here = on_disk
+    remote = Run.open(config(bucket))
+    there = pipeline.execute(remote, "score")
     for part in ("label", "search", "rows"):
         assert there[part] == here[part], part
     assert (remote.folder / "report/index.html").exists()
     assert pipeline.execute(remote, "score")["label"] == there["label"]
 
 
-def test_redo_deletes_a_stage_and_all_after_it_only(tmp_path: Path) -> None:
+def test_redo_deletes_a_stage_and_all_after_it_only(on_disk: tuple[Run, dict[str, Any]], tmp_path: Path) -> None:
+    made, results = on_disk
+    shutil.copytree(made.folder.path, tmp_path / made.config.run.name)
     run = Run.open(config(str(tmp_path)))
-    pipeline.execute(run, "label")
     kept = os.stat(Path(run.folder.path) / "base/activations/manifest.json").st_mtime_ns
     pipeline.redo(run, "label")
     assert not run.base("knowledge").is_done
     assert not run.base("clusters").is_done
-    assert pipeline.execute(run, "label")["label"]["questions"] == 100
+    assert not run.base("scores").is_done
+    assert pipeline.execute(run, "label")["label"] == results["label"]
     assert os.stat(Path(run.folder.path) / "base/activations/manifest.json").st_mtime_ns == kept

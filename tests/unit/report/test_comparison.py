@@ -69,10 +69,8 @@ def test_the_table_holds_every_number_and_a_dash_for_what_is_not_there(compariso
 
 def test_the_sentences_name_savings_intervals_ceiling_and_who_never_reached_random(comparison):
     text = " ".join(Page(render("World", comparison)).text.split())
-    assert (
-        "ka2l needs 45.7 % fewer annotations than random buying for the same accuracy (95 % interval 40.1 % to 50.9 %), in the 1 of 2 seeds that reached it at all."
-        in text
-    )
+    assert "ka2l needs 45.7 % fewer annotations than random buying for the same accuracy" in text
+    assert "same accuracy (95 % interval 40.1 % to 50.9 %), in the 1 of 2 seeds that reached it at all." in text
     assert "coreset reached the accuracy of 1,200 randomly bought annotations in no seed." in text
     assert "saves 49.5 %" in text
     assert "Seeds 7, 8;" in text

@@ -5,7 +5,7 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)  # tiny models: more threads only wait for each other
-settings.register_profile("unit", max_examples=40, deadline=None)
+settings.register_profile("unit", max_examples=12, deadline=None)
 settings.load_profile("unit")
 
 

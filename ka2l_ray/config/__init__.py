@@ -1,0 +1,58 @@
+"""The frozen configuration tree: one file describes one run.
+
+In: a YAML file and `a.b=c` overrides. Out: a validated, immutable `Config`.
+Refuses to know: torch, ray, and whether a file, model or cluster exists; it checks names, types and bounds only.
+Unknown keys are errors. No validator changes a value: what the file says is what runs.
+"""
+
+from ka2l_ray.config.base import ConfigError, Pool
+from ka2l_ray.config.finetuning import FinetuneSection, LoraSection, ReplaySection
+from ka2l_ray.config.knowing import CollectSection, DecodeSection, LabelSection, Position, ScoreSection, SearchSection
+from ka2l_ray.config.loop import (
+    AcquireSection,
+    ActiveSection,
+    AnnotateSection,
+    EndpointSection,
+    EvaluateSection,
+    Quadrant,
+    StopSection,
+    Strategy,
+)
+from ka2l_ray.config.subject import CorpusSection, ModelSection, PromptSection, RaySection, RunSection, SplitSection, WorldCorpusSection
+from ka2l_ray.config.tree import NO_RESULTS, Config, ReportSection, config_hash, differing_fields, load_config, parse_config
+
+__all__ = [
+    "NO_RESULTS",
+    "AcquireSection",
+    "ActiveSection",
+    "AnnotateSection",
+    "CollectSection",
+    "Config",
+    "ConfigError",
+    "CorpusSection",
+    "DecodeSection",
+    "EndpointSection",
+    "EvaluateSection",
+    "FinetuneSection",
+    "LabelSection",
+    "LoraSection",
+    "ModelSection",
+    "Pool",
+    "Position",
+    "PromptSection",
+    "Quadrant",
+    "RaySection",
+    "ReplaySection",
+    "ReportSection",
+    "RunSection",
+    "ScoreSection",
+    "SearchSection",
+    "SplitSection",
+    "StopSection",
+    "Strategy",
+    "WorldCorpusSection",
+    "config_hash",
+    "differing_fields",
+    "load_config",
+    "parse_config",
+]

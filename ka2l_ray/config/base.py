@@ -1,0 +1,47 @@
+"""What every section of the configuration is made of.
+
+In: nothing. Out: the frozen base class, bounded number types, an actor pool, the error.
+Refuses to know: any section.
+"""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; the message names file, dotted field, value and what is allowed."""
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, strict about unknown keys, described by its docstrings."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False, serialize_by_alias=True
+    )
+
+
+class Pool(Section):
+    """An actor pool: how many actors, what each one holds, how many rows it gets at once."""
+
+    min: Positive = 1
+    """Actors at the start and at the least."""
+    max: Positive = 1
+    """Actors at the most; above `min` the pool grows with the cluster."""
+    cpus: Annotated[float, Field(gt=0)] = 1.0
+    """Logical CPUs of one actor."""
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs of one actor; a fraction shares one GPU."""
+    batch_rows: Positive = 128
+    """Rows of one forward batch."""
+    block_rows: Positive = 256
+    """Rows committed together: what a killed run loses at most per actor."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Pool":
+        if self.max < self.min:
+            raise ValueError(f"max ({self.max}) must be at least min ({self.min})")
+        return self

@@ -1,0 +1,97 @@
+"""Sections of fine-tuning: weights, replay, optimiser, DeepSpeed, workers.
+
+In: values of the file. Out: frozen, bounded sections, refused where their fields contradict each other.
+Refuses to know: DeepSpeed and its own configuration.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from ka2l_ray.config.base import Positive, Section, Share
+
+
+class LoraSection(Section):
+    """Low-rank adapters (PEFT)."""
+
+    rank: Positive = 16
+    alpha: Positive = 32
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+
+
+class ReplaySection(Section):
+    """Unbought pool questions mixed in, labelled with the base model's own answers: no annotation cost."""
+
+    ratio: Annotated[float, Field(ge=0)] = 2.0
+    """Questions replayed in every round per annotation of the whole budget: the same number for every strategy and round."""
+    unknown_share: Share = 0.5
+    """Share of them that the probe predicts unknown, as far as the pool has them; the rest is predicted known."""
+    source: Literal["samples", "greedy"] = "samples"
+    """`samples`: drawn at T = 1, which keeps the base model's doubt; `greedy`: its one likeliest answer."""
+    samples: Positive = 4
+    """Samples drawn per replayed question; training cycles through them epoch by epoch."""
+    gold_is_free: bool = False
+    """Where gold of unbought questions costs nothing: replay the right ones among a question's own answers if there is any."""
+    kl_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of KL(base ‖ tuned) beside the cross-entropy, at the answer tokens of replayed rows: it keeps the base model's whole
+    distribution there, not only what was sampled from it. Costs a second pass of the base model."""
+
+
+class FinetuneSection(Section):
+    """DeepSpeed-backed Ray Train on the annotations bought so far."""
+
+    start: Literal["base"] = Field(default="base", alias="from")
+    """Where a round starts: `base`, the model as it was before any round."""
+    mode: Literal["lora", "full"] = "full"
+    lora: LoraSection = LoraSection()
+    replay: ReplaySection = ReplaySection()
+    epochs: Positive = 25
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 5e-4
+    schedule: Literal["linear", "cosine"] = "linear"
+    """How the learning rate falls to zero after warm-up."""
+    warmup_share: Share = 0.1
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    batch_rows: Positive = 32
+    """Rows of one optimiser step over all workers and accumulation steps."""
+    micro_batch_rows: Positive = 16
+    """Rows of one forward pass on one worker."""
+    group_by_length: bool = False
+    """Fill each step with rows of like length (shuffled within windows of 16 steps): less padding on real text."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of weights and passes: `auto` is what `model.dtype` loads. AdamW's own state is float32 in any case."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: about a third more time for much less memory."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """DeepSpeed ZeRO: 0 plain data parallel, 1 shards optimiser state, 2 gradients too, 3 weights too."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """What ZeRO keeps in the host's memory: the optimiser's state (stages 1 to 3), or the weights too (stage 3)."""
+    workers: Positive = 2
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 0
+    checkpoint_every_steps: Annotated[int, Field(ge=0)] = 200
+    """Optimiser steps between checkpoints in the run's storage: what a dead worker or driver costs at most; 0 writes none."""
+    max_failures: Annotated[int, Field(ge=0)] = 2
+    """How often a training starts again from its last checkpoint after a worker died."""
+    evaluate_every_epochs: Annotated[int, Field(ge=0)] = 0
+    """Epochs between evaluations (loss and token accuracy on `evaluate_rows` eval questions, for the record only); 0 makes none."""
+    evaluate_rows: Positive = 128
+    merge: bool = False
+    """Also write the adapter merged into the base model's weights, to `merged/`."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files, to `tensorboard/` beside the model."""
+
+    @model_validator(mode="after")
+    def _batches(self) -> "FinetuneSection":
+        if self.batch_rows % (per_step := self.micro_batch_rows * self.workers) and self.batch_rows > per_step:
+            raise ValueError(f"batch_rows ({self.batch_rows}) must be a multiple of micro_batch_rows × workers ({per_step})")
+        if self.batch_rows % self.workers:
+            raise ValueError(f"batch_rows ({self.batch_rows}) must be a multiple of workers ({self.workers})")
+        if self.offload == "all" and self.zero_stage != 3:
+            raise ValueError(f"offload: all needs zero_stage: 3, got {self.zero_stage}; `optimizer` works from stage 1")
+        if self.offload == "optimizer" and self.zero_stage == 0:
+            raise ValueError("offload: optimizer needs zero_stage 1, 2 or 3")
+        if self.merge and self.mode != "lora":
+            raise ValueError("merge applies to mode: lora; a full fine-tuning is whole already")
+        return self

@@ -1,0 +1,79 @@
+"""Sections of finding out what the model does not know: collect, label, search, score, decode.
+
+In: values of the file. Out: frozen, bounded sections.
+Refuses to know: the model, and how any stage works.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ka2l_ray.config.base import Pool, Positive, Section, Share
+
+Position = Literal["last", "mean"]
+
+
+class CollectSection(Section):
+    """Hidden states, one greedy answer and K samples per question, from one prompt pass."""
+
+    layers: Literal["all"] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = "all"
+    """Layers to store: 0 is the input of block 1, l the residual output of block l."""
+    positions: Annotated[tuple[Position, ...], Field(min_length=1)] = ("last",)
+    """`last`: the last prompt token; `mean`: over the question's own tokens inside the full prompt."""
+    samples: Annotated[int, Field(ge=2, le=100)] = 10
+    """K, answers sampled per question of the probe split."""
+    temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
+    greedy_temperature: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Temperature of the `greedy` answer; 0 is argmax, the paper's is 0.1."""
+    max_new_tokens: Positive = 16
+    pool: Pool = Pool()
+
+
+class LabelSection(Section):
+    """Sampled answers → clusters → semantic entropy → known or unknown."""
+
+    equivalence: Literal["exact"] = "exact"
+    """`exact`: answers equal after normalisation (case, articles, punctuation)."""
+    threshold: Literal["otsu"] | Annotated[float, Field(ge=0)] = "otsu"
+    """γ in nats: `otsu` (least within-group sum of squares) or a value. Unknown means SE >= γ."""
+
+
+class SearchSection(Section):
+    """Which layer's state tells known from unknown, found on the probe split divided by entity."""
+
+    objective: Literal["auto", "correctness", "entropy"] = "auto"
+    """Select by AUROC against wrong greedy answers, or against SE >= γ; `auto` takes correctness where gold exists."""
+    inverse_regularization: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (0.003, 0.03, 0.3)
+    """Values of C tried for the logistic probe."""
+    validation_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
+    test_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.3
+    min_class_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    """Thresholds that leave fewer rows than this share on one side are not tried."""
+    bootstrap: Annotated[int, Field(ge=100)] = 1000
+    """Resamples of entities behind each 95 % interval."""
+    cpus: Annotated[float, Field(gt=0)] = 1.0
+    """Logical CPUs of one trial (one layer with all its thresholds)."""
+
+
+class ScoreSection(Section):
+    """P(unknown) of every pool question from blocks 1 … l alone."""
+
+    pool: Pool = Pool()
+
+
+class DecodeSection(Section):
+    """Hidden states of acquired unknown questions → new questions."""
+
+    enabled: bool = True
+    decoder: Annotated[str, Field(min_length=1)] = "world"
+    """`world` (the shipped decoder) or a folder that holds one."""
+    variants: Positive = 2
+    """New questions tried per state (M)."""
+    noise: Annotated[float, Field(ge=0)] = 0.5
+    """Gaussian noise on the standardised state, in standard deviations; 0 reconstructs the question itself."""
+    temperature: Annotated[float, Field(gt=0, le=10)] = 0.7
+    min_p_unknown: Share = 0.5
+    """A decoded question is kept only where the probe gives at least this."""
+    check_questions: Positive = 256
+    """Probe questions whose own text the decoder must find again, to measure it."""
+    pool: Pool = Pool(block_rows=64)

@@ -1,0 +1,139 @@
+"""Sections of teaching it: acquire, annotate, the rounds, evaluate.
+
+In: values of the file. Out: frozen, bounded sections.
+Refuses to know: the pool, the annotator, and how any policy chooses.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from ka2l_ray.config.base import Pool, Positive, Section, Share
+
+Strategy = Literal["ka2l", "ka2l_diverse", "decoded", "entropy", "likelihood", "coreset", "quadrant", "random", "oracle"]
+Quadrant = Literal["known", "misconception", "shaky", "unknown"]
+
+
+class AcquireSection(Section):
+    """What the strategies of `active.strategies` look at when they choose what to buy."""
+
+    diversity: Annotated[float, Field(ge=0, le=4)] = 0.5
+    """`ka2l_diverse` buys by P(unknown) × (distance to the nearest chosen state) ^ `diversity`; 0 is plain `ka2l`."""
+    candidates: Annotated[int, Field(ge=10)] = 20_000
+    """Questions whose states are compared on the driver: for `coreset` a draw of the pool, for `ka2l_diverse` the likeliest unknown."""
+    quadrants: Annotated[tuple[Quadrant, ...], Field(min_length=1)] = ("unknown", "misconception")
+    """What `quadrant` buys, in this order; it needs gold answers for the pool, so it fits corpora whose gold is free."""
+    decoded_share: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """Share of a round's budget that `decoded` spends on questions generated from hidden states.
+
+    An unanswerable question is paid for too, so look at `decode.answerable` of a run before raising it.
+    """
+    balance: Literal["none", "group"] = "none"
+    """`group`: every group's best question before any group's second best."""
+    sampling_cost: Annotated[float, Field(ge=0)] = 0.0
+    """Cost of sampling one pool question, in the unit of `annotate.cost`: booked to `entropy`, `likelihood` and `quadrant`."""
+
+
+class EndpointSection(Section):
+    """An OpenAI-compatible chat endpoint that answers questions. Its key comes from the environment, never from this file."""
+
+    url: Annotated[str, Field(pattern=r"^https?://[^@\s]+$")] = "http://127.0.0.1:8000/v1/chat/completions"
+    """Full address of the chat completions route."""
+    model: Annotated[str, Field(min_length=1)] = "annotator"
+    """Name of the model to ask for."""
+    key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = "KA2L_ANNOTATOR_KEY"
+    """Environment variable on the driver that holds the key; no header is sent where it is not set."""
+    system: str = (
+        "Answer with the answer alone, in as few words as possible. "
+        "If you do not know, reply: I don't know. If there is no such thing, reply: no such thing."
+    )
+    template: str = "{question}"
+    """The user's message, with `{question}` in it."""
+    max_tokens: Positive = 64
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    concurrency: Positive = 8
+    """Requests under way at once."""
+    requests_per_s: Annotated[float, Field(gt=0)] | None = None
+    """Rate limit over all requests; null sends as fast as `concurrency` allows."""
+    timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds until a request counts as failed and is tried again."""
+    retries: Annotated[int, Field(ge=0)] = 6
+    """Tries after the first, for 408, 409, 425, 429, 5xx, time-outs, broken connections and answers that are not valid JSON."""
+    backoff_s: Annotated[float, Field(gt=0)] = 1.0
+    """Wait before the first retry; doubles with each, unless the server says `Retry-After`."""
+    cost_per_million_prompt_tokens: Annotated[float, Field(ge=0)] = 0.0
+    cost_per_million_completion_tokens: Annotated[float, Field(ge=0)] = 0.0
+    refusals: tuple[Annotated[str, Field(min_length=1)], ...] = (
+        "i don't know",
+        "i do not know",
+        "i cannot",
+        "i can't",
+        "as an ai",
+        "i'm sorry",
+        "i am sorry",
+    )
+    """An answer that holds one of these (any case) is a refusal: paid, counted, dropped."""
+    no_such_thing: tuple[Annotated[str, Field(min_length=1)], ...] = ("no such", "does not exist", "doesn't exist", "nobody of that name")
+    """An answer that holds one of these says that the question has none: paid, counted, dropped."""
+
+    @model_validator(mode="after")
+    def _holds_question(self) -> "EndpointSection":
+        if self.template.count("{question}") != 1:
+            raise ValueError("template must hold {question} exactly once")
+        return self
+
+
+class AnnotateSection(Section):
+    """Who answers the questions that were bought."""
+
+    source: Literal["auto", "world", "reference", "endpoint", "file"] = "auto"
+    """`world` asks the knowledge world, `reference` takes the corpus' gold answers, `endpoint` asks a chat model,
+    `file` pauses the loop until people's answers are imported; `auto` takes the corpus' own."""
+    cost: Annotated[float, Field(ge=0)] = 1.0
+    """Cost of one question asked, besides what an endpoint charges by the token."""
+    endpoint: EndpointSection = EndpointSection()
+
+
+class StopSection(Section):
+    """When a strategy stops before its rounds are used up. The budget always ends it."""
+
+    accuracy: Share | None = None
+    """Stop once eval accuracy reaches this."""
+    patience: Positive | None = None
+    """Stop after this many rounds in a row without a gain of `min_gain`."""
+    min_gain: Annotated[float, Field(ge=0)] = 0.005
+    """Gain in eval accuracy over the best earlier round that counts as one."""
+    p_unknown: Share | None = None
+    """Stop when no unbought pool question has at least this P(unknown)."""
+
+
+class ActiveSection(Section):
+    """The loop: acquire, decode, annotate, fine-tune, evaluate, round by round."""
+
+    strategies: Annotated[tuple[Strategy, ...], Field(min_length=1)] = ("ka2l", "random")
+    """`ka2l`: likeliest unknown by the probe. `ka2l_diverse`: that × distance to what is chosen. `decoded`: `ka2l` with a share of
+    generated questions. `entropy`, `likelihood`: by sampled SE or greedy log-likelihood (samples the pool). `coreset`: k-centre on states.
+    `quadrant`: by grade and SE (samples the pool, needs gold). `random`. `oracle`: truly unknown (world only)."""
+    rounds: Positive = 2
+    budget: Positive = 150
+    """Annotations that a strategy may buy in all rounds together."""
+    random_draws: Positive = 3
+    """Independent draws of `random`; the saving compares with their mean."""
+    stop: StopSection = StopSection()
+    reprobe: bool = False
+    """Collect, label and search again on each round's model and rank by its probe, unless its SE AUROC is below 0.7: then the base
+    model's probe is used, and the log says so."""
+
+    @model_validator(mode="after")
+    def _spendable(self) -> "ActiveSection":
+        if self.budget < self.rounds:
+            raise ValueError(f"budget ({self.budget}) must be at least one annotation per round ({self.rounds})")
+        if len(set(self.strategies)) != len(self.strategies):
+            raise ValueError(f"strategies must differ, got {list(self.strategies)}")
+        return self
+
+
+class EvaluateSection(Section):
+    """Greedy answers on the eval split, base model and after every round."""
+
+    pool: Pool = Pool()

@@ -1,0 +1,125 @@
+"""Sections that say where a run is kept, which model it studies, and which questions it asks.
+
+In: values of the file. Out: frozen, bounded sections.
+Refuses to know: whether a file, model or cluster exists.
+"""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from ka2l_ray.config.base import Section, Share
+
+_SECRET = re.compile(r"(secret|password|token|access_key|account_key|sas|credential)[^=&]*=|//[^/]*@|%2F%2F[^&]*%40", re.IGNORECASE)
+
+
+class RunSection(Section):
+    """Which run this is and where it is kept."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = "run"
+    """Name of the run's folder below `storage`."""
+    storage: Annotated[str, Field(min_length=1)] = "runs"
+    """Folder or URI (`s3://…`, `gs://…`) that holds runs; on a cluster every node must reach it."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of splits, samples, acquisition and training."""
+    max_error_fraction: Share = 0.01
+    """A stage fails when more than this share of its rows failed."""
+
+    @model_validator(mode="after")
+    def _no_keys(self) -> "RunSection":
+        address, _, query = self.storage.partition("?")
+        user = "://" in address and "@" in address.split("://")[1].split("/")[0]
+        if user or _SECRET.search(query):
+            raise ValueError("storage must hold no keys, for it is kept with the run; set them in the environment, as AWS_ACCESS_KEY_ID")
+        return self
+
+
+class RaySection(Section):
+    """The Ray cluster to use."""
+
+    address: str | None = None
+    """`auto`, `local`, `host:port` or `ray://…`; null uses RAY_ADDRESS where set and else starts a local cluster of its own."""
+    local_cpus: Annotated[int, Field(ge=4)] = 6
+    """Logical CPUs of a local cluster (at least 4: row-level resume needs a slot beside read, map and write)."""
+
+
+class ModelSection(Section):
+    """The causal language model under study."""
+
+    name_or_path: Annotated[str, Field(min_length=1)] = "world"
+    """`world` (the shipped model), a Hugging Face folder, or a hub id."""
+    revision: str | None = None
+    """Commit or tag of a hub id."""
+    adapter: str | None = None
+    """Fine-tuned weights on top of it: a folder or URI with a PEFT adapter, which is merged, or with a full model of the same kind."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision to load in; `auto` is the checkpoint's own."""
+    trust_remote_code: bool = False
+    """Run code from the model's repository. Off unless you trust its author."""
+
+    @property
+    def identity(self) -> str:
+        """Names the weights, in cards and errors."""
+        return "".join((self.name_or_path, f"@{self.revision}" if self.revision else "", f" + {self.adapter}" if self.adapter else ""))
+
+
+class PromptSection(Section):
+    """How a question becomes a prompt, and where an answer ends."""
+
+    style: Literal["bare"] = "bare"
+    """`bare`: the template alone."""
+    template: str = "Question: {question}\nAnswer:"
+    """Text with `{question}` in it."""
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ("\n", "Question:")
+    """An answer ends before the first of these, or at the model's end token."""
+
+    @model_validator(mode="after")
+    def _holds_question(self) -> "PromptSection":
+        if self.template.count("{question}") != 1:
+            raise ValueError("template must hold {question} exactly once")
+        return self
+
+
+class SplitSection(Section):
+    """Shares of a file corpus; the world splits by `WorldCorpusSection`."""
+
+    probe: Share = 0.5
+    pool: Share = 0.3
+    eval: Share = 0.2
+
+    @model_validator(mode="after")
+    def _sums(self) -> "SplitSection":
+        if abs(self.probe + self.pool + self.eval - 1.0) > 1e-9:
+            raise ValueError(f"probe + pool + eval must be 1, got {self.probe + self.pool + self.eval:g}")
+        return self
+
+
+class WorldCorpusSection(Section):
+    """What is asked about the knowledge world."""
+
+    pool_questions: Annotated[int, Field(ge=10, le=2000)] = 600
+    """Questions that may be bought."""
+    probe_questions: Annotated[int, Field(ge=100, le=3000)] = 2200
+    """Questions that label, search and fit the probe."""
+    domain_questions: Annotated[int, Field(ge=10, le=1000)] = 200
+    """Eval questions about facts that no pool question asks."""
+    unknown_share: Annotated[float, Field(ge=0.05, le=0.95)] = 0.5
+    """Share of pool questions about facts the model never saw."""
+    misconceptions: bool = True
+    """Whether facts learned wrong on purpose, and rare ones, are asked."""
+
+
+class CorpusSection(Section):
+    """Where questions come from."""
+
+    source: Annotated[str, Field(min_length=1)] = "world"
+    """`world`, or a JSONL, CSV or Parquet file (glob, local or URI)."""
+    question_column: str = "question"
+    answers_column: str = "answers"
+    """Column of gold answers (a string or a list of strings); may be missing in the file, then nothing is graded."""
+    id_column: str = "id"
+    group_column: str = "group"
+    prompt: PromptSection = PromptSection()
+    split: SplitSection = SplitSection()
+    world: WorldCorpusSection = WorldCorpusSection()

@@ -20,7 +20,7 @@ from ka2l_ray.config import FinetuneSection, LoraSection, ReplaySection
 from ka2l_ray.world.facts import build_world
 
 RESULTS = Path(__file__).parent / "results" / "forgetting.json"
-SEEDS = (0,)
+SEEDS = (0, 1, 2)
 BUDGET = 200
 PLAIN = ReplaySection(ratio=1.5)
 

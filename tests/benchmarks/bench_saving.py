@@ -41,7 +41,7 @@ OTHERS: tuple[Strategy, ...] = ("entropy", "likelihood", "coreset", "ka2l_divers
 ACQUIRE = AcquireSection(quadrants=("misconception", "unknown"))
 DRAWS_OF = {"random": 3, "oracle": 2, "ka2l": 2}
 """Trainings of each point: three independent draws of `random` (by the definition of the saving), two trainings of the compared."""
-FACTORS = {"plain": (0.9, 1.1, 1.3, 1.6), "misconceptions": (1.0, 1.2, 1.4, 1.7, 2.0), "others": (1.2, 1.7)}
+FACTORS = {"plain": (0.9, 1.1, 1.3, 1.6), "misconceptions": (1.0, 1.2, 1.4, 1.7, 2.0), "others": (1.0, 1.2, 1.7)}
 """Where curves are measured, in multiples of the annotations that perfect selection would need; a curve ends once it reaches random's."""
 
 

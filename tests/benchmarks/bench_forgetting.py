@@ -46,6 +46,10 @@ RECIPES = {
     "KL 1, lr 2e-4, 40 epochs": _tune(replay={"kl_weight": 1.0}, learning_rate=2e-4, epochs=40),
     "KL 1, ratio 3": _tune(replay={"kl_weight": 1.0, "ratio": 3.0}),
     "LoRA rank 16, lr 2e-3": _tune(mode="lora", learning_rate=2e-3),
+    "KL 1, ratio 2 (world.yaml)": _tune(replay={"kl_weight": 1.0, "ratio": 2.0}),
+    "LoRA rank 16, lr 2e-3, KL 1": _tune(mode="lora", learning_rate=2e-3, replay={"kl_weight": 1.0}),
+    "LoRA rank 16, lr 1e-3, 60 epochs, KL 1": _tune(mode="lora", learning_rate=1e-3, epochs=60, replay={"kl_weight": 1.0}),
+    "LoRA rank 16, lr 2e-3, KL 4": _tune(mode="lora", learning_rate=2e-3, replay={"kl_weight": 4.0}),
     "LoRA rank 64, lr 5e-3, KL 4": _tune(mode="lora", learning_rate=5e-3, lora=LoraSection(rank=64, alpha=128), replay={"kl_weight": 4.0}),
 }
 """From `_tune()`: full weights, lr 5e-4, 25 epochs, batch 32, as many of both predicted classes replayed, 1.5 per annotation."""

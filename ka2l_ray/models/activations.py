@@ -4,7 +4,7 @@ In: token ids, layers, positions. Out: states (B, D) per (position, layer), floa
 Refuses to know: text, sampling, Ray. Hooks see the raw residual stream, so `last_L` is taken before the final norm.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,19 +14,55 @@ from torch import nn
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """A prompt's token ids; the question's own tokens are [`own_start`, `own_end`)."""
+
+    ids: tuple[int, ...]
+    own_start: int
+    own_end: int
+
+    def check(self) -> None:
+        """Raises `ValueError` for a prompt whose question has no token of its own."""
+        if self.own_start == self.own_end:
+            raise ValueError("empty question: it has no token of its own in the prompt")
+
+
+@dataclass(frozen=True)
 class Encoded:
-    """A left-padded batch of prompts: `ids`, `mask` and `own`, each (B, T); `own` marks the question's own tokens."""
+    """A left-padded batch of prompts: `ids`, `mask` and `own`, each (B, T); `own` marks the question's own tokens.
+
+    `before` tokens that all rows share come first and are left out of the three.
+    """
 
     ids: torch.Tensor
     mask: torch.Tensor
     own: torch.Tensor
+    before: int = 0
 
     def to(self, device: torch.device) -> "Encoded":
-        return Encoded(self.ids.to(device), self.mask.to(device), self.own.to(device))
+        return Encoded(self.ids.to(device), self.mask.to(device), self.own.to(device), self.before)
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """Positions (B, T) in the whole prompt."""
+        return position_ids(self.mask) + self.before
 
     def inputs(self) -> dict[str, torch.Tensor]:
         """Keyword arguments of a Hugging Face forward pass."""
-        return {"input_ids": self.ids, "attention_mask": self.mask, "position_ids": position_ids(self.mask)}
+        return {"input_ids": self.ids, "attention_mask": self.mask, "position_ids": self.positions}
+
+
+def pad(prompts: Sequence[Prompt], fill: int, before: int = 0) -> Encoded:
+    """One batch, padded on the left with the token `fill`; the first `before` tokens of every prompt are left out."""
+    width = max(len(p.ids) for p in prompts) - before
+    ids = torch.full((len(prompts), width), fill)
+    mask, own = torch.zeros_like(ids), torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        first = width + before - len(prompt.ids)  # the column of the prompt's token `before`
+        ids[row, first:] = torch.tensor(prompt.ids[before:])
+        mask[row, first:] = 1
+        own[row, first + prompt.own_start - before : first + prompt.own_end - before] = 1
+    return Encoded(ids, mask, own, before)
 
 
 def blocks(model: nn.Module, depth: int) -> nn.ModuleList:
@@ -40,24 +76,29 @@ def blocks(model: nn.Module, depth: int) -> nn.ModuleList:
     raise ValueError(f"{type(model).__name__} has no list of {depth} blocks, so its hidden states cannot be read")
 
 
+Pooling = Callable[[torch.Tensor], torch.Tensor]
+
+
 class _Stop(Exception):
     """Ends a forward pass once the last wanted layer has been seen."""
 
 
 class Capture:
-    """Collects the residual stream (B, T, D) at chosen layers while a forward pass runs."""
+    """Collects what is wanted of the residual stream (B, T, D) at chosen layers while a forward pass runs."""
 
     def __init__(self, model: nn.Module, depth: int, layers: Sequence[int], stop_early: bool = False) -> None:
         self._blocks = blocks(model, depth)
         if wrong := [layer for layer in layers if not 0 <= layer <= depth]:
             raise ValueError(f"layer(s) {wrong} out of range: the model has 0 … {depth}")
         self._layers, self._last, self._stop = set(layers), max(layers, default=0), stop_early
-        self.streams: dict[int, torch.Tensor] = {}
+        self._pool: Pooling = torch.Tensor.detach
+        self.states: dict[int, torch.Tensor] = {}
 
     @contextmanager
-    def __call__(self) -> Iterator["Capture"]:
-        """Within this context the model's passes fill `streams`; with `stop_early` they end after the last wanted layer."""
-        self.streams.clear()
+    def __call__(self, pool: Pooling = torch.Tensor.detach) -> Iterator["Capture"]:
+        """Within this context the model's passes fill `states` with `pool(stream)`, taken at once, so that no whole stream is kept;
+        with `stop_early` they end after the last wanted layer."""
+        self.states, self._pool = {}, pool
         handles = [self._blocks[0].register_forward_pre_hook(self._input, with_kwargs=True)] if 0 in self._layers else []
         handles += [self._blocks[i - 1].register_forward_hook(self._output(i)) for i in self._layers if i > 0]
         try:
@@ -75,8 +116,8 @@ class Capture:
         return lambda module, args, output: self._keep(layer, output[0] if isinstance(output, tuple) else output)
 
     def _keep(self, layer: int, stream: torch.Tensor) -> None:
-        if layer not in self.streams:
-            self.streams[layer] = stream.detach()
+        if layer not in self.states:
+            self.states[layer] = self._pool(stream)
         if self._stop and layer == self._last:
             raise _Stop
 
@@ -98,6 +139,6 @@ def position_ids(mask: torch.Tensor) -> torch.Tensor:
 def prompt_states(model: nn.Module, depth: int, encoded: Encoded, position: str, layers: Sequence[int]) -> dict[int, torch.Tensor]:
     """States (B, D) at some layers of a model (or of its first blocks) from one pass that ends after the last of them."""
     capture = Capture(model, depth, layers, stop_early=True)
-    with capture():
+    with capture(lambda stream: pool_states(stream, position, encoded.own)):
         model(**encoded.inputs(), use_cache=False)
-    return {layer: pool_states(capture.streams[layer], position, encoded.own) for layer in layers}
+    return capture.states

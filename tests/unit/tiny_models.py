@@ -4,46 +4,55 @@ Refuses to know: pytest, Ray.
 """
 
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-BLOCKS, WIDTH, CONTEXT = 3, 32, 64
+BLOCKS, WIDTH, CONTEXT, WINDOW = 3, 32, 64, 12
+
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"num_key_value_heads": 2},
+    "qwen2": {"num_key_value_heads": 2},
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 8},
+    "mistral": {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": WINDOW},
+    "gemma2": {
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "sliding_window": WINDOW,
+        "query_pre_attn_scalar": 8,
+        "attn_logit_softcapping": 2.0,
+    },
+    "gemma3_text": {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": WINDOW, "query_pre_attn_scalar": 8},
+    "phi3": {"num_key_value_heads": 2, "sliding_window": WINDOW},
+    "gpt2": {},
+    "gpt_neox": {"rotary_pct": 0.5},
+    "opt": {"ffn_dim": 2 * WIDTH, "word_embed_proj_dim": WIDTH, "do_layer_norm_before": True},
+    "falcon": {"alibi": False},
+}
+"""What a tiny model of each family is given beside the sizes: few key heads, windows shorter than a prompt, soft caps that bite."""
 
 
 def tiny_model(family: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """A random model of `BLOCKS` blocks and width `WIDTH`, with weights large enough that its answers differ from question to question."""
     torch.manual_seed(0)
-    shared = {
-        "vocab_size": len(tokenizer),
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id,
-        "initializer_range": 0.3,
-    }
-    if family == "gpt2":
-        return GPT2LMHeadModel(GPT2Config(n_embd=WIDTH, n_layer=BLOCKS, n_head=4, n_positions=CONTEXT, **shared)).eval()
-    sizes = {
-        "hidden_size": WIDTH,
-        "intermediate_size": 2 * WIDTH,
-        "num_hidden_layers": BLOCKS,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": CONTEXT,
-    }
-    if family == "qwen2":
-        return Qwen2ForCausalLM(Qwen2Config(**sizes, **shared)).eval()
-    return LlamaForCausalLM(LlamaConfig(**sizes, **shared)).eval()
+    config = AutoConfig.for_model(
+        family,
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=BLOCKS,
+        num_attention_heads=4,
+        max_position_embeddings=CONTEXT,
+        **{"init_std" if family == "opt" else "initializer_range": 0.3},
+        **FAMILIES[family],
+    )
+    return AutoModelForCausalLM.from_config(config).eval()
 
 
 class ScriptCache:
@@ -66,10 +75,16 @@ class ScriptedModel(nn.Module):
         super().__init__()
         self.script = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
         self.layers = nn.ModuleList([nn.Identity()])
-        self.config = SimpleNamespace(num_hidden_layers=1, max_position_embeddings=CONTEXT)
+        self.config = PreTrainedConfig.from_dict(
+            {"num_hidden_layers": 1, "hidden_size": 1, "max_position_embeddings": CONTEXT, "layer_types": ["conv"]}
+        )
+        self._supports_attention_backend = False
         self.generation_config = SimpleNamespace(eos_token_id=tokenizer.eos_token_id)
         self.device = torch.device("cpu")
         self._vocabulary, self._sure = len(tokenizer), sure
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return nn.Embedding(self._vocabulary, 1)
 
     def forward(self, input_ids: torch.Tensor, past_key_values: ScriptCache | None = None, **_: object) -> SimpleNamespace:
         cache = past_key_values or ScriptCache()

@@ -1,0 +1,140 @@
+"""A model that reads prompts: the shared prefix once, rows of like length together, within a memory limit.
+
+In: prompts as token ids. Out: hidden states at chosen layers and positions, from one pass that ends after the last of them.
+A row that cannot be read (no token of its own, a token id that the model does not have, too long) costs itself alone.
+Refuses to know: text, sampling, Ray.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from ka2l_ray.models.activations import Capture, Encoded, Prompt, pad, pool_states
+from ka2l_ray.models.batching import Limits, plan, run
+from ka2l_ray.models.prefix import SharedPrefix
+
+States = dict[tuple[str, int], np.ndarray]
+
+
+@dataclass
+class Tally:
+    """What an engine has done since it was made, for metrics."""
+
+    questions: int = 0
+    prompt_tokens: int = 0
+    """Tokens of the questions' own parts of prompts: what the passes had to read."""
+    padding_tokens: int = 0
+    prefix_tokens_saved: int = 0
+    generated_tokens: int = 0
+    model_s: float = 0.0
+    """Seconds within passes and answers."""
+
+
+class Engine:
+    """A whole model or its first blocks. `fill` is any valid token id; `shared` the tokens that prompts begin with."""
+
+    def __init__(self, model: PreTrainedModel, fill: int, shared: Sequence[int] = (), limits: Limits = Limits()) -> None:  # noqa: B008
+        self.model, self.limits = model, limits
+        self.prefix = SharedPrefix(model, shared)
+        self.tally = Tally()
+        self.depth: int = model.config.get_text_config().num_hidden_layers
+        self._fill = fill
+        embeddings: Any = model.get_input_embeddings()
+        self.vocabulary: int = embeddings.num_embeddings
+        self._context = _context(model)
+
+    def each(
+        self, prompts: Sequence[Prompt], work: Callable[[list[int], Encoded], None], copies: int = 1, room: int = 0
+    ) -> dict[int, Exception]:
+        """Do the work batch by batch, given row numbers and the batch on the model's device; returns the error of each row that failed.
+
+        `copies` and `room`: answers written per prompt, and tokens of each.
+        """
+        failed: dict[int, Exception] = {}
+        groups: dict[int, list[int]] = {len(self.prefix.ids): [], 0: []}
+        for row, prompt in enumerate(prompts):
+            try:
+                self._check(prompt, room)
+            except ValueError as error:
+                failed[row] = error
+            else:
+                groups[self._before(prompt)].append(row)
+
+        def batch(rows: list[int], before: int) -> None:
+            encoded = pad([prompts[i] for i in rows], self._fill, before)
+            started = time.monotonic()
+            work(rows, encoded.to(self.model.device))
+            self._count(encoded, time.monotonic() - started)
+
+        for before, rows in groups.items():
+            batches = plan([len(prompts[i].ids) - before for i in rows], self.limits, copies, room)
+            failed |= run([[rows[i] for i in b] for b in batches], lambda part, before=before: batch(part, before))
+        return failed
+
+    @torch.inference_mode()
+    def states(
+        self, prompts: Sequence[Prompt], layers: Sequence[int], positions: Sequence[str] = ("last",)
+    ) -> tuple[States, dict[int, Exception]]:
+        """States (N, D) per (position, layer), zero in the rows whose error is returned beside them."""
+        states = self.no_states(len(prompts), layers, positions)
+
+        def work(rows: list[int], encoded: Encoded) -> None:
+            capture = Capture(self.model, self.depth, layers, stop_early=True)
+            with self.prefix.behind(encoded, encoded.positions), capture(pooling(encoded, positions)):
+                self.model(**self.prefix.start(encoded, keeps=False))
+            place(states, rows, capture.states, positions)
+
+        return states, self.each(prompts, work)
+
+    def no_states(self, total: int, layers: Sequence[int], positions: Sequence[str]) -> States:
+        """Arrays (`total`, D) of zeros, for `place` to fill."""
+        width = self.model.config.get_text_config().hidden_size
+        return {(p, n): np.zeros((total, width), np.float32) for p in positions for n in layers}
+
+    def _before(self, prompt: Prompt) -> int:
+        """How many tokens of a prompt the prefix stands for: all of it or, where the question merges with the text before it, none."""
+        shared = len(self.prefix.ids)
+        return shared if prompt.ids[:shared] == self.prefix.ids and prompt.own_start >= shared else 0
+
+    def _check(self, prompt: Prompt, room: int) -> None:
+        prompt.check()
+        if wrong := [i for i in prompt.ids if not 0 <= i < self.vocabulary]:
+            raise ValueError(
+                f"token id {wrong[0]} is out of range: the model has 0 … {self.vocabulary - 1}; is it another model's tokenizer?"
+            )
+        if self._context is not None and len(prompt.ids) + room > self._context:
+            length, context = len(prompt.ids), self._context
+            raise ValueError(f"prompt of {length} tokens + {room} new ones exceed the model's context of {context}")
+
+    def _count(self, encoded: Encoded, seconds: float) -> None:
+        tally, rows = self.tally, len(encoded.mask)
+        tokens = int(encoded.mask.sum())
+        tally.questions += rows
+        tally.prompt_tokens += tokens
+        tally.padding_tokens += encoded.mask.numel() - tokens
+        tally.prefix_tokens_saved += rows * encoded.before
+        tally.model_s += seconds
+
+
+def pooling(encoded: Encoded, positions: Sequence[str]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Takes states (positions, B, D) from a stream."""
+    return lambda stream: torch.stack([pool_states(stream, p, encoded.own) for p in positions])
+
+
+def place(states: States, rows: list[int], captured: dict[int, torch.Tensor], positions: Sequence[str]) -> None:
+    """Put a batch's captured states (positions, B, D) per layer into the arrays (N, D) at `rows`."""
+    for layer, pooled in captured.items():
+        for position, values in zip(positions, pooled.cpu().numpy(), strict=True):
+            states[position, layer][rows] = values
+
+
+def _context(model: PreTrainedModel) -> int | None:
+    """Tokens that the model has positions for; None where it has no such limit (ALiBi)."""
+    config = model.config.get_text_config()
+    known = {*config.to_dict(), *config.attribute_map}
+    return config.max_position_embeddings if "max_position_embeddings" in known else None

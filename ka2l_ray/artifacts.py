@@ -162,7 +162,7 @@ class Table:
         files = self.files(part)
         names = None if columns is None else list(columns)
         tables = [pq.ParquetFile(f, filesystem=self.folder.filesystem).read(names) for f in files]
-        return pa.concat_tables(tables)
+        return pa.concat_tables(tables, promote_options="permissive")  # states are float16 in some files, float32 in others
 
     def write(self, *parts: tuple[str | None, pa.Table], **facts: Any) -> None:
         """Write a small table (one file per part) to a fresh set of files, then the manifest."""

@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,7 +24,8 @@ from ray.exceptions import RayError
 
 from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.config import Pool
-from ka2l_ray.runtime import telling
+from ka2l_ray.models.engine import Engine
+from ka2l_ray.runtime import EngineMetrics, telling
 
 CHECKPOINT = "_checkpoint"
 NO_PROGRESS_S = 600
@@ -33,9 +34,19 @@ ACTOR_RESTARTS = 5
 
 
 class Actor(Protocol):
-    """Loaded once per process; adds columns to a batch. `Stage.columns_out` gives their names and types."""
+    """Loaded once per process; adds columns to a batch. `Stage.columns_out` gives their names and types.
+
+    Besides them it may return `error`: a message per failed row, null for the others.
+    """
 
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]: ...
+
+
+@runtime_checkable
+class HasEngine(Protocol):
+    """An actor that reads prompts with an engine, whose tally becomes metrics."""
+
+    engine: Engine
 
 
 class StageError(RuntimeError):
@@ -57,38 +68,47 @@ class Stage:
 
 
 class GuardedActor:
-    """Runs the actor on a batch; where that raises, row by row, so that one bad row costs only itself."""
+    """Runs the actor on a block. Rows that it names in `error` lose their columns; where it raises instead, the block goes row by row,
+    so that in either case a bad row costs only itself."""
 
-    def __init__(self, make: Callable[..., Actor], arguments: Mapping[str, Any], carried: tuple[str, ...], columns_out: pa.Schema) -> None:
+    def __init__(
+        self, stage: str, make: Callable[..., Actor], arguments: Mapping[str, Any], carried: tuple[str, ...], columns_out: pa.Schema
+    ) -> None:
         self._actor = make(**arguments)
         self._carried = carried
         self._out = columns_out
+        self._metrics = EngineMetrics(stage, self._actor.engine.tally) if isinstance(self._actor, HasEngine) else None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         try:
-            return self._finish(batch, self._actor(batch), None)
+            return self._finish(batch, self._actor(batch))
         except Exception as error:  # the actor's code and data are the user's: any failure becomes a row's `error`
             if batch.num_rows == 1:
                 return self._failed(batch, error)
-        return pa.concat_tables([self._one(batch.slice(i, 1)) for i in range(batch.num_rows)])
+        finally:
+            if self._metrics:
+                self._metrics.report()
+        return pa.concat_tables([self._one(batch.slice(i, 1)) for i in range(batch.num_rows)], promote_options="permissive")
 
     def _one(self, row: pa.Table) -> pa.Table:
         try:
-            return self._finish(row, self._actor(row), None)
+            return self._finish(row, self._actor(row))
         except Exception as error:  # as above
             return self._failed(row, error)
 
     def _failed(self, row: pa.Table, error: Exception) -> pa.Table:
         nulls = {f.name: pa.nulls(1, f.type) for f in self._out}
-        return self._finish(row, nulls, f"{type(error).__name__}: {error}")
+        return self._finish(row, {**nulls, "error": [f"{type(error).__name__}: {error}"]})
 
-    def _finish(self, batch: pa.Table, added: Mapping[str, Any], error: str | None) -> pa.Table:
-        columns = {name: batch[name] for name in self._carried}
+    def _finish(self, batch: pa.Table, added: Mapping[str, Any]) -> pa.Table:
+        columns: dict[str, Any] = {name: batch[name] for name in self._carried}
+        error = pa.array(added.get("error", [None] * batch.num_rows), pa.string())
+        kept = pa.array([i if fine else None for i, fine in enumerate(error.is_null().to_pylist())], pa.int64())
         for column in self._out:
             values = added[column.name]
-            columns[column.name] = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values, column.type)
-        columns["error"] = pa.array([error] * batch.num_rows, pa.string())
-        return pa.table(columns)
+            array = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values, column.type)
+            columns[column.name] = array.take(kept) if kept.null_count else array
+        return pa.table(columns | {"error": error})
 
 
 def run_stage(stage: Stage, source: Table, target: Table, part: str | None = None) -> dict[str, Any]:
@@ -150,8 +170,8 @@ def _execute(stage: Stage, folder: Folder, files: list[str], wanted: tuple[str, 
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     mapped = rows.repartition(target_num_rows_per_block=pool.block_rows).map_batches(
         GuardedActor,  # type: ignore[arg-type]
-        fn_constructor_args=(stage.actor, dict(stage.arguments), carried, stage.columns_out),
-        batch_size=pool.batch_rows,
+        fn_constructor_args=(stage.name, stage.actor, dict(stage.arguments), carried, stage.columns_out),
+        batch_size=pool.block_rows,  # the actor sorts a block by length and cuts it by `batch_rows` and `batch_tokens` itself
         batch_format="pyarrow",
         compute=ActorPoolStrategy(min_size=pool.min, max_size=pool.max),
         num_cpus=pool.cpus,

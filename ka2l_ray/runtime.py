@@ -1,7 +1,7 @@
 """Connecting to Ray, and knowing before any work whether the cluster can do it.
 
 In: a `Config`. Out: a connected driver, progress lines, the versions of the stack.
-Refuses to know: stages, tables, models.
+Refuses to know: stages, tables, what a model is.
 """
 
 import importlib.metadata
@@ -12,15 +12,40 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, fields, replace
 
 import ray
 from ray.data import DataContext
+from ray.util.metrics import Counter
 
 from ka2l_ray.config import Config, ConfigError, Pool
+from ka2l_ray.models.engine import Tally
 
 STACK = ("ka2l-ray", "ray", "torch", "transformers", "peft", "deepspeed", "pyarrow", "scikit-learn", "numpy")
 WORKER_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
 log = logging.getLogger("ka2l")
+
+
+class EngineMetrics:
+    """Ray metrics `ka2l_…_total` of one actor, tagged with its stage: what its engine counted, and the seconds it waited for work.
+
+    A question's cost in tokens, the padding share (padding / (prompt + padding)) and the share of time in the model are ratios of these.
+    """
+
+    def __init__(self, stage: str, tally: Tally) -> None:
+        self._tally, self._before, self._since, self._stage = tally, replace(tally), time.monotonic(), {"stage": stage}
+        names = [*(f.name for f in fields(tally)), "waiting_s"]
+        self._counters = {n: Counter(f"ka2l_{n}_total", description=n.replace("_", " "), tag_keys=("stage",)) for n in names}
+
+    def report(self) -> None:
+        """Add what came since the last report."""
+        now, started = time.monotonic(), self._since
+        added = {n: v - asdict(self._before)[n] for n, v in asdict(self._tally).items()}
+        added["waiting_s"] = max(now - started - added["model_s"], 0.0)
+        for name, value in added.items():
+            if value:
+                self._counters[name].inc(value, self._stage)
+        self._before, self._since = replace(self._tally), now
 
 
 def set_up_logging() -> None:

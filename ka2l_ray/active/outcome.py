@@ -19,6 +19,7 @@ from ka2l_ray.artifacts import Folder, Run, Table
 from ka2l_ray.dataflow import Stage, run_stage
 from ka2l_ray.finetune.evaluate import EvaluateActor
 from ka2l_ray.label.grading import is_correct
+from ka2l_ray.models.batching import Limits
 
 
 def evaluate(a_round: Round) -> None:
@@ -40,7 +41,14 @@ def evaluate_base(run: Run) -> dict[str, Any]:
 
 def evaluation_stage(run: Run, tuned: Folder | None) -> Stage:
     config = run.config
-    arguments = {"model": config.model, "prompt": config.corpus.prompt, "collect": config.collect, "seed": config.run.seed, "tuned": tuned}
+    arguments = {
+        "model": config.model,
+        "prompt": config.corpus.prompt,
+        "collect": config.collect,
+        "seed": config.run.seed,
+        "tuned": tuned,
+        "limits": Limits.of(config.evaluate.pool),
+    }
     columns = pa.schema([f for f in schema.EVALUATION if f.name != "id"])
     return Stage(
         "evaluate",

@@ -11,6 +11,7 @@ from ka2l_ray.artifacts import Run, Table
 from ka2l_ray.collect.actor import CollectActor, collect_columns
 from ka2l_ray.config import CollectSection, Config
 from ka2l_ray.dataflow import Stage, run_stage
+from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.loading import depth_and_width
 
 KEPT = ("question", "answers", "group", "entity", "truth")
@@ -38,6 +39,7 @@ def collect(run: Run) -> dict[str, Any]:
             "collect": config.collect,
             "layers": layers,
             "seed": config.run.seed,
+            "limits": Limits.of(config.collect.pool),
         },
         columns_in=("question",),
         columns_out=collect_columns(config.collect, layers, width),
@@ -74,7 +76,14 @@ def _sample_only(
     stage = Stage(
         name=name,
         actor=CollectActor,
-        arguments={"model": config.model, "prompt": config.corpus.prompt, "collect": section, "layers": (), "seed": seed},
+        arguments={
+            "model": config.model,
+            "prompt": config.corpus.prompt,
+            "collect": section,
+            "layers": (),
+            "seed": seed,
+            "limits": Limits.of(config.collect.pool),
+        },
         columns_in=("question",),
         columns_out=collect_columns(section, (), 0),
         pool=config.collect.pool,

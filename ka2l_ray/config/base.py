@@ -36,9 +36,12 @@ class Pool(Section):
     gpus: Annotated[float, Field(ge=0)] = 0.0
     """GPUs of one actor; a fraction shares one GPU."""
     batch_rows: Positive = 128
-    """Rows of one forward batch."""
+    """Rows of one forward batch at most."""
+    batch_tokens: Positive = 32_768
+    """Tokens of one forward batch at most, padding counted and, where answers are written, every copy with room for its answer: the
+    dial for memory. A batch that does not fit is halved, then done row by row."""
     block_rows: Positive = 256
-    """Rows committed together: what a killed run loses at most per actor."""
+    """Rows that are sorted by length into batches and committed together: what a killed run loses at most per actor."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "Pool":

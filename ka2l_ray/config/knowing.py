@@ -13,6 +13,19 @@ from ka2l_ray.config.base import Pool, Positive, Section, Share
 Position = Literal["last", "mean"]
 
 
+class AdaptiveSection(Section):
+    """Stop sampling a question once no outcome of its remaining samples can change its label (exact equivalence only).
+
+    Stopped questions have bounds in place of an entropy, and are left out of Otsu, of the search over thresholds and of the baselines.
+    """
+
+    threshold: Literal["off", "pilot"] | Annotated[float, Field(ge=0)] = "off"
+    """γ in nats, fixed before sampling: a value, or `pilot`, the Otsu threshold of `pilot_rows` questions with all K samples."""
+    pilot_rows: Annotated[int, Field(ge=50)] = 500
+    wave: Positive = 2
+    """Samples drawn between two looks, after the first that can decide: fewer save more samples, more fill batches better."""
+
+
 class CollectSection(Section):
     """Hidden states, one greedy answer and K samples per question, from one prompt pass."""
 
@@ -26,6 +39,7 @@ class CollectSection(Section):
     greedy_temperature: Annotated[float, Field(ge=0, le=10)] = 0.0
     """Temperature of the `greedy` answer; 0 is argmax, the paper's is 0.1."""
     max_new_tokens: Positive = 16
+    adaptive: AdaptiveSection = AdaptiveSection()
     pool: Pool = Pool()
 
 

@@ -13,51 +13,63 @@ import pyarrow as pa
 import torch
 
 from ka2l_ray.artifacts import Folder
+from ka2l_ray.collect.actor import errors
 from ka2l_ray.config import DecodeSection, ModelSection, PromptSection
-from ka2l_ray.corpus.prompts import encode
+from ka2l_ray.corpus.prompts import Prompter
 from ka2l_ray.decode.model import StateDecoder
-from ka2l_ray.models.activations import Capture, Encoded, pool_states
+from ka2l_ray.models.batching import Limits
+from ka2l_ray.models.engine import Engine
 from ka2l_ray.models.loading import ASSETS, device, load_blocks, load_tokenizer
 from ka2l_ray.models.sampling import uniforms
-from ka2l_ray.models.tokens import text_of
+from ka2l_ray.models.tokens import pad_id, text_of
 from ka2l_ray.probe.model import LinearProbe
 
 
 class DecodeActor:
     """Raises `ValueError` for a decoder that was trained on states of another model, prompt or width."""
 
-    def __init__(self, model: ModelSection, prompt: PromptSection, decode: DecodeSection, decoder: str, probe: Folder, seed: int) -> None:
+    def __init__(
+        self,
+        model: ModelSection,
+        prompt: PromptSection,
+        decode: DecodeSection,
+        decoder: str,
+        probe: Folder,
+        seed: int,
+        limits: Limits = Limits(),  # noqa: B008
+    ) -> None:
         self._decoder = StateDecoder.load(decoder_folder(decoder)).to(device())
-        self._card, self._probe, self._prompt, self._decode, self._seed = self._decoder.card, LinearProbe.load(probe), prompt, decode, seed
+        self._card, self._probe, self._decode, self._seed = self._decoder.card, LinearProbe.load(probe), decode, seed
         if (self._card.model, self._card.prompt) != (model.identity, prompt.template):
             raise ValueError(
                 f"decode.decoder = {decoder!r} reads states of model {self._card.model!r} under prompt {self._card.prompt!r}, "
                 f"not of {model.identity!r} under {prompt.template!r}"
             )
         self._tokenizer = load_tokenizer(model)
-        self._model = load_blocks(model, max(self._card.layer, self._probe.card.layer))
+        self._prompts = Prompter(self._tokenizer, prompt)
+        blocks = load_blocks(model, max(self._card.layer, self._probe.card.layer))
+        self.engine = Engine(blocks, pad_id(self._tokenizer), self._prompts.shared, limits)
 
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
+        """Columns for a batch of any size; questions that cannot be read are named in `error`."""
         ids = batch["id"].to_pylist()
-        source, _ = self._states(batch["question"].to_pylist())
+        source, _, failed = self._states(batch["question"].to_pylist())
         noisy = source + self._noise(ids).to(source) * self._decoder.scale
         written = self._decoder.write(noisy, ids, self._seed, self._decode.temperature)
         questions = [text_of(self._tokenizer, tokens) for tokens in written]
-        again, p_unknown = self._states([q or "?" for q in questions])
+        again, p_unknown, unreadable = self._states([q or "?" for q in questions])
         centred = [(s - self._decoder.mean) / self._decoder.scale for s in (source, again)]
         similarity = torch.cosine_similarity(*centred, dim=-1).cpu().numpy()
-        return {"decoded_question": questions, "similarity": similarity, "p_unknown": p_unknown.astype("float32")}
+        columns = {"decoded_question": questions, "similarity": similarity, "p_unknown": p_unknown.astype("float32")}
+        return columns | errors(unreadable | failed, batch.num_rows)
 
-    @torch.inference_mode()
-    def _states(self, questions: list[str]) -> tuple[torch.Tensor, np.ndarray]:
-        """States (B, D) that the decoder reads, and P(unknown) (B,), from one pass."""
-        encoded: Encoded = encode(self._tokenizer, self._prompt, questions).to(self._model.device)
-        layer, card = self._card.layer, self._probe.card
-        capture = Capture(self._model, self._model.config.num_hidden_layers, sorted({layer, card.layer}), stop_early=True)
-        with capture():
-            self._model(**encoded.inputs(), use_cache=False)
-        probed = pool_states(capture.streams[card.layer], card.position, encoded.own)
-        return pool_states(capture.streams[layer], self._card.position, encoded.own), self._probe(probed.cpu().numpy())
+    def _states(self, questions: list[str]) -> tuple[torch.Tensor, np.ndarray, dict[int, Exception]]:
+        """States (B, D) that the decoder reads, and P(unknown) (B,), from one pass; the errors of questions that cannot be read."""
+        mine, probe = self._card, self._probe.card
+        layers, positions = sorted({mine.layer, probe.layer}), sorted({mine.position, probe.position})
+        states, failed = self.engine.states(self._prompts(questions), layers, positions)
+        read = torch.from_numpy(states[mine.position, mine.layer]).to(self._decoder.mean)
+        return read, self._probe(states[probe.position, probe.layer]), failed
 
     def _noise(self, ids: list[str]) -> torch.Tensor:
         """Gaussian noise (B, D) in standard deviations, a function of (seed, id) alone."""

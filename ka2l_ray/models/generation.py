@@ -1,20 +1,23 @@
 """One prompt pass gives hidden states and starts every answer of a question.
 
-In: encoded prompts and ids. Out: states, and per answer its text, log-probability and token count.
-The prompt's key/value cache is repeated once per answer; each answer stops at its own stop string or end token.
+In: prompts and ids. Out: states, and per answer its text, log-probability and token count.
+The prompt's key/value cache is repeated once per answer; each answer stops at its own stop string or end token, and then leaves
+the batch.
 Refuses to know: tables, Ray, what answers mean.
 """
 
-from collections.abc import Sequence
+import copy
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers import PreTrainedTokenizerBase
 
-from ka2l_ray.models.activations import Capture, Encoded, pool_states, position_ids
+from ka2l_ray.models.activations import Capture, Encoded, Prompt
+from ka2l_ray.models.engine import Engine, States, place, pooling
 from ka2l_ray.models.sampling import draw, uniforms
 from ka2l_ray.models.tokens import text_of
 
@@ -38,119 +41,182 @@ class Decoding:
     greedy_temperature: float
     max_new_tokens: int
     stop: tuple[str, ...]
+    waves: tuple[int, ...] = ()
+    """Samples drawn together, before a look at whether they are enough; empty draws all at once. Their sum is `samples`."""
+    enough: Callable[[Sequence[Answer]], bool] = lambda samples: False
+    """Whether the samples drawn so far settle what they are drawn for."""
+
+    def spans(self) -> list[range]:
+        """Copies (0 is the greedy answer) written together, in order."""
+        ends = list(itertools.accumulate(self.waves or (self.samples,), initial=1))
+        return [range(0 if n == 0 else ends[n], end) for n, end in enumerate(ends[1:])]
 
 
 @dataclass
-class _Row:
-    """One answer being written."""
+class Reading:
+    """What came of some prompts: states (N, D) per (position, layer), 1 + K answers per prompt (the greedy one first), and the error of
+    each row that failed; such a row has states of zero and no answers."""
 
-    tokens: list[int]
-    logprobs: list[float]
-    text: str | None = None
-    counted: int = 0
+    states: States
+    answers: list[list[Answer]]
+    failed: dict[int, Exception]
+
+
+@dataclass(frozen=True)
+class _Live:
+    """The answers of one batch that are still being written: their rows, the mask (R, T) of what they have read, the last logits (R, V)."""
+
+    rows: torch.Tensor
+    mask: torch.Tensor
+    logits: torch.Tensor
+
+    def keep(self, kept: torch.Tensor) -> "_Live":
+        return _Live(self.rows[kept], self.mask[kept], self.logits[kept])
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A batch after its prompt pass: mask (B, T) of what was read, last logits (B, V), positions (B, 1) of the answers' first tokens."""
+
+    mask: torch.Tensor
+    logits: torch.Tensor
+    position: torch.Tensor
+
+    def repeat(self, kept: list[int], copies: int) -> "_Asked":
+        rows = torch.tensor(kept, device=self.mask.device, dtype=torch.long).repeat_interleave(copies)
+        return _Asked(self.mask[rows], self.logits[rows], self.position[rows])
 
 
 class Generator:
-    """A model ready to answer; `edge_draws` counts the draws that rounding could have changed."""
+    """A whole model ready to answer; `edge_draws` counts the draws that rounding could have changed."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, decoding: Decoding) -> None:
-        self._model, self._tokenizer, self._decoding = model, tokenizer, decoding
+    def __init__(self, engine: Engine, tokenizer: PreTrainedTokenizerBase, decoding: Decoding) -> None:
+        self.engine, self._tokenizer, self._decoding = engine, tokenizer, decoding
+        model: Any = engine.model
         end = model.generation_config.eos_token_id if model.generation_config else None
-        ends = end if isinstance(end, list) else [end]
-        self._ends = {e for e in [*ends, tokenizer.eos_token_id] if e is not None}
+        ends: list[Any] = [*(end if isinstance(end, list) else [end]), tokenizer.eos_token_id]
+        self._ends: set[int] = {e for e in ends if e is not None}
+        self._may_stop = self._completes_stop(engine.vocabulary).index_fill(0, torch.tensor(sorted(self._ends), dtype=torch.long), True)
+        self._may_stop = self._may_stop.to(model.device)
         self.edge_draws = 0
 
+    def __call__(self, ids: Sequence[str], prompts: Sequence[Prompt], layers: Sequence[int] = (), positions: Sequence[str] = ()) -> Reading:
+        """Read the prompts once and answer them. `ids` name the questions in the draw."""
+        reading = Reading(self.engine.no_states(len(prompts), layers, positions), [[] for _ in prompts], {})
+
+        def work(rows: list[int], encoded: Encoded) -> None:
+            captured, answers = self._batch([ids[i] for i in rows], encoded, layers, positions)
+            place(reading.states, rows, captured, positions)
+            for row, written in zip(rows, answers, strict=True):
+                reading.answers[row] = written
+
+        copies = 1 + self._decoding.samples
+        reading.failed = self.engine.each(prompts, work, copies, self._decoding.max_new_tokens)
+        return reading
+
     @torch.inference_mode()
-    def __call__(
-        self, ids: Sequence[str], encoded: Encoded, layers: Sequence[int] = (), positions: Sequence[str] = ()
-    ) -> tuple[dict[tuple[str, int], np.ndarray], list[list[Answer]]]:
-        """States (B, D) per (position, layer), and 1 + K answers per question: the greedy one first.
+    def _batch(
+        self, ids: Sequence[str], encoded: Encoded, layers: Sequence[int], positions: Sequence[str]
+    ) -> tuple[dict[int, torch.Tensor], list[list[Answer]]]:
+        """The prompt pass over one batch, then its answers."""
+        engine, spans = self.engine, self._decoding.spans()
+        capture = Capture(engine.model, engine.depth, layers)
+        inputs = engine.prefix.start(encoded, keeps=True)
+        with engine.prefix.behind(encoded, encoded.positions), capture(pooling(encoded, positions)):
+            output: Any = engine.model(**inputs, logits_to_keep=1)
+        answers: list[list[Answer]] = [[] for _ in ids]
+        asked = _Asked(inputs["attention_mask"], output.logits[:, -1], encoded.positions[:, -1:] + 1)
+        for span in spans:
+            goes_on = [i for i, row in enumerate(answers) if not (row and self._decoding.enough(row[1:]))]
+            cache: Any = output.past_key_values if len(spans) == 1 else copy.deepcopy(output.past_key_values)
+            if len(goes_on) < len(ids):
+                cache.batch_select_indices(torch.tensor(goes_on, device=asked.mask.device, dtype=torch.long))
+            written = self._write([ids[i] for i in goes_on], asked.repeat(goes_on, len(span)), cache, encoded, span) if goes_on else []
+            for n, i in enumerate(goes_on):
+                answers[i] += written[n * len(span) : (n + 1) * len(span)]
+        return capture.states, answers
 
-        Raises `ValueError` for a prompt that leaves no room for an answer.
-        """
-        self._check_room(encoded)
-        prompt = encoded.to(self._model.device)
-        capture = Capture(self._model, self._model.config.num_hidden_layers, layers)
-        with capture():
-            output = self._model(**prompt.inputs(), use_cache=True, logits_to_keep=1)
-        states = {(p, n): pool_states(capture.streams[n], p, prompt.own).cpu().numpy() for p in positions for n in layers}
-        return states, self._answers(ids, output, prompt.mask)
-
-    def _check_room(self, encoded: Encoded) -> None:
-        room = self._model.config.max_position_embeddings
-        longest = int(encoded.mask.sum(-1).max())
-        if longest + self._decoding.max_new_tokens > room:
-            raise ValueError(f"prompt of {longest} tokens + {self._decoding.max_new_tokens} new ones exceed the model's context of {room}")
-
-    def _answers(self, ids: Sequence[str], output: CausalLMOutputWithPast, mask: torch.Tensor) -> list[list[Answer]]:
-        copies, d = 1 + self._decoding.samples, self._decoding
-        numbers = np.stack([self._numbers(i) for i in ids]).reshape(-1, d.max_new_tokens)
-        cache: Any = output.past_key_values
-        cache.batch_repeat_interleave(copies)
-        last: Any = output.logits
-        logits = last[:, -1].repeat_interleave(copies, 0)
-        mask = mask.repeat_interleave(copies, 0)
-        rows = [_Row([], []) for _ in range(len(ids) * copies)]
-        live = torch.arange(len(rows), device=mask.device)
-        for step in range(d.max_new_tokens):
-            tokens = self._next(logits.float(), live, torch.as_tensor(numbers[:, step]), copies)
-            logprobs = torch.log_softmax(logits.float(), -1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-            going = self._append(rows, live.tolist(), tokens.tolist(), logprobs.tolist())
-            if not any(going) or step + 1 == d.max_new_tokens:
+    def _write(self, ids: Sequence[str], asked: "_Asked", cache: Any, encoded: Encoded, span: range) -> list[Answer]:
+        """Answers of the copies in `span` of each question, copies of a question together."""
+        cache.batch_repeat_interleave(len(span))
+        live = _Live(torch.arange(len(asked.mask), device=asked.mask.device), asked.mask, asked.logits)
+        greedy = torch.tensor([c == 0 for c in span] * len(ids), device=asked.mask.device)
+        numbers, position = self._numbers(ids, span), asked.position
+        prefix, steps = self.engine.prefix, self._decoding.max_new_tokens
+        said = np.zeros((len(live.rows), steps), np.int64)
+        logprobs = np.zeros((len(live.rows), steps), np.float32)
+        answers: list[Answer | None] = [None] * len(live.rows)
+        for step in range(steps):
+            tokens = self._next(live, numbers[live.rows, step], greedy[live.rows])
+            at, logits = live.rows.cpu().numpy(), live.logits.float()
+            said[at, step] = tokens.cpu().numpy()
+            logprobs[at, step] = (logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)).cpu().numpy()
+            self.engine.tally.generated_tokens += len(at)
+            last = step + 1 == steps
+            for row in at if last else at[self._may_stop[tokens].cpu().numpy()]:
+                answers[row] = self._close(said[row, : step + 1], logprobs[row], last)
+            kept = torch.tensor([i for i, row in enumerate(at) if answers[row] is None], device=tokens.device, dtype=torch.long)
+            if not len(kept):
                 break
-            keep = torch.tensor([i for i, on in enumerate(going) if on], device=mask.device)
-            if len(keep) < len(live):
-                cache.batch_select_indices(keep)
-            live, mask = live[keep], torch.cat([mask[keep], torch.ones(len(keep), 1, dtype=mask.dtype, device=mask.device)], -1)
-            position = position_ids(mask)[:, -1:]
-            logits = self._model(
-                input_ids=tokens[keep].unsqueeze(-1), attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True
-            ).logits[:, -1]
-        answers = [self._close(row) for row in rows]
-        return [answers[i : i + copies] for i in range(0, len(answers), copies)]
+            if len(kept) < len(at):
+                cache.batch_select_indices(kept)
+                live, tokens = live.keep(kept), tokens[kept]
+            mask = torch.cat([live.mask, live.mask.new_ones(len(kept), 1)], -1)
+            here = position[live.rows] + step
+            with prefix.behind(encoded, here):
+                output: Any = self.engine.model(
+                    input_ids=tokens[:, None], attention_mask=mask, position_ids=here, past_key_values=cache, use_cache=True
+                )
+            live = _Live(live.rows, mask, output.logits[:, -1])
+        return [a for a in answers if a is not None]
 
-    def _numbers(self, question_id: str) -> np.ndarray:
-        return uniforms(self._decoding.seed, question_id, 1 + self._decoding.samples, self._decoding.max_new_tokens)
+    def _numbers(self, ids: Sequence[str], span: range) -> torch.Tensor:
+        """Uniform numbers (rows, steps), question by question, copy by copy."""
+        d = self._decoding
+        numbers = np.concatenate([uniforms(d.seed, i, span.stop, d.max_new_tokens)[span.start :] for i in ids])
+        return torch.from_numpy(numbers).to(self.engine.model.device)
 
-    def _next(self, logits: torch.Tensor, live: torch.Tensor, numbers: torch.Tensor, copies: int) -> torch.Tensor:
-        """Tokens of the live rows: copy 0 of each question at the greedy temperature, the others at the sampling one."""
-        tokens, numbers = torch.empty_like(live), numbers.to(live.device)[live]
-        for rows, temperature in (
-            (live % copies == 0, self._decoding.greedy_temperature),
-            (live % copies != 0, self._decoding.temperature),
-        ):
+    def _next(self, live: _Live, numbers: torch.Tensor, greedy: torch.Tensor) -> torch.Tensor:
+        """Tokens of the live rows: those marked at the greedy temperature, the others at the sampling one."""
+        tokens, d = torch.empty_like(live.rows), self._decoding
+        for rows, temperature in ((greedy, d.greedy_temperature), (~greedy, d.temperature)):
             if not rows.any():
                 continue
             if temperature == 0:
-                tokens[rows] = logits[rows].argmax(-1)
+                tokens[rows] = live.logits[rows].argmax(-1)
             else:
-                tokens[rows], near = draw(logits[rows], numbers[rows], temperature)
+                tokens[rows], near = draw(live.logits[rows].float(), numbers[rows], temperature)
                 self.edge_draws += int(near.sum())
         return tokens
 
-    def _append(self, rows: list[_Row], live: list[int], tokens: list[int], logprobs: list[float]) -> list[bool]:
-        """Add one token to each live row; says which of them go on."""
-        for index, token, logprob in zip(live, tokens, logprobs, strict=True):
-            rows[index].tokens.append(token)
-            rows[index].logprobs.append(logprob)
-        texts = self._tokenizer.batch_decode([rows[i].tokens for i in live], skip_special_tokens=True)
-        return [self._goes_on(rows[i], text) for i, text in zip(live, texts, strict=True)]
+    def _completes_stop(self, size: int) -> torch.Tensor:
+        """Which tokens (V,) may be the one that completes a stop string: those with its last character in them.
 
-    def _goes_on(self, row: _Row, text: str) -> bool:
-        if row.tokens[-1] in self._ends:
-            row.text, row.counted = text, len(row.tokens)
-            return False
+        Characters outside ASCII may come from several tokens, so with such a stop string it is every token.
+        """
+        lasts = {s[-1] for s in self._decoding.stop}
+        if not all(c.isascii() for c in lasts):
+            return torch.ones(size, dtype=torch.bool)
+        known = min(size, len(self._tokenizer))
+        pieces = self._tokenizer.batch_decode([[i] for i in range(known)]) if lasts else []
+        found = [any(c in piece for c in lasts) for piece in pieces]
+        return torch.tensor(found + [False] * (size - len(found)))
+
+    def _close(self, said: np.ndarray, logprobs: np.ndarray, last: bool) -> Answer | None:
+        """The answer that ends with the token said last, or None where it goes on; `last`: there is no room for another token."""
+        tokens = said.tolist()
+        text = str(self._tokenizer.decode(tokens, skip_special_tokens=True))
         cuts = [at for s in self._decoding.stop if (at := text.find(s)) >= 0]
-        if not cuts:
-            return True
-        row.text, row.counted = text[: min(cuts)], self._tokens_before(row.tokens, min(cuts)) + 1
-        return False
+        if tokens[-1] in self._ends:
+            counted = len(tokens)
+        elif cuts:
+            text, counted = text[: min(cuts)], self._tokens_before(tokens, min(cuts)) + 1
+        elif last:
+            text, counted = text_of(self._tokenizer, tokens), len(tokens)
+        else:
+            return None
+        return Answer(text.strip(), float(logprobs[:counted].sum()), counted)
 
     def _tokens_before(self, tokens: list[int], characters: int) -> int:
         """How many leading tokens lie wholly before a character offset of the decoded text."""
         return max(n for n in range(len(tokens)) if len(self._tokenizer.decode(tokens[:n], skip_special_tokens=True)) <= characters)
-
-    def _close(self, row: _Row) -> Answer:
-        text = text_of(self._tokenizer, row.tokens) if row.text is None else row.text
-        counted = row.counted or len(row.tokens)
-        return Answer(text.strip(), float(sum(row.logprobs[:counted])), counted)

@@ -6,6 +6,7 @@ Refuses to know: models, text.
 """
 
 import hashlib
+import math
 
 import numpy as np
 import torch
@@ -26,9 +27,17 @@ def draw(logits: torch.Tensor, numbers: torch.Tensor, temperature: float) -> tup
     """Tokens (B,) for logits (B, V) and uniform numbers (B,): the first token whose cumulative probability exceeds the number.
 
     Also which rows (B,) drew within `EDGE` of a boundary, where rounding may decide the token.
+    The sum is formed in two steps, over chunks of the vocabulary and within the chunk that holds the number: one pass over (B, V).
     """
-    cdf = torch.softmax(logits.double() / temperature, -1).cumsum(-1)
-    cdf = cdf / cdf[:, -1:]
-    numbers = numbers.to(cdf).unsqueeze(-1)
-    tokens = (cdf <= numbers).sum(-1).clamp(max=logits.shape[-1] - 1)
-    return tokens, (cdf - numbers).abs().amin(-1) < EDGE
+    rows, vocabulary = logits.shape
+    width = math.isqrt(vocabulary - 1) + 1
+    p = torch.softmax(logits / temperature, -1)
+    p = torch.nn.functional.pad(p, (0, width * -(-vocabulary // width) - vocabulary)).view(rows, -1, width)
+    ends = p.sum(-1, dtype=torch.float64).cumsum(-1)
+    wanted = numbers.to(ends).unsqueeze(-1) * ends[:, -1:]
+    chunk = (ends <= wanted).sum(-1).clamp(max=ends.shape[-1] - 1)
+    at = torch.arange(rows, device=logits.device)
+    start = torch.where(chunk > 0, ends[at, chunk - 1], 0.0).unsqueeze(-1)
+    cdf = torch.cat([start, start + p[at, chunk].double().cumsum(-1)], -1)
+    below_end = torch.minimum(wanted, cdf[:, -1:].nextafter(torch.zeros_like(start)))  # both sums round by themselves
+    return chunk * width + (cdf[:, 1:] <= below_end).sum(-1), (cdf - wanted).abs().amin(-1) < EDGE

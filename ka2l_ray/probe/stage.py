@@ -11,6 +11,7 @@ from ka2l_ray import schema
 from ka2l_ray.active.acquire import STATES
 from ka2l_ray.artifacts import Run
 from ka2l_ray.dataflow import Stage, run_stage
+from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.loading import depth_and_width
 from ka2l_ray.probe.score import ScoreActor
 
@@ -29,6 +30,7 @@ def score(run: Run) -> dict[str, Any]:
             "prompt": config.corpus.prompt,
             "probe": run.folder / "base/search/probe",
             "with_state": with_state,
+            "limits": Limits.of(config.score.pool),
         },
         columns_in=("question",),
         columns_out=pa.schema([schema.SCORES.field("p_unknown"), *state]),

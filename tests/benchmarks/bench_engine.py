@@ -1,12 +1,14 @@
-"""`make bench`: the engine against straightforward baselines, as ratios from one run, sides interleaved.
+"""`make bench`: the engine against straightforward implementations of the published procedure, as ratios from one run.
 
-In: the shipped world model and its questions. Out: `results/engine.json` and a table. Each ratio is baseline time over ours,
-the median of `PAIRS` pairs with its range. Baselines are written as one would write them with Hugging Face's `generate`.
-Says nothing of large models: the world model is so small that Python is a good part of both sides.
+In: the model and questions of `bench_model`. Out: `results/engine.json` and a table. Sides are interleaved; each ratio is the baseline's
+time over ours, the median of `PAIRS` pairs with its range. Both sides run the same weights, questions and threads (one).
+Baselines are written as one would write them with Hugging Face: full prompts left-padded in batches of `BATCH`, `generate` for answers.
 """
 
 import json
 import platform
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,64 +17,73 @@ from typing import Any
 
 import pyarrow as pa
 import torch
+from bench_model import build, prompt, questions
+from transformers import AutoModelForCausalLM
 
 from ka2l_ray.collect.actor import CollectActor
 from ka2l_ray.config import CollectSection, ModelSection
-from ka2l_ray.corpus.prompts import encode
-from ka2l_ray.models.activations import prompt_states
-from ka2l_ray.models.loading import load_blocks, load_model, load_tokenizer
+from ka2l_ray.corpus.prompts import Prompter
+from ka2l_ray.models.activations import Encoded, pad
+from ka2l_ray.models.batching import Limits
+from ka2l_ray.models.engine import Engine
+from ka2l_ray.models.loading import load_blocks, load_tokenizer
 from ka2l_ray.models.tokens import pad_id
-from ka2l_ray.world.facts import build_world, word
-from ka2l_ray.world.pretrain import PROMPT
 
 RESULTS = Path(__file__).parent / "results" / "engine.json"
-PAIRS, QUESTIONS, BATCH, LAYER, SAMPLES, NEW_TOKENS = 5, 512, 128, 3, 10, 16
-
-
-def batches() -> list[list[str]]:
-    texts = [word(f.attribute, 0, f.person.name) for f in build_world().facts[:QUESTIONS]]
-    return [texts[i : i + BATCH] for i in range(0, len(texts), BATCH)]
+PAIRS, BATCH, SAMPLES, NEW_TOKENS = 5, 32, 10, 16
+SCORED, SAMPLED = 128, 64
+"""Questions of a round of scoring, and of collecting with samples."""
 
 
 class Sides:
     """Both sides of each comparison on the same model and questions."""
 
-    def __init__(self) -> None:
-        self.tokenizer, self.model = load_tokenizer(ModelSection()), load_model(ModelSection())
-        self.first_blocks = load_blocks(ModelSection(), LAYER)
-        self.collector = CollectActor(ModelSection(), PROMPT, CollectSection(samples=SAMPLES), [LAYER], seed=0)
-        self.batches = batches()
+    def __init__(self, folder: Path) -> None:
+        section = ModelSection(name_or_path=build(folder))
+        self.tokenizer = load_tokenizer(section)
+        self.prompts = Prompter(self.tokenizer, prompt())
+        self.texts = questions(SCORED)
+        self.model: Any = AutoModelForCausalLM.from_pretrained(folder).eval()
+        self.layer = self.model.config.num_hidden_layers // 2
+        self.scorer = Engine(load_blocks(section, self.layer), pad_id(self.tokenizer), self.prompts.shared, Limits(rows=256))
+        collect = CollectSection(samples=SAMPLES, max_new_tokens=NEW_TOKENS)
+        self.collector = CollectActor(section, prompt(), collect, [self.layer], seed=0, limits=Limits(rows=64))
 
     def score(self) -> None:
-        """Blocks 1 … l of the prompt."""
-        for batch in self.batches:
-            prompt_states(self.first_blocks, LAYER, encode(self.tokenizer, PROMPT, batch), "last", [LAYER])
-
-    @torch.inference_mode()
-    def score_published(self) -> None:
-        """Full prompt, then generation with every hidden state kept; only the prompt's are used."""
-        for batch in self.batches:
-            self._generate(batch, do_sample=False, output_hidden_states=True, return_dict_in_generate=True)
+        """Blocks 1 … l of each question's own tokens, tokenization included."""
+        self.scorer.states(self.prompts(self.texts), [self.layer])
 
     def collect(self) -> None:
         """States, the greedy answer and K samples from one pass."""
-        for n, batch in enumerate(self.batches):
-            self.collector(pa.table({"id": [f"{n}-{i}" for i in range(len(batch))], "question": batch}))
+        self.collector(pa.table({"id": [str(i) for i in range(SAMPLED)], "question": self.texts[:SAMPLED]}))
 
     @torch.inference_mode()
-    def collect_by_calls(self) -> None:
-        """A prompt pass for the states, a greedy call, then K independent sampling calls."""
-        for batch in self.batches:
-            prompt_states(self.model, self.model.config.num_hidden_layers, encode(self.tokenizer, PROMPT, batch), "last", [LAYER])
-            self._generate(batch, do_sample=False)
+    def prompt_passes(self, count: int = SCORED) -> None:
+        """The whole prompt through all layers."""
+        for batch in self._batches(count):
+            self.model(**batch.inputs(), output_hidden_states=True, use_cache=False, logits_to_keep=1)
+
+    @torch.inference_mode()
+    def published(self) -> None:
+        """Generation with every hidden state kept; only the prompt's are used."""
+        for batch in self._batches(SCORED):
+            self._generate(batch, do_sample=False, output_hidden_states=True, return_dict_in_generate=True)
+
+    @torch.inference_mode()
+    def pass_and_calls(self) -> None:
+        """A prompt pass for the states, then K independent sampling calls."""
+        self.prompt_passes(SAMPLED)
+        for batch in self._batches(SAMPLED):
             for _ in range(SAMPLES):
                 self._generate(batch, do_sample=True, temperature=1.0)
 
-    def _generate(self, batch: list[str], **options: Any) -> None:
-        encoded = encode(self.tokenizer, PROMPT, batch)
-        generate: Any = self.model.generate
-        generate(
-            input_ids=encoded.ids, attention_mask=encoded.mask, max_new_tokens=NEW_TOKENS, pad_token_id=pad_id(self.tokenizer), **options
+    def _batches(self, count: int) -> list[Encoded]:
+        rows = self.prompts(self.texts[:count])
+        return [pad(rows[i : i + BATCH], pad_id(self.tokenizer)) for i in range(0, count, BATCH)]
+
+    def _generate(self, batch: Encoded, **options: Any) -> None:
+        self.model.generate(
+            input_ids=batch.ids, attention_mask=batch.mask, max_new_tokens=NEW_TOKENS, pad_token_id=pad_id(self.tokenizer), **options
         )
 
 
@@ -82,28 +93,66 @@ def seconds(work: Callable[[], None]) -> float:
     return time.perf_counter() - started
 
 
-def compare(name: str, ours: Callable[[], None], baseline: Callable[[], None]) -> dict[str, Any]:
-    """One warm-up of each side, then pairs in turn."""
+def matrix_flops() -> float:
+    """FLOP/s of this machine's own large matrix product in float32, on the same threads."""
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    return 2 * 2048**3 / min(seconds(lambda: torch.mm(a, b)) for _ in range(3))
+
+
+def compare(name: str, ours: Callable[[], None], baseline: Callable[[], None], count: int, flop: float) -> dict[str, Any]:
+    """One warm-up of each side, then pairs in turn, each beside a matrix product; `flop` is what one round of ours has to compute."""
     ours()
     baseline()
-    pairs = [(seconds(ours), seconds(baseline)) for _ in range(PAIRS)]
-    ratios = [b / a for a, b in pairs]
+    rounds = [(seconds(ours), seconds(baseline), matrix_flops()) for _ in range(PAIRS)]
+    ratios = [b / a for a, b, _ in rounds]
+    shares = [flop / a / peak for a, _, peak in rounds]
     found = {
         "ratio": median(ratios),
         "range": [min(ratios), max(ratios)],
-        "questions_per_s": QUESTIONS / median(a for a, _ in pairs),
-        "baseline_questions_per_s": QUESTIONS / median(b for _, b in pairs),
+        "questions_per_s": count / median(a for a, _, _ in rounds),
+        "baseline_questions_per_s": count / median(b for _, b, _ in rounds),
+        "share_of_matrix_product": median(shares),
+        "matrix_gflop_per_s": median(peak for _, _, peak in rounds) / 1e9,
     }
-    print(f"{name:<60} {found['ratio']:.1f}x ({min(ratios):.1f} … {max(ratios):.1f}), {found['questions_per_s']:,.0f} questions/s")
+    print(
+        f"{name:<62} {found['ratio']:5.1f}x ({min(ratios):.1f} … {max(ratios):.1f}), {found['questions_per_s']:,.1f} questions/s, "
+        f"{found['share_of_matrix_product']:.0%} of the matrix product's FLOP/s",
+        flush=True,
+    )
     return found
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    sides = Sides()
     results: dict[str, Any] = {"command": "make bench", "machine": platform.processor() or platform.machine(), "threads": 1, "pairs": PAIRS}
-    results["score_vs_published"] = compare("scoring at the middle layer vs the published procedure", sides.score, sides.score_published)
-    results["collect_vs_calls"] = compare("states + 10 samples vs prompt pass + 11 generate calls", sides.collect, sides.collect_by_calls)
+    with tempfile.TemporaryDirectory() as folder:
+        sides = Sides(Path(folder))
+        shared, rows = len(sides.prompts.shared), sides.prompts(sides.texts)
+        own = [len(r.ids) - shared for r in rows]
+        config = sides.model.config
+        block = sum(p.numel() for p in sides.model.model.layers[0].parameters())
+        head = config.vocab_size * config.hidden_size
+        scoring = 2 * block * sides.layer * sum(own)
+        answers = SAMPLED * (1 + SAMPLES)
+        collecting = 2 * block * config.num_hidden_layers * (sum(own[:SAMPLED]) + answers * (NEW_TOKENS - 1))
+        collecting += 2 * head * (SAMPLED + answers * (NEW_TOKENS - 1))
+        results["model"] = {"parameters": sum(p.numel() for p in sides.model.parameters()), "layer": sides.layer}
+        results["tokens"] = {"prompt": sum(len(r.ids) for r in rows) / len(rows), "shared": shared, "own": sum(own) / len(own)}
+        print(json.dumps(results["tokens"]))
+        for key, name, ours, baseline, count, flop in (
+            ("score_vs_published", "scoring, middle layer vs published procedure", sides.score, sides.published, SCORED, scoring),
+            ("score_vs_prompt_pass", "scoring, middle layer vs full prompt pass alone", sides.score, sides.prompt_passes, SCORED, scoring),
+            (
+                "collect_vs_calls",
+                "states + greedy + 10 samples vs prompt pass + 10 generate calls",
+                sides.collect,
+                sides.pass_and_calls,
+                SAMPLED,
+                collecting,
+            ),
+        ):
+            if len(sys.argv) < 2 or key in sys.argv[1:]:
+                results[key] = compare(name, ours, baseline, count, flop)
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -30,7 +30,7 @@ from ka2l_ray.config import (
     Strategy,
     WorldCorpusSection,
 )
-from ka2l_ray.corpus.prompts import encode
+from ka2l_ray.corpus.prompts import Prompter
 from ka2l_ray.corpus.world import world_questions
 from ka2l_ray.decode.actor import DecodeActor
 from ka2l_ray.decode.filters import hashes, statuses
@@ -42,7 +42,9 @@ from ka2l_ray.label.actor import ClusterActor, KnowledgeActor
 from ka2l_ray.label.grading import is_correct
 from ka2l_ray.label.stage import unseen_targets
 from ka2l_ray.label.thresholds import otsu
-from ka2l_ray.models.generation import Decoding, Generator
+from ka2l_ray.models.batching import Limits
+from ka2l_ray.models.engine import Engine
+from ka2l_ray.models.generation import Answer, Decoding, Generator
 from ka2l_ray.models.loading import load_model, load_tokenizer
 from ka2l_ray.models.tokens import pad_id
 from ka2l_ray.probe.fit import LayerFit, ProbeRows, fit_layer
@@ -89,13 +91,8 @@ class Lab:
 
     def collected(self, table: pa.Table, samples: int, layers: Sequence[int], seed: int) -> dict[str, Any]:
         """Columns of the collecting actor for a whole table."""
-        actor = CollectActor(self.model_section, PROMPT, CollectSection(samples=samples), layers, seed)
-        parts = [dict(actor(table.slice(i, BATCH))) for i in range(0, table.num_rows, BATCH)]
-        columns = {
-            name: np.concatenate([matrix(p[name]) for p in parts]) if name.startswith("last_") else [v for p in parts for v in p[name]]
-            for name in parts[0]
-        }
-        return columns
+        columns = CollectActor(self.model_section, PROMPT, CollectSection(samples=samples), layers, seed, Limits(rows=BATCH))(table)
+        return {name: matrix(values) if name.startswith("last_") else values for name, values in columns.items()}
 
     def labels(self, columns: dict[str, Any], table: pa.Table) -> dict[str, Any]:
         answers = {k: v for k, v in columns.items() if not k.startswith("last_")}
@@ -157,13 +154,16 @@ class Lab:
 
     def grade(self, model: Any, rows: Sequence[dict[str, Any]]) -> list[bool]:
         """Whether the greedy answer to each row is right."""
-        generate = Generator(model, self.tokenizer, Decoding(0, 0, 1.0, 0.0, 8, PROMPT.stop))
-        right: list[bool] = []
-        for start in range(0, len(rows), BATCH):
-            part = rows[start : start + BATCH]
-            _, answers = generate([r["id"] for r in part], encode(self.tokenizer, PROMPT, [r["question"] for r in part]))
-            right += [bool(is_correct(a[0].text, r["answers"])) for a, r in zip(answers, part, strict=True)]
-        return right
+        written = self._answers(model, rows, Decoding(0, 0, 1.0, 0.0, 8, PROMPT.stop))
+        return [bool(is_correct(a[0].text, r["answers"])) for a, r in zip(written, rows, strict=True)]
+
+    def _answers(self, model: Any, rows: Sequence[dict[str, Any]], decoding: Decoding) -> list[list[Answer]]:
+        prompts = Prompter(self.tokenizer, PROMPT)
+        engine = Engine(model, pad_id(self.tokenizer), prompts.shared, Limits(rows=BATCH))
+        reading = Generator(engine, self.tokenizer, decoding)([r["id"] for r in rows], prompts([r["question"] for r in rows]))
+        if reading.failed:
+            raise next(iter(reading.failed.values()))
+        return reading.answers
 
     def generated(self, sources: Sequence[str], count: int) -> tuple[list[Example], int]:
         """The `count` kept decoded questions likeliest unknown, as examples where the world has an answer; and how many were bought."""
@@ -279,18 +279,14 @@ class Lab:
     def entropy_auroc_untouched(self, model: Any, count: int = 600) -> float | None:
         """SE AUROC against the truth of a tuned model, on probe questions, which no training ever touched."""
         table = self.tables["probe"].slice(0, count)
-        generate = Generator(model, self.tokenizer, Decoding(self.setting.seed, 10, 1.0, 0.0, 8, PROMPT.stop))
-        entropy: list[float] = []
-        for start in range(0, table.num_rows, BATCH):
-            part = table.slice(start, BATCH)
-            _, answers = generate(part["id"].to_pylist(), encode(self.tokenizer, PROMPT, part["question"].to_pylist()))
-            columns = {
-                "samples": [[a.text for a in row[1:]] for row in answers],
-                "sample_logprobs": [[a.logprob for a in row[1:]] for row in answers],
-                "greedy": [row[0].text for row in answers],
-                "greedy_logprob": [row[0].logprob for row in answers],
-                "answers": part["answers"],
-            }
-            entropy += ClusterActor()(pa.table(columns))["entropy_nats"]
+        answers = self._answers(model, table.to_pylist(), Decoding(self.setting.seed, 10, 1.0, 0.0, 8, PROMPT.stop))
+        columns = {
+            "samples": [[a.text for a in row[1:]] for row in answers],
+            "sample_logprobs": [[a.logprob for a in row[1:]] for row in answers],
+            "greedy": [row[0].text for row in answers],
+            "greedy_logprob": [row[0].logprob for row in answers],
+            "answers": table["answers"],
+        }
+        entropy = ClusterActor()(pa.table(columns))["entropy_nats"]
         unseen = unseen_targets(table["truth"])
         return auroc(unseen[unseen >= 0], np.array(entropy)[unseen >= 0])

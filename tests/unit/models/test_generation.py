@@ -1,14 +1,17 @@
 """Generation: the same answers as a loop written by hand without cache or batches, cut and counted where they stop."""
 
 import random
+import re
 
 import numpy as np
 import pytest
 import torch
 
 from ka2l_ray.config import PromptSection
-from ka2l_ray.corpus.prompts import encode
+from ka2l_ray.corpus.prompts import Prompter, encode
 from ka2l_ray.models.activations import prompt_states
+from ka2l_ray.models.batching import Limits
+from ka2l_ray.models.engine import Engine
 from ka2l_ray.models.generation import Decoding, Generator
 from ka2l_ray.models.sampling import uniforms
 
@@ -23,19 +26,23 @@ def decoding(**changes):
     )
 
 
+def generator_of(model, tokenizer, settings, batch_rows=8):
+    """A generator, and what makes its prompts."""
+    prompts = Prompter(tokenizer, PromptSection())
+    engine = Engine(model, tokenizer.pad_token_id, prompts.shared, Limits(rows=batch_rows))
+    return Generator(engine, tokenizer, settings), prompts
+
+
 @pytest.fixture
 def answers(tokenizer):
     """Answers of a model by question id, for any batch of questions."""
 
     def answers(model, settings, rows=(0, 1, 2, 3, 4), batch_rows=8):
-        found = {}
-        generator = Generator(model, tokenizer, settings)
-        for start in range(0, len(rows), batch_rows):
-            part = rows[start : start + batch_rows]
-            ids = [IDS[i] for i in part]
-            _, lists = generator(ids, encode(tokenizer, PromptSection(), [QUESTIONS[i] for i in part]))
-            found |= dict(zip(ids, lists, strict=True))
-        return found
+        generator, prompts = generator_of(model, tokenizer, settings, batch_rows)
+        ids = [IDS[i] for i in rows]
+        reading = generator(ids, prompts([QUESTIONS[i] for i in rows]))
+        assert reading.failed == {}
+        return dict(zip(ids, reading.answers, strict=True))
 
     return answers
 
@@ -117,7 +124,8 @@ def test_without_samples_there_is_the_greedy_answer_alone(llama, answers):
 
 def test_states_come_from_the_same_pass(model, tokenizer):
     encoded = encode(tokenizer, PromptSection(), QUESTIONS)
-    states, _ = Generator(model, tokenizer, decoding())(IDS, encoded, [0, 2, 3], ["last", "mean"])
+    generator, prompts = generator_of(model, tokenizer, decoding())
+    states = generator(IDS, prompts(QUESTIONS), [0, 2, 3], ["last", "mean"]).states
     assert set(states) == {(p, layer) for p in ("last", "mean") for layer in (0, 2, 3)}
     for (position, layer), values in states.items():
         expected = prompt_states(model, 3, encoded, position, [layer])[layer].numpy()
@@ -128,10 +136,8 @@ def test_states_come_from_the_same_pass(model, tokenizer):
 def said(scripted, tokenizer, text, stop, max_new_tokens=STEPS, sure=60.0):
     """The answers to two questions of a model that says `text`."""
     settings = decoding(samples=2, stop=stop, max_new_tokens=max_new_tokens)
-    _, answers = Generator(scripted(text, sure), tokenizer, settings)(
-        ["a", "b"], encode(tokenizer, PromptSection(), ["Who?", "Where is it?"])
-    )
-    (first, *others) = [a for row in answers for a in row]
+    generator, prompts = generator_of(scripted(text, sure), tokenizer, settings)
+    (first, *others) = [a for row in generator(["a", "b"], prompts(["Who?", "Where is it?"])).answers for a in row]
     assert all(a == first for a in others)
     assert len(others) == 5
     return first
@@ -175,11 +181,12 @@ def test_the_log_probability_ends_with_the_tokens_counted(scripted, tokenizer):
 @pytest.mark.parametrize(("steps", "fits"), [(64 - 6, True), (64 - 5, False)])
 def test_a_prompt_that_leaves_no_room_is_refused(scripted, tokenizer, steps, fits):
     """The prompt has 6 tokens, the model a context of 64."""
-    encoded = encode(tokenizer, PromptSection(), ["Where"])
-    assert encoded.ids.shape == (1, 6)
-    generator = Generator(scripted(" x"), tokenizer, decoding(max_new_tokens=steps))
+    generator, prompts = generator_of(scripted(" x"), tokenizer, decoding(max_new_tokens=steps))
+    (prompt,) = prompts(["Where"])
+    assert len(prompt.ids) == 6
+    reading = generator(["a"], [prompt])
     if fits:
-        generator(["a"], encoded)
+        assert len(reading.answers[0]) == 5
     else:
-        with pytest.raises(ValueError, match=rf"prompt of 6 tokens \+ {steps} new ones exceed the model's context of 64"):
-            generator(["a"], encoded)
+        assert reading.answers == [[]]
+        assert re.fullmatch(rf"prompt of 6 tokens \+ {steps} new ones exceed the model's context of 64", str(reading.failed[0]))

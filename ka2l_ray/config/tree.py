@@ -23,7 +23,8 @@ from ka2l_ray.config.subject import CorpusSection, ModelSection, RaySection, Run
 NO_RESULTS = {
     *(f"{stage}.pool" for stage in ("collect", "score", "decode", "evaluate")),
     *("ray", "report", "run.storage", "search.cpus"),
-    *(f"finetune.{name}" for name in ("cpus_per_worker", "checkpoint_every_steps", "max_failures", "tensorboard")),
+    *(f"finetune.{name}" for name in ("cpus_per_worker", "checkpoint_every_steps", "max_failures")),
+    *(f"finetune.{name}" for name in ("evaluate_every_epochs", "evaluate_rows", "merge", "tensorboard")),
     *(f"annotate.endpoint.{name}" for name in ("concurrency", "requests_per_s", "timeout_s", "retries", "backoff_s", "key_variable")),
 }
 """Sections and fields that change no number: a run may be continued with other values."""

@@ -23,7 +23,7 @@ from ka2l_ray.artifacts import Folder
 from ka2l_ray.config import FinetuneSection, LoraSection, ReplaySection
 from ka2l_ray.dataflow import StageError
 from ka2l_ray.finetune.deepspeed import BETAS, rate
-from ka2l_ray.finetune.examples import collate, epoch_batches, replayed_rows, tokenize
+from ka2l_ray.finetune.examples import collate, epoch_batches, replayed_rows, tokenize_all
 from ka2l_ray.finetune.export import logits_of
 from ka2l_ray.finetune.job import Job, read_examples
 from ka2l_ray.finetune.losses import answer_loss, kl_to_base
@@ -56,7 +56,8 @@ def section(stage: Any, mode: Any, **fields: Any) -> FinetuneSection:
 
 def plain_training(given: Job) -> tuple[list[float], Any]:
     """The same global batches in one process: no DeepSpeed, no Ray, no micro-batches. Losses, and the model that they lead to."""
-    tune, tokenizer, examples = given.finetune, load_tokenizer(given.model), read_examples(given.examples)
+    tune, tokenizer = given.finetune, load_tokenizer(given.model)
+    examples = tokenize_all(tokenizer, given.prompt, read_examples(given.examples))
     torch.manual_seed(given.seed)
     model, base = trainable_model(given), load_model(given.model)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -64,7 +65,7 @@ def plain_training(given: Job) -> tuple[list[float], Any]:
     steps = tune.epochs * math.ceil(len(examples) / tune.batch_rows)
     losses = []
     for epoch in range(tune.epochs):
-        for batch in epoch_batches(examples, tokenizer, given.prompt, tune.batch_rows, given.seed, epoch, tune.group_by_length):
+        for batch in epoch_batches(examples, tune.batch_rows, given.seed, epoch, tune.group_by_length):
             for group in optimizer.param_groups:
                 group["lr"] = tune.learning_rate * rate(len(losses), steps, tune.warmup_share, tune.schedule)
             inputs = collate(batch, pad_id(tokenizer))
@@ -86,8 +87,8 @@ def plain_training(given: Job) -> tuple[list[float], Any]:
 
 def some_inputs(given: Job) -> dict[str, torch.Tensor]:
     tokenizer = load_tokenizer(given.model)
-    rows = [tokenize(tokenizer, given.prompt, e.question, e.answers[0]) for e in read_examples(given.examples)[:6]]
-    return {k: v for k, v in collate(rows, pad_id(tokenizer)).items() if k != "labels"}
+    rows = tokenize_all(tokenizer, given.prompt, read_examples(given.examples)[:6])
+    return {k: v for k, v in collate([answers[0] for answers in rows], pad_id(tokenizer)).items() if k != "labels"}
 
 
 @pytest.fixture(scope="module")

@@ -218,23 +218,28 @@ def wait_for(ready: Callable[[], bool], driver: subprocess.Popen[bytes], timeout
 
 
 def test_a_torn_list_of_checkpoints_costs_no_whole_checkpoint(tmp_path: Path) -> None:
-    """A driver killed while Ray Train wrote its list: the newest checkpoint with all files of both ranks counts."""
+    """A driver killed while Ray Train wrote its list, and again before the next list: the newest checkpoint with all files of both ranks
+    counts."""
     given = job(tmp_path, section(2, "full"))
     folder = given.checkpoints / NAME
+    assert fallback(given, folder) is None, "no checkpoint: a fresh training"
     for step, ranks in ((7, (0, 1)), (14, (0, 1)), (21, (0,))):
         for rank in ranks:
             (folder / f"step_{step:08d}/rank_{rank:03d}.json").write_json({})
             (folder / f"step_{step:08d}/rank_{rank:03d}.safetensors").write_bytes(save({"x": torch.ones(3)}))
     snapshot = folder / SNAPSHOT
-    assert fallback(given, folder) is None, "no list: a fresh training"
     whole = json.dumps({"checkpoint_results": [{"checkpoint_dir_name": "step_00000014"}]})
     snapshot.write_bytes(whole.encode())
     assert fallback(given, folder) is None, "Ray Train restores what it lists"
     snapshot.write_bytes(whole[:-9].encode())
-    found = fallback(given, folder)
-    assert found is not None
-    assert found.path.endswith("step_00000014")
-    assert not snapshot.exists(), "Ray Train would fail on it"
+    for _ in range(2):
+        found = fallback(given, folder)
+        assert found is not None
+        assert found.path.endswith("step_00000014")
+        assert not snapshot.exists(), "Ray Train would fail on it"
+    (folder / "step_00000014").delete()
+    (folder / "step_00000007").delete()
+    assert fallback(given, folder) is None, "none is whole: a fresh training"
 
 
 def test_what_would_fail_again_is_not_tried_again(tmp_path: Path) -> None:

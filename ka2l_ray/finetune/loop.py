@@ -112,7 +112,7 @@ def _train(
             if folder is not None:
                 history = read_state(folder, engine, stepper.rank, belongs)
     recorder = Recorder(job, steps, len(history.losses)) if stepper.rank == 0 else None
-    per_epoch, seconds = steps // job.finetune.epochs, []
+    per_epoch, evaluate_every, seconds = steps // job.finetune.epochs, job.finetune.evaluate_every_epochs, []
     for epoch, batch in _batches(job, examples, len(history.losses), per_epoch):
         started, learning_rate = time.perf_counter(), engine.get_lr()[0]
         loss, kl = stepper.step(batch)
@@ -121,7 +121,7 @@ def _train(
         history.kl.append(kl)
         step = len(history.losses)
         _refuse_unless_finite(loss, kl, step, learning_rate)
-        if (epoch_ends := step % per_epoch == 0) and evaluation and (epoch + 1) % job.finetune.evaluate_every_epochs == 0:
+        if (epoch_ends := step % per_epoch == 0) and evaluation and evaluate_every and (epoch + 1) % evaluate_every == 0:
             history.evaluations.append({"epoch": epoch + 1, "step": step} | stepper.evaluate(evaluation))
         if recorder is not None:
             recorder.step(history, epoch + 1, learning_rate, epoch_ends)

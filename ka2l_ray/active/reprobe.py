@@ -53,7 +53,10 @@ def reprobe(a_round: Round) -> dict[str, Any]:
 
 
 def own_run(a_round: Round) -> Run:
-    """The run folder of a round's own model: the same configuration, questions by reference, another model."""
+    """The run folder of a round's own model: the same configuration, questions by reference, another model.
+
+    `model.adapter` holds one folder: `Config` refuses a LoRA adapter trained on top of another there.
+    """
     config, folder = a_round.run.config, a_round.folder / "reprobe"
     model = config.model.model_copy(update={"adapter": (a_round.folder / "finetune/model").uri})
     run = Run(folder, config.model_copy(update={"model": model}))

@@ -120,7 +120,8 @@ def _watched(a_round: Round) -> Table | None:
     if not run.config.finetune.evaluate_every_epochs:
         return None
     if not table.is_done:
-        rows = (r for batch in run.table("questions").batches(["id", "question", "answers"], part="eval") for r in batch.to_pylist())
+        batches = run.table("questions").batches(["id", "question", "answers"], part="eval")
+        rows = (r for batch in batches for r in batch.to_pylist() if r["answers"])
         watched = heapq.nsmallest(run.config.finetune.evaluate_rows, rows, key=lambda r: unit("watched", r["id"]))
         table.write(
             (None, pa.Table.from_pylist(watched, schema=pa.schema([schema.QUESTIONS.field(n) for n in ("id", "question", "answers")])))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, model_validator
 
 from ka2l_ray.config.base import ConfigError, Section
 from ka2l_ray.config.finetuning import FinetuneSection
@@ -23,7 +23,8 @@ from ka2l_ray.config.subject import CorpusSection, ModelSection, RaySection, Run
 NO_RESULTS = {
     *(f"{stage}.pool" for stage in ("collect", "score", "decode", "evaluate")),
     *("ray", "report", "run.storage", "search.cpus"),
-    *(f"finetune.{name}" for name in ("cpus_per_worker", "checkpoint_every_steps", "max_failures", "tensorboard")),
+    *(f"finetune.{name}" for name in ("cpus_per_worker", "checkpoint_every_steps", "max_failures")),
+    *(f"finetune.{name}" for name in ("evaluate_every_epochs", "evaluate_rows", "merge", "tensorboard")),
     *(f"annotate.endpoint.{name}" for name in ("concurrency", "requests_per_s", "timeout_s", "retries", "backoff_s", "key_variable")),
 }
 """Sections and fields that change no number: a run may be continued with other values."""
@@ -53,6 +54,15 @@ class Config(Section):
     active: ActiveSection = ActiveSection()
     evaluate: EvaluateSection = EvaluateSection()
     report: ReportSection = ReportSection()
+
+    @model_validator(mode="after")
+    def _one_adapter(self) -> "Config":
+        if self.active.reprobe and self.finetune.mode == "lora" and self.model.adapter is not None:
+            raise ValueError(
+                "active.reprobe: true with finetune.mode: lora needs model.adapter: null, for a round's own adapter takes its place; "
+                "merge it into the model that model.name_or_path names, or set finetune.mode: full"
+            )
+        return self
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -97,7 +107,10 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 
 def _explain(source: str, error: Any) -> str:
-    """One line for one pydantic error: file, dotted field, bad value, what is allowed, nearest name for a typo."""
+    """One line for one pydantic error: file, dotted field, bad value, what is allowed, nearest name for a typo.
+
+    What contradicts itself across sections has no field of its own; its message names them.
+    """
     fields, siblings = _walk(error["loc"])
     dotted = ".".join(fields)
     if error["type"] == "extra_forbidden":
@@ -106,7 +119,7 @@ def _explain(source: str, error: Any) -> str:
         return f"{source}: `{dotted}` is not a known field; {hint}"
     message = error["msg"].removeprefix("Value error, ").replace("Input should", "should")
     value = "" if isinstance(error["input"], (dict, BaseModel)) else f" = {_USER_PART.sub('//…@', repr(error['input']))}"
-    return f"{source}: `{dotted}`{value}: {message}"
+    return f"{source}: `{dotted}`{value}: {message}" if fields else f"{source}: {message}"
 
 
 _USER_PART = re.compile(r"//[^/\s]*@")

@@ -26,7 +26,7 @@ ZERO_KEYS = {
     3: ("optimizer_state_dict", "fp32_flat_groups"),
 }
 """Where ZeRO's state dict holds the wrapped AdamW's state and this rank's master weights."""
-RECORD_ONLY = (*(n.removeprefix("finetune.") for n in NO_RESULTS), "evaluate_every_epochs", "evaluate_rows", "merge")
+RECORD_ONLY = {n.removeprefix("finetune.") for n in NO_RESULTS if n.startswith("finetune.")}
 """Fields of `finetune` that may change between attempts."""
 
 

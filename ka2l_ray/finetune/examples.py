@@ -4,7 +4,7 @@ In: rows (question, answers), a tokenizer. Out: deterministic global batches, sl
 Refuses to know: DeepSpeed, Ray, where rows come from. Every rank draws the same permutation, so slices never overlap.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -50,35 +50,32 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, prompt: PromptSection, question
     return Tokens([*whole, end_id(tokenizer)], shared)
 
 
+def tokenize_all(tokenizer: PreTrainedTokenizerBase, prompt: PromptSection, examples: Iterable[Example]) -> list[list[Tokens]]:
+    """Per example the tokens of each of its answers: once for a training, however many epochs it takes."""
+    return [[replace(tokenize(tokenizer, prompt, e.question, a), replayed=e.replayed) for a in e.answers] for e in examples]
+
+
 def epoch_batches(
-    examples: Sequence[Example],
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: PromptSection,
-    batch_rows: int,
-    seed: int,
-    epoch: int,
-    group_by_length: bool = False,
+    rows: Sequence[Sequence[Tokens]], batch_rows: int, seed: int, epoch: int, group_by_length: bool = False
 ) -> Iterator[list[Tokens]]:
-    """Global batches of an epoch, permuted by (seed, epoch); `group_by_length` fills each with rows of like length."""
+    """Global batches of an epoch from each example's answers, permuted by (seed, epoch); `group_by_length` fills each with rows of like
+    length."""
     rng = np.random.default_rng([seed, epoch])
-    rows = [_tokens(tokenizer, prompt, examples[i], epoch) for i in rng.permutation(len(examples))]
-    batches = [rows[i : i + batch_rows] for i in range(0, len(rows), batch_rows)]
-    if group_by_length:
-        batches = by_length(rows, batch_rows, rng)
-    yield from batches
+    shown = [rows[i][epoch % len(rows[i])] for i in rng.permutation(len(rows))]
+    yield from by_length(shown, batch_rows, rng) if group_by_length else in_order(shown, batch_rows)
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase, prompt: PromptSection, example: Example, epoch: int) -> Tokens:
-    return replace(tokenize(tokenizer, prompt, example.question, example.answers[epoch % len(example.answers)]), replayed=example.replayed)
+def in_order(rows: list[Tokens], size: int) -> list[list[Tokens]]:
+    """Cut rows into parts of `size`; the last may be shorter."""
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
 
 
 def by_length(rows: list[Tokens], batch_rows: int, rng: np.random.Generator) -> list[list[Tokens]]:
     """Cut windows of the shuffled rows, sort each by length, cut steps from it, and shuffle the steps; every row stays once."""
     window = batch_rows * LENGTH_WINDOW_STEPS
     batches: list[list[Tokens]] = []
-    for start in range(0, len(rows), window):
-        part = sorted(rows[start : start + window], key=lambda r: len(r.ids))
-        batches += [part[i : i + batch_rows] for i in range(0, len(part), batch_rows)]
+    for part in in_order(rows, window):
+        batches += in_order(sorted(part, key=lambda r: len(r.ids)), batch_rows)
     return [batches[i] for i in rng.permutation(len(batches))]
 
 

@@ -5,7 +5,6 @@ Under ZeRO-3 weights are gathered on every rank, one tensor at a time; rank 0 al
 whole and to reload to the logits that the trained model gives. Refuses to know: Ray, losses, checkpoints.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
 from ka2l_ray.finetune.job import Job, Refusal
-from ka2l_ray.models.loading import load_model
+from ka2l_ray.models.loading import load_model, with_adapter
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 """Largest difference of a reloaded model's logits, as a share of the largest logit: float32 rounding; a few bfloat16 ulps, for merged
@@ -72,30 +71,24 @@ def check_adapter(folder: Path, state: dict[str, torch.Tensor]) -> None:
 def export(job: Job, scratch: Path, tokenizer: PreTrainedTokenizerBase, sample: dict[str, torch.Tensor], expected: torch.Tensor) -> None:
     """On rank 0, with the engine gone: reload what is in `scratch`, merge on request, then upload. Raises `Refusal` where logits differ."""
     if job.finetune.mode == "full":
-        _check("model", lambda: load_model(job.trained, adapter=str(scratch)), sample, expected)
+        _check("model", load_model(job.trained, str(scratch)), sample, expected)
     else:
-        _check("adapter", lambda: _with_adapter(job, scratch), sample, expected)
-    if job.finetune.merge:
-        merged = scratch / "merged"
-        load_model(job.trained, adapter=str(scratch)).save_pretrained(merged)
-        tokenizer.save_pretrained(merged)
-        _check("merged model", lambda: load_model(job.trained, adapter=str(merged)), sample, expected)
-        job.merged.delete()
-        merged.rename(moved := scratch.with_name(f"{scratch.name}-merged"))
-        job.merged.upload(moved)
+        adapted = with_adapter(load_model(job.trained), str(scratch))
+        _check("adapter", adapted, sample, expected)
+        if job.finetune.merge:
+            merged = scratch.with_name("merged")
+            adapted.merge_and_unload().save_pretrained(merged)
+            tokenizer.save_pretrained(merged)
+            del adapted  # the merged model may need its memory
+            _check("merged model", load_model(job.trained, str(merged)), sample, expected)
+            job.merged.delete()
+            job.merged.upload(merged)
     job.output.delete()
     job.output.upload(scratch)
 
 
-def _with_adapter(job: Job, folder: Path) -> Any:
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(load_model(job.trained), str(folder))
-
-
-def _check(what: str, load: Callable[[], Any], sample: dict[str, torch.Tensor], expected: torch.Tensor) -> None:
-    again = load()
-    allowed = TOLERANCE[next(again.parameters()).dtype] * float(expected.abs().max())
-    gap = float((logits_of(again, sample) - expected).abs().max())
+def _check(what: str, model: Any, sample: dict[str, torch.Tensor], expected: torch.Tensor) -> None:
+    allowed = TOLERANCE[next(model.parameters()).dtype] * float(expected.abs().max())
+    gap = float((logits_of(model, sample) - expected).abs().max())
     if not gap <= allowed:
         raise Refusal(f"the saved {what} does not reload to the same logits: largest difference {gap:.3g}, allowed {allowed:.3g}")

@@ -7,8 +7,6 @@ Refuses to know: Ray, DeepSpeed, how a model is trained.
 import posixpath
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.config import FinetuneSection, ModelSection, PromptSection
 from ka2l_ray.finetune.examples import Example
@@ -22,7 +20,7 @@ class Refusal(RuntimeError):
 class Job:
     """Everything a worker needs; small enough to travel.
 
-    `evaluation` has `id`, `question` and gold `answers`; at most `finetune.evaluate_rows` of its rows are used, and only for the record.
+    `evaluation` has `id`, `question` and gold `answers`, at least one a row; it is used for the record only.
     """
 
     model: ModelSection
@@ -73,9 +71,8 @@ def read_examples(table: Table) -> list[Example]:
 
 
 def read_evaluation(job: Job) -> list[Example]:
-    """Up to `evaluate_rows` questions with their first gold answer, drawn by seed; none where nothing is evaluated."""
-    if job.evaluation is None or not job.finetune.evaluate_every_epochs:
+    """The questions to evaluate on with their first gold answer, ordered by id; none without a table."""
+    if job.evaluation is None:
         return []
-    rows = [r for r in job.evaluation.read(["id", "question", "answers"]).sort_by("id").to_pylist() if r["answers"]]
-    chosen = np.random.default_rng([job.seed, len(rows)]).permutation(len(rows))[: job.finetune.evaluate_rows]
-    return [Example(rows[i]["question"], (rows[i]["answers"][0],)) for i in sorted(chosen)]
+    rows = job.evaluation.read(["id", "question", "answers"]).sort_by("id").to_pylist()
+    return [Example(r["question"], (r["answers"][0],)) for r in rows]

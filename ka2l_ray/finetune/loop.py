@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ka2l_ray.finetune.checkpoints import History, identity, read_state, write_state
 from ka2l_ray.finetune.deepspeed import deepspeed_config, rate
-from ka2l_ray.finetune.examples import Example, Tokens, collate, epoch_batches, tokenize
+from ka2l_ray.finetune.examples import Tokens, collate, epoch_batches, tokenize_all
 from ka2l_ray.finetune.export import export, gathered, logits_of, write_model
 from ka2l_ray.finetune.job import Job, Refusal, read_evaluation, read_examples
 from ka2l_ray.finetune.model import frozen_base, trainable_model
@@ -53,14 +53,15 @@ def train_rank(job: Job, rank: int, world_size: int, checkpoints: Checkpoints | 
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
         torch.set_num_threads(max(1, int(job.finetune.cpus_per_worker)))
-    examples, tokenizer = read_examples(job.examples), load_tokenizer(job.model)
+    tokenizer = load_tokenizer(job.model)
+    examples = tokenize_all(tokenizer, job.prompt, read_examples(job.examples))
     steps = job.finetune.epochs * math.ceil(len(examples) / job.finetune.batch_rows)
     torch.manual_seed(job.seed)
     stepper = Stepper(job, _engine(job, steps), frozen_base(job), pad_id(tokenizer), rank, world_size)
     torch.manual_seed(job.seed + 1 + rank)  # dropout differs between ranks
-    history, seconds = _train(stepper, examples, tokenizer, steps, checkpoints)
-    rows = [tokenize(tokenizer, job.prompt, e.question, e.answers[0]) for e in examples[:SAMPLE_ROWS]]
-    sample = {k: v for k, v in collate(rows, pad_id(tokenizer)).items() if k != "labels"}
+    evaluation = [answers[0] for answers in tokenize_all(tokenizer, job.prompt, read_evaluation(job))]
+    history, seconds = _train(stepper, examples, evaluation, steps, checkpoints)
+    sample = {k: v for k, v in collate([a[0] for a in examples[:SAMPLE_ROWS]], pad_id(tokenizer)).items() if k != "labels"}
     with tempfile.TemporaryDirectory(prefix="ka2l-save-") as scratch:
         folder = Path(scratch) / "model"
         expected = _write(stepper, tokenizer, sample, folder)
@@ -101,7 +102,7 @@ def _engine(job: Job, steps: int) -> Any:
 
 
 def _train(
-    stepper: Stepper, examples: list[Example], tokenizer: Any, steps: int, checkpoints: Checkpoints | None
+    stepper: Stepper, examples: list[list[Tokens]], evaluation: list[Tokens], steps: int, checkpoints: Checkpoints | None
 ) -> tuple[History, list[float]]:
     """Steps from the last checkpoint on; also the seconds that each step of this attempt took."""
     job, engine, history = stepper.job, stepper.engine, History()
@@ -110,10 +111,9 @@ def _train(
         with checkpoints.latest() as folder:
             if folder is not None:
                 history = read_state(folder, engine, stepper.rank, belongs)
-    evaluation = [tokenize(tokenizer, job.prompt, e.question, e.answers[0]) for e in read_evaluation(job)]
     recorder = Recorder(job, steps, len(history.losses)) if stepper.rank == 0 else None
-    per_epoch, seconds = steps // job.finetune.epochs, []
-    for epoch, batch in _batches(job, examples, tokenizer, len(history.losses), per_epoch):
+    per_epoch, evaluate_every, seconds = steps // job.finetune.epochs, job.finetune.evaluate_every_epochs, []
+    for epoch, batch in _batches(job, examples, len(history.losses), per_epoch):
         started, learning_rate = time.perf_counter(), engine.get_lr()[0]
         loss, kl = stepper.step(batch)
         seconds.append(time.perf_counter() - started)
@@ -121,7 +121,7 @@ def _train(
         history.kl.append(kl)
         step = len(history.losses)
         _refuse_unless_finite(loss, kl, step, learning_rate)
-        if (epoch_ends := step % per_epoch == 0) and evaluation and (epoch + 1) % job.finetune.evaluate_every_epochs == 0:
+        if (epoch_ends := step % per_epoch == 0) and evaluation and evaluate_every and (epoch + 1) % evaluate_every == 0:
             history.evaluations.append({"epoch": epoch + 1, "step": step} | stepper.evaluate(evaluation))
         if recorder is not None:
             recorder.step(history, epoch + 1, learning_rate, epoch_ends)
@@ -135,11 +135,11 @@ def _train(
     return history, seconds
 
 
-def _batches(job: Job, examples: list[Example], tokenizer: Any, done: int, per_epoch: int) -> Iterator[tuple[int, list[Tokens]]]:
+def _batches(job: Job, examples: list[list[Tokens]], done: int, per_epoch: int) -> Iterator[tuple[int, list[Tokens]]]:
     """(epoch, global batch) from step `done` on."""
     tune = job.finetune
     for epoch in range(done // per_epoch, tune.epochs):
-        batches = epoch_batches(examples, tokenizer, job.prompt, tune.batch_rows, job.seed, epoch, tune.group_by_length)
+        batches = epoch_batches(examples, tune.batch_rows, job.seed, epoch, tune.group_by_length)
         for place, batch in enumerate(batches):
             if epoch * per_epoch + place >= done:
                 yield epoch, batch

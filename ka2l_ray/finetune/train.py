@@ -115,24 +115,30 @@ class RayCheckpoints:
 
 
 def fallback(job: Job, folder: Folder) -> Folder | None:
-    """The newest whole checkpoint where Ray Train's list of them is torn; None where the list is good or there is none.
+    """The newest whole checkpoint where Ray Train has no good list of them; None where it has one, or no checkpoint is whole.
 
-    A torn list is deleted, for Ray Train fails on it.
+    A torn list is deleted, for Ray Train fails on it; until the next checkpoint is listed there is none.
     """
-    snapshot = folder / SNAPSHOT
-    if not snapshot.exists():
+    if _has_good_list(folder):
         return None
-    try:
-        listed = [c["checkpoint_dir_name"] for c in json.loads(snapshot.read_bytes())["checkpoint_results"]]
-        if all((folder / name).exists() for name in listed):
-            return None
-    except (ValueError, KeyError, TypeError):
-        pass  # torn
-    snapshot.delete()
-    for name in sorted((n for n in folder.names(files_only=False) if n.startswith("step_")), reverse=True):
+    (folder / SNAPSHOT).delete()
+    steps = sorted((n for n in folder.names(files_only=False) if n.startswith("step_")), reverse=True)
+    for name in steps:
         with (folder / name).local() as local:
             if is_whole(Path(local), job.finetune.workers):
                 log.info("%-10s Ray Train's list of checkpoints is torn: going on from %s", "finetune", name)
                 return folder / name
-    log.info("%-10s Ray Train's list of checkpoints is torn and none is whole: starting again", "finetune")
+    if steps:
+        log.info("%-10s Ray Train's list of checkpoints is torn and none is whole: starting again", "finetune")
     return None
+
+
+def _has_good_list(folder: Folder) -> bool:
+    """Whether Ray Train's list is there and uncut, and every checkpoint that it names is there."""
+    if not (snapshot := folder / SNAPSHOT).exists():
+        return False
+    try:
+        listed = [c["checkpoint_dir_name"] for c in json.loads(snapshot.read_bytes())["checkpoint_results"]]
+    except (ValueError, KeyError, TypeError):
+        return False
+    return all((folder / name).exists() for name in listed)

@@ -16,6 +16,8 @@ from ka2l_ray.models.activations import blocks
 
 ASSETS = Path(__file__).parent.parent / "world" / "assets"
 WORLD_MODEL = ASSETS / "model"
+PEFT_CONFIG = "adapter_config.json"
+"""The file that tells a PEFT adapter from a full model."""
 
 
 def model_path(model: ModelSection) -> str:
@@ -41,21 +43,24 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
 
 
 def load_model(model: ModelSection, adapter: str | None = None) -> PreTrainedModel:
-    """The whole model with its LM head; `adapter` is a local folder with fine-tuned weights (a PEFT adapter or a full model),
-    which takes the place of `model.adapter`."""
+    """The whole model with its LM head; `adapter` is a local folder with weights tuned from it: a PEFT adapter is merged on top of
+    `model.adapter`, for it was trained there; a full model takes the place of everything."""
+    if adapter is not None and (Path(adapter) / PEFT_CONFIG).exists():
+        return _placed(with_adapter(load_model(model), adapter).merge_and_unload())
     if adapter is None and model.adapter is not None:
         with Folder.of(model.adapter).local() as folder:
-            return load_model(model, folder)
-    path = adapter if adapter and not (Path(adapter) / "adapter_config.json").exists() else model_path(model)
-    source = _source(model) if path == model_path(model) else {}
-    loaded = AutoModelForCausalLM.from_pretrained(path, dtype=_dtype(model), use_safetensors=True, **source)
-    if adapter and path != adapter:
-        from peft import PeftModel
+            return load_model(model.model_copy(update={"adapter": None}), folder)
+    path, source = (model_path(model), _source(model)) if adapter is None else (adapter, {})
+    return _placed(AutoModelForCausalLM.from_pretrained(path, dtype=_dtype(model), use_safetensors=True, **source))
 
-        if not (Path(adapter) / "adapter_model.safetensors").exists():
-            raise ValueError(f"{adapter}: holds no adapter_model.safetensors; pickles are not read")
-        loaded = PeftModel.from_pretrained(loaded, adapter).merge_and_unload()
-    return _placed(loaded)
+
+def with_adapter(model: PreTrainedModel, folder: str) -> Any:
+    """A PEFT adapter on a loaded model, not merged yet. Raises `ValueError` for weights in a pickle."""
+    from peft import PeftModel
+
+    if not (Path(folder) / "adapter_model.safetensors").exists():
+        raise ValueError(f"{folder}: holds no adapter_model.safetensors; pickles are not read")
+    return PeftModel.from_pretrained(model, folder)
 
 
 def load_blocks(model: ModelSection, layers: int) -> PreTrainedModel:

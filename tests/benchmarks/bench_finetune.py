@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.config import Config, FinetuneSection, ModelSection, PromptSection, ReplaySection
 from ka2l_ray.finetune.deepspeed import BETAS, accumulation, micro_rows, rate
-from ka2l_ray.finetune.examples import collate, epoch_batches, micro_batches
+from ka2l_ray.finetune.examples import collate, epoch_batches, micro_batches, tokenize_all
 from ka2l_ray.finetune.job import Job, read_examples
 from ka2l_ray.finetune.losses import answer_loss
 from ka2l_ray.finetune.model import trainable_model
@@ -71,12 +71,13 @@ def ddp_rank(rank: int, port: int, job: Job, out: str) -> None:
     torch.set_num_threads(1)
     tune, world_size = job.finetune, job.finetune.workers
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
-    tokenizer, examples = load_tokenizer(job.model), read_examples(job.examples)
+    tokenizer = load_tokenizer(job.model)
+    examples = tokenize_all(tokenizer, job.prompt, read_examples(job.examples))
     torch.manual_seed(job.seed)
     model = DistributedDataParallel(trainable_model(job))
     optimizer = torch.optim.AdamW(model.parameters(), lr=tune.learning_rate, betas=BETAS, weight_decay=tune.weight_decay)
     steps, losses, seconds = len(examples) // tune.batch_rows, [], []
-    for batch in epoch_batches(examples, tokenizer, job.prompt, tune.batch_rows, job.seed, 0):
+    for batch in epoch_batches(examples, tune.batch_rows, job.seed, 0):
         started = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = tune.learning_rate * rate(len(losses), steps, tune.warmup_share, tune.schedule)

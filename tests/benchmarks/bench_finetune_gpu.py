@@ -23,7 +23,7 @@ from transformers import LlamaConfig
 from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.config import FinetuneSection, ModelSection, PromptSection, ReplaySection
 from ka2l_ray.finetune.deepspeed import BETAS
-from ka2l_ray.finetune.examples import collate, epoch_batches
+from ka2l_ray.finetune.examples import collate, epoch_batches, tokenize_all
 from ka2l_ray.finetune.job import Job, read_examples
 from ka2l_ray.finetune.loop import train_rank
 from ka2l_ray.finetune.losses import answer_loss
@@ -63,7 +63,7 @@ def plain(job: Job) -> list[float]:
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=tune.learning_rate, betas=BETAS)
     seconds = []
-    for batch in epoch_batches(read_examples(job.examples), tokenizer, job.prompt, tune.batch_rows, job.seed, 0):
+    for batch in epoch_batches(tokenize_all(tokenizer, job.prompt, read_examples(job.examples)), tune.batch_rows, job.seed, 0):
         started = time.perf_counter()
         inputs = {k: v.to(model.device) for k, v in collate(batch, pad_id(tokenizer)).items()}
         labels = inputs.pop("labels")
@@ -109,7 +109,8 @@ def main() -> None:
 
 def report(sides: dict[str, list[float]], job: Job, arguments: argparse.Namespace) -> None:
     weights = sum(p.numel() for p in trainable_model(job).parameters())
-    (batch, *_) = epoch_batches(read_examples(job.examples), load_tokenizer(job.model), job.prompt, arguments.batch_rows, 0, 0)
+    rows = tokenize_all(load_tokenizer(job.model), job.prompt, read_examples(job.examples))
+    (batch, *_) = epoch_batches(rows, arguments.batch_rows, 0, 0)
     tokens = sum(len(r.ids) for r in batch)
     ratios = [b / a for a, b in zip(sides["ours"], sides["plain"], strict=True)]
     found: dict[str, Any] = {"ratio": median(ratios), "range": [min(ratios), max(ratios)], "weights": weights, "tokens_per_step": tokens}

@@ -36,7 +36,7 @@ from ka2l_ray.decode.actor import DecodeActor
 from ka2l_ray.decode.filters import hashes, statuses
 from ka2l_ray.decode.stage import decoded_id
 from ka2l_ray.finetune.deepspeed import rate
-from ka2l_ray.finetune.examples import Example, Tokens, collate, epoch_batches, replayed_rows
+from ka2l_ray.finetune.examples import Example, Tokens, collate, epoch_batches, replayed_rows, tokenize_all
 from ka2l_ray.finetune.losses import answer_loss, kl_to_base
 from ka2l_ray.label.actor import ClusterActor, KnowledgeActor
 from ka2l_ray.label.grading import is_correct
@@ -216,9 +216,9 @@ class Lab:
             parameters, lr=finetune.learning_rate, weight_decay=finetune.weight_decay, betas=(0.9, 0.98), fused=True
         )
         steps = finetune.epochs * math.ceil(len(examples) / finetune.batch_rows)
-        step = 0
+        rows, step = tokenize_all(self.tokenizer, PROMPT, examples), 0
         for epoch in range(finetune.epochs):
-            for batch in epoch_batches(examples, self.tokenizer, PROMPT, finetune.batch_rows, seed, epoch):
+            for batch in epoch_batches(rows, finetune.batch_rows, seed, epoch):
                 for group in optimizer.param_groups:
                     group["lr"] = finetune.learning_rate * rate(step, steps, finetune.warmup_share)
                 self._loss(model, batch, finetune.replay.kl_weight).backward()

@@ -18,7 +18,8 @@ from ka2l_ray.runtime import connect
 
 @pytest.fixture(scope="session", autouse=True)
 def cluster() -> Iterator[None]:
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # workers import actors.py
+    given = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *([given] if given else [])])  # workers import actors.py
     os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}  # for moto's server
     connect(Config())
     yield

@@ -23,7 +23,7 @@ from ka2l_ray.artifacts import Folder
 from ka2l_ray.config import FinetuneSection, LoraSection, ReplaySection
 from ka2l_ray.dataflow import StageError
 from ka2l_ray.finetune.deepspeed import BETAS, rate
-from ka2l_ray.finetune.examples import collate, epoch_batches, replayed_rows, tokenize
+from ka2l_ray.finetune.examples import collate, epoch_batches, replayed_rows, tokenize_all
 from ka2l_ray.finetune.export import logits_of
 from ka2l_ray.finetune.job import Job, read_examples
 from ka2l_ray.finetune.losses import answer_loss, kl_to_base
@@ -56,7 +56,8 @@ def section(stage: Any, mode: Any, **fields: Any) -> FinetuneSection:
 
 def plain_training(given: Job) -> tuple[list[float], Any]:
     """The same global batches in one process: no DeepSpeed, no Ray, no micro-batches. Losses, and the model that they lead to."""
-    tune, tokenizer, examples = given.finetune, load_tokenizer(given.model), read_examples(given.examples)
+    tune, tokenizer = given.finetune, load_tokenizer(given.model)
+    examples = tokenize_all(tokenizer, given.prompt, read_examples(given.examples))
     torch.manual_seed(given.seed)
     model, base = trainable_model(given), load_model(given.model)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -64,7 +65,7 @@ def plain_training(given: Job) -> tuple[list[float], Any]:
     steps = tune.epochs * math.ceil(len(examples) / tune.batch_rows)
     losses = []
     for epoch in range(tune.epochs):
-        for batch in epoch_batches(examples, tokenizer, given.prompt, tune.batch_rows, given.seed, epoch, tune.group_by_length):
+        for batch in epoch_batches(examples, tune.batch_rows, given.seed, epoch, tune.group_by_length):
             for group in optimizer.param_groups:
                 group["lr"] = tune.learning_rate * rate(len(losses), steps, tune.warmup_share, tune.schedule)
             inputs = collate(batch, pad_id(tokenizer))
@@ -86,8 +87,8 @@ def plain_training(given: Job) -> tuple[list[float], Any]:
 
 def some_inputs(given: Job) -> dict[str, torch.Tensor]:
     tokenizer = load_tokenizer(given.model)
-    rows = [tokenize(tokenizer, given.prompt, e.question, e.answers[0]) for e in read_examples(given.examples)[:6]]
-    return {k: v for k, v in collate(rows, pad_id(tokenizer)).items() if k != "labels"}
+    rows = tokenize_all(tokenizer, given.prompt, read_examples(given.examples)[:6])
+    return {k: v for k, v in collate([answers[0] for answers in rows], pad_id(tokenizer)).items() if k != "labels"}
 
 
 @pytest.fixture(scope="module")
@@ -217,23 +218,28 @@ def wait_for(ready: Callable[[], bool], driver: subprocess.Popen[bytes], timeout
 
 
 def test_a_torn_list_of_checkpoints_costs_no_whole_checkpoint(tmp_path: Path) -> None:
-    """A driver killed while Ray Train wrote its list: the newest checkpoint with all files of both ranks counts."""
+    """A driver killed while Ray Train wrote its list, and again before the next list: the newest checkpoint with all files of both ranks
+    counts."""
     given = job(tmp_path, section(2, "full"))
     folder = given.checkpoints / NAME
+    assert fallback(given, folder) is None, "no checkpoint: a fresh training"
     for step, ranks in ((7, (0, 1)), (14, (0, 1)), (21, (0,))):
         for rank in ranks:
             (folder / f"step_{step:08d}/rank_{rank:03d}.json").write_json({})
             (folder / f"step_{step:08d}/rank_{rank:03d}.safetensors").write_bytes(save({"x": torch.ones(3)}))
     snapshot = folder / SNAPSHOT
-    assert fallback(given, folder) is None, "no list: a fresh training"
     whole = json.dumps({"checkpoint_results": [{"checkpoint_dir_name": "step_00000014"}]})
     snapshot.write_bytes(whole.encode())
     assert fallback(given, folder) is None, "Ray Train restores what it lists"
     snapshot.write_bytes(whole[:-9].encode())
-    found = fallback(given, folder)
-    assert found is not None
-    assert found.path.endswith("step_00000014")
-    assert not snapshot.exists(), "Ray Train would fail on it"
+    for _ in range(2):
+        found = fallback(given, folder)
+        assert found is not None
+        assert found.path.endswith("step_00000014")
+        assert not snapshot.exists(), "Ray Train would fail on it"
+    (folder / "step_00000014").delete()
+    (folder / "step_00000007").delete()
+    assert fallback(given, folder) is None, "none is whole: a fresh training"
 
 
 def test_what_would_fail_again_is_not_tried_again(tmp_path: Path) -> None:

@@ -6,13 +6,15 @@ import os
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from ka2l_ray import pipeline
+from ka2l_ray import pipeline, schema
 from ka2l_ray.active.compare import compare, open_runs
 from ka2l_ray.active.replay import replay_counts
 from ka2l_ray.active.reprobe import own_run, reprobe, scoring_run
 from ka2l_ray.active.round import Round, State
+from ka2l_ray.active.rounds import _watched
 from ka2l_ray.annotate.file import import_file
 from ka2l_ray.artifacts import Folder, Run
 from ka2l_ray.config import Config, load_config
@@ -76,6 +78,18 @@ def test_a_tuned_model_is_probed_anew_and_used_only_where_it_is_fit(compared: li
     assert base != fresh, "the tuned model answered like the base model, so the base model was probed"
     if verdict["used"]:
         assert tuned.base("scores").rows == 40
+
+
+def test_watched_questions_have_gold_and_are_as_many_as_asked_for(tmp_path: Path) -> None:
+    """A draw of the eval split is not thinned out by rows that cannot be graded."""
+    watching = load_config(SMOKE, ["finetune.evaluate_every_epochs=1", "finetune.evaluate_rows=6"])
+    run = Run(Folder.of(str(tmp_path)), watching)
+    rows = [{"id": f"{i:02d}", "question": f"q{i}", "answers": [] if i % 5 else ["gold"], "split": "eval"} for i in range(40)]
+    run.table("questions").write(("eval", pa.Table.from_pylist(rows, schema=schema.QUESTIONS)))
+    watched = _watched(Round(run, "ka2l", 0, 1))
+    assert watched is not None
+    assert [r["answers"] for r in watched.read().to_pylist()] == [["gold"]] * 6
+    assert _watched(Round(Run(run.folder, load_config(SMOKE)), "ka2l", 0, 1)) is None
 
 
 def test_people_answer_in_a_spreadsheet_and_the_loop_goes_on(compared: list[Run], tmp_path: Path) -> None:

@@ -111,9 +111,17 @@ def test_contradictions_between_fields_are_refused(load, overrides, field, says)
         load("", *overrides)
 
 
+def test_a_round_that_would_need_two_adapters_is_refused(load):
+    with pytest.raises(ConfigError, match=r"run\.yaml: active\.reprobe: true with finetune\.mode: lora needs model\.adapter: null"):
+        load("", "model.adapter=/a", "finetune.mode=lora", "active.reprobe=true")
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
+        ["model.adapter=/a", "finetune.mode=lora"],
+        ["model.adapter=/a", "finetune.mode=full", "active.reprobe=true"],
+        ["finetune.mode=lora", "active.reprobe=true"],
         ["finetune.offload=all", "finetune.zero_stage=3"],
         *(["finetune.offload=optimizer", f"finetune.zero_stage={stage}"] for stage in (1, 2, 3)),
         *([f"finetune.zero_stage={stage}"] for stage in (0, 1, 2, 3)),

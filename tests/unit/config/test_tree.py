@@ -126,12 +126,19 @@ def test_a_stored_configuration_reads_back_equal(load):
         "finetune.cpus_per_worker=2",
         "finetune.checkpoint_every_steps=0",
         "finetune.max_failures=9",
+        "finetune.evaluate_every_epochs=3",
+        "finetune.evaluate_rows=7",
         "finetune.tensorboard=true",
     ],
 )
 def test_what_changes_no_result_changes_neither_hash_nor_fields(load, override):
     assert config_hash(load("", override)) == config_hash(Config())
     assert differing_fields(Config(), load("", override)) == []
+
+
+def test_merged_weights_beside_the_adapter_change_no_result(load):
+    adapter = load("", "finetune.mode=lora")
+    assert differing_fields(adapter, load("", "finetune.mode=lora", "finetune.merge=true")) == []
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 from ka2l_ray.config import FinetuneSection, PromptSection
 from ka2l_ray.corpus.prompts import render
 from ka2l_ray.finetune.deepspeed import accumulation, micro_rows
-from ka2l_ray.finetune.examples import Example, Tokens, by_length, collate, epoch_batches, micro_batches, replayed_rows, tokenize
+from ka2l_ray.finetune.examples import (
+    Example,
+    Tokens,
+    by_length,
+    collate,
+    epoch_batches,
+    micro_batches,
+    replayed_rows,
+    tokenize,
+    tokenize_all,
+)
 from ka2l_ray.finetune.losses import IGNORED, answer_loss
 
 PROMPT = PromptSection()
@@ -19,7 +29,7 @@ EXAMPLES = [Example(f"Where is {i}?", (f"Port {i}",)) for i in range(11)]
 
 
 def batches(tokenizer, epoch, seed=0, examples=EXAMPLES, batch_rows=4):
-    return list(epoch_batches(examples, tokenizer, PROMPT, batch_rows, seed, epoch))
+    return list(epoch_batches(tokenize_all(tokenizer, PROMPT, examples), batch_rows, seed, epoch))
 
 
 def texts(tokenizer, batches):
@@ -139,14 +149,15 @@ def test_grouping_by_length_saves_most_padding_and_keeps_the_steps_in_random_ord
 
 def test_grouped_epochs_are_the_same_on_every_rank_and_differ_from_each_other(tokenizer):
     def epoch(number):
-        return list(epoch_batches(EXAMPLES, tokenizer, PROMPT, 4, 0, number, group_by_length=True))
+        return list(epoch_batches(rows, 4, 0, number, group_by_length=True))
 
+    rows = tokenize_all(tokenizer, PROMPT, EXAMPLES)
     assert epoch(0) == epoch(0)
     assert epoch(0) != epoch(1)
 
 
 def test_replayed_rows_are_marked(tokenizer):
     examples = [Example("Why?", ("a",), replayed=True), Example("Who?", ("she",))]
-    (batch,) = epoch_batches(examples, tokenizer, PROMPT, 4, 0, 0)
+    (batch,) = batches(tokenizer, epoch=0, examples=examples)
     assert replayed_rows(batch).tolist() == [tokenizer.decode(r.ids).startswith(render(PROMPT, "Why?")) for r in batch]
     assert replayed_rows([]).tolist() == [False]

@@ -1,5 +1,7 @@
 """What a training reads, and where it writes."""
 
+from dataclasses import replace
+
 import pyarrow as pa
 import pytest
 
@@ -25,14 +27,13 @@ def test_examples_are_ordered_by_id_and_know_whether_they_are_replayed(tmp_path)
     assert all(e.replayed for e in found)
 
 
-def test_evaluation_takes_gold_and_no_more_rows_than_asked_for(tmp_path):
+def test_evaluation_is_every_row_of_its_table_with_the_first_gold_answer(tmp_path):
     given = job(tmp_path, evaluate_every_epochs=1, evaluate_rows=10)
-    found = read_evaluation(given)
-    assert found == read_evaluation(given)
-    assert len({e.question for e in found}) == 10
-    assert all(e.answers == (f"a{e.question[1:]}",) for e in found)
-    assert len(read_evaluation(job(tmp_path / "b", evaluate_every_epochs=1))) == 32, "rows without gold are left out"
-    assert read_evaluation(job(tmp_path / "c")) == []
+    with_gold = Table(Folder.of(str(tmp_path / "watched")))
+    with_gold.write((None, pa.Table.from_pylist([r for r in ROWS[::-1] if r["answers"]])))
+    found = read_evaluation(replace(given, evaluation=with_gold))
+    assert [(e.question, e.answers) for e in found] == [(f"q{i}", (f"a{i}",)) for i in range(40) if i % 5]
+    assert read_evaluation(replace(given, evaluation=None)) == []
 
 
 def test_everything_lies_beside_the_model(tmp_path):

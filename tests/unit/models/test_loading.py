@@ -25,18 +25,22 @@ def encoded(tokenizer):
 @pytest.fixture(scope="module")
 def tuned(model, tmp_path_factory):
     """(folder of the base model, folder of a PEFT adapter, the merged model in memory, its folder)."""
-    from peft import LoraConfig, get_peft_model
-
     folder = tmp_path_factory.mktemp(model.config.model_type)
     model.save_pretrained(folder / "base")
-    torch.manual_seed(1)
-    lora = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-    adapted = get_peft_model(copy.deepcopy(model), lora)
-    adapted.save_pretrained(folder / "adapter")
-    merged: Any = adapted.merge_and_unload()  # pyright: ignore
-    merged.eval()
+    merged = save_adapter(model, folder / "adapter", seed=1).merge_and_unload().eval()
     merged.save_pretrained(folder / "merged")
     return folder, merged
+
+
+def save_adapter(model, folder, seed) -> Any:
+    """A random PEFT adapter in a folder; returns a copy of the model with it, not merged."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    lora = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    adapted = get_peft_model(copy.deepcopy(model), lora)
+    adapted.save_pretrained(folder)
+    return adapted
 
 
 def section(folder, adapter: str) -> ModelSection:
@@ -67,10 +71,19 @@ def test_the_whole_tuned_model_has_its_own_logits(tuned, encoded, adapter):
     assert not loaded.training
 
 
-def test_weights_given_by_hand_take_the_place_of_the_sections(tuned):
+@pytest.mark.parametrize("start", ["adapter", "merged"])
+def test_an_adapter_trained_on_a_tuned_model_is_merged_on_top_of_it(tuned, tmp_path, start):
     folder, merged = tuned
-    loaded = load_model(section(folder, "nowhere"), str(folder / "adapter"))
-    torch.testing.assert_close(loaded.state_dict(), merged.state_dict(), atol=1e-5, rtol=1e-5)
+    again = save_adapter(merged, tmp_path / "again", seed=2).merge_and_unload()
+    loaded = load_model(section(folder, start), str(tmp_path / "again"))
+    torch.testing.assert_close(loaded.state_dict(), again.state_dict(), atol=1e-4, rtol=1e-4)
+    assert not loaded.training
+
+
+def test_a_full_model_takes_the_place_of_everything(tuned):
+    folder, merged = tuned
+    loaded = load_model(ModelSection(name_or_path="nowhere", adapter="nowhere"), str(folder / "merged"))
+    torch.testing.assert_close(loaded.state_dict(), merged.state_dict(), atol=0, rtol=0)
 
 
 def test_layers_that_a_tuned_model_lacks_are_refused(tuned):

@@ -8,7 +8,7 @@ Refuses to know: how scores, probes or decoders are made, how policies choose, w
 
 import heapq
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any
 
 import pyarrow as pa
@@ -101,17 +101,22 @@ def tune(a_round: Round) -> None:
     folder, run = a_round.folder / "finetune", a_round.run
     if (folder / "done.json").exists():
         return
-    annotations = [r for t in [*a_round.earlier, a_round] for r in t.table("annotations").read().to_pylist()]
-    chosen = _replayed(a_round, {r["id"] for r in annotations})
     examples = Table(folder / "examples")
     if not examples.is_done:
-        bought = [r | {"answers": [r["answer"]], "source": "annotation"} for r in annotations if r["status"] == "answered"]
-        replayed = [_replay_example(r, run) for r in replay_samples(run) if r["id"] in chosen]
-        rows = [{n: r[n] for n in _EXAMPLES.names} for r in bought + replayed]
+        rows = [{n: r[n] for n in _EXAMPLES.names} for r in _examples(a_round)]
         examples.write((None, pa.Table.from_pylist(rows, schema=_EXAMPLES)))
     job = Job(run.config.model, run.config.corpus.prompt, run.config.finetune, examples, folder / "model", a_round.seed, _watched(a_round))
     figures = finetune(job, f"finetune-{run.hash}-{a_round.strategy}-{a_round.seed}-{a_round.number}")
     (folder / "done.json").write_json(figures)
+
+
+def _examples(a_round: Round) -> list[dict[str, Any]]:
+    """What was bought and answered in all rounds so far, and what this round replays."""
+    annotations = [r for t in [*a_round.earlier, a_round] for r in t.table("annotations").read().to_pylist()]
+    bought = [r | {"answers": [r["answer"]], "source": "annotation"} for r in annotations if r["status"] == "answered"]
+    candidates = {r["id"]: r for r in replay_samples(a_round.run)}
+    chosen = _replayed(a_round, {r["id"] for r in annotations}, candidates.keys())
+    return bought + [_replay_example(r, a_round.run) for i, r in candidates.items() if i in chosen]
 
 
 def _watched(a_round: Round) -> Table | None:
@@ -133,12 +138,11 @@ def _replay_example(row: dict[str, Any], run: Run) -> dict[str, Any]:
     return row | {"answers": answers, "source": "replay"}
 
 
-def _replayed(a_round: Round, bought: set[str]) -> set[str]:
-    """Ids of the questions that this round replays, written as rows of `questions` beside the examples."""
+def _replayed(a_round: Round, bought: Set[str], candidates: Set[str]) -> set[str]:
+    """Ids of the candidates that this round replays, written as rows of `questions` beside the examples."""
     table, run = Table(a_round.folder / "finetune/replay_questions"), a_round.run
     if not table.is_done:
-        sampled = {r["id"] for r in replay_samples(run)}
-        rows = (s for s in scored_pool(run) if s.id in sampled)
+        rows = (s for s in scored_pool(run) if s.id in candidates)
         known, unknown = replay_counts(run.config.finetune.replay, run.config.active.budget)
         chosen = select_replay(rows, bought, known, unknown, run.config.run.seed)
         table.write((None, pa.Table.from_pylist(pool_rows(run, set(chosen)), schema=schema.QUESTIONS)))

@@ -72,8 +72,9 @@ def acquire(a_round: Round) -> None:
 def _generated(a_round: Round, choices: list[Choice]) -> list[Choice]:
     """Decode the states of the unknown among the choices; for `decoded` the kept ones likeliest unknown, within their budget share."""
     config = a_round.run.config
-    unknown = {s.id for s in scored_pool(a_round.run) if (s.p_unknown or 0.0) >= config.decode.min_p_unknown}
-    texts = pool_rows(a_round.run, {c.id for c in choices} & unknown)
+    chosen = {c.id for c in choices}
+    unknown = {s.id for s in scored_pool(a_round.run) if s.id in chosen and (s.p_unknown or 0.0) >= config.decode.min_p_unknown}
+    texts = pool_rows(a_round.run, unknown)
     sources = [Source(r["id"], r["question"]) for r in sorted(texts, key=lambda r: r["id"])]
     if not sources:
         return []

@@ -94,7 +94,7 @@ def annotate(a_round: Round) -> None:
     asked = {r["id"]: Asked(r["id"], r["question"], tuple(r["answers"]), r["group"]) for r in pool_rows(a_round.run, set(acquired))}
     if a_round.table("decoded").is_done:
         asked |= {r["id"]: Asked(r["id"], r["question"], (), None) for r in a_round.table("decoded").read(["id", "question"]).to_pylist()}
-    ask(a_round.run, [asked[i] for i in acquired], target, a_round.folder / "annotations")
+    ask(a_round.run, [asked[i] for i in acquired], target)
 
 
 def tune(a_round: Round) -> None:

@@ -38,8 +38,8 @@ BATCH_ROWS = 64
 Rows = list[dict[str, Any]]
 
 
-def annotate(run: Run, questions: Sequence[Asked], target: Table, folder: Folder) -> None:
-    """Write the annotations of a round's questions to `target`, unless they are there; `folder` is the round's own.
+def annotate(run: Run, questions: Sequence[Asked], target: Table) -> None:
+    """Write the annotations of a round's questions to `target`, unless they are there; people's files lie in its folder too.
 
     Raises `Waiting` where people have not answered yet, `StageError` where an endpoint answered nothing at all, and `ConfigError`
     for imported answers to other questions.
@@ -50,7 +50,7 @@ def annotate(run: Run, questions: Sequence[Asked], target: Table, folder: Folder
     if source == "endpoint":
         rows, facts = _from_endpoint(run, questions, target)
     elif source == "file":
-        rows = _from_file(run, questions, folder)
+        rows = _from_file(run, questions, target.folder)
     else:
         ask = ask_world(build_world()) if source == "world" else ask_reference
         rows = [_row(q, source, ask(q.question, q.answers), run.config.annotate.cost) for q in questions]

@@ -46,7 +46,7 @@ class Folder:
         try:
             filesystem, path = fs.FileSystem.from_uri(uri)
         except (pa.ArrowInvalid, OSError) as error:
-            raise ConfigError(f"run.storage = {uri!r}: {error}") from error
+            raise ConfigError(f"{uri!r}: {error}") from error
         return cls(filesystem, path, urlsplit(uri).query)
 
     def __truediv__(self, name: str) -> "Folder":
@@ -139,11 +139,17 @@ class Table:
 
     def files(self, part: str | None = None) -> list[str]:
         """Paths of the files that count; `part` keeps those of one part (for `questions`: a split)."""
-        listed = self.manifest()["files"]
-        return [posixpath.normpath(posixpath.join(self.folder.path, f["name"])) for f in listed if part is None or f.get("part") == part]
+        return [posixpath.normpath(posixpath.join(self.folder.path, f["name"])) for f in self._listed(part)]
+
+    def listed_from(self, folder: Folder, part: str | None = None) -> list[dict[str, Any]]:
+        """Manifest entries of these files as a table in another folder of this filesystem lists them: by relative path, no copy."""
+        return [f | {"name": posixpath.relpath(posixpath.join(self.folder.path, f["name"]), folder.path)} for f in self._listed(part)]
+
+    def _listed(self, part: str | None) -> list[dict[str, Any]]:
+        return [f for f in self.manifest()["files"] if part is None or f.get("part") == part]
 
     def part_rows(self, part: str) -> int:
-        return sum(f["rows"] for f in self.manifest()["files"] if f.get("part") == part)
+        return sum(f["rows"] for f in self._listed(part))
 
     def schema(self) -> pa.Schema:
         files = self.files()
@@ -180,6 +186,14 @@ class Table:
         (self.folder / MANIFEST).write_json({"files": files, "rows": rows, "closed_unix_s": round(time.time(), 3)} | facts)
 
 
+def storage_of(config: Config) -> Folder:
+    """The folder that holds the runs. Raises `ConfigError` where the scheme is not supported."""
+    try:
+        return Folder.of(config.run.storage)
+    except ConfigError as error:
+        raise ConfigError(f"run.storage = {error}") from error
+
+
 @dataclass(frozen=True)
 class Run:
     """A run's folder and its configuration."""
@@ -190,7 +204,7 @@ class Run:
     @classmethod
     def open(cls, config: Config) -> "Run":
         """Open or create the run's folder. Raises `ConfigError` where it belongs to another configuration, naming what differs."""
-        folder = Folder.of(config.run.storage) / config.run.name
+        folder = storage_of(config) / config.run.name
         stored = folder / "config.yaml"
         if stored.exists():
             theirs = parse_config(yaml.safe_load(stored.read_bytes()), stored.path)

@@ -13,7 +13,7 @@ import ray
 from ka2l_ray import pipeline
 from ka2l_ray.active.comparison import summarize
 from ka2l_ray.active.round import Round, State
-from ka2l_ray.artifacts import Folder, Run
+from ka2l_ray.artifacts import Run, storage_of
 from ka2l_ray.config import Config, ConfigError
 from ka2l_ray.report.comparison import render
 from ka2l_ray.report.page import write_report
@@ -29,7 +29,7 @@ def open_runs(config: Config, seeds: int) -> list[Run]:
     if config.annotate.source == "file":
         raise ConfigError("annotate.source = file: a comparison cannot wait for people; use world, reference or endpoint")
     pipeline.check(config)
-    storage = (Folder.of(config.run.storage) / f"{config.run.name}-compare").uri
+    storage = (storage_of(config) / f"{config.run.name}-compare").uri
     runs = []
     for seed in range(config.run.seed, config.run.seed + seeds):
         section = config.run.model_copy(update={"storage": storage, "name": f"seed_{seed}", "seed": seed})
@@ -52,7 +52,7 @@ def compare(runs: Sequence[Run], parallel: int | None, command: str) -> tuple[st
         results.append(pipeline.gather(run, command))
         (run.folder / pipeline.RESULTS).write_json(results[-1])
         write_report(run)
-    folder = Folder.of(runs[0].config.run.storage)
+    folder = storage_of(runs[0].config)
     summary = {"command": command, "seeds": [r.config.run.seed for r in runs]} | summarize(results)
     (folder / "compare.json").write_json(summary)
     (folder / "index.html").write_bytes(render(runs[0].config.report.title, summary).encode())

@@ -16,20 +16,17 @@ from ka2l_ray.active.acquire import SAMPLING
 from ka2l_ray.active.replay import knew, misconceptions
 from ka2l_ray.active.round import Round, pool_rows, replay_samples
 from ka2l_ray.annotate.ledger import ledger
-from ka2l_ray.artifacts import Folder, Run, Table
+from ka2l_ray.artifacts import Folder, Run
 from ka2l_ray.dataflow import Stage, run_stage
 from ka2l_ray.finetune.evaluate import EvaluateActor
 
 
 def evaluate(a_round: Round) -> None:
     """Greedy answers of the tuned model to the eval split and to what this round replayed."""
-    replay = Table(a_round.folder / "finetune/replay_questions")
-    source = Table(a_round.folder / "evaluation/questions")
+    replay, source = a_round.table("finetune/replay_questions"), a_round.table("evaluation/questions")
     if not source.is_done:
-        questions = a_round.run.table("questions").manifest()["files"]
-        listed = [{"name": f"../../../../../../questions/{f['name']}", "rows": f["rows"]} for f in questions if f.get("part") == "eval"]
-        listed += [f | {"name": f"../../finetune/replay_questions/{f['name']}"} for f in replay.manifest()["files"] if f["rows"]]
-        source.close(listed)
+        replayed = [f for f in replay.listed_from(source.folder) if f["rows"]]
+        source.close(a_round.run.table("questions").listed_from(source.folder, "eval") + replayed)
     run_stage(evaluation_stage(a_round.run, a_round.folder / "finetune/model"), source, a_round.table("evaluation"))
 
 

@@ -59,10 +59,7 @@ def own_run(a_round: Round) -> Run:
     run = Run(folder, config.model_copy(update={"model": model}))
     questions = run.table("questions")
     if not questions.is_done:
-        manifest = a_round.run.table("questions").manifest()
-        listed = [f | {"name": f"../../../../../../questions/{f['name']}"} for f in manifest["files"]]
-        questions.folder.make()
-        questions.close(listed)
+        questions.close(a_round.run.table("questions").listed_from(questions.folder))
     return run
 
 

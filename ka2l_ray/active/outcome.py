@@ -27,7 +27,7 @@ def evaluate(a_round: Round) -> None:
     if not source.is_done:
         replayed = [f for f in replay.listed_from(source.folder) if f["rows"]]
         source.close(a_round.run.table("questions").listed_from(source.folder, "eval") + replayed)
-    run_stage(evaluation_stage(a_round.run, a_round.folder / "finetune/model"), source, a_round.table("evaluation"))
+    run_stage(evaluation_stage(a_round.run, a_round.model), source, a_round.table("evaluation"))
 
 
 def evaluate_base(run: Run) -> dict[str, Any]:

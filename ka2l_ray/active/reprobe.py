@@ -55,7 +55,7 @@ def reprobe(a_round: Round) -> dict[str, Any]:
 def own_run(a_round: Round) -> Run:
     """The run folder of a round's own model: the same configuration, questions by reference, another model."""
     config, folder = a_round.run.config, a_round.folder / "reprobe"
-    model = config.model.model_copy(update={"adapter": (a_round.folder / "finetune/model").uri})
+    model = config.model.model_copy(update={"adapter": a_round.model.uri})
     run = Run(folder, config.model_copy(update={"model": model}))
     questions = run.table("questions")
     if not questions.is_done:

@@ -61,13 +61,18 @@ class Round:
     def state(self) -> State:
         if (self.folder / "round.json").exists():
             return State.DONE
-        if (self.folder / "finetune/done.json").exists():
+        if (self.model / "training.json").exists():
             return State.EVALUATE
         if self.table("annotations").is_done:
             return State.FINETUNE
         if self.table("acquired").is_done:
             return State.WAITING if is_waiting(self.folder / "annotations") else State.ANNOTATE
         return State.ACQUIRE
+
+    @property
+    def model(self) -> Folder:
+        """The fine-tuned model; `finetune` writes `training.json` after everything else in it."""
+        return self.folder / "finetune/model"
 
     def table(self, name: str) -> Table:
         return Table(self.folder / name)

@@ -98,17 +98,13 @@ def annotate(a_round: Round) -> None:
 
 
 def tune(a_round: Round) -> None:
-    """Write the table of examples (annotations and replay), then train; the model folder counts once `done.json` is there."""
-    folder, run = a_round.folder / "finetune", a_round.run
-    if (folder / "done.json").exists():
-        return
-    examples = Table(folder / "examples")
+    """Write the table of examples (annotations and replay), then train; neither is done twice."""
+    run, examples = a_round.run, a_round.table("finetune/examples")
     if not examples.is_done:
         rows = [{n: r[n] for n in _EXAMPLES.names} for r in _examples(a_round)]
         examples.write((None, pa.Table.from_pylist(rows, schema=_EXAMPLES)))
-    job = Job(run.config.model, run.config.corpus.prompt, run.config.finetune, examples, folder / "model", a_round.seed, _watched(a_round))
-    figures = finetune(job, f"finetune-{run.hash}-{a_round.strategy}-{a_round.seed}-{a_round.number}")
-    (folder / "done.json").write_json(figures)
+    job = Job(run.config.model, run.config.corpus.prompt, run.config.finetune, examples, a_round.model, a_round.seed, _watched(a_round))
+    finetune(job, f"finetune-{run.hash}-{a_round.strategy}-{a_round.seed}-{a_round.number}")
 
 
 def _examples(a_round: Round) -> list[dict[str, Any]]:
@@ -122,7 +118,7 @@ def _examples(a_round: Round) -> list[dict[str, Any]]:
 
 def _watched(a_round: Round) -> Table | None:
     """Eval questions that training is measured on as it goes, for the record only; None where that is not asked for."""
-    run, table = a_round.run, Table(a_round.folder / "finetune/watched_questions")
+    run, table = a_round.run, a_round.table("finetune/watched_questions")
     if not run.config.finetune.evaluate_every_epochs:
         return None
     if not table.is_done:
@@ -141,7 +137,7 @@ def _replay_example(row: dict[str, Any], run: Run) -> dict[str, Any]:
 
 def _replayed(a_round: Round, bought: Set[str], candidates: Set[str]) -> set[str]:
     """Ids of the candidates that this round replays, written as rows of `questions` beside the examples."""
-    table, run = Table(a_round.folder / "finetune/replay_questions"), a_round.run
+    run, table = a_round.run, a_round.table("finetune/replay_questions")
     if not table.is_done:
         rows = (s for s in scored_pool(run) if s.id in candidates)
         known, unknown = replay_counts(run.config.finetune.replay, run.config.active.budget)

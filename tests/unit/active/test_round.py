@@ -39,7 +39,7 @@ def test_a_round_goes_from_state_to_state_as_it_writes(run):
     assert round_.state == State.ANNOTATE
     round_.table("annotations").write(table(schema.ANNOTATIONS))
     assert round_.state == State.FINETUNE
-    (round_.folder / "finetune/done.json").write_json({})
+    (round_.model / "training.json").write_json({})
     assert round_.state == State.EVALUATE
     (round_.folder / "round.json").write_json({"accuracy": 0.5})
     assert round_.state == State.DONE

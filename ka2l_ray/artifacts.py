@@ -99,6 +99,10 @@ class Folder:
     def read_json(self) -> Any:
         return json.loads(self.read_bytes())
 
+    def read_json_or_empty(self) -> dict[str, Any]:
+        """The object in the file; empty where there is no file."""
+        return self.read_json() if self.exists() else {}
+
     def write_json(self, value: Any) -> None:
         self.write_bytes((json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
@@ -116,6 +120,17 @@ class Folder:
         """Copy a local folder's content here."""
         self.make()
         fs.copy_files(str(local), self.path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=self.filesystem)
+
+
+@contextmanager
+def booked(file: Folder, name: str) -> Iterator[None]:
+    """Add the seconds spent inside to what the file holds under `name`, also where the work fails; a SIGKILL loses its attempt."""
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        seconds = file.read_json_or_empty()
+        file.write_json(seconds | {name: round(seconds.get(name, 0.0) + time.monotonic() - started, 3)})
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,10 @@ import ray
 
 from ka2l_ray import pipeline
 from ka2l_ray.active.comparison import summarize
-from ka2l_ray.active.round import Round, State
+from ka2l_ray.active.round import State
 from ka2l_ray.artifacts import Run, storage_of
 from ka2l_ray.config import Config, ConfigError
 from ka2l_ray.report.comparison import render
-from ka2l_ray.report.page import write_report
 from ka2l_ray.runtime import connect, curves_at_once, log, set_up_logging, telling
 
 NODE_RETRIES = 3
@@ -41,17 +40,13 @@ def compare(runs: Sequence[Run], parallel: int | None, command: str) -> tuple[st
     """Finish every run's base stages and curves, then write the comparison; returns its folder and `compare.json`."""
     for n, run in enumerate(runs, 1):
         log.info("compare    base stages of seed %d (%d/%d)", run.config.run.seed, n, len(runs))
-        pipeline.execute(run, "evaluate", command)
-    curves = [(run, strategy, draw) for run in runs for strategy, draw in dict.fromkeys((r.strategy, r.draw) for r in _plan(run))]
+        pipeline.run_steps(run, "evaluate")
+    curves = [(run, strategy, draw) for run in runs for strategy, draw in dict.fromkeys((r.strategy, r.draw) for r in pipeline.plan(run))]
     at_once = parallel or curves_at_once(runs[0].config)
     log.info("compare    %d curves, %d at once", len(curves), at_once)
     with telling("compare", lambda: _progress(runs)):
         _play_all([c for c in curves if not _finished(*c)], at_once)
-    results = []
-    for run in runs:
-        results.append(pipeline.gather(run, command))
-        (run.folder / pipeline.RESULTS).write_json(results[-1])
-        write_report(run)
+    results = [pipeline.publish(run, command) for run in runs]
     folder = storage_of(runs[0].config)
     summary = {"command": command, "seeds": [r.config.run.seed for r in runs]} | summarize(results)
     (folder / "compare.json").write_json(summary)
@@ -59,17 +54,13 @@ def compare(runs: Sequence[Run], parallel: int | None, command: str) -> tuple[st
     return folder.uri, summary
 
 
-def _plan(run: Run) -> Sequence[Round]:
-    return pipeline.plan(run.config, run)
-
-
 def _finished(run: Run, strategy: str, draw: int) -> bool:
-    own = [r for r in _plan(run) if (r.strategy, r.draw) == (strategy, draw)]
+    own = [r for r in pipeline.plan(run) if (r.strategy, r.draw) == (strategy, draw)]
     return all(r.state == State.DONE for r in own)
 
 
 def _progress(runs: Sequence[Run]) -> str:
-    states = [r.state for run in runs for r in _plan(run)]
+    states = [r.state for run in runs for r in pipeline.plan(run)]
     return f"{sum(s == State.DONE for s in states)} of {len(states)} rounds done"
 
 

@@ -7,7 +7,6 @@ Refuses to know: how scores, probes or decoders are made, how policies choose, w
 """
 
 import heapq
-import time
 from collections.abc import Callable, Set
 from typing import Any
 
@@ -21,7 +20,7 @@ from ka2l_ray.active.reprobe import scoring_run
 from ka2l_ray.active.round import Round, State, pool_for, pool_rows, replay_samples, scored_pool
 from ka2l_ray.annotate.sources import Asked
 from ka2l_ray.annotate.stage import annotate as ask
-from ka2l_ray.artifacts import Run, Table
+from ka2l_ray.artifacts import Run, Table, booked
 from ka2l_ray.collect.stage import sample_replay
 from ka2l_ray.decode.stage import Source, decode, written_before
 from ka2l_ray.finetune.train import Job, finetune
@@ -31,16 +30,16 @@ _EXAMPLES = pa.schema([schema.ID, ("question", pa.string()), ("answers", pa.list
 
 def play(a_round: Round, until: State = State.EVALUATE) -> dict[str, Any] | None:
     """Run a round's steps up to and with `until`; a finished round is not touched. Returns its figures with the seconds of each step,
-    None as long as it is not evaluated. Raises `Waiting` where people have to answer first."""
+    None as long as it is not evaluated. Raises `Waiting` where people have to answer first.
+
+    Seconds are of all attempts, but for one that ended by SIGKILL.
+    """
     if a_round.state == State.DONE:
         return a_round.record()
     clock = a_round.folder / "seconds.json"
     for state, step in STEPS.items():
-        before = clock.read_json() if clock.exists() else {}
-        started = time.monotonic()
-        step(a_round)
-        if state not in before:
-            clock.write_json(before | {state.value: round(time.monotonic() - started, 3)})
+        with booked(clock, state.value):
+            step(a_round)
         if state == until:
             break
     if until != State.EVALUATE:

@@ -52,11 +52,11 @@ def test_a_comparison_holds_every_curve_and_plays_none_twice(compared: list[Run]
 
 
 def test_a_round_keeps_its_ledger_and_the_same_replay_size_for_every_strategy(compared: list[Run]) -> None:
-    rounds = [r.record() for r in pipeline.plan(compared[0].config, compared[0])]
+    rounds = [r.record() for r in pipeline.plan(compared[0])]
     assert [r["ledger"]["asked"] for r in rounds] == [8, 8]
     assert all(r["cost"] == 8.0 for r in rounds)
     wanted = sum(replay_counts(compared[0].config.finetune.replay, 8))
-    tables = [Run(r.folder, r.run.config).table("finetune/replay_questions") for r in pipeline.plan(compared[0].config, compared[0])]
+    tables = [Run(r.folder, r.run.config).table("finetune/replay_questions") for r in pipeline.plan(compared[0])]
     assert [t.rows for t in tables] == [wanted, wanted]
 
 
@@ -80,7 +80,9 @@ def test_a_tuned_model_is_probed_anew_and_used_only_where_it_is_fit(compared: li
 
 def test_people_answer_in_a_spreadsheet_and_the_loop_goes_on(compared: list[Run], tmp_path: Path) -> None:
     run = copied(compared[0], tmp_path, "annotate.source=file")
-    assert [r.state for r in pipeline.advance(run, "annotate")] == [State.WAITING, State.WAITING], "one waiting strategy held up the other"
+    assert [r.state for r in pipeline.advance(run, "annotate", "a test")] == [State.WAITING, State.WAITING], (
+        "one waiting strategy held up the other"
+    )
     waiting = pipeline.waiting_rounds(run)
     files = [Path(r.folder.path) / "annotations/to_annotate.csv" for r in waiting]
     asked = [row for file in files for row in csv.DictReader(file.read_text(encoding="utf-8-sig").splitlines())]
@@ -94,7 +96,7 @@ def test_people_answer_in_a_spreadsheet_and_the_loop_goes_on(compared: list[Run]
         lines = ["notes;answer;question;id", *(f";{answers[r['id']]};{r['question']};{r['id']}" for r in reversed(rows))]
         edited.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
         import_file(str(edited), [r.folder / "annotations" for r in waiting])
-    assert pipeline.advance(run, "annotate") == []
+    assert pipeline.advance(run, "annotate", "a test") == []
     tables = [r.table("annotations").read().to_pylist() for r in waiting]
     assert all(len(t) == len({row["id"] for row in t}) == 8 for t in tables)
     got = {row["id"]: row for t in tables for row in t}

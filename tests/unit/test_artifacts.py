@@ -1,12 +1,14 @@
 """The run folder: what counts is what a manifest lists, and a folder belongs to one configuration."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ka2l_ray.artifacts import MANIFEST, Folder, Run, Table
+from ka2l_ray import artifacts
+from ka2l_ray.artifacts import MANIFEST, Folder, Run, Table, booked
 from ka2l_ray.config import Config, ConfigError, parse_config
 
 STORE = "endpoint_override=http%3A%2F%2F127.0.0.1%3A9&region=eu-west-3"
@@ -108,6 +110,20 @@ def test_a_file_is_replaced_whole(tmp_path):
     file.write_json({"a": None, "b": "é"})
     assert file.read_json() == {"a": None, "b": "é"}
     assert (Folder.of(str(tmp_path)) / "deep").names() == ["results.json"]
+
+
+def test_seconds_of_every_attempt_are_booked_also_of_one_that_failed(tmp_path, monkeypatch):
+    clock = iter([10.0, 11.5, 20.0, 20.25, 30.0, 34.0])
+    monkeypatch.setattr(artifacts, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    file = Folder.of(str(tmp_path)) / "times.json"
+    assert file.read_json_or_empty() == {}
+    with pytest.raises(KeyError), booked(file, "label"):
+        raise KeyError
+    with booked(file, "label"):
+        pass
+    with booked(file, "score"):
+        pass
+    assert file.read_json_or_empty() == {"label": 1.75, "score": 4.0}
 
 
 def test_a_folder_is_uploaded_whole_and_deleted_whole(tmp_path):

@@ -3,10 +3,14 @@
 import csv
 import json
 import os
+import re
 import shutil
+import time
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from chat_server import ChatServer
 
 from ka2l_ray import pipeline
 from ka2l_ray.active.compare import compare, open_runs
@@ -16,6 +20,7 @@ from ka2l_ray.active.round import Round, State
 from ka2l_ray.annotate.file import import_file
 from ka2l_ray.artifacts import Folder, Run
 from ka2l_ray.config import Config, load_config
+from ka2l_ray.dataflow import StageError
 from ka2l_ray.world.facts import build_world
 
 SMOKE = Path(__file__).parents[2] / "jobs/configs/smoke.yaml"
@@ -58,6 +63,29 @@ def test_a_round_keeps_its_ledger_and_the_same_replay_size_for_every_strategy(co
     wanted = sum(replay_counts(compared[0].config.finetune.replay, 8))
     tables = [Run(r.folder, r.run.config).table("finetune/replay_questions") for r in pipeline.plan(compared[0])]
     assert [t.rows for t in tables] == [wanted, wanted]
+
+
+KEY = "sk-SECRET-9876543210"
+
+
+def test_a_comparison_asks_with_the_drivers_key_within_the_limits_and_fails_in_one_line(
+    compared: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key is set after the cluster started, so no worker has it. Every answer is refused, so no curve goes on to train."""
+    monkeypatch.setenv("KA2L_ANNOTATOR_KEY", KEY)
+    with ChatServer().running() as server:
+        server.troubles = defaultdict(lambda: ["status 401"] * 9)
+        server.before = lambda question: time.sleep(0.2)
+        run = copied(compared[0], tmp_path, "annotate.source=endpoint", f"annotate.endpoint={{url: '{server.url}', concurrency: 2}}")
+        with pytest.raises(StageError) as failed:
+            compare([run], parallel=2, command="a test")
+    assert re.match(
+        r"(ka2l|random) draw 0 of seed 0: annotate: http\S+ answered none of 8 questions\. First: HTTP 401: ", str(failed.value)
+    )
+    assert "Traceback" not in str(failed.value)
+    assert len(str(failed.value).splitlines()) == 1
+    assert {h.get("Authorization") for h in server.headers} == {f"Bearer {KEY}"}
+    assert server.most_at_once <= 2
 
 
 def test_a_tuned_model_is_probed_anew_and_used_only_where_it_is_fit(compared: list[Run]) -> None:

@@ -46,7 +46,7 @@ class Folder:
         try:
             filesystem, path = fs.FileSystem.from_uri(uri)
         except (pa.ArrowInvalid, OSError) as error:
-            raise ConfigError(f"run.storage = {uri!r}: {error}") from error
+            raise ConfigError(f"{uri!r}: {error}") from error
         return cls(filesystem, path, urlsplit(uri).query)
 
     def __truediv__(self, name: str) -> "Folder":
@@ -99,6 +99,10 @@ class Folder:
     def read_json(self) -> Any:
         return json.loads(self.read_bytes())
 
+    def read_json_or_empty(self) -> dict[str, Any]:
+        """The object in the file; empty where there is no file."""
+        return self.read_json() if self.exists() else {}
+
     def write_json(self, value: Any) -> None:
         self.write_bytes((json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
@@ -116,6 +120,17 @@ class Folder:
         """Copy a local folder's content here."""
         self.make()
         fs.copy_files(str(local), self.path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=self.filesystem)
+
+
+@contextmanager
+def booked(file: Folder, name: str) -> Iterator[None]:
+    """Add the seconds spent inside to what the file holds under `name`, also where the work fails; a SIGKILL loses its attempt."""
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        seconds = file.read_json_or_empty()
+        file.write_json(seconds | {name: round(seconds.get(name, 0.0) + time.monotonic() - started, 3)})
 
 
 @dataclass(frozen=True)
@@ -139,11 +154,17 @@ class Table:
 
     def files(self, part: str | None = None) -> list[str]:
         """Paths of the files that count; `part` keeps those of one part (for `questions`: a split)."""
-        listed = self.manifest()["files"]
-        return [posixpath.normpath(posixpath.join(self.folder.path, f["name"])) for f in listed if part is None or f.get("part") == part]
+        return [posixpath.normpath(posixpath.join(self.folder.path, f["name"])) for f in self._listed(part)]
+
+    def listed_from(self, folder: Folder, part: str | None = None) -> list[dict[str, Any]]:
+        """Manifest entries of these files as a table in another folder of this filesystem lists them: by relative path, no copy."""
+        return [f | {"name": posixpath.relpath(posixpath.join(self.folder.path, f["name"]), folder.path)} for f in self._listed(part)]
+
+    def _listed(self, part: str | None) -> list[dict[str, Any]]:
+        return [f for f in self.manifest()["files"] if part is None or f.get("part") == part]
 
     def part_rows(self, part: str) -> int:
-        return sum(f["rows"] for f in self.manifest()["files"] if f.get("part") == part)
+        return sum(f["rows"] for f in self._listed(part))
 
     def schema(self) -> pa.Schema:
         files = self.files()
@@ -180,6 +201,14 @@ class Table:
         (self.folder / MANIFEST).write_json({"files": files, "rows": rows, "closed_unix_s": round(time.time(), 3)} | facts)
 
 
+def storage_of(config: Config) -> Folder:
+    """The folder that holds the runs. Raises `ConfigError` where the scheme is not supported."""
+    try:
+        return Folder.of(config.run.storage)
+    except ConfigError as error:
+        raise ConfigError(f"run.storage = {error}") from error
+
+
 @dataclass(frozen=True)
 class Run:
     """A run's folder and its configuration."""
@@ -190,7 +219,7 @@ class Run:
     @classmethod
     def open(cls, config: Config) -> "Run":
         """Open or create the run's folder. Raises `ConfigError` where it belongs to another configuration, naming what differs."""
-        folder = Folder.of(config.run.storage) / config.run.name
+        folder = storage_of(config) / config.run.name
         stored = folder / "config.yaml"
         if stored.exists():
             theirs = parse_config(yaml.safe_load(stored.read_bytes()), stored.path)

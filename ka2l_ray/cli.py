@@ -6,7 +6,7 @@ Refuses to know: how stages work. An expected error is one line and exit status 
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from ka2l_ray.config import Config, ConfigError, load_config
+from ka2l_ray.jobs import command_line
 
 app = typer.Typer(
     name="ka2l",
@@ -108,54 +109,53 @@ def run_command(
         run = _open(loaded)
         if redo:
             pipeline.redo(run, redo)
-        results = pipeline.execute(run, until, f"ka2l run {config}" + "".join(f" --set {o}" for o in overrides or ()))
+        stop = ("--until", until) if until else ()
+        results = pipeline.execute(run, until, command_line("ka2l", "run", str(config), *stop, overrides=overrides or ()))
         _print_results(run.folder.path, results)
-        _end_paused(config, pipeline.waiting_rounds(run))
+        _end_paused(config, overrides, pipeline.waiting_rounds(run))
 
 
-def _stage_command(name: str, text: str, act: Callable[[Any], object]) -> None:
+def _stage_command(name: str, text: str, act: Callable[[Any, str, str], list[Any]]) -> None:
+    """Add a command that opens a run and does `act(run, name, what was typed)`, which returns the rounds that wait."""
+
     def command(config: ConfigFile, overrides: Overrides = None, debug: Debug = False) -> None:
         with plain_errors(debug):
-            act(_open(load_config(config, overrides or ())))
+            typed = command_line("ka2l", name, str(config), overrides=overrides or ())
+            _end_paused(config, overrides, act(_open(load_config(config, overrides or ())), name, typed))
 
     command.__doc__ = f"{text} Earlier stages run first where they are missing."
     app.command(name)(command)
 
 
-def _execute_until(name: str) -> Callable[[Any], object]:
-    def act(run: Any) -> object:
-        from ka2l_ray import pipeline
+def _execute_until(run: Any, name: str, typed: str) -> list[Any]:
+    from ka2l_ray import pipeline
 
-        return pipeline.execute(run, name)
-
-    return act
+    pipeline.execute(run, name, typed)
+    return []
 
 
-def _advance_to(name: str) -> Callable[[Any], object]:
-    def act(run: Any) -> object:
-        from ka2l_ray import pipeline
+def _advance_to(run: Any, name: str, typed: str) -> list[Any]:
+    from ka2l_ray import pipeline
 
-        return pipeline.advance(run, name)
-
-    return act
+    return pipeline.advance(run, name, typed)
 
 
-def _end_paused(config: Path, waiting: list[Any]) -> None:
+def _end_paused(config: Path, overrides: Sequence[str] | None, waiting: list[Any]) -> None:
     """Say what people have to do, and end with status 3: paused, neither done nor failed."""
     if waiting:
+        go_on = command_line("ka2l", "annotate", str(config), "--import", "FILE", overrides=overrides or ())
         files = "".join(f"\n  {(r.folder / 'annotations/to_annotate.csv').uri}" for r in waiting)
         print(  # noqa: T201
-            f"ka2l: paused, {len(waiting)} round(s) wait for answers:{files}\n"
-            f"Fill in the column `answer`, then: ka2l annotate {config} --import FILE",
+            f"ka2l: paused, {len(waiting)} round(s) wait for answers:{files}\nFill in the column `answer`, then: {go_on}",
             file=sys.stderr,
         )
         raise SystemExit(PAUSED)
 
 
 for _name, _text in STAGES.items():
-    _stage_command(_name, _text, _execute_until(_name))
+    _stage_command(_name, _text, _execute_until)
 for _name, _text in ROUND_STAGES.items():
-    _stage_command(_name, _text, _advance_to(_name))
+    _stage_command(_name, _text, _advance_to)
 
 
 @app.command("annotate")
@@ -176,11 +176,13 @@ def annotate_command(
         loaded = load_config(config, overrides or ())
         if import_from:
             pipeline.check(loaded)
-            folders = [r.folder / "annotations" for r in pipeline.plan(loaded, Run.open(loaded))]
+            folders = [r.folder / "annotations" for r in pipeline.plan(Run.open(loaded))]
             for file in import_from:
                 counts = import_file(file, folders)
                 print(f"{file}: " + ", ".join(f"{name} {n}" for name, n in counts.items()))  # noqa: T201
-        _end_paused(config, pipeline.advance(_open(loaded), "annotate"))
+        given = [part for file in import_from or () for part in ("--import", file)]
+        typed = command_line("ka2l", "annotate", str(config), *given, overrides=overrides or ())
+        _end_paused(config, overrides, pipeline.advance(_open(loaded), "annotate", typed))
 
 
 @app.command()
@@ -202,8 +204,9 @@ def compare(
         loaded = load_config(config, [*(overrides or ()), *chosen])
         runs = comparing.open_runs(loaded, seeds)
         connect(loaded)
-        said = f"ka2l compare {config} --seeds {seeds}" + (f" --strategies {strategies}" if strategies else "")
-        folder, summary = comparing.compare(runs, parallel, said + "".join(f" --set {o}" for o in overrides or ()))
+        words = ("--seeds", str(seeds), *(("--strategies", strategies) if strategies else ()))
+        typed = command_line("ka2l", "compare", str(config), *words, overrides=overrides or ())
+        folder, summary = comparing.compare(runs, parallel, typed)
         _print_comparison(folder, summary)
 
 

@@ -135,15 +135,13 @@ def run_stage(stage: Stage, source: Table, target: Table, part: str | None = Non
     committed = _committed_files(data, checkpoint)
     rows, errors = sum(f["rows"] for f in committed), _write_errors(target.folder, data, committed)
     if rows != rows_in:
-        raise StageError(
-            f"{stage.name}: {rows_in:,} rows in, {rows:,} rows out in {target.folder.path}; start again with --redo {stage.name}"
-        )
+        raise StageError(f"{stage.name}: {rows_in:,} rows in, {rows:,} rows out; delete {target.folder.path} and run again")
     if errors > stage.max_error_fraction * max(rows_in, 1):
         first = next(_error_rows(data, committed))
         raise StageError(
             f"{stage.name}: {errors:,} of {rows_in:,} rows failed, more than run.max_error_fraction allows "
             f"({stage.max_error_fraction:g}); see {target.folder.path}/errors. First: row {first['id']}: {first['error']}. "
-            f"Mend the cause, then start again with --redo {stage.name}"
+            f"Mend the cause, then delete {target.folder.path} and run again"
         )
     listed = [f | {"name": f"data/{f['name']}"} for f in committed]
     target.close(listed, rows_in=rows_in, errors=errors, seconds=round(time.monotonic() - started, 3))

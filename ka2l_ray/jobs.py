@@ -25,7 +25,16 @@ def stage_job(stage: str, description: str) -> None:
     parser.add_argument("--config", required=True, type=Path, help="the run's YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one field; may be repeated")
     arguments = parser.parse_args()
-    app([stage, str(arguments.config), *(part for o in arguments.set for part in ("--set", o))])
+    app([stage, str(arguments.config), *_set_options(arguments.set)])
+
+
+def command_line(*words: str, overrides: Sequence[str]) -> str:
+    """A command with its overrides as a shell takes it: for the record, and for people to type again."""
+    return shlex.join([*words, *_set_options(overrides)])
+
+
+def _set_options(overrides: Sequence[str]) -> list[str]:
+    return [part for o in overrides for part in ("--set", o)]
 
 
 def submit_and_follow(config: Path, overrides: Sequence[str], address: str) -> int:
@@ -33,8 +42,7 @@ def submit_and_follow(config: Path, overrides: Sequence[str], address: str) -> i
     from ray.job_submission import JobStatus, JobSubmissionClient
 
     client = JobSubmissionClient(address)
-    options = [part for o in overrides for part in ("--set", o)]
-    entrypoint = shlex.join(["python", "jobs/active_learning.py", "--config", str(config), *options])
+    entrypoint = command_line("python", "jobs/active_learning.py", "--config", str(config), overrides=overrides)
     job = _submit(client, entrypoint)
     print(f"job {job}: {entrypoint}", file=sys.stderr)  # noqa: T201
     asyncio.run(_follow(client, job))

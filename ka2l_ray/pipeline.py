@@ -4,8 +4,9 @@ In: a `Run`. Out: its tables, `results.json` and the report.
 Refuses to know: what a stage computes. A stage is done when its manifest (or summary) is there.
 """
 
-import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -18,7 +19,7 @@ from ka2l_ray.active.rounds import play, sample_candidates
 from ka2l_ray.active.saving import savings
 from ka2l_ray.active.stop import Stop, decide
 from ka2l_ray.annotate.sources import Waiting
-from ka2l_ray.artifacts import Folder, Run
+from ka2l_ray.artifacts import Folder, Run, booked
 from ka2l_ray.collect.stage import collect, sample_pool, wanted_layers
 from ka2l_ray.config import Config, ConfigError, Strategy
 from ka2l_ray.corpus.readers import questions
@@ -30,7 +31,8 @@ from ka2l_ray.report.page import write_report
 from ka2l_ray.runtime import log, stage_line, versions
 from ka2l_ray.world.facts import build_world
 
-RESULTS, TIMES = "results.json", "times.json"
+RESULTS, ROWS, TIMES = "results.json", "rows.json", "times.json"
+"""`ROWS` and `TIMES` are the books of the base steps; a step is in `ROWS` once it is done."""
 SAMPLES_POOL = "K samples of the pool, for the strategies that rank by them (entropy, likelihood, quadrant)"
 ROUND_COMMANDS = {"decode": State.ACQUIRE, "annotate": State.ANNOTATE, "finetune": State.FINETUNE, "evaluate": State.EVALUATE}
 """Up to which state a round command takes the next round."""
@@ -42,7 +44,8 @@ class Step:
     """One step of the pipeline and the folders that hold its output, below the run's."""
 
     name: str
-    does: Callable[[Run], Counts]
+    does: Callable[[Run], Counts | None]
+    """None from `rounds`, which keep their own books: whichever command plays one, `gather` finds them."""
     folders: tuple[str, ...]
     says: str
 
@@ -79,9 +82,9 @@ def _sample_pool(run: Run) -> Counts:
     return label_pool(run, gamma(run))
 
 
-def _rounds(run: Run) -> Counts:
+def _rounds(run: Run) -> None:
     """Play every round that can be played; one that waits for people holds up only its own strategy and draw."""
-    planned = list(plan(run.config, run))
+    planned = list(plan(run))
     for n, a_round in enumerate(planned, 1):
         if a_round.state == State.DONE or _held_up(a_round):
             continue
@@ -92,14 +95,11 @@ def _rounds(run: Run) -> Counts:
             continue
         if record:
             log.info("round      %s", describe(record, n, len(planned)))
-            _add_times(run, record["seconds"])
-    bought = [t for r in planned if (t := r.table("annotations")).is_done]
-    return {"rows_in": sum(r.budget for r in planned), "rows": sum(t.rows for t in bought), "errors": 0}
 
 
 def play_curve(run: Run, strategy: str, draw: int) -> str:
     """Every round of one strategy and draw that may be played, in order; returns the last one's figures in words."""
-    own = [r for r in plan(run.config, run) if (r.strategy, r.draw) == (strategy, draw)]
+    own = [r for r in plan(run) if (r.strategy, r.draw) == (strategy, draw)]
     for a_round in own:
         if a_round.state != State.DONE and not _held_up(a_round):
             play(a_round)
@@ -169,43 +169,56 @@ def check(config: Config) -> None:
         raise ConfigError(f"acquire.balance = group does not go with {', '.join(together)}, which spread their choice by states")
 
 
-def execute(run: Run, until: str | None = None, command: str = "ka2l run") -> dict[str, Any]:
-    """Run every step up to `until`, write results.json and the report; returns the results."""
+def execute(run: Run, until: str | None, command: str) -> dict[str, Any]:
+    """Run the steps up to `until`, write results.json and the report; returns the results."""
+    run_steps(run, until)
+    return publish(run, command)
+
+
+def run_steps(run: Run, until: str | None) -> None:
+    """Run every step up to and with `until`, all where it is None."""
     last = STEP_NAMES.index(until) if until else len(STEPS) - 1
     for step in STEPS[: last + 1]:
-        done_before = step.name in _read_or_empty(run, TIMES)
+        done_before = step.name in (run.folder / ROWS).read_json_or_empty()
         with stage_line(step.name, "done before" if done_before else step.says):
-            started = time.monotonic()
-            counts = step.does(run)
-            if not done_before and step.name != "rounds":  # a round books its own steps
-                _add_times(run, {step.name: round(time.monotonic() - started, 3)})
-            _note_rows(run, step.name, counts)
+            with nullcontext() if done_before or step.name == "rounds" else booked(run.folder / TIMES, step.name):
+                counts = step.does(run)
+            if counts is not None:
+                _note_rows(run, step.name, counts)
+
+
+def publish(run: Run, command: str) -> dict[str, Any]:
+    """Write results.json and the report from what is done so far; returns the results. `command` is what the user typed."""
     results = gather(run, command)
     (run.folder / RESULTS).write_json(results)
     write_report(run)
     return results
 
 
-def advance(run: Run, command: str) -> list[Round]:
-    """Finish the base stages, take every strategy's next round up to what a round command names; returns rounds that wait."""
-    execute(run, "evaluate")
+def advance(run: Run, name: str, command: str) -> list[Round]:
+    """Finish the base stages, take every strategy's next round up to what the round command `name` names, publish.
+
+    Returns the rounds that wait for people.
+    """
+    run_steps(run, "evaluate")
     for a_round in next_rounds(run):
-        log.info("%-10s %s seed %d round %d", command, a_round.strategy, a_round.seed, a_round.number)
+        log.info("%-10s %s seed %d round %d", name, a_round.strategy, a_round.seed, a_round.number)
         try:
-            play(a_round, ROUND_COMMANDS[command])
+            play(a_round, ROUND_COMMANDS[name])
         except Waiting as waiting:
-            log.info("%-10s %s", command, waiting)
+            log.info("%-10s %s", name, waiting)
+    publish(run, command)
     return waiting_rounds(run)
 
 
 def next_rounds(run: Run) -> list[Round]:
     """The first round of every strategy and draw that is not done and may be played."""
-    return [r for r in plan(run.config, run) if r.state != State.DONE and not _held_up(r)]
+    return [r for r in plan(run) if r.state != State.DONE and not _held_up(r)]
 
 
 def waiting_rounds(run: Run) -> list[Round]:
     """Rounds whose questions people have to answer."""
-    return [r for r in plan(run.config, run) if r.state == State.WAITING]
+    return [r for r in plan(run) if r.state == State.WAITING]
 
 
 def redo(run: Run, name: str) -> None:
@@ -213,19 +226,18 @@ def redo(run: Run, name: str) -> None:
     for step in STEPS[STEP_NAMES.index(name) :]:
         for folder in step.folders:
             (run.folder / folder).delete()
-    times = run.folder / TIMES
-    if times.exists():
-        kept = STEP_NAMES[: STEP_NAMES.index(name)]
-        times.write_json({k: v for k, v in times.read_json().items() if k in kept})
+    kept = STEP_NAMES[: STEP_NAMES.index(name)]
+    for book in (run.folder / ROWS, run.folder / TIMES):
+        if book.exists():
+            book.write_json({k: v for k, v in book.read_json().items() if k in kept})
     (run.folder / RESULTS).delete()
 
 
-def plan(config: Config, run: Run) -> Sequence[Round]:
+def plan(run: Run) -> Sequence[Round]:
     """Every round of every strategy and draw, in order: the strategies alternate round by round."""
-    draws: list[tuple[Strategy, int]] = [
-        (s, d) for s in config.active.strategies for d in range(config.active.random_draws if s == "random" else 1)
-    ]
-    return [Round(run, s, d, n) for n in range(1, config.active.rounds + 1) for s, d in draws]
+    active = run.config.active
+    draws: list[tuple[Strategy, int]] = [(s, d) for s in active.strategies for d in range(active.random_draws if s == "random" else 1)]
+    return [Round(run, s, d, n) for n in range(1, active.rounds + 1) for s, d in draws]
 
 
 def describe(record: dict[str, Any], number: int, total: int) -> str:
@@ -252,15 +264,30 @@ def gather(run: Run, command: str) -> dict[str, Any]:
         "rounds": records,
         "saving": savings(records),
         "stopped": _stops(run),
-        "rows": _read_or_empty(run, "rows.json"),
-        "time_s": _read_or_empty(run, TIMES),
+        "rows": (run.folder / ROWS).read_json_or_empty() | _round_rows(run),
+        "time_s": _seconds(run, records),
     }
+
+
+def _round_rows(run: Run) -> dict[str, Any]:
+    """The entry of `rows` for all rounds: annotations planned and bought; none before the first is bought."""
+    rounds = plan(run)
+    bought = [t.rows for r in rounds if (t := r.table("annotations")).is_done]
+    return {"rounds": {"in": sum(r.budget for r in rounds), "out": sum(bought), "errors": 0}} if bought else {}
+
+
+def _seconds(run: Run, records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Seconds by step: the base steps' own, and those of every finished round."""
+    total: Counter[str] = Counter((run.folder / TIMES).read_json_or_empty())
+    for record in records:
+        total.update(record["seconds"])
+    return {name: round(seconds, 3) for name, seconds in total.items()}
 
 
 def _records(run: Run) -> list[dict[str, Any]]:
     if not run.base("evaluation").is_done:
         return []
-    rounds = plan(run.config, run)
+    rounds = plan(run)
     draws = dict.fromkeys((r.strategy, r.seed) for r in rounds)
     records = [base_record(run, strategy, seed) for strategy, seed in draws]
     records += [(r.folder / "round.json").read_json() for r in rounds if (r.folder / "round.json").exists()]
@@ -270,14 +297,15 @@ def _records(run: Run) -> list[dict[str, Any]]:
 
 
 def _stops(run: Run) -> list[dict[str, Any]]:
-    """Strategies that ended before their rounds were used up, and why."""
-    found: dict[tuple[str, int], dict[str, Any]] = {}
-    for a_round in plan(run.config, run) if run.base("evaluation").is_done else ():
-        key = (a_round.strategy, a_round.seed)
-        played = all(r.state == State.DONE for r in a_round.earlier) and a_round.state == State.ACQUIRE
-        if key not in found and played and (reason := stopped(a_round)):
-            found[key] = {"strategy": a_round.strategy, "seed": a_round.seed, "after_round": a_round.number - 1, "reason": reason.value}
-    return list(found.values())
+    """Strategies that ended before their rounds were used up, and why: of each, the first round that is not done can tell."""
+    if not run.base("evaluation").is_done:
+        return []
+    first = [r for r in plan(run) if r.state == State.ACQUIRE and all(e.state == State.DONE for e in r.earlier)]
+    return [
+        {"strategy": r.strategy, "seed": r.seed, "after_round": r.number - 1, "reason": reason.value}
+        for r in first
+        if (reason := stopped(r))
+    ]
 
 
 def _decode_summary(run: Run) -> dict[str, Any] | None:
@@ -285,7 +313,7 @@ def _decode_summary(run: Run) -> dict[str, Any] | None:
     metrics = run.folder / "base/reconstruction/metrics.json"
     if not metrics.exists():
         return None
-    tables = [t for r in plan(run.config, run) if (t := r.table("decoded")).is_done]
+    tables = [t for r in plan(run) if (t := r.table("decoded")).is_done]
     rows = [row for t in tables for row in t.read(["question", "p_unknown", "status"]).to_pylist()]
     kept = [r for r in rows if r["status"] == "kept"]
     well_formed = [r for r in rows if r["status"] != "malformed"]
@@ -303,17 +331,5 @@ def _decode_summary(run: Run) -> dict[str, Any] | None:
 
 
 def _note_rows(run: Run, name: str, counts: Counts) -> None:
-    rows = _read_or_empty(run, "rows.json") | {
-        name: {"in": counts.get("rows_in", counts.get("rows", 0)), "out": counts["rows"], "errors": counts.get("errors", 0)}
-    }
-    (run.folder / "rows.json").write_json(rows)
-
-
-def _add_times(run: Run, seconds: dict[str, float]) -> None:
-    times = _read_or_empty(run, TIMES)
-    (run.folder / TIMES).write_json(times | {k: round(times.get(k, 0.0) + v, 3) for k, v in seconds.items()})
-
-
-def _read_or_empty(run: Run, name: str) -> dict[str, Any]:
-    file = run.folder / name
-    return file.read_json() if file.exists() else {}
+    rows = {"in": counts.get("rows_in", counts.get("rows", 0)), "out": counts["rows"], "errors": counts.get("errors", 0)}
+    (run.folder / ROWS).write_json((run.folder / ROWS).read_json_or_empty() | {name: rows})

@@ -2,21 +2,30 @@
 
 In: a configuration and a number of seeds. Out: one ordinary run folder per seed in `STORAGE/NAME-compare/`, `compare.json`, `index.html`.
 Base stages are shared by all strategies of a seed. Everything skips what is done, so a killed comparison goes on at the training it
-was in; a task whose node dies is started again by Ray and does the same. Refuses to know: how a round works, how savings are computed.
+was in; a task whose node dies is started again by Ray and does the same. A chat endpoint is asked with the driver's key, and its limits
+are shared out among the curves; two curves of a seed that ask the same question at the same moment both pay for it, since neither
+finds the other's reply. Refuses to know: how a round works, how savings are computed.
 """
 
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
+from pydantic import SecretStr
+from ray.exceptions import RayTaskError
 
 from ka2l_ray import pipeline
 from ka2l_ray.active.comparison import summarize
-from ka2l_ray.active.round import Round, State
-from ka2l_ray.artifacts import Folder, Run
+from ka2l_ray.active.round import State
+from ka2l_ray.annotate.endpoint import share
+from ka2l_ray.annotate.sources import source_of
+from ka2l_ray.annotate.stage import key_of
+from ka2l_ray.artifacts import Run, storage_of
 from ka2l_ray.config import Config, ConfigError
+from ka2l_ray.dataflow import StageError
 from ka2l_ray.report.comparison import render
-from ka2l_ray.report.page import write_report
 from ka2l_ray.runtime import connect, curves_at_once, log, set_up_logging, telling
 
 NODE_RETRIES = 3
@@ -29,7 +38,7 @@ def open_runs(config: Config, seeds: int) -> list[Run]:
     if config.annotate.source == "file":
         raise ConfigError("annotate.source = file: a comparison cannot wait for people; use world, reference or endpoint")
     pipeline.check(config)
-    storage = (Folder.of(config.run.storage) / f"{config.run.name}-compare").uri
+    storage = (storage_of(config) / f"{config.run.name}-compare").uri
     runs = []
     for seed in range(config.run.seed, config.run.seed + seeds):
         section = config.run.model_copy(update={"storage": storage, "name": f"seed_{seed}", "seed": seed})
@@ -39,59 +48,76 @@ def open_runs(config: Config, seeds: int) -> list[Run]:
 
 def compare(runs: Sequence[Run], parallel: int | None, command: str) -> tuple[str, dict[str, Any]]:
     """Finish every run's base stages and curves, then write the comparison; returns its folder and `compare.json`."""
+    key = key_of(runs[0].config.annotate.endpoint) if source_of(runs[0].config) == "endpoint" else None
     for n, run in enumerate(runs, 1):
         log.info("compare    base stages of seed %d (%d/%d)", run.config.run.seed, n, len(runs))
-        pipeline.execute(run, "evaluate", command)
-    curves = [(run, strategy, draw) for run in runs for strategy, draw in dict.fromkeys((r.strategy, r.draw) for r in _plan(run))]
+        pipeline.run_steps(run, "evaluate")
+    curves = [(run, strategy, draw) for run in runs for strategy, draw in dict.fromkeys((r.strategy, r.draw) for r in pipeline.plan(run))]
     at_once = parallel or curves_at_once(runs[0].config)
     log.info("compare    %d curves, %d at once", len(curves), at_once)
     with telling("compare", lambda: _progress(runs)):
-        _play_all([c for c in curves if not _finished(*c)], at_once)
-    results = []
-    for run in runs:
-        results.append(pipeline.gather(run, command))
-        (run.folder / pipeline.RESULTS).write_json(results[-1])
-        write_report(run)
-    folder = Folder.of(runs[0].config.run.storage)
+        _play_all([c for c in curves if not _finished(*c)], at_once, key)
+    results = [pipeline.publish(run, command) for run in runs]
+    folder = storage_of(runs[0].config)
     summary = {"command": command, "seeds": [r.config.run.seed for r in runs]} | summarize(results)
     (folder / "compare.json").write_json(summary)
     (folder / "index.html").write_bytes(render(runs[0].config.report.title, summary).encode())
     return folder.uri, summary
 
 
-def _plan(run: Run) -> Sequence[Round]:
-    return pipeline.plan(run.config, run)
-
-
 def _finished(run: Run, strategy: str, draw: int) -> bool:
-    own = [r for r in _plan(run) if (r.strategy, r.draw) == (strategy, draw)]
+    own = [r for r in pipeline.plan(run) if (r.strategy, r.draw) == (strategy, draw)]
     return all(r.state == State.DONE for r in own)
 
 
 def _progress(runs: Sequence[Run]) -> str:
-    states = [r.state for run in runs for r in _plan(run)]
+    states = [r.state for run in runs for r in pipeline.plan(run)]
     return f"{sum(s == State.DONE for s in states)} of {len(states)} rounds done"
 
 
-def _play_all(curves: Sequence[tuple[Run, str, int]], at_once: int) -> None:
+def _play_all(curves: Sequence[tuple[Run, str, int]], at_once: int, key: SecretStr | None) -> None:
     """Start a task per curve, never more than `at_once`; the first failure ends the comparison after the running ones are cancelled."""
     task = ray.remote(num_cpus=0, max_retries=NODE_RETRIES)(_play_curve)
-    waiting, running = list(curves), {}
+    waiting, running, among = list(curves), {}, min(at_once, len(curves))
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
                 run, strategy, draw = waiting.pop(0)
-                running[task.remote(run, strategy, draw)] = f"{strategy} draw {draw} of seed {run.config.run.seed}"
+                running[task.remote(_sharing(run, among), strategy, draw, key)] = f"{strategy} draw {draw} of seed {run.config.run.seed}"
             (done,), _ = ray.wait(list(running))
             name = running.pop(done)
-            log.info("compare    %s: %s", name, ray.get(done))
+            log.info("compare    %s: %s", name, _outcome(name, done))
     finally:
         for reference in running:
             ray.cancel(reference)
 
 
-def _play_curve(run: Run, strategy: str, draw: int) -> str:
-    """All rounds of one strategy and draw, in a process of its own: it is a driver of Ray Data pipelines and Ray Train runs."""
+def _sharing(run: Run, among: int) -> Run:
+    """The run with its share of the endpoint's limits, which change no result."""
+    annotate = run.config.annotate
+    own = annotate.model_copy(update={"endpoint": share(annotate.endpoint, among)})
+    return replace(run, config=run.config.model_copy(update={"annotate": own}))
+
+
+def _outcome(name: str, done: "ray.ObjectRef[str]") -> str:
+    """What a curve says at its end. An expected error is told in its own words, without the traceback of another process."""
+    try:
+        return ray.get(done)
+    except RayTaskError as error:
+        if isinstance(error.cause, (StageError, ValueError, FileNotFoundError)):
+            raise StageError(f"{name}: {error.cause}") from error
+        raise
+
+
+def _play_curve(run: Run, strategy: str, draw: int, key: SecretStr | None) -> str:
+    """All rounds of one strategy and draw, in a process of its own: it is a driver of Ray Data pipelines and Ray Train runs.
+
+    The key travels as a masked argument, for a `runtime_env` is shown; this process' environment may hold none, or another one.
+    """
     set_up_logging()
     connect(run.config)
+    variable = run.config.annotate.endpoint.key_variable
+    os.environ.pop(variable, None)
+    if key is not None:
+        os.environ[variable] = key.get_secret_value()
     return pipeline.play_curve(run, strategy, draw)

@@ -6,32 +6,29 @@ Refuses to know: how questions were chosen, how the model was tuned.
 
 from collections import Counter
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
 
 from ka2l_ray import schema
 from ka2l_ray.active.acquire import SAMPLING
-from ka2l_ray.active.replay import is_misconception, knew
+from ka2l_ray.active.replay import knew, misconceptions
 from ka2l_ray.active.round import Round, pool_rows, replay_samples
 from ka2l_ray.annotate.ledger import ledger
-from ka2l_ray.artifacts import Folder, Run, Table
+from ka2l_ray.artifacts import Folder, Run
 from ka2l_ray.dataflow import Stage, run_stage
 from ka2l_ray.finetune.evaluate import EvaluateActor
-from ka2l_ray.label.grading import is_correct
 from ka2l_ray.models.batching import Limits
 
 
 def evaluate(a_round: Round) -> None:
     """Greedy answers of the tuned model to the eval split and to what this round replayed."""
-    replay = Table(a_round.folder / "finetune/replay_questions")
-    source = Table(a_round.folder / "evaluation/questions")
+    replay, source = a_round.table("finetune/replay_questions"), a_round.table("evaluation/questions")
     if not source.is_done:
-        questions = a_round.run.table("questions").manifest()["files"]
-        listed = [{"name": f"../../../../../../questions/{f['name']}", "rows": f["rows"]} for f in questions if f.get("part") == "eval"]
-        listed += [f | {"name": f"../../finetune/replay_questions/{f['name']}"} for f in replay.manifest()["files"] if f["rows"]]
-        source.close(listed)
-    run_stage(evaluation_stage(a_round.run, a_round.folder / "finetune/model"), source, a_round.table("evaluation"))
+        replayed = [f for f in replay.listed_from(source.folder) if f["rows"]]
+        source.close(a_round.run.table("questions").listed_from(source.folder, "eval") + replayed)
+    run_stage(evaluation_stage(a_round.run, a_round.model), source, a_round.table("evaluation"))
 
 
 def evaluate_base(run: Run) -> dict[str, Any]:
@@ -82,13 +79,18 @@ def base_record(run: Run, strategy: str, seed: int) -> dict[str, Any]:
 
 
 def summarize(a_round: Round) -> dict[str, Any]:
-    """Cumulative annotations and cost, and the accuracies that the design defines."""
+    """Cumulative annotations and cost, and the accuracies that the design defines.
+
+    Other wordings of a fact that any round so far bought or replayed are no evidence of what was left alone.
+    """
     rounds = [*a_round.earlier, a_round]
     annotations = [r for t in rounds for r in t.table("annotations").read(["id", "cost"]).to_pylist()]
     rows = a_round.table("evaluation").read(["id", "correct", "scope", "fact_id"]).to_pylist()
-    replay_ids = set(Table(a_round.folder / "finetune/replay_questions").read(["id"])["id"].to_pylist())
-    known_before = {r["id"] for r in replay_samples(a_round.run) if knew(r["samples"], r["greedy"], r["answers"])}
-    touched = _touched_facts(rounds, {r["id"] for r in annotations})
+    replays = [r.table("finetune/replay_questions").read(["id", "fact_id"]).to_pylist() for r in rounds]
+    replay_ids = {r["id"] for r in replays[-1]}
+    replayed = [r for r in replay_samples(a_round.run) if r["id"] in replay_ids]
+    known_before = {r["id"] for r in replayed if knew(r["samples"], r["greedy"], r["answers"])}
+    touched = _facts(chain.from_iterable(replays)) | _facts(pool_rows(a_round.run, {r["id"] for r in annotations}))
     base_right = {r["id"] for r in a_round.run.base("evaluation").read(["id", "correct"]).to_pylist() if r["correct"]}
     asked = [r for r in rows if r["id"] not in replay_ids]
     untouched = [r for r in asked if r["id"] in base_right and (r["fact_id"] is None or r["fact_id"] not in touched)]
@@ -102,24 +104,14 @@ def summarize(a_round: Round) -> dict[str, Any]:
         "accuracy": _share(asked, "pool"),
         "domain_accuracy": _share(asked, "domain"),
         "known_accuracy": _mean(untouched),
-        "replayed_accuracy": _mean([r for r in rows if r["id"] in replay_ids & known_before]),
-        "misconceptions_replayed": _misconceptions(a_round),
+        "replayed_accuracy": _mean([r for r in rows if r["id"] in known_before]),
+        "misconceptions_replayed": misconceptions(replayed),
     }
 
 
 def sampling_cost(run: Run, strategy: str) -> float:
     """What sampling the pool cost a strategy that ranks by it, in the unit of `annotate.cost`."""
     return run.config.acquire.sampling_cost * run.base("pool_samples").rows if strategy in SAMPLING else 0.0
-
-
-def _misconceptions(a_round: Round) -> int | None:
-    """Replayed questions whose wrong answer the base model is sure of, so that replay teaches it again; None without gold."""
-    gold = {r["id"]: r["answers"] for r in Table(a_round.folder / "finetune/replay_questions").read(["id", "answers"]).to_pylist()}
-    rows = Table(a_round.folder / "finetune/examples").read(["id", "answers", "source"]).to_pylist()
-    taught = {r["id"]: r["answers"] for r in rows if r["source"] == "replay"}
-    sure = {r["id"]: [*r["samples"], r["greedy"]] for r in replay_samples(a_round.run) if r["id"] in taught}
-    graded = [is_misconception(sure[i], gold[i]) and not is_correct(answers[0], gold[i]) for i, answers in taught.items() if gold[i]]
-    return sum(graded) if graded else None
 
 
 def _sum(parts: Iterable[dict[str, float]]) -> dict[str, float]:
@@ -129,12 +121,8 @@ def _sum(parts: Iterable[dict[str, float]]) -> dict[str, float]:
     return dict(total)
 
 
-def _touched_facts(rounds: list[Round], bought: set[str]) -> set[str]:
-    """Facts that any round so far replayed or bought: their other wordings are no evidence of what was left alone."""
-    replayed = {
-        f for r in rounds for f in Table(r.folder / "finetune/replay_questions").read(["fact_id"])["fact_id"].to_pylist() if f is not None
-    }
-    return replayed | {r["fact_id"] for r in pool_rows(rounds[-1].run, bought) if r["fact_id"] is not None}
+def _facts(rows: Iterable[dict[str, Any]]) -> set[str]:
+    return {r["fact_id"] for r in rows if r["fact_id"] is not None}
 
 
 def _share(rows: list[dict[str, Any]], scope: str) -> float | None:

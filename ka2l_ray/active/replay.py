@@ -5,8 +5,9 @@ Refuses to know: tables, Ray, training. It costs no annotation: the labels are t
 """
 
 import heapq
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from itertools import chain
+from typing import Any
 
 from ka2l_ray.active.acquire import PoolRow, unit
 from ka2l_ray.config import ReplaySection
@@ -57,3 +58,12 @@ def knew(samples: Sequence[str], greedy: str, gold: Sequence[str]) -> bool:
 def is_misconception(answers: Sequence[str], gold: Sequence[str]) -> bool:
     """Whether a model is sure of a wrong answer: all that it gave are the same, and wrong."""
     return bool(gold) and len({normalize(a) for a in answers}) == 1 and not is_correct(answers[0], gold)
+
+
+def misconceptions(replayed: Sequence[Mapping[str, Any]]) -> int | None:
+    """How many replayed questions the base model answers wrong and is sure of, so that replay teaches it again; None without gold.
+
+    Rows have `samples`, `greedy` and gold `answers`. Which of its own answers is taught does not matter: they are all the same.
+    """
+    graded = [is_misconception([*r["samples"], r["greedy"]], r["answers"]) for r in replayed if r["answers"]]
+    return sum(graded) if graded else None

@@ -58,14 +58,11 @@ def own_run(a_round: Round) -> Run:
     `model.adapter` holds one folder: `Config` refuses a LoRA adapter trained on top of another there.
     """
     config, folder = a_round.run.config, a_round.folder / "reprobe"
-    model = config.model.model_copy(update={"adapter": (a_round.folder / "finetune/model").uri})
+    model = config.model.model_copy(update={"adapter": a_round.model.uri})
     run = Run(folder, config.model_copy(update={"model": model}))
     questions = run.table("questions")
     if not questions.is_done:
-        manifest = a_round.run.table("questions").manifest()
-        listed = [f | {"name": f"../../../../../../questions/{f['name']}"} for f in manifest["files"]]
-        questions.folder.make()
-        questions.close(listed)
+        questions.close(a_round.run.table("questions").listed_from(questions.folder))
     return run
 
 

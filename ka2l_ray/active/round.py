@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from ka2l_ray.active.acquire import SAMPLING, PoolRow
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ka2l_ray.active.acquire import SAMPLING, STATES, PoolRow
 from ka2l_ray.annotate.file import is_waiting
 from ka2l_ray.artifacts import Folder, Run, Table
 from ka2l_ray.collect.actor import matrix
@@ -58,13 +61,18 @@ class Round:
     def state(self) -> State:
         if (self.folder / "round.json").exists():
             return State.DONE
-        if (self.folder / "finetune/done.json").exists():
+        if (self.model / "training.json").exists():
             return State.EVALUATE
         if self.table("annotations").is_done:
             return State.FINETUNE
         if self.table("acquired").is_done:
             return State.WAITING if is_waiting(self.folder / "annotations") else State.ANNOTATE
         return State.ACQUIRE
+
+    @property
+    def model(self) -> Folder:
+        """The fine-tuned model; `finetune` writes `training.json` after everything else in it."""
+        return self.folder / "finetune/model"
 
     def table(self, name: str) -> Table:
         return Table(self.folder / name)
@@ -74,16 +82,16 @@ class Round:
         return (self.folder / "round.json").read_json()
 
 
-def scored_pool(run: Run) -> Iterator[PoolRow]:
-    """Pool questions with their scores (and states where the run keeps them), streamed; failed rows are left out."""
+def scored_pool(run: Run, with_state: bool = False) -> Iterator[PoolRow]:
+    """Pool questions with their scores, on request with the states that the run keeps, streamed; failed rows are left out."""
     scores = run.base("scores")
-    names = set(scores.schema().names) if scores.rows else set()
-    for batch in scores.batches(["id", "p_unknown", "truth", "group", *(["state"] if "state" in names else [])]):
+    state = ["state"] if with_state and scores.rows and "state" in scores.schema().names else []
+    for batch in scores.batches(["id", "p_unknown", "truth", "group", *state]):
         batch = batch.filter(batch["p_unknown"].is_valid())
-        states = matrix(batch["state"]) if "state" in names else [None] * batch.num_rows
-        for row, state in zip(batch.drop_columns(["state"] if "state" in names else []).to_pylist(), states, strict=True):
+        states = matrix(batch["state"]) if state else [None] * batch.num_rows
+        for row, kept in zip(batch.drop_columns(state).to_pylist(), states, strict=True):
             # A copy: a view would keep its whole batch in memory as long as a policy keeps the row.
-            yield PoolRow(row["id"], row["p_unknown"], row["truth"], row["group"], state=None if state is None else state.copy())
+            yield PoolRow(row["id"], row["p_unknown"], row["truth"], row["group"], state=None if kept is None else kept.copy())
 
 
 def sampled_pool(run: Run) -> Iterator[PoolRow]:
@@ -95,13 +103,15 @@ def sampled_pool(run: Run) -> Iterator[PoolRow]:
 
 
 def pool_for(strategy: Strategy, run: Run) -> Iterator[PoolRow]:
-    """The pool as a strategy sees it."""
-    return sampled_pool(run) if strategy in SAMPLING else scored_pool(run)
+    """The pool as a strategy sees it: states are read only for those that compare them."""
+    return sampled_pool(run) if strategy in SAMPLING else scored_pool(run, with_state=strategy in STATES)
 
 
 def pool_rows(run: Run, ids: Set[str]) -> list[dict[str, Any]]:
-    """The rows of some pool questions, in the order of the table: the pool is streamed, only the wanted rows are kept."""
-    return [r for batch in run.table("questions").batches(part="pool") for r in batch.to_pylist() if r["id"] in ids]
+    """The rows of some pool questions, in the order of the table: the pool is streamed, only the wanted rows become Python objects."""
+    wanted = pa.array(list(ids), pa.string())
+    batches = run.table("questions").batches(part="pool")
+    return [r for batch in batches for r in batch.filter(pc.is_in(batch["id"], wanted)).to_pylist()]  # pyright: ignore
 
 
 def replay_samples(run: Run) -> list[dict[str, Any]]:

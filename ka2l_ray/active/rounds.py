@@ -7,8 +7,7 @@ Refuses to know: how scores, probes or decoders are made, how policies choose, w
 """
 
 import heapq
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any
 
 import pyarrow as pa
@@ -21,7 +20,7 @@ from ka2l_ray.active.reprobe import scoring_run
 from ka2l_ray.active.round import Round, State, pool_for, pool_rows, replay_samples, scored_pool
 from ka2l_ray.annotate.sources import Asked
 from ka2l_ray.annotate.stage import annotate as ask
-from ka2l_ray.artifacts import Run, Table
+from ka2l_ray.artifacts import Run, Table, booked
 from ka2l_ray.collect.stage import sample_replay
 from ka2l_ray.decode.stage import Source, decode, written_before
 from ka2l_ray.finetune.train import Job, finetune
@@ -31,16 +30,16 @@ _EXAMPLES = pa.schema([schema.ID, ("question", pa.string()), ("answers", pa.list
 
 def play(a_round: Round, until: State = State.EVALUATE) -> dict[str, Any] | None:
     """Run a round's steps up to and with `until`; a finished round is not touched. Returns its figures with the seconds of each step,
-    None as long as it is not evaluated. Raises `Waiting` where people have to answer first."""
+    None as long as it is not evaluated. Raises `Waiting` where people have to answer first.
+
+    Seconds are of all attempts, but for one that ended by SIGKILL.
+    """
     if a_round.state == State.DONE:
         return a_round.record()
     clock = a_round.folder / "seconds.json"
     for state, step in STEPS.items():
-        before = clock.read_json() if clock.exists() else {}
-        started = time.monotonic()
-        step(a_round)
-        if state not in before:
-            clock.write_json(before | {state.value: round(time.monotonic() - started, 3)})
+        with booked(clock, state.value):
+            step(a_round)
         if state == until:
             break
     if until != State.EVALUATE:
@@ -72,8 +71,9 @@ def acquire(a_round: Round) -> None:
 def _generated(a_round: Round, choices: list[Choice]) -> list[Choice]:
     """Decode the states of the unknown among the choices; for `decoded` the kept ones likeliest unknown, within their budget share."""
     config = a_round.run.config
-    unknown = {s.id for s in scored_pool(a_round.run) if (s.p_unknown or 0.0) >= config.decode.min_p_unknown}
-    texts = pool_rows(a_round.run, {c.id for c in choices} & unknown)
+    chosen = {c.id for c in choices}
+    unknown = {s.id for s in scored_pool(a_round.run) if s.id in chosen and (s.p_unknown or 0.0) >= config.decode.min_p_unknown}
+    texts = pool_rows(a_round.run, unknown)
     sources = [Source(r["id"], r["question"]) for r in sorted(texts, key=lambda r: r["id"])]
     if not sources:
         return []
@@ -93,30 +93,31 @@ def annotate(a_round: Round) -> None:
     asked = {r["id"]: Asked(r["id"], r["question"], tuple(r["answers"]), r["group"]) for r in pool_rows(a_round.run, set(acquired))}
     if a_round.table("decoded").is_done:
         asked |= {r["id"]: Asked(r["id"], r["question"], (), None) for r in a_round.table("decoded").read(["id", "question"]).to_pylist()}
-    ask(a_round.run, [asked[i] for i in acquired], target, a_round.folder / "annotations")
+    ask(a_round.run, [asked[i] for i in acquired], target)
 
 
 def tune(a_round: Round) -> None:
-    """Write the table of examples (annotations and replay), then train; the model folder counts once `done.json` is there."""
-    folder, run = a_round.folder / "finetune", a_round.run
-    if (folder / "done.json").exists():
-        return
-    annotations = [r for t in [*a_round.earlier, a_round] for r in t.table("annotations").read().to_pylist()]
-    chosen = _replayed(a_round, {r["id"] for r in annotations})
-    examples = Table(folder / "examples")
+    """Write the table of examples (annotations and replay), then train; neither is done twice."""
+    run, examples = a_round.run, a_round.table("finetune/examples")
     if not examples.is_done:
-        bought = [r | {"answers": [r["answer"]], "source": "annotation"} for r in annotations if r["status"] == "answered"]
-        replayed = [_replay_example(r, run) for r in replay_samples(run) if r["id"] in chosen]
-        rows = [{n: r[n] for n in _EXAMPLES.names} for r in bought + replayed]
+        rows = [{n: r[n] for n in _EXAMPLES.names} for r in _examples(a_round)]
         examples.write((None, pa.Table.from_pylist(rows, schema=_EXAMPLES)))
-    job = Job(run.config.model, run.config.corpus.prompt, run.config.finetune, examples, folder / "model", a_round.seed, _watched(a_round))
-    figures = finetune(job, f"finetune-{run.hash}-{a_round.strategy}-{a_round.seed}-{a_round.number}")
-    (folder / "done.json").write_json(figures)
+    job = Job(run.config.model, run.config.corpus.prompt, run.config.finetune, examples, a_round.model, a_round.seed, _watched(a_round))
+    finetune(job, f"finetune-{run.hash}-{a_round.strategy}-{a_round.seed}-{a_round.number}")
+
+
+def _examples(a_round: Round) -> list[dict[str, Any]]:
+    """What was bought and answered in all rounds so far, and what this round replays."""
+    annotations = [r for t in [*a_round.earlier, a_round] for r in t.table("annotations").read().to_pylist()]
+    bought = [r | {"answers": [r["answer"]], "source": "annotation"} for r in annotations if r["status"] == "answered"]
+    candidates = {r["id"]: r for r in replay_samples(a_round.run)}
+    chosen = _replayed(a_round, {r["id"] for r in annotations}, candidates.keys())
+    return bought + [_replay_example(r, a_round.run) for i, r in candidates.items() if i in chosen]
 
 
 def _watched(a_round: Round) -> Table | None:
     """Eval questions that training is measured on as it goes, for the record only; None where that is not asked for."""
-    run, table = a_round.run, Table(a_round.folder / "finetune/watched_questions")
+    run, table = a_round.run, a_round.table("finetune/watched_questions")
     if not run.config.finetune.evaluate_every_epochs:
         return None
     if not table.is_done:
@@ -134,12 +135,11 @@ def _replay_example(row: dict[str, Any], run: Run) -> dict[str, Any]:
     return row | {"answers": answers, "source": "replay"}
 
 
-def _replayed(a_round: Round, bought: set[str]) -> set[str]:
-    """Ids of the questions that this round replays, written as rows of `questions` beside the examples."""
-    table, run = Table(a_round.folder / "finetune/replay_questions"), a_round.run
+def _replayed(a_round: Round, bought: Set[str], candidates: Set[str]) -> set[str]:
+    """Ids of the candidates that this round replays, written as rows of `questions` beside the examples."""
+    run, table = a_round.run, a_round.table("finetune/replay_questions")
     if not table.is_done:
-        sampled = {r["id"] for r in replay_samples(run)}
-        rows = (s for s in scored_pool(run) if s.id in sampled)
+        rows = (s for s in scored_pool(run) if s.id in candidates)
         known, unknown = replay_counts(run.config.finetune.replay, run.config.active.budget)
         chosen = select_replay(rows, bought, known, unknown, run.config.run.seed)
         table.write((None, pa.Table.from_pylist(pool_rows(run, set(chosen)), schema=schema.QUESTIONS)))

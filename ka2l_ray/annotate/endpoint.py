@@ -90,3 +90,10 @@ def token_cost(endpoint: EndpointSection, completion: Completion) -> float:
     used = completion.usage or Usage()
     prompt = used.prompt_tokens * endpoint.cost_per_million_prompt_tokens
     return (prompt + used.completion_tokens * endpoint.cost_per_million_completion_tokens) / MILLION
+
+
+def share(endpoint: EndpointSection, among: int) -> EndpointSection:
+    """The endpoint with the limits of one of `among` that ask at once; each may ask at least one question at a time."""
+    rate = endpoint.requests_per_s
+    limits = {"concurrency": max(1, endpoint.concurrency // among), "requests_per_s": rate and rate / among}
+    return endpoint.model_copy(update=limits)

@@ -38,8 +38,8 @@ BATCH_ROWS = 64
 Rows = list[dict[str, Any]]
 
 
-def annotate(run: Run, questions: Sequence[Asked], target: Table, folder: Folder) -> None:
-    """Write the annotations of a round's questions to `target`, unless they are there; `folder` is the round's own.
+def annotate(run: Run, questions: Sequence[Asked], target: Table) -> None:
+    """Write the annotations of a round's questions to `target`, unless they are there; people's files lie in its folder too.
 
     Raises `Waiting` where people have not answered yet, `StageError` where an endpoint answered nothing at all, and `ConfigError`
     for imported answers to other questions.
@@ -50,7 +50,7 @@ def annotate(run: Run, questions: Sequence[Asked], target: Table, folder: Folder
     if source == "endpoint":
         rows, facts = _from_endpoint(run, questions, target)
     elif source == "file":
-        rows = _from_file(run, questions, folder)
+        rows = _from_file(run, questions, target.folder)
     else:
         ask = ask_world(build_world()) if source == "world" else ask_reference
         rows = [_row(q, source, ask(q.question, q.answers), run.config.annotate.cost) for q in questions]
@@ -112,7 +112,7 @@ def _ask(run: Run, wanted: Mapping[str, dict[str, Any]], asked_by: str) -> dict[
         url=endpoint.url,
         batch_size=max(BATCH_ROWS, endpoint.concurrency),
         concurrency=1,
-        session_factory=Asker(endpoint, _key(endpoint), replies, asked_by),
+        session_factory=Asker(endpoint, key_of(endpoint), replies, asked_by),
     )
     processor = build_processor(config, postprocess=_outcome)
 
@@ -143,7 +143,7 @@ def _context() -> Iterator[None]:
         context.execution_no_progress_timeout_s = before
 
 
-def _key(endpoint: EndpointSection) -> SecretStr | None:
+def key_of(endpoint: EndpointSection) -> SecretStr | None:
     """The key from the driver's environment; None where it is not set."""
     key = os.environ.get(endpoint.key_variable, "").strip()
     if not (key.isascii() and key.isprintable()):
@@ -157,7 +157,7 @@ def _report_failures(endpoint: EndpointSection, failed: Mapping[str, str], asked
         return
     first = next(iter(failed.values()))
     if len(failed) == asked:
-        unset = "" if _key(endpoint) else f" ({endpoint.key_variable} is not set, so no key was sent)"
+        unset = "" if key_of(endpoint) else f" ({endpoint.key_variable} is not set, so no key was sent)"
         raise StageError(f"annotate: {endpoint.url} answered none of {asked:,} questions. First: {first}{unset}")
     log.warning("annotate: no valid reply to %d of %d questions; they are marked failed. First: %s", len(failed), asked, first)
 

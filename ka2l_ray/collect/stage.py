@@ -51,8 +51,7 @@ def collect(run: Run) -> dict[str, Any]:
     manifest = run_stage(stage, run.table("questions"), activations, part="probe")
     samples = run.base("samples")
     if not samples.is_done:
-        shared = [f | {"name": f"../activations/{f['name']}"} for f in manifest["files"]]
-        samples.close(shared, rows_in=manifest["rows_in"], errors=manifest["errors"], seconds=0.0)
+        samples.close(activations.listed_from(samples.folder), rows_in=manifest["rows_in"], errors=manifest["errors"], seconds=0.0)
     return manifest
 
 

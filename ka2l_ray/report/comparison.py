@@ -9,11 +9,9 @@ from typing import Any
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from ka2l_ray.report.canvas import GREY, draw, legend
-from ka2l_ray.report.figures import looks_of
+from ka2l_ray.report.canvas import draw
+from ka2l_ray.report.figures import learning_axes, looks_of
 from ka2l_ray.report.page import environment
 
 
@@ -41,8 +39,4 @@ def _paint(axes: Axes, strategies: Sequence[Mapping[str, Any]]) -> None:
         if bands:
             n, low, high = zip(*bands, strict=True)
             axes.fill_between(n, low, high, color=color, alpha=0.15, linewidth=0)
-    axes.set(xlabel="annotations bought (number)", ylabel="accuracy on eval questions")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{round(100 * share, 6):g} %"))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)
-    legend(axes, "lower", [Line2D([], [], color=c, marker=m, label=s, linewidth=2.0) for s, (c, m) in looks.items()])
+    learning_axes(axes, "accuracy on eval questions", looks)

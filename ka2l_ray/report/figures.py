@@ -41,6 +41,7 @@ _STRATEGIES = {
     "coreset": (PURPLE, "h"),
     "quadrant": (VERMILION, "*"),
 }
+_MAIN: dict[str, Any] = {"linewidth": 2.2, "markersize": 6}
 _OTHERS = ((GREEN, "D"), (PURPLE, "v"), (VERMILION, "P"), (SKY, "X"))
 
 
@@ -161,21 +162,25 @@ def _learning(name: str, label: str, ylabel: str, rounds: Sequence[Mapping[str, 
 
 def _paint_curves(axes: Axes, measures: Mapping[str, list[Curve]], ylabel: str, thick: str) -> None:
     looks = looks_of(list(dict.fromkeys(c.strategy for found in measures.values() for c in found)))
-    main: dict[str, Any] = {"linewidth": 2.2, "markersize": 6}
     side: dict[str, Any] = {"linewidth": 1.0, "linestyle": (0, (4, 2)), "markersize": 4}
-    lines = {text: main if text == thick else side for text in measures}
+    lines = {text: _MAIN if text == thick else side for text in measures}
     for text, found in measures.items():
         for curve in found:
             color, marker = looks[curve.strategy]
             axes.plot(*zip(*curve.mean, strict=True), color=color, marker=marker, **lines[text])
             for points in curve.draws if text == thick and len(curve.draws) > 1 else ():
                 axes.plot(*zip(*points, strict=True), color=color, linewidth=0.7, alpha=0.7)
+    learning_axes(axes, ylabel, looks)
+    legend(axes, "upper", [Line2D([], [], color=INK, label=text, **line) for text, line in lines.items()])
+
+
+def learning_axes(axes: Axes, ylabel: str, looks: Mapping[str, tuple[str, str]]) -> None:
+    """Shares against annotations, with the strategies named below."""
     axes.set(xlabel="annotations bought (number)", ylabel=ylabel)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{round(100 * share, 6):g} %"))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)
-    legend(axes, "lower", [Line2D([], [], color=c, marker=m, label=s, **main) for s, (c, m) in looks.items()])
-    legend(axes, "upper", [Line2D([], [], color=INK, label=text, **line) for text, line in lines.items()])
+    legend(axes, "lower", [Line2D([], [], color=c, marker=m, label=s, **_MAIN) for s, (c, m) in looks.items()])
 
 
 def looks_of(strategies: Sequence[str]) -> dict[str, tuple[str, str]]:

@@ -87,7 +87,7 @@ class Sides:
         )
 
 
-def seconds(work: Callable[[], None]) -> float:
+def seconds(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
@@ -99,7 +99,7 @@ def matrix_flops() -> float:
     return 2 * 2048**3 / min(seconds(lambda: torch.mm(a, b)) for _ in range(3))
 
 
-def compare(name: str, ours: Callable[[], None], baseline: Callable[[], None], count: int, flop: float) -> dict[str, Any]:
+def compare(name: str, ours: Callable[[], object], baseline: Callable[[], object], count: int, flop: float) -> dict[str, Any]:
     """One warm-up of each side, then pairs in turn, each beside a matrix product; `flop` is what one round of ours has to compute."""
     ours()
     baseline()

@@ -56,9 +56,8 @@ def asked(numbers: range) -> list[Asked]:
 
 
 def annotated(run: Run, questions: list[Asked], strategy: str = "ka2l") -> Table:
-    folder = run.round(strategy, 0, 1)  # type: ignore[arg-type]
-    table = Table(folder / "annotations")
-    annotate(run, questions, table, folder)
+    table = Table(run.round(strategy, 0, 1) / "annotations")
+    annotate(run, questions, table)
     return table
 
 
@@ -223,7 +222,7 @@ def test_people_answer_in_a_spreadsheet_and_the_round_continues(tmp_path: Path) 
         annotated(run, questions)
     with pytest.raises(Waiting):
         annotated(run, other, "random")
-    folders = [run.round("ka2l", 0, 1), run.round("random", 0, 1)]
+    folders = [run.round(strategy, 0, 1) / "annotations" for strategy in ("ka2l", "random")]
     assert [is_waiting(f) for f in folders] == [True, True]
     written = Path(first.value.csv).read_bytes()
     assert written.startswith(b"\xef\xbb\xbf")

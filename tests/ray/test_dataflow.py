@@ -65,7 +65,8 @@ def test_a_poisonous_row_costs_only_itself(tmp_path: Path) -> None:
 
 
 def test_too_many_failed_rows_stop_the_stage_and_name_the_first(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match=r"1 of 4 rows failed, more than run\.max_error_fraction allows.*q003: ValueError: value 3"):
+    told = r"1 of 4 rows failed, more than run\.max_error_fraction allows.*q003: ValueError: value 3.*delete .*/out and run again$"
+    with pytest.raises(StageError, match=told):
         run_stage(
             stage(tmp_path, arguments={"log": str(tmp_path / "log"), "poison": 3}),
             source(tmp_path, 4),

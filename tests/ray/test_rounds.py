@@ -3,11 +3,15 @@
 import csv
 import json
 import os
+import re
 import shutil
+import time
+from collections import defaultdict
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from chat_server import ChatServer
 
 from ka2l_ray import pipeline, schema
 from ka2l_ray.active.compare import compare, open_runs
@@ -18,6 +22,7 @@ from ka2l_ray.active.rounds import _watched
 from ka2l_ray.annotate.file import import_file
 from ka2l_ray.artifacts import Folder, Run
 from ka2l_ray.config import Config, load_config
+from ka2l_ray.dataflow import StageError
 from ka2l_ray.world.facts import build_world
 
 SMOKE = Path(__file__).parents[2] / "jobs/configs/smoke.yaml"
@@ -54,12 +59,35 @@ def test_a_comparison_holds_every_curve_and_plays_none_twice(compared: list[Run]
 
 
 def test_a_round_keeps_its_ledger_and_the_same_replay_size_for_every_strategy(compared: list[Run]) -> None:
-    rounds = [r.record() for r in pipeline.plan(compared[0].config, compared[0])]
+    rounds = [r.record() for r in pipeline.plan(compared[0])]
     assert [r["ledger"]["asked"] for r in rounds] == [8, 8]
     assert all(r["cost"] == 8.0 for r in rounds)
     wanted = sum(replay_counts(compared[0].config.finetune.replay, 8))
-    tables = [Run(r.folder, r.run.config).table("finetune/replay_questions") for r in pipeline.plan(compared[0].config, compared[0])]
+    tables = [Run(r.folder, r.run.config).table("finetune/replay_questions") for r in pipeline.plan(compared[0])]
     assert [t.rows for t in tables] == [wanted, wanted]
+
+
+KEY = "sk-SECRET-9876543210"
+
+
+def test_a_comparison_asks_with_the_drivers_key_within_the_limits_and_fails_in_one_line(
+    compared: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key is set after the cluster started, so no worker has it. Every answer is refused, so no curve goes on to train."""
+    monkeypatch.setenv("KA2L_ANNOTATOR_KEY", KEY)
+    with ChatServer().running() as server:
+        server.troubles = defaultdict(lambda: ["status 401"] * 9)
+        server.before = lambda question: time.sleep(0.2)
+        run = copied(compared[0], tmp_path, "annotate.source=endpoint", f"annotate.endpoint={{url: '{server.url}', concurrency: 2}}")
+        with pytest.raises(StageError) as failed:
+            compare([run], parallel=2, command="a test")
+    assert re.match(
+        r"(ka2l|random) draw 0 of seed 0: annotate: http\S+ answered none of 8 questions\. First: HTTP 401: ", str(failed.value)
+    )
+    assert "Traceback" not in str(failed.value)
+    assert len(str(failed.value).splitlines()) == 1
+    assert {h.get("Authorization") for h in server.headers} == {f"Bearer {KEY}"}
+    assert server.most_at_once <= 2
 
 
 def test_a_tuned_model_is_probed_anew_and_used_only_where_it_is_fit(compared: list[Run]) -> None:
@@ -94,7 +122,9 @@ def test_watched_questions_have_gold_and_are_as_many_as_asked_for(tmp_path: Path
 
 def test_people_answer_in_a_spreadsheet_and_the_loop_goes_on(compared: list[Run], tmp_path: Path) -> None:
     run = copied(compared[0], tmp_path, "annotate.source=file")
-    assert [r.state for r in pipeline.advance(run, "annotate")] == [State.WAITING, State.WAITING], "one waiting strategy held up the other"
+    assert [r.state for r in pipeline.advance(run, "annotate", "a test")] == [State.WAITING, State.WAITING], (
+        "one waiting strategy held up the other"
+    )
     waiting = pipeline.waiting_rounds(run)
     files = [Path(r.folder.path) / "annotations/to_annotate.csv" for r in waiting]
     asked = [row for file in files for row in csv.DictReader(file.read_text(encoding="utf-8-sig").splitlines())]
@@ -108,7 +138,7 @@ def test_people_answer_in_a_spreadsheet_and_the_loop_goes_on(compared: list[Run]
         lines = ["notes;answer;question;id", *(f";{answers[r['id']]};{r['question']};{r['id']}" for r in reversed(rows))]
         edited.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
         import_file(str(edited), [r.folder / "annotations" for r in waiting])
-    assert pipeline.advance(run, "annotate") == []
+    assert pipeline.advance(run, "annotate", "a test") == []
     tables = [r.table("annotations").read().to_pylist() for r in waiting]
     assert all(len(t) == len({row["id"] for row in t}) == 8 for t in tables)
     got = {row["id"]: row for t in tables for row in t}

@@ -47,17 +47,17 @@ def test_pool_size_and_batch_size_change_no_sample(tmp_path: Path) -> None:
 def on_disk(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[str, Any]]:
     """A run up to its scores, made once for this file: (run, results)."""
     run = Run.open(config(str(tmp_path_factory.mktemp("disk"))))
-    return run, pipeline.execute(run, "score")
+    return run, pipeline.execute(run, "score", "a test")
 
 
 def test_a_run_on_object_storage_equals_one_on_disk(on_disk: tuple[Run, dict[str, Any]], bucket: str) -> None:
     _, here = on_disk
     remote = Run.open(config(bucket))
-    there = pipeline.execute(remote, "score")
+    there = pipeline.execute(remote, "score", "a test")
     for part in ("label", "search", "rows"):
         assert there[part] == here[part], part
     assert (remote.folder / "report/index.html").exists()
-    assert pipeline.execute(remote, "score")["label"] == there["label"]
+    assert pipeline.execute(remote, "score", "a test")["label"] == there["label"]
 
 
 def test_redo_deletes_a_stage_and_all_after_it_only(on_disk: tuple[Run, dict[str, Any]], tmp_path: Path) -> None:
@@ -69,5 +69,5 @@ def test_redo_deletes_a_stage_and_all_after_it_only(on_disk: tuple[Run, dict[str
     assert not run.base("knowledge").is_done
     assert not run.base("clusters").is_done
     assert not run.base("scores").is_done
-    assert pipeline.execute(run, "label")["label"] == results["label"]
+    assert pipeline.execute(run, "label", "a test")["label"] == results["label"]
     assert os.stat(Path(run.folder.path) / "base/activations/manifest.json").st_mtime_ns == kept

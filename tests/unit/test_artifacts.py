@@ -1,13 +1,17 @@
 """The run folder: what counts is what a manifest lists, and a folder belongs to one configuration."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ka2l_ray.artifacts import MANIFEST, Folder, Run, Table
+from ka2l_ray import artifacts
+from ka2l_ray.artifacts import MANIFEST, Folder, Run, Table, booked
 from ka2l_ray.config import Config, ConfigError, parse_config
+
+STORE = "endpoint_override=http%3A%2F%2F127.0.0.1%3A9&region=eu-west-3"
 
 
 def ids(*names: str) -> pa.Table:
@@ -82,12 +86,44 @@ def test_parts_are_read_apart_and_together(table):
     assert [table.part_rows(p) for p in ("probe", "pool", "eval")] == [2, 1, 0]
 
 
+@pytest.mark.parametrize("storage", ["{tmp}", f"s3://bucket/runs?{STORE}"])
+def test_a_table_lists_the_files_of_another_by_a_path_between_the_two(tmp_path, storage, monkeypatch):
+    root = Folder.of(storage.format(tmp=tmp_path)) / "r"
+    files = [{"name": "eval-1.parquet", "rows": 2, "part": "eval"}, {"name": "data/pool-1.parquet", "rows": 3, "part": "pool"}]
+    monkeypatch.setattr(Table, "manifest", lambda self: {"files": files})
+    questions, far = Table(root / "questions"), root / "strategies/ka2l/seed_0/round_01/evaluation/questions"
+    assert questions.listed_from(far, "eval") == [files[0] | {"name": "../../../../../../questions/eval-1.parquet"}]
+    assert [f["name"] for f in questions.listed_from(root / "other")] == ["../questions/eval-1.parquet", "../questions/data/pool-1.parquet"]
+
+
+def test_listed_files_are_read_where_they_lie(table, tmp_path):
+    table.write(("pool", ids("a")), ("eval", ids("b", "c")))
+    other = Table(Folder.of(str(tmp_path / "runs/deep/other")))
+    other.close(table.listed_from(other.folder, "eval"))
+    assert other.read()["id"].to_pylist() == ["b", "c"]
+    assert (other.rows, other.part_rows("eval")) == (2, 2)
+
+
 def test_a_file_is_replaced_whole(tmp_path):
     file = Folder.of(str(tmp_path)) / "deep" / "results.json"
     file.write_json({"a": 1})
     file.write_json({"a": None, "b": "é"})
     assert file.read_json() == {"a": None, "b": "é"}
     assert (Folder.of(str(tmp_path)) / "deep").names() == ["results.json"]
+
+
+def test_seconds_of_every_attempt_are_booked_also_of_one_that_failed(tmp_path, monkeypatch):
+    clock = iter([10.0, 11.5, 20.0, 20.25, 30.0, 34.0])
+    monkeypatch.setattr(artifacts, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    file = Folder.of(str(tmp_path)) / "times.json"
+    assert file.read_json_or_empty() == {}
+    with pytest.raises(KeyError), booked(file, "label"):
+        raise KeyError
+    with booked(file, "label"):
+        pass
+    with booked(file, "score"):
+        pass
+    assert file.read_json_or_empty() == {"label": 1.75, "score": 4.0}
 
 
 def test_a_folder_is_uploaded_whole_and_deleted_whole(tmp_path):
@@ -101,9 +137,6 @@ def test_a_folder_is_uploaded_whole_and_deleted_whole(tmp_path):
     folder.delete()
     folder.delete()
     assert not folder.exists()
-
-
-STORE = "endpoint_override=http%3A%2F%2F127.0.0.1%3A9&region=eu-west-3"
 
 
 @pytest.mark.parametrize(
@@ -146,9 +179,11 @@ def test_a_uri_with_escaped_characters_opens_again(name):
     assert Folder.of(folder.uri).path == folder.path
 
 
-def test_an_unsupported_scheme_names_the_field():
-    with pytest.raises(ConfigError, match=r"run\.storage = 'ftp://host/x'"):
+def test_an_unsupported_scheme_names_the_uri_and_the_field_where_it_is_one():
+    with pytest.raises(ConfigError, match=r"^'ftp://host/x': "):
         Folder.of("ftp://host/x")
+    with pytest.raises(ConfigError, match=r"^run\.storage = 'ftp://host': "):
+        Run.open(config("ftp://host"))
 
 
 def test_a_new_run_stores_its_configuration(tmp_path):

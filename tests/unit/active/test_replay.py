@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ka2l_ray.active.acquire import PoolRow, unit
-from ka2l_ray.active.replay import is_misconception, knew, replay_counts, replayed_answers, select_replay
+from ka2l_ray.active.replay import is_misconception, knew, misconceptions, replay_counts, replayed_answers, select_replay
 from ka2l_ray.config import ReplaySection
 
 
@@ -104,3 +104,11 @@ def test_nothing_is_known_without_gold():
 )
 def test_a_misconception_is_one_answer_always_and_wrong(answers, gold, expected):
     assert is_misconception(answers, gold) is expected
+
+
+def test_misconceptions_are_counted_where_there_is_gold():
+    sure_and_wrong = {"samples": ["Bo", "bo."], "greedy": "the Bo", "answers": ["Ada"]}
+    rows = [sure_and_wrong, sure_and_wrong | {"answers": []}, sure_and_wrong | {"greedy": "Cy"}, sure_and_wrong | {"answers": ["Bo"]}]
+    assert misconceptions(rows) == 1
+    assert misconceptions(rows[1:2]) is None
+    assert misconceptions([]) is None

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ka2l_ray import schema
-from ka2l_ray.active.round import Round, State, pool_for, pool_rows, replay_samples
+from ka2l_ray.active.round import Round, State, pool_for, pool_rows, replay_samples, scored_pool
 from ka2l_ray.annotate.file import ANSWERS, ASKED
-from ka2l_ray.artifacts import Folder, Run
+from ka2l_ray.artifacts import Folder, Run, Table
 from ka2l_ray.collect.actor import fixed_size
 from ka2l_ray.config import parse_config
 
@@ -39,7 +39,7 @@ def test_a_round_goes_from_state_to_state_as_it_writes(run):
     assert round_.state == State.ANNOTATE
     round_.table("annotations").write(table(schema.ANNOTATIONS))
     assert round_.state == State.FINETUNE
-    (round_.folder / "finetune/done.json").write_json({})
+    (round_.model / "training.json").write_json({})
     assert round_.state == State.EVALUATE
     (round_.folder / "round.json").write_json({"accuracy": 0.5})
     assert round_.state == State.DONE
@@ -82,6 +82,17 @@ def test_the_scored_pool_has_its_states_where_the_run_keeps_them(run):
     assert np.array([r.state for r in rows]).tolist() == [[0.0, 1.0], [4.0, 5.0]]
 
 
+def test_states_are_read_only_for_strategies_that_compare_them(run, monkeypatch):
+    run.base("scores").write((None, table(SCORES, *SCORED)[1].append_column("state", fixed_size(np.zeros((3, 2), dtype=np.float32)))))
+    read, batches = [], Table.batches
+    monkeypatch.setattr(
+        Table, "batches", lambda self, columns=None, part=None: (read.extend(columns or ()), batches(self, columns, part))[1]
+    )
+    assert [r.state for r in (*pool_for("ka2l", run), *pool_for("random", run), *scored_pool(run))] == [None] * 6
+    assert "state" not in read
+    assert all(r.state is not None for r in pool_for("ka2l_diverse", run))
+
+
 def test_a_pool_without_rows_is_no_row(run):
     run.base("scores").write(table(SCORES))
     assert list(pool_for("ka2l", run)) == []
@@ -102,6 +113,7 @@ def test_pool_rows_are_of_the_pool_and_in_its_order(run):
 
     run.table("questions").write(part("probe", "x"), part("pool", "c", "a", "b"), part("eval", "y"))
     assert [r["id"] for r in pool_rows(run, {"a", "c", "x", "y"})] == ["c", "a"]
+    assert pool_rows(run, set()) == []
 
 
 def test_failed_replay_candidates_are_left_out(run):

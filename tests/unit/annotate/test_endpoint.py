@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 
 from ka2l_ray import schema
-from ka2l_ray.annotate.endpoint import NoCompletion, content_hash, judge, parse, request, token_cost
+from ka2l_ray.annotate.endpoint import NoCompletion, content_hash, judge, parse, request, share, token_cost
 from ka2l_ray.annotate.sources import Annotated, Status
 from ka2l_ray.config import EndpointSection
 
@@ -64,6 +64,15 @@ def test_replies_are_shared_by_content_alone():
         *(content_hash(url, request(ENDPOINT.model_copy(update={n: v}), "Who?")) for n, v in CHANGES.items()),
     ]
     assert len({content_hash(url, first), *others}) == 1 + len(others)
+
+
+@pytest.mark.parametrize(("concurrency", "among", "each"), [(8, 1, 8), (8, 3, 2), (8, 8, 1), (2, 5, 1)])
+def test_limits_are_shared_out_and_nobody_is_left_without(concurrency, among, each):
+    whole = EndpointSection(concurrency=concurrency, requests_per_s=6.0)
+    part = share(whole, among)
+    assert (part.concurrency, part.requests_per_s) == (each, 6.0 / among)
+    assert part.model_copy(update={"concurrency": concurrency, "requests_per_s": 6.0}) == whole
+    assert share(EndpointSection(), among).requests_per_s is None
 
 
 CHANGES = {"model": "m", "system": "s", "template": "T {question}", "max_tokens": 7, "temperature": 0.5}

@@ -1,0 +1,146 @@
+"""What a run books and publishes, whichever command plays its rounds: the real loop on steps that only leave their marks."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from typer.testing import CliRunner
+
+from ka2l_ray import artifacts, cli, pipeline, schema
+from ka2l_ray.active import rounds
+from ka2l_ray.active.outcome import base_record
+from ka2l_ray.active.round import Round, State
+from ka2l_ray.annotate.file import ASKED
+from ka2l_ray.annotate.sources import Waiting
+from ka2l_ray.artifacts import Run
+from ka2l_ray.config import parse_config
+
+SMOKE = Path(__file__).parents[2] / "jobs/configs/smoke.yaml"
+SECONDS = {State.ACQUIRE: 1.0, State.ANNOTATE: 2.0, State.FINETUNE: 40.0, State.EVALUATE: 3.0}
+BASE_EVALUATION_S = 5.0
+
+
+class Marks:
+    """Steps that take a known time on a clock of their own and write just what the next one looks for."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.fails: list[State | str] = []
+
+    def take(self, name: State | str, seconds: float) -> None:
+        self.now_s += seconds
+        if name in self.fails:
+            self.fails.remove(name)
+            raise ValueError(f"{name} fails once")
+
+    def base(self, run: Run) -> dict[str, Any]:
+        if not run.base("evaluation").is_done:
+            self.take("base", BASE_EVALUATION_S)
+            run.base("evaluation").write((None, pa.table({"id": ["e"], "correct": [True], "scope": ["pool"]})))
+        return {"rows_in": 1, "rows": 1}
+
+    def step(self, state: State) -> Callable[[Round], None]:
+        table, columns = {State.ACQUIRE: ("acquired", schema.ACQUIRED), State.ANNOTATE: ("annotations", schema.ANNOTATIONS)}.get(
+            state, ("", pa.schema([]))
+        )
+
+        def does(a_round: Round) -> None:
+            if table and a_round.table(table).is_done:
+                return
+            self.take(state, SECONDS[state])
+            if table:
+                rows = [dict.fromkeys(columns.names) | {"id": str(n)} for n in range(a_round.budget)]
+                a_round.table(table).write((None, pa.Table.from_pylist(rows, schema=columns)))
+
+        return does
+
+
+@pytest.fixture
+def marks(monkeypatch: pytest.MonkeyPatch) -> Marks:
+    made = Marks()
+    steps = (
+        pipeline.Step("evaluate", made.base, ("base/evaluation",), ""),
+        pipeline.Step("rounds", pipeline._rounds, ("strategies",), ""),
+    )
+    monkeypatch.setattr(artifacts, "time", SimpleNamespace(monotonic=lambda: made.now_s, time=time.time))
+    monkeypatch.setattr(pipeline, "STEPS", steps)
+    monkeypatch.setattr(pipeline, "STEP_NAMES", ("evaluate", "rounds"))
+    monkeypatch.setattr(rounds, "STEPS", {state: made.step(state) for state in SECONDS})
+    monkeypatch.setattr(rounds, "summarize", lambda r: base_record(r.run, r.strategy, r.seed) | {"round": r.number, "annotations": 2})
+    return made
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    active = {"strategies": ["ka2l"], "rounds": 2, "budget": 4}
+    return Run.open(parse_config({"run": {"name": "r", "storage": str(tmp_path)}, "active": active}, "test"))
+
+
+def results(run: Run) -> dict[str, Any]:
+    return json.loads((Path(run.folder.path) / "results.json").read_text())
+
+
+def test_a_round_command_publishes_the_round_it_finished_and_its_own_name(run: Run, marks: Marks) -> None:
+    assert pipeline.advance(run, "evaluate", "ka2l evaluate x.yaml --set 'a=b c'") == []
+    assert [r["round"] for r in results(run)["rounds"]] == [0, 1]
+    assert results(run)["command"] == "ka2l evaluate x.yaml --set 'a=b c'"
+    assert "ka2l evaluate x.yaml" in (Path(run.folder.path) / "report/index.html").read_text()
+
+
+PLAYERS: dict[str, Callable[[Run], object]] = {
+    "run": lambda run: pipeline.execute(run, None, "a test"),
+    "evaluate": lambda run: [pipeline.advance(run, "evaluate", "a test") for _ in range(2)],
+    "annotate, then evaluate": lambda run: [pipeline.advance(run, name, "a test") for name in ("annotate", "evaluate") * 2],
+    "compare": lambda run: (pipeline.run_steps(run, "evaluate"), pipeline.play_curve(run, "ka2l", 0), pipeline.publish(run, "a test")),
+}
+
+
+@pytest.mark.parametrize("player", PLAYERS.values(), ids=PLAYERS)
+def test_seconds_and_rows_of_rounds_are_booked_once_whoever_plays_them(run: Run, marks: Marks, player: Callable[[Run], object]) -> None:
+    wanted = {state.value: 2 * seconds for state, seconds in SECONDS.items()}
+    wanted["evaluate"] += BASE_EVALUATION_S
+    player(run)
+    assert results(run)["time_s"] == wanted
+    assert results(run)["rows"]["rounds"] == {"in": 4, "out": 4, "errors": 0}
+    pipeline.redo(run, "rounds")
+    pipeline.run_steps(run, "evaluate")
+    assert pipeline.publish(run, "a test")["time_s"] == {"evaluate": BASE_EVALUATION_S}
+    player(run)
+    assert results(run)["time_s"] == wanted
+
+
+@pytest.mark.parametrize("fails", ["base", State.FINETUNE])
+def test_a_step_that_failed_and_went_on_books_both_attempts(run: Run, marks: Marks, fails: State | str) -> None:
+    marks.fails.append(fails)
+    with pytest.raises(ValueError, match="fails once"):
+        pipeline.execute(run, None, "a test")
+    booked = pipeline.execute(run, None, "a test")["time_s"]
+    assert booked["evaluate"] == 2 * SECONDS[State.EVALUATE] + BASE_EVALUATION_S * (1 + (fails == "base"))
+    assert booked["finetune"] == SECONDS[State.FINETUNE] * (2 + (fails == State.FINETUNE))
+
+
+def test_redoing_a_base_step_books_it_anew(run: Run, marks: Marks) -> None:
+    pipeline.execute(run, "evaluate", "a test")
+    pipeline.redo(run, "evaluate")
+    assert pipeline.execute(run, "evaluate", "a test")["time_s"] == {"evaluate": BASE_EVALUATION_S}
+
+
+@pytest.mark.parametrize("name", ["annotate", "finetune", "evaluate", "run"])
+def test_every_command_that_meets_a_round_of_people_ends_as_paused(
+    run: Run, marks: Marks, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def ask(a_round: Round) -> None:
+        (a_round.folder / "annotations" / ASKED).write_json([])
+        raise Waiting("to_annotate.jsonl", "to_annotate.csv", 2)
+
+    monkeypatch.setitem(rounds.STEPS, State.ANNOTATE, ask)
+    monkeypatch.setattr(cli, "_open", lambda config: run)
+    ended = CliRunner().invoke(cli.app, [name, str(SMOKE), "--set", "report.title=my run"])
+    assert ended.exit_code == cli.PAUSED, ended.output
+    assert f"ka2l annotate {SMOKE} --import FILE --set 'report.title=my run'" in ended.output
+    assert results(run)["command"] == f"ka2l {name} {SMOKE} --set 'report.title=my run'"

@@ -1,0 +1,34 @@
+"""What is typed can be typed again, and a pause says how to go on."""
+
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from ka2l_ray.artifacts import Folder
+from ka2l_ray.cli import PAUSED, _end_paused
+from ka2l_ray.jobs import command_line
+
+OVERRIDES = ["run.storage=/my runs", "active.stop={accuracy: 0.9}", "report.title=It's mine"]
+
+
+def test_a_recorded_command_can_be_typed_again():
+    typed = command_line("ka2l", "run", "my configs/x.yaml", overrides=OVERRIDES)
+    assert shlex.split(typed) == ["ka2l", "run", "my configs/x.yaml", *(part for o in OVERRIDES for part in ("--set", o))]
+    assert command_line("ka2l", "run", "x.yaml", overrides=["run.seed=1"]) == "ka2l run x.yaml --set run.seed=1"
+
+
+def test_a_pause_names_its_files_and_goes_on_with_the_same_overrides(tmp_path, capsys):
+    waiting = [SimpleNamespace(folder=Folder.of(str(tmp_path / "round_01")))]
+    with pytest.raises(SystemExit) as ended:
+        _end_paused(Path("x.yaml"), OVERRIDES, waiting)
+    assert ended.value.code == PAUSED
+    *_, file, hint = capsys.readouterr().err.splitlines()
+    assert file.strip() == f"{tmp_path}/round_01/annotations/to_annotate.csv"
+    typed = shlex.split(hint.partition("then: ")[2])
+    assert typed == ["ka2l", "annotate", "x.yaml", "--import", "FILE", *(part for o in OVERRIDES for part in ("--set", o))]
+
+
+def test_nothing_that_waits_is_no_pause():
+    _end_paused(Path("x.yaml"), None, [])

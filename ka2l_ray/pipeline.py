@@ -130,7 +130,12 @@ def stopped(a_round: Round) -> Stop | None:
 
 STEPS = (
     Step("questions", questions, ("questions",), "read the corpus and split it"),
-    Step("collect", collect, ("base/activations", "base/samples"), "hidden states, greedy answer and K samples of the probe split"),
+    Step(
+        "collect",
+        collect,
+        ("base/pilot", "base/activations", "base/samples"),
+        "hidden states, greedy answer and K samples of the probe split",
+    ),
     Step("label", _label, ("base/clusters", "base/knowledge"), "clusters, semantic entropy, γ, known or unknown"),
     Step("search", _search, ("base/search",), "Ray Tune over layers and thresholds"),
     Step("score", score, ("base/scores",), "P(unknown) of the pool from blocks 1 … l"),

@@ -45,11 +45,13 @@ SAMPLES = _table(
 )
 CLUSTERS = _table(
     cluster_ids=_INTS,  # K numbers, equal where answers mean the same
-    entropy_nats=pa.float64(),
+    entropy_nats=pa.float64(),  # null where sampling stopped before K samples
+    entropy_lo=pa.float64(),  # least and greatest entropy that K samples can have: equal to it where all were drawn
+    entropy_hi=pa.float64(),
     correct=pa.bool_(),  # greedy answer; null without gold
-    sample_accuracy=pa.float32(),  # share of right samples; null without gold
+    sample_accuracy=pa.float32(),  # share of right samples; null without gold, or where sampling stopped
     likelihood=pa.float32(),  # baseline: -log p of the greedy answer, nats
-    predictive_entropy=pa.float32(),  # baseline: mean of -log p over samples, nats
+    predictive_entropy=pa.float32(),  # baseline: mean of -log p over samples, nats; null where sampling stopped
     group=pa.string(),
     entity=pa.string(),
     truth=pa.string(),

@@ -2,15 +2,20 @@
 
 In: the `questions` table. Out: `base/activations` and `base/samples`: one pass writes one set of files that both list,
 because states and samples of a question come from the same prompt pass and Parquet reads only the columns asked for.
-Refuses to know: labels, probes.
+Refuses to know: grades, probes; of labels only the γ that adaptive sampling stops by.
 """
 
+from collections import Counter
 from typing import Any
 
+from ka2l_ray.active.acquire import unit
 from ka2l_ray.artifacts import Run, Table
 from ka2l_ray.collect.actor import CollectActor, collect_columns
 from ka2l_ray.config import CollectSection, Config
 from ka2l_ray.dataflow import Stage, run_stage
+from ka2l_ray.label.clusters import cluster
+from ka2l_ray.label.entropy import semantic_entropy
+from ka2l_ray.label.thresholds import otsu
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.loading import depth_and_width
 
@@ -24,6 +29,46 @@ def wanted_layers(config: Config) -> tuple[int, ...]:
     if wrong := [n for n in layers if n > depth]:
         raise ValueError(f"collect.layers = {list(layers)}: {config.model.name_or_path} has layers 0 … {depth}, not {wrong}")
     return layers
+
+
+def adaptive_threshold(run: Run) -> float | None:
+    """γ of `collect.adaptive`, fixed before the split is sampled; None where every question gets all K samples.
+
+    A pilot draws all K samples of `pilot_rows` probe questions and no states; its own cost is counted in what adaptive sampling saves.
+    """
+    section, pilot = run.config.collect.adaptive, run.base("pilot")
+    if not isinstance(section.threshold, str):
+        return float(section.threshold)
+    if section.threshold == "off":
+        return None
+    gamma = pilot.folder / "gamma.json"
+    if not gamma.exists():
+        source = Table(pilot.folder / "questions")
+        if not source.is_done:
+            rows = run.table("questions").read(part="probe")
+            chosen = sorted(range(rows.num_rows), key=lambda i: unit("pilot", rows["id"][i].as_py()))[: section.pilot_rows]
+            source.write((None, rows.take(chosen)))
+        _sample_only(run, "pilot", run.config.collect, source, pilot, run.config.run.seed)
+        answers = pilot.read(["samples", "error"])
+        drawn = answers.filter(answers["error"].is_null())["samples"].to_pylist()
+        gamma.write_json({"threshold_nats": otsu(Counter(semantic_entropy(cluster(row)) for row in drawn))})
+    return gamma.read_json()["threshold_nats"]
+
+
+def samples_saved(run: Run) -> float:
+    """Share of the probe split's K samples per question that were not drawn, the pilot's counted as drawn twice."""
+    counted = [_drawn(run.base(name)) for name in ("samples", "pilot") if run.base(name).is_done]
+    wanted = run.config.collect.samples * counted[0][0]
+    return 1 - sum(drawn for _, drawn in counted) / wanted if wanted else 0.0
+
+
+def _drawn(table: Table) -> tuple[int, int]:
+    """Rows that did not fail, and the samples drawn for them."""
+    rows = drawn = 0
+    for batch in table.batches(["sample_tokens"]):
+        lengths = batch["sample_tokens"].value_lengths()
+        rows, drawn = rows + len(lengths) - lengths.null_count, drawn + (lengths.sum().as_py() or 0)
+    return rows, drawn
 
 
 def collect(run: Run) -> dict[str, Any]:
@@ -40,6 +85,7 @@ def collect(run: Run) -> dict[str, Any]:
             "layers": layers,
             "seed": config.run.seed,
             "limits": Limits.of(config.collect.pool),
+            "threshold_nats": adaptive_threshold(run),
         },
         columns_in=("question",),
         columns_out=collect_columns(config.collect, layers, width),

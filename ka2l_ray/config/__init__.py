@@ -7,7 +7,7 @@ Unknown keys are errors. No validator changes a value: what the file says is wha
 
 from ka2l_ray.config.base import ConfigError, Pool
 from ka2l_ray.config.finetuning import FinetuneSection, LoraSection, ReplaySection
-from ka2l_ray.config.knowing import CollectSection, DecodeSection, LabelSection, Position, ScoreSection, SearchSection
+from ka2l_ray.config.knowing import AdaptiveSection, CollectSection, DecodeSection, LabelSection, Position, ScoreSection, SearchSection
 from ka2l_ray.config.loop import (
     AcquireSection,
     ActiveSection,
@@ -25,6 +25,7 @@ __all__ = [
     "NO_RESULTS",
     "AcquireSection",
     "ActiveSection",
+    "AdaptiveSection",
     "AnnotateSection",
     "CollectSection",
     "Config",

@@ -64,6 +64,16 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _one_threshold(self) -> "Config":
+        stops_by, labels_by = self.collect.adaptive.threshold, self.label.threshold
+        if stops_by != "off" and labels_by not in ("otsu", stops_by):
+            raise ValueError(
+                f"collect.adaptive.threshold = {stops_by!r} fixes γ before sampling, so label.threshold must be the same or `otsu`, "
+                f"not {labels_by!r}"
+            )
+        return self
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, apply `a.b=c` overrides, validate. Raises `ConfigError` with every problem, one line each."""

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from ka2l_ray import schema
 from ka2l_ray.artifacts import Run, Table
+from ka2l_ray.collect.stage import adaptive_threshold, samples_saved
 from ka2l_ray.config import Pool
 from ka2l_ray.dataflow import Stage, run_stage
 from ka2l_ray.label.actor import ClusterActor, KnowledgeActor
@@ -30,10 +31,18 @@ def _added(table: pa.Schema, *present: str) -> pa.Schema:
 
 def label(run: Run) -> dict[str, Any]:
     """Cluster, then apply γ; returns the manifest of `knowledge` with `threshold_nats`."""
-    clusters, threshold = run.base("clusters"), run.config.label.threshold
+    clusters = run.base("clusters")
     _cluster(run, "label", run.base("samples"), clusters)
-    gamma = otsu(entropy_histogram(clusters)) if threshold == "otsu" else float(threshold)
+    gamma = _threshold(run, clusters)
     return _apply(run, "label", gamma, clusters, run.base("knowledge")) | {"threshold_nats": gamma}
+
+
+def _threshold(run: Run, clusters: Table) -> float:
+    """γ: the one that sampling stopped by, else `label.threshold`."""
+    fixed, threshold = adaptive_threshold(run), run.config.label.threshold
+    if fixed is not None:
+        return fixed
+    return otsu(entropy_histogram(clusters)) if threshold == "otsu" else float(threshold)
 
 
 def label_pool(run: Run, gamma: float) -> dict[str, Any]:
@@ -45,7 +54,18 @@ def label_pool(run: Run, gamma: float) -> dict[str, Any]:
 def _cluster(run: Run, name: str, samples: Table, clusters: Table) -> None:
     needs = ("samples", "sample_logprobs", "greedy", "greedy_logprob", "answers")
     run_stage(
-        Stage(name, ClusterActor, {}, needs, _added(schema.CLUSTERS), POOL, CARRIED, run.config.run.max_error_fraction), samples, clusters
+        Stage(
+            name,
+            ClusterActor,
+            {"wanted": run.config.collect.samples},
+            needs,
+            _added(schema.CLUSTERS),
+            POOL,
+            CARRIED,
+            run.config.run.max_error_fraction,
+        ),
+        samples,
+        clusters,
     )
 
 
@@ -66,24 +86,26 @@ def entropy_histogram(table: Table) -> Counter[float]:
 
 
 def label_summary(run: Run, gamma: float) -> dict[str, Any]:
-    """The `label` part of results.json: shares, quadrants, and the AUROC of entropy and baselines."""
+    """The `label` part of results.json: shares, quadrants, and, over questions with all K samples, AUROCs of entropy and baselines."""
     columns = ["entropy_nats", "unknown", "correct", "quadrant", "truth", *BASELINES]
     rows = run.base("knowledge").read(columns)
     rows = rows.filter(rows["unknown"].is_valid())
     correct, entropy = rows["correct"].to_pylist(), rows["entropy_nats"].to_numpy()
-    graded = np.array([c is not None for c in correct])
+    whole = rows["entropy_nats"].is_valid().to_numpy()
+    graded = np.array([c is not None for c in correct]) & whole
     wrong = np.array([c is False for c in correct])
     unseen = unseen_targets(rows["truth"])
-    compared = unseen >= 0
+    compared = (unseen >= 0) & whole
     quadrants = Counter(q for q in rows["quadrant"].to_pylist() if q is not None)
     return {
         "questions": rows.num_rows,
         "unknown_fraction": float(np.mean(rows["unknown"].to_numpy())),
         "threshold_nats": gamma,
+        "samples_saved": samples_saved(run),
         "entropy_auroc_vs_incorrect": auroc(wrong[graded], entropy[graded]),
         "entropy_auroc_vs_truth": auroc(unseen[compared], entropy[compared]),
         "baselines": {name: auroc(wrong[graded], rows[name].to_numpy()[graded]) for name in BASELINES},
-        "quadrants": {name: quadrants.get(name, 0) for name in schema.QUADRANTS} if graded.any() else {},
+        "quadrants": {name: quadrants.get(name, 0) for name in schema.QUADRANTS} if quadrants else {},
     }
 
 

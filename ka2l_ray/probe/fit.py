@@ -19,12 +19,16 @@ from ka2l_ray.probe.metrics import auroc, auroc_interval
 
 @dataclass(frozen=True)
 class ProbeRows:
-    """The probe split, row by row. `wrong` is 1 for a wrong greedy answer (None without gold); `unseen` is 1, 0 or -1 (left out)."""
+    """The probe split, row by row. `wrong` is 1 for a wrong greedy answer (None without gold); `unseen` is 1, 0 or -1 (left out).
+
+    Where sampling stopped before all samples were drawn (`whole` is False), `entropy_nats` is a bound on γ's own side of it.
+    """
 
     entropy_nats: np.ndarray
     wrong: np.ndarray | None
     unseen: np.ndarray | None
     entity: np.ndarray
+    whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -64,14 +68,15 @@ def fit_layer(states: np.ndarray, rows: ProbeRows, threshold_nats: float, search
     """Fit a probe for each threshold and C, choose by validation AUROC, report on test rows.
 
     With objective `correctness` every threshold competes on the same target, wrong greedy answers; with `entropy` only the
-    given γ is tried, because AUROCs against different targets do not compare. Raises `ValueError` where a part holds one class only.
+    given γ is tried, because AUROCs against different targets do not compare; likewise where sampling stopped by γ.
+    Raises `ValueError` where a part holds one class only.
     """
     part = divide(rows.entity, search.validation_share, search.test_share, seed)
     train, validation, test = (part == i for i in range(3))
     by_correctness = rows.wrong is not None and search.objective != "entropy"
     if search.objective == "correctness" and rows.wrong is None:
         raise ValueError("search.objective = correctness needs gold answers; this corpus has none")
-    tried = candidates(Counter(rows.entropy_nats.tolist()), search.min_class_share) if by_correctness else []
+    tried = candidates(Counter(rows.entropy_nats.tolist()), search.min_class_share) if by_correctness and rows.whole else []
     scaler = StandardScaler().fit(states[train])
     scaled = scaler.transform(states)
     heat, models = [], {}

@@ -100,7 +100,7 @@ def _trial(params: dict[str, Any], config: Config, activations: Table, knowledge
 
 def read_rows(activations: Table, knowledge: Table, column: str) -> tuple[np.ndarray, ProbeRows]:
     """States (N, D) of one layer and what is known of their questions, both ordered by id; failed rows are left out."""
-    labels = knowledge.read(["id", "entropy_nats", "correct", "entity", "truth", "unknown"])
+    labels = knowledge.read(["id", "entropy_nats", "entropy_lo", "entropy_hi", "correct", "entity", "truth", "unknown"])
     labels = labels.filter(labels["unknown"].is_valid())
     states = activations.read(["id", column])
     states = states.filter(states[column].is_valid())
@@ -110,10 +110,11 @@ def read_rows(activations: Table, knowledge: Table, column: str) -> tuple[np.nda
     entity = [e if e is not None else i for e, i in zip(labels["entity"].to_pylist(), joined_ids, strict=True)]
     graded = all(c is not None for c in correct)
     return matrix(states[column]).astype(np.float64), ProbeRows(
-        entropy_nats=labels["entropy_nats"].to_numpy(),
+        entropy_nats=np.where(labels["unknown"].to_numpy() == 1, labels["entropy_lo"].to_numpy(), labels["entropy_hi"].to_numpy()),
         wrong=np.array([c is False for c in correct]) if graded else None,
         unseen=unseen_targets(truth) if truth.null_count < len(truth) else None,
         entity=np.array(entity),
+        whole=labels["entropy_nats"].null_count == 0,
     )
 
 

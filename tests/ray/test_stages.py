@@ -35,12 +35,34 @@ def collected(run: Run) -> dict[str, Any]:
 
 def test_pool_size_and_batch_size_change_no_sample(tmp_path: Path) -> None:
     one = collected(Run.open(config(str(tmp_path / "a"), "collect.pool={min: 1, max: 1, batch_rows: 64, block_rows: 100}")))
-    two = collected(Run.open(config(str(tmp_path / "b"), "collect.pool={min: 2, max: 2, batch_rows: 7, block_rows: 20}")))
+    pool = "collect.pool={min: 4, max: 4, cpus: 0.5, batch_rows: 7, batch_tokens: 900, block_rows: 13}"
+    two = collected(Run.open(config(str(tmp_path / "b"), pool)))
     other_seed = collected(Run.open(config(str(tmp_path / "c"), "run.seed=1")))
     assert len(one) == 100
     assert one == two
     shared = one.keys() & other_seed.keys()
     assert any(one[i] != other_seed[i] for i in shared)
+
+
+@pytest.mark.parametrize("threshold", ["0.9", "pilot"])
+def test_adaptive_sampling_saves_samples_and_changes_no_label(on_disk: tuple[Run, dict[str, Any]], tmp_path: Path, threshold: str) -> None:
+    """With γ given, or found by a pilot of half of the questions; K = 10, of which the labels need a part."""
+    run = Run.open(config(str(tmp_path), f"collect.adaptive={{threshold: {threshold}, pilot_rows: 50, wave: 1}}"))
+    results = pipeline.execute(run, "search", "a test")
+    gamma = results["label"]["threshold_nats"]
+    columns = ["id", "entropy_nats", "entropy_lo", "entropy_hi", "unknown"]
+    stopped, whole = (r.base("knowledge").read(columns).sort_by("id").to_pylist() for r in (run, on_disk[0]))
+    for mine, full in zip(stopped, whole, strict=True):
+        assert mine["id"] == full["id"]
+        assert mine["unknown"] == int(full["entropy_nats"] >= gamma)
+        assert mine["entropy_lo"] <= full["entropy_nats"] <= mine["entropy_hi"]
+        assert mine["entropy_nats"] in (None, full["entropy_nats"])
+    saved, pilot = results["label"]["samples_saved"], 0.5 if threshold == "pilot" else 0.0
+    drawn = sum(map(len, run.base("samples").read(["samples"])["samples"].to_pylist()))
+    assert saved == pytest.approx(1 - drawn / (10 * len(whole)) - pilot)
+    assert drawn < 10 * len(whole)
+    assert {cell["threshold_nats"] for cell in (run.folder / "base/search/heat.json").read_json()} == {gamma}
+    assert on_disk[1]["label"]["samples_saved"] == 0
 
 
 @pytest.fixture(scope="module")

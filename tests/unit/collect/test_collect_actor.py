@@ -7,7 +7,10 @@ import pytest
 from ka2l_ray import schema
 from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.collect.actor import CollectActor, collect_columns, errors, fixed_size, matrix, not_finite
-from ka2l_ray.config import CollectSection, ModelSection, PromptSection
+from ka2l_ray.config import AdaptiveSection, CollectSection, ModelSection, PromptSection
+from ka2l_ray.label.actor import ClusterActor, KnowledgeActor
+from ka2l_ray.label.adaptive import first_decision
+from ka2l_ray.models.batching import Limits
 from ka2l_ray.probe.model import LinearProbe, ProbeCard
 from ka2l_ray.probe.score import ScoreActor
 
@@ -86,6 +89,28 @@ def test_files_of_either_width_are_read_as_one_table(tmp_path):
     halves, floats = (pa.table({"id": [i], "last_000": fixed_size(np.full((1, 2), v, np.float32))}) for i, v in (("a", 1.5), ("b", 1e6)))
     table.write(("x", halves), ("y", floats))
     assert matrix(table.read()["last_000"]).tolist() == [[1.5, 1.5], [1e6, 1e6]]
+
+
+@pytest.mark.parametrize("gamma", [0.3, 0.7, 1.1])
+@pytest.mark.parametrize("wave", [1, 2, 9])
+def test_adaptive_sampling_draws_the_first_samples_of_each_question_and_keeps_every_label(section, gamma, wave):
+    """The same samples in the same order, fewer of them, and the label that all of them give."""
+    section_of = COLLECT.model_copy(update={"samples": 6, "temperature": 0.4, "adaptive": AdaptiveSection(threshold=gamma, wave=wave)})
+    questions = pa.table({"id": [f"q{i}" for i in range(40)], "question": [f"Who is {'no' * (i % 3)}{i}?" for i in range(40)]})
+    full = CollectActor(section, PROMPT, section_of, [2], 0, Limits(rows=7))(questions)
+    fewer = CollectActor(section, PROMPT, section_of, [2], 0, Limits(rows=7), gamma)(questions)
+    assert fewer["greedy"] == full["greedy"]
+    assert all(all_[: len(some)] == some for some, all_ in zip(fewer["samples"], full["samples"], strict=True))
+    drawn = [len(s) for s in fewer["samples"]]
+    assert min(drawn) >= first_decision(6, gamma)
+    assert wave > 2 or sum(drawn) < 6 * len(drawn)
+
+    def labels(columns):
+        table = pa.table({k: columns[k] for k in ("greedy", "greedy_logprob", "samples", "sample_logprobs")} | {"answers": [["x"]] * 40})
+        return KnowledgeActor(gamma)(pa.table(ClusterActor(wanted=6)(table)))["unknown"]
+
+    assert labels(fewer) == labels(full)
+    assert {0, 1} >= set(labels(full))
 
 
 def test_a_bad_question_costs_itself_alone(section, collected):

@@ -116,11 +116,22 @@ def test_a_round_that_would_need_two_adapters_is_refused(load):
         load("", "model.adapter=/a", "finetune.mode=lora", "active.reprobe=true")
 
 
+@pytest.mark.parametrize(("stops_by", "labels_by"), [("0.7", "0.8"), ("pilot", "0.8")])
+def test_sampling_and_labels_have_one_threshold(load, stops_by, labels_by):
+    with pytest.raises(
+        ConfigError, match=rf"collect\.adaptive\.threshold = '?{stops_by}'? fixes γ .* must be the same or `otsu`, not 0\.8"
+    ):
+        load("", f"collect.adaptive.threshold={stops_by}", f"label.threshold={labels_by}")
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
         ["model.adapter=/a", "finetune.mode=lora"],
         ["model.adapter=/a", "finetune.mode=full", "active.reprobe=true"],
+        ["collect.adaptive.threshold=0.7", "label.threshold=0.7"],
+        ["collect.adaptive.threshold=pilot"],
+        ["label.threshold=0.7"],
         ["finetune.mode=lora", "active.reprobe=true"],
         ["finetune.offload=all", "finetune.zero_stage=3"],
         *(["finetune.offload=optimizer", f"finetune.zero_stage={stage}"] for stage in (1, 2, 3)),

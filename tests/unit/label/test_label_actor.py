@@ -46,8 +46,28 @@ def test_baselines_are_higher_for_less_likely_answers(clustered):
     assert clustered["predictive_entropy"] == [1.5, 2.0, 4.0]
 
 
+def test_a_question_that_stopped_early_has_bounds_in_place_of_an_entropy():
+    """Two of four answers drawn, alike or not: the others may still join them or stand apart."""
+    batch = pa.table(
+        {
+            "answers": [["Rome"]] * 3,
+            "greedy": ["Rome"] * 3,
+            "greedy_logprob": [-0.5] * 3,
+            "samples": [["Rome", "rome"], ["Rome", "Oslo"], ["Rome", "Oslo", "Rome", "Rome"]],
+            "sample_logprobs": [[-1.0] * 2, [-1.0] * 2, [-1.0] * 4],
+        }
+    )
+    columns = ClusterActor(wanted=4)(batch)
+    whole = 2 * math.log(2) - 0.75 * math.log(3)
+    assert columns["entropy_nats"] == [None, None, pytest.approx(whole)]
+    assert columns["entropy_lo"] == pytest.approx([0.0, whole, whole])
+    assert columns["entropy_hi"] == pytest.approx([1.5 * math.log(2), math.log(4), whole])
+    assert (columns["sample_accuracy"], columns["predictive_entropy"]) == ([None, None, 0.75], [None, None, 1.0])
+    assert columns["correct"] == [True] * 3
+
+
 def test_unknown_means_at_or_above_the_threshold_and_crosses_with_the_grade():
-    batch = pa.table({"entropy_nats": [0.3, 0.5, 0.7, 0.0, 0.5], "correct": [True, True, False, False, None]})
+    batch = pa.table({"entropy_lo": [0.3, 0.5, 0.7, 0.0, 0.5], "correct": [True, True, False, False, None]})
     columns = KnowledgeActor(0.5)(batch)
     assert columns["unknown"] == [0, 1, 1, 0, 1]
     assert columns["quadrant"] == ["known", "shaky", "unknown", "misconception", None]

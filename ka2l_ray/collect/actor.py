@@ -16,9 +16,10 @@ from ka2l_ray.config import CollectSection, ModelSection, PromptSection
 from ka2l_ray.corpus.prompts import Prompter
 from ka2l_ray.label.adaptive import first_decision, is_decided
 from ka2l_ray.label.clusters import cluster
+from ka2l_ray.models.answers import Answer, Decoding
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
-from ka2l_ray.models.generation import Answer, Decoding, Generator
+from ka2l_ray.models.generation import Generator
 from ka2l_ray.models.loading import load_model, load_tokenizer
 from ka2l_ray.models.tokens import pad_id
 

@@ -13,9 +13,10 @@ from ka2l_ray.collect.actor import errors
 from ka2l_ray.config import CollectSection, ModelSection, PromptSection
 from ka2l_ray.corpus.prompts import Prompter
 from ka2l_ray.label.grading import is_correct
+from ka2l_ray.models.answers import Decoding
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
-from ka2l_ray.models.generation import Decoding, Generator
+from ka2l_ray.models.generation import Generator
 from ka2l_ray.models.loading import load_model, load_tokenizer
 from ka2l_ray.models.tokens import pad_id
 

@@ -8,7 +8,7 @@ Refuses to know: tables, Ray, what answers mean.
 
 import copy
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,49 +17,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ka2l_ray.models.activations import Capture, Encoded, Prompt
-from ka2l_ray.models.engine import Engine, States, place, pooling
+from ka2l_ray.models.answers import Answer, Decoding, Ending, Reading
+from ka2l_ray.models.engine import Engine, place, pooling
 from ka2l_ray.models.sampling import draw, uniforms
-from ka2l_ray.models.tokens import text_of
-
-
-@dataclass(frozen=True)
-class Answer:
-    """`logprob` in nats at T = 1, summed over `tokens`: up to and including the end token or the stop string's first token."""
-
-    text: str
-    logprob: float
-    tokens: int
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How answers are drawn. A temperature of 0 is argmax."""
-
-    seed: int
-    samples: int
-    temperature: float
-    greedy_temperature: float
-    max_new_tokens: int
-    stop: tuple[str, ...]
-    waves: tuple[int, ...] = ()
-    """Samples drawn together, before a look at whether they are enough; empty draws all at once. Their sum is `samples`."""
-    enough: Callable[[Sequence[Answer]], bool] = lambda samples: False
-    """Whether the samples drawn so far settle what they are drawn for."""
-
-    def spans(self) -> list[range]:
-        """Copies (0 is the greedy answer) written together, in order."""
-        ends = list(itertools.accumulate(self.waves or (self.samples,), initial=1))
-        return [range(0 if n == 0 else ends[n], end) for n, end in enumerate(ends[1:])]
-
-
-@dataclass
-class Reading:
-    """What came of some prompts: states (N, D) per (position, layer), 1 + K answers per prompt (the greedy one first), and the error of
-    each row that failed; such a row has states of zero and no answers."""
-
-    states: States
-    answers: list[list[Answer]]
-    failed: dict[int, Exception]
 
 
 @dataclass(frozen=True)
@@ -91,13 +51,11 @@ class Generator:
     """A whole model ready to answer; `edge_draws` counts the draws that rounding could have changed."""
 
     def __init__(self, engine: Engine, tokenizer: PreTrainedTokenizerBase, decoding: Decoding) -> None:
-        self.engine, self._tokenizer, self._decoding = engine, tokenizer, decoding
+        self.engine, self._decoding = engine, decoding
         model: Any = engine.model
         end = model.generation_config.eos_token_id if model.generation_config else None
-        ends: list[Any] = [*(end if isinstance(end, list) else [end]), tokenizer.eos_token_id]
-        self._ends: set[int] = {e for e in ends if e is not None}
-        self._may_stop = self._completes_stop(engine.vocabulary).index_fill(0, torch.tensor(sorted(self._ends), dtype=torch.long), True)
-        self._may_stop = self._may_stop.to(model.device)
+        self._ending = Ending(tokenizer, end, decoding.stop)
+        self._may_end = torch.tensor(self._ending.may_come_with(engine.vocabulary), device=model.device)
         self.edge_draws = 0
 
     def __call__(self, ids: Sequence[str], prompts: Sequence[Prompt], layers: Sequence[int] = (), positions: Sequence[str] = ()) -> Reading:
@@ -119,7 +77,7 @@ class Generator:
         self, ids: Sequence[str], encoded: Encoded, layers: Sequence[int], positions: Sequence[str]
     ) -> tuple[dict[int, torch.Tensor], list[list[Answer]]]:
         """The prompt pass over one batch, then its answers."""
-        engine, spans = self.engine, self._decoding.spans()
+        engine, spans = self.engine, self._spans()
         capture = Capture(engine.model, engine.depth, layers)
         inputs = engine.prefix.start(encoded, keeps=True)
         with engine.prefix.behind(encoded, encoded.positions), capture(pooling(encoded, positions)):
@@ -153,8 +111,8 @@ class Generator:
             logprobs[at, step] = (logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)).cpu().numpy()
             self.engine.tally.generated_tokens += len(at)
             last = step + 1 == steps
-            for row in at if last else at[self._may_stop[tokens].cpu().numpy()]:
-                answers[row] = self._close(said[row, : step + 1], logprobs[row], last)
+            for row in at if last else at[self._may_end[tokens].cpu().numpy()]:
+                answers[row] = self._ending.close(said[row, : step + 1].tolist(), logprobs[row].tolist(), last)
             kept = torch.tensor([i for i, row in enumerate(at) if answers[row] is None], device=tokens.device, dtype=torch.long)
             if not len(kept):
                 break
@@ -169,6 +127,11 @@ class Generator:
                 )
             live = _Live(live.rows, mask, output.logits[:, -1])
         return [a for a in answers if a is not None]
+
+    def _spans(self) -> list[range]:
+        """Copies (0 is the greedy answer) written together, in order."""
+        ends = list(itertools.accumulate(self._decoding.waves or (self._decoding.samples,), initial=1))
+        return [range(0 if n == 0 else ends[n], end) for n, end in enumerate(ends[1:])]
 
     def _numbers(self, ids: Sequence[str], span: range) -> torch.Tensor:
         """Uniform numbers (rows, steps), question by question, copy by copy."""
@@ -188,35 +151,3 @@ class Generator:
                 tokens[rows], near = draw(live.logits[rows].float(), numbers[rows], temperature)
                 self.edge_draws += int(near.sum())
         return tokens
-
-    def _completes_stop(self, size: int) -> torch.Tensor:
-        """Which tokens (V,) may be the one that completes a stop string: those with its last character in them.
-
-        Characters outside ASCII may come from several tokens, so with such a stop string it is every token.
-        """
-        lasts = {s[-1] for s in self._decoding.stop}
-        if not all(c.isascii() for c in lasts):
-            return torch.ones(size, dtype=torch.bool)
-        known = min(size, len(self._tokenizer))
-        pieces = self._tokenizer.batch_decode([[i] for i in range(known)]) if lasts else []
-        found = [any(c in piece for c in lasts) for piece in pieces]
-        return torch.tensor(found + [False] * (size - len(found)))
-
-    def _close(self, said: np.ndarray, logprobs: np.ndarray, last: bool) -> Answer | None:
-        """The answer that ends with the token said last, or None where it goes on; `last`: there is no room for another token."""
-        tokens = said.tolist()
-        text = str(self._tokenizer.decode(tokens, skip_special_tokens=True))
-        cuts = [at for s in self._decoding.stop if (at := text.find(s)) >= 0]
-        if tokens[-1] in self._ends:
-            counted = len(tokens)
-        elif cuts:
-            text, counted = text[: min(cuts)], self._tokens_before(tokens, min(cuts)) + 1
-        elif last:
-            text, counted = text_of(self._tokenizer, tokens), len(tokens)
-        else:
-            return None
-        return Answer(text.strip(), float(logprobs[:counted].sum()), counted)
-
-    def _tokens_before(self, tokens: list[int], characters: int) -> int:
-        """How many leading tokens lie wholly before a character offset of the decoded text."""
-        return max(n for n in range(len(tokens)) if len(self._tokenizer.decode(tokens[:n], skip_special_tokens=True)) <= characters)

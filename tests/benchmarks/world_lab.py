@@ -42,9 +42,10 @@ from ka2l_ray.label.actor import ClusterActor, KnowledgeActor
 from ka2l_ray.label.grading import is_correct
 from ka2l_ray.label.stage import unseen_targets
 from ka2l_ray.label.thresholds import otsu
+from ka2l_ray.models.answers import Answer, Decoding
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
-from ka2l_ray.models.generation import Answer, Decoding, Generator
+from ka2l_ray.models.generation import Generator
 from ka2l_ray.models.loading import load_model, load_tokenizer
 from ka2l_ray.models.tokens import pad_id
 from ka2l_ray.probe.fit import LayerFit, ProbeRows, fit_layer

@@ -10,9 +10,10 @@ from tiny_models import BLOCKS, FAMILIES, tiny_model
 from ka2l_ray.config import ModelSection, PromptSection
 from ka2l_ray.corpus.prompts import Prompter
 from ka2l_ray.models.activations import Prompt
+from ka2l_ray.models.answers import Decoding
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
-from ka2l_ray.models.generation import Decoding, Generator
+from ka2l_ray.models.generation import Generator
 from ka2l_ray.models.loading import load_blocks
 
 FEW_SHOT = PromptSection(template="Answer.\n\nQuestion: Who?\nAnswer: no\n\nQuestion: {question}\nAnswer:")

@@ -10,9 +10,10 @@ import torch
 from ka2l_ray.config import PromptSection
 from ka2l_ray.corpus.prompts import Prompter, encode
 from ka2l_ray.models.activations import prompt_states
+from ka2l_ray.models.answers import Decoding
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
-from ka2l_ray.models.generation import Decoding, Generator
+from ka2l_ray.models.generation import Generator
 from ka2l_ray.models.sampling import uniforms
 
 QUESTIONS = ["Why?", "Where does she live, and with whom?", "Ωé 42", "Who?", "What is the home city of anyone?"]

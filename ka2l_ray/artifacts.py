@@ -29,6 +29,10 @@ DRAW_STRIDE = 1000
 """Seeds of the draws of one run are this far apart, so that runs with neighbouring seeds never share one."""
 
 
+class StageError(RuntimeError):
+    """A stage that cannot start or must not count as done."""
+
+
 @dataclass(frozen=True)
 class Folder:
     """A folder on a filesystem; `path` is in that filesystem's own terms."""

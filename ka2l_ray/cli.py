@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from ka2l_ray.artifacts import StageError
 from ka2l_ray.config import Config, ConfigError, load_config
 from ka2l_ray.jobs import command_line
 
@@ -49,8 +50,6 @@ ROUND_STAGES = {
 @contextmanager
 def plain_errors(debug: bool) -> Iterator[None]:
     """Turn an expected error into one line on stderr and exit status 2."""
-    from ka2l_ray.dataflow import StageError
-
     try:
         yield
     except (ConfigError, StageError, ValueError, FileNotFoundError) as error:
@@ -96,9 +95,9 @@ def run_command(
 ) -> None:
     """Run the whole loop; finished stages are skipped, a killed run continues."""
     with plain_errors(debug):
-        from ka2l_ray import pipeline
-
         loaded = load_config(config, overrides or ())
+        from ka2l_ray import pipeline  # Ray and torch take seconds to import: a mistake in the file is told before
+
         for name in (until, redo):
             if name is not None and name not in pipeline.STEP_NAMES:
                 raise ConfigError(f"no stage {name!r}; stages are {', '.join(pipeline.STEP_NAMES)}")

@@ -22,7 +22,7 @@ from ray.data import ActorPoolStrategy, DataContext, SaveMode
 from ray.data.checkpoint import CheckpointConfig
 from ray.exceptions import RayError
 
-from ka2l_ray.artifacts import Folder, Table
+from ka2l_ray.artifacts import Folder, StageError, Table
 from ka2l_ray.config import Pool
 from ka2l_ray.models.engine import Engine
 from ka2l_ray.runtime import EngineMetrics, telling
@@ -47,10 +47,6 @@ class HasEngine(Protocol):
     """An actor that reads prompts with an engine, whose tally becomes metrics."""
 
     engine: Engine
-
-
-class StageError(RuntimeError):
-    """A stage that cannot start or must not count as done."""
 
 
 @dataclass(frozen=True)

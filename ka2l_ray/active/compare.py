@@ -22,9 +22,8 @@ from ka2l_ray.active.round import State
 from ka2l_ray.annotate.endpoint import share
 from ka2l_ray.annotate.sources import source_of
 from ka2l_ray.annotate.stage import key_of
-from ka2l_ray.artifacts import Run, storage_of
+from ka2l_ray.artifacts import Run, StageError, storage_of
 from ka2l_ray.config import Config, ConfigError
-from ka2l_ray.dataflow import StageError
 from ka2l_ray.report.comparison import render
 from ka2l_ray.runtime import connect, curves_at_once, log, set_up_logging, telling
 

@@ -25,9 +25,8 @@ from ka2l_ray.annotate.file import answers_in, pose
 from ka2l_ray.annotate.ledger import ledger
 from ka2l_ray.annotate.session import Asker, reply
 from ka2l_ray.annotate.sources import Annotated, Asked, Source, ask_reference, ask_world, source_of
-from ka2l_ray.artifacts import Folder, Run, Table
+from ka2l_ray.artifacts import Folder, Run, StageError, Table
 from ka2l_ray.config import ConfigError, EndpointSection
-from ka2l_ray.dataflow import StageError
 from ka2l_ray.runtime import log, telling
 from ka2l_ray.world.facts import build_world
 

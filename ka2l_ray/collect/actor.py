@@ -20,8 +20,9 @@ from ka2l_ray.models.answers import Answer, Decoding
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
 from ka2l_ray.models.generation import Generator
-from ka2l_ray.models.loading import load_model, load_tokenizer
+from ka2l_ray.models.loading import load_blocks, load_model, load_tokenizer
 from ka2l_ray.models.tokens import pad_id
+from ka2l_ray.models.vllm import VllmGenerator
 
 HALF_MAX = float(np.finfo(np.float16).max)
 NO_ANSWER = Answer("", 0.0, 0)
@@ -54,8 +55,15 @@ class CollectActor:
         decoding = Decoding(seed, collect.samples, collect.temperature, collect.greedy_temperature, collect.max_new_tokens, prompt.stop)
         if threshold_nats is not None:
             decoding = adaptive(decoding, threshold_nats, collect.adaptive.wave)
-        self.engine = Engine(load_model(model), pad_id(tokenizer), self._prompts.shared, limits)
-        self._generate = Generator(self.engine, tokenizer, decoding)
+        self._generate: Generator | VllmGenerator
+        if collect.engine == "own":
+            self.engine = Engine(load_model(model), pad_id(tokenizer), self._prompts.shared, limits)
+            self._generate = Generator(self.engine, tokenizer, decoding)
+            return
+        states = None
+        if layers:
+            states = self.engine = Engine(load_blocks(model, max(layers)), pad_id(tokenizer), self._prompts.shared, limits)
+        self._generate = VllmGenerator(model, collect.vllm, tokenizer, decoding, states)
 
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
         """Columns for a batch of any size; questions that cannot be asked, and states that are not finite, are named in `error`."""

@@ -7,7 +7,16 @@ Unknown keys are errors. No validator changes a value: what the file says is wha
 
 from ka2l_ray.config.base import ConfigError, Pool
 from ka2l_ray.config.finetuning import FinetuneSection, LoraSection, ReplaySection
-from ka2l_ray.config.knowing import AdaptiveSection, CollectSection, DecodeSection, LabelSection, Position, ScoreSection, SearchSection
+from ka2l_ray.config.knowing import (
+    AdaptiveSection,
+    CollectSection,
+    DecodeSection,
+    LabelSection,
+    Position,
+    ScoreSection,
+    SearchSection,
+    VllmSection,
+)
 from ka2l_ray.config.loop import (
     AcquireSection,
     ActiveSection,
@@ -51,6 +60,7 @@ __all__ = [
     "SplitSection",
     "StopSection",
     "Strategy",
+    "VllmSection",
     "WorldCorpusSection",
     "config_hash",
     "differing_fields",

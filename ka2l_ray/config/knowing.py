@@ -6,7 +6,7 @@ Refuses to know: the model, and how any stage works.
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ka2l_ray.config.base import Pool, Positive, Section, Share
 
@@ -26,6 +26,19 @@ class AdaptiveSection(Section):
     """Samples drawn between two looks, after the first that can decide: fewer save more samples, more fill batches better."""
 
 
+class VllmSection(Section):
+    """vLLM as the sampling engine of an actor (`collect.engine: vllm`)."""
+
+    tensor_parallel: Positive = 1
+    """GPUs that one model is spread over; `collect.pool.gpus` must be as many."""
+    memory_share: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Share of each GPU's memory for vLLM; the blocks that states are read from need the rest."""
+    context: Positive | None = None
+    """Tokens of prompt and answer at most; null takes the model's own context, which may ask for more cache than there is."""
+    eager: bool = False
+    """Start sooner, without compiled graphs."""
+
+
 class CollectSection(Section):
     """Hidden states, one greedy answer and K samples per question, from one prompt pass."""
 
@@ -40,7 +53,19 @@ class CollectSection(Section):
     """Temperature of the `greedy` answer; 0 is argmax, the paper's is 0.1."""
     max_new_tokens: Positive = 16
     adaptive: AdaptiveSection = AdaptiveSection()
+    engine: Literal["own", "vllm"] = "own"
+    """What draws answers: `own` reads each prompt once for states and answers, and repeats a seed exactly; `vllm` reads it twice."""
+    vllm: VllmSection = VllmSection()
     pool: Pool = Pool()
+
+    @model_validator(mode="after")
+    def _engine_can(self) -> "CollectSection":
+        if self.engine == "vllm" and self.adaptive.threshold != "off":
+            raise ValueError("adaptive sampling needs engine: own; set adaptive.threshold: off for engine: vllm")
+        spread = self.vllm.tensor_parallel
+        if self.engine == "vllm" and spread > 1 and self.pool.gpus != spread:
+            raise ValueError(f"vllm.tensor_parallel ({spread}) spreads a model over as many GPUs as an actor has: set pool.gpus: {spread}")
+        return self
 
 
 class LabelSection(Section):

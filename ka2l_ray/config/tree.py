@@ -65,6 +65,14 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _engine_has_weights(self) -> "Config":
+        if self.collect.engine == "vllm" and (self.model.adapter is not None or self.active.reprobe):
+            raise ValueError(
+                "collect.engine: vllm reads a whole model: it needs model.adapter: null (merge it first) and active.reprobe: false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_threshold(self) -> "Config":
         stops_by, labels_by = self.collect.adaptive.threshold, self.label.threshold
         if stops_by != "off" and labels_by not in ("otsu", stops_by):

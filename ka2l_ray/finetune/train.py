@@ -18,8 +18,7 @@ import torch
 from ray.train import Checkpoint, CheckpointConfig, CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 
-from ka2l_ray.artifacts import Folder
-from ka2l_ray.dataflow import StageError
+from ka2l_ray.artifacts import Folder, StageError
 from ka2l_ray.finetune.checkpoints import is_whole
 from ka2l_ray.finetune.job import Job, Refusal
 from ka2l_ray.finetune.loop import train_rank

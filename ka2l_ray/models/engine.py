@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ka2l_ray.models.activations import Capture, Encoded, Prompt, pad, pool_states
 from ka2l_ray.models.batching import Limits, plan, run
@@ -35,6 +35,30 @@ class Tally:
     """Seconds within passes and answers."""
 
 
+@dataclass(frozen=True)
+class Reach:
+    """What a model can read: token ids below `vocabulary`, `context` tokens with the answer (None: any number, as with ALiBi)."""
+
+    vocabulary: int
+    context: int | None
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig, vocabulary: int) -> "Reach":
+        text: Any = config.get_text_config()
+        limited = "max_position_embeddings" in {*text.to_dict(), *text.attribute_map}
+        return cls(vocabulary, text.max_position_embeddings if limited else None)
+
+    def check(self, prompt: Prompt, room: int) -> None:
+        """Raises `ValueError` for a prompt that cannot be read with `room` tokens after it."""
+        prompt.check()
+        if wrong := [i for i in prompt.ids if not 0 <= i < self.vocabulary]:
+            most = self.vocabulary - 1
+            raise ValueError(f"token id {wrong[0]} is out of range: the model has 0 … {most}; is it another model's tokenizer?")
+        if self.context is not None and len(prompt.ids) + room > self.context:
+            length = len(prompt.ids)
+            raise ValueError(f"prompt of {length} tokens + {room} new ones exceed the model's context of {self.context}")
+
+
 class Engine:
     """A whole model or its first blocks. `fill` is any valid token id; `shared` the tokens that prompts begin with."""
 
@@ -45,8 +69,7 @@ class Engine:
         self.depth: int = model.config.get_text_config().num_hidden_layers
         self._fill = fill
         embeddings: Any = model.get_input_embeddings()
-        self.vocabulary: int = embeddings.num_embeddings
-        self._context = _context(model)
+        self.reach = Reach.of(model.config, embeddings.num_embeddings)
 
     def each(
         self, prompts: Sequence[Prompt], work: Callable[[list[int], Encoded], None], copies: int = 1, room: int = 0
@@ -59,7 +82,7 @@ class Engine:
         groups: dict[int, list[int]] = {len(self.prefix.ids): [], 0: []}
         for row, prompt in enumerate(prompts):
             try:
-                self._check(prompt, room)
+                self.reach.check(prompt, room)
             except ValueError as error:
                 failed[row] = error
             else:
@@ -101,16 +124,6 @@ class Engine:
         shared = len(self.prefix.ids)
         return shared if prompt.ids[:shared] == self.prefix.ids and prompt.own_start >= shared else 0
 
-    def _check(self, prompt: Prompt, room: int) -> None:
-        prompt.check()
-        if wrong := [i for i in prompt.ids if not 0 <= i < self.vocabulary]:
-            raise ValueError(
-                f"token id {wrong[0]} is out of range: the model has 0 … {self.vocabulary - 1}; is it another model's tokenizer?"
-            )
-        if self._context is not None and len(prompt.ids) + room > self._context:
-            length, context = len(prompt.ids), self._context
-            raise ValueError(f"prompt of {length} tokens + {room} new ones exceed the model's context of {context}")
-
     def _count(self, encoded: Encoded, seconds: float) -> None:
         tally, rows = self.tally, len(encoded.mask)
         tokens = int(encoded.mask.sum())
@@ -131,10 +144,3 @@ def place(states: States, rows: list[int], captured: dict[int, torch.Tensor], po
     for layer, pooled in captured.items():
         for position, values in zip(positions, pooled.cpu().numpy(), strict=True):
             states[position, layer][rows] = values
-
-
-def _context(model: PreTrainedModel) -> int | None:
-    """Tokens that the model has positions for; None where it has no such limit (ALiBi)."""
-    config = model.config.get_text_config()
-    known = {*config.to_dict(), *config.attribute_map}
-    return config.max_position_embeddings if "max_position_embeddings" in known else None

@@ -55,7 +55,7 @@ class Generator:
         model: Any = engine.model
         end = model.generation_config.eos_token_id if model.generation_config else None
         self._ending = Ending(tokenizer, end, decoding.stop)
-        self._may_end = torch.tensor(self._ending.may_come_with(engine.vocabulary), device=model.device)
+        self._may_end = torch.tensor(self._ending.may_come_with(engine.reach.vocabulary), device=model.device)
         self.edge_draws = 0
 
     def __call__(self, ids: Sequence[str], prompts: Sequence[Prompt], layers: Sequence[int] = (), positions: Sequence[str] = ()) -> Reading:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+LIGHTER = ["--set", "finetune.workers=1"]
+"""Of a smoke run whose trainings are not what is tested; `tests/ray` trains on two workers."""
 KA2L = [sys.executable, "-m", "ka2l_ray.cli"]
 
 

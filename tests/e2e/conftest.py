@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from commands import ROOT, JobRun, environment
+from commands import LIGHTER, ROOT, JobRun, environment
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
@@ -20,7 +20,7 @@ RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 @pytest.fixture(scope="session")
 def job_run(tmp_path_factory: pytest.TempPathFactory) -> JobRun:
     storage = tmp_path_factory.mktemp("job")
-    command = ["python", "jobs/active_learning.py", "--config", "jobs/configs/smoke.yaml", "--set", f"run.storage={storage}"]
+    command = ["python", "jobs/active_learning.py", "--config", "jobs/configs/smoke.yaml", "--set", f"run.storage={storage}", *LIGHTER]
     with head() as (address, env):
         refused = submit(address, env | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}, *command)
         return JobRun(refused, submit(address, env, *command), storage / "smoke")

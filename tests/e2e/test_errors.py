@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from commands import ROOT, ka2l
 
+from ka2l_ray.cli import app
+
 SMOKE = "jobs/configs/smoke.yaml"
 
 
@@ -19,17 +21,29 @@ SMOKE = "jobs/configs/smoke.yaml"
         (["model.name_or_path=/no/such/model"], "model.name_or_path = '/no/such/model'"),
         (["corpus.source=questions.txt"], "corpus.source = 'questions.txt': must be `world` or end in .jsonl, .json, .csv, .parquet"),
         (["corpus.source=q.jsonl", "active.strategies=[oracle]"], "`oracle` needs corpus.source = world"),
-        (["finetune.workers=50", "finetune.batch_rows=50"], "finetune needs 50 CPUs and 0 GPUs; this cluster has 6 and 0"),
     ],
 )
-def test_a_mistake_is_one_clear_line(tmp_path: Path, overrides: list[str], says: str) -> None:
-    done = ka2l("run", SMOKE, "--set", f"run.storage={tmp_path}", *(part for o in overrides for part in ("--set", o)))
-    assert done.returncode == 2
-    lines = [line for line in done.stderr.splitlines() if line.startswith("ka2l: ")]
-    assert len(lines) == 1, done.stderr
+def test_a_mistake_is_one_clear_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, overrides: list[str], says: str
+) -> None:
+    """In this process, which has imported Ray and torch already; the tests below start `ka2l` itself."""
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as ended:
+        app(["run", SMOKE, "--set", f"run.storage={tmp_path}", *(part for o in overrides for part in ("--set", o))])
+    shown = capfd.readouterr().err
+    assert ended.value.code == 2
+    lines = [line for line in shown.splitlines() if line.startswith("ka2l: ")]
+    assert len(lines) == 1, shown
     assert says in lines[0]
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in shown
     assert not list(tmp_path.rglob("manifest.json"))
+
+
+def test_a_mistake_ends_the_command_itself(tmp_path: Path) -> None:
+    done = ka2l("run", SMOKE, "--set", f"run.storage={tmp_path}", "--set", "finetune={workers: 50, batch_rows: 50}")
+    assert done.returncode == 2
+    assert "ka2l: finetune needs 50 CPUs and 0 GPUs; this cluster has 6 and 0" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_run_folder_of_another_configuration_is_refused_naming_the_field(tmp_path: Path) -> None:

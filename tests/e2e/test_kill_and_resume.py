@@ -11,16 +11,17 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from commands import JobRun, ka2l, kill_when, listed, results
+from commands import LIGHTER, JobRun, ka2l, kill_when, listed, results
 
-CONFIG = os.environ.get("KA2L_KILL_CONFIG", "jobs/configs/smoke.yaml")
+SMOKE = "jobs/configs/smoke.yaml"
+CONFIG = os.environ.get("KA2L_KILL_CONFIG", SMOKE)
 FLOAT_TOLERANCE = 1e-4  # states of another batch composition differ in their last bits
 
 
 @pytest.mark.timeout(3600)
 def test_killed_in_collecting_search_and_finetuning(tmp_path: Path, job_run: JobRun) -> None:
     def arguments(storage: str) -> list[str]:
-        return ["run", CONFIG, "--set", f"run.storage={tmp_path / storage}", "--set", "run.name=r"]
+        return ["run", CONFIG, "--set", f"run.storage={tmp_path / storage}", "--set", "run.name=r", *(LIGHTER if CONFIG == SMOKE else [])]
 
     calm_run = Path(os.environ["KA2L_CALM_RUN"]) if "KA2L_CALM_RUN" in os.environ else job_run.folder
     run, rng = tmp_path / "killed/r", random.Random(7)

@@ -19,9 +19,8 @@ from ka2l_ray.annotate.file import import_file, is_waiting
 from ka2l_ray.annotate.ledger import ledger
 from ka2l_ray.annotate.sources import Asked, Waiting
 from ka2l_ray.annotate.stage import BATCH_ROWS, annotate
-from ka2l_ray.artifacts import Run, Table
+from ka2l_ray.artifacts import Run, StageError, Table
 from ka2l_ray.config import ConfigError, parse_config
-from ka2l_ray.dataflow import StageError
 
 KEY = "sk-SECRET-0123456789"
 PROMPT_PRICE, COMPLETION_PRICE, PRICE = 2.0, 8.0, 0.5

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 from actors import Crasher, Doubler, Unloadable
 
-from ka2l_ray.artifacts import Folder, Table
+from ka2l_ray.artifacts import Folder, StageError, Table
 from ka2l_ray.config import Pool
-from ka2l_ray.dataflow import Stage, StageError, run_stage
+from ka2l_ray.dataflow import Stage, run_stage
 
 ROWS = 40
 

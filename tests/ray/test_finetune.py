@@ -19,9 +19,8 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from safetensors.torch import save
 
-from ka2l_ray.artifacts import Folder
+from ka2l_ray.artifacts import Folder, StageError
 from ka2l_ray.config import FinetuneSection, LoraSection, ReplaySection
-from ka2l_ray.dataflow import StageError
 from ka2l_ray.finetune.deepspeed import BETAS, rate
 from ka2l_ray.finetune.examples import collate, epoch_batches, replayed_rows, tokenize_all
 from ka2l_ray.finetune.export import logits_of

@@ -20,9 +20,8 @@ from ka2l_ray.active.reprobe import own_run, reprobe, scoring_run
 from ka2l_ray.active.round import Round, State
 from ka2l_ray.active.rounds import _watched
 from ka2l_ray.annotate.file import import_file
-from ka2l_ray.artifacts import Folder, Run
+from ka2l_ray.artifacts import Folder, Run, StageError
 from ka2l_ray.config import Config, load_config
-from ka2l_ray.dataflow import StageError
 from ka2l_ray.world.facts import build_world
 
 SMOKE = Path(__file__).parents[2] / "jobs/configs/smoke.yaml"

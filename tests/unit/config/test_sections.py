@@ -101,6 +101,8 @@ def test_a_value_of_the_wrong_type_is_refused_and_never_converted(load, field, v
         (["finetune.offload=all"], "finetune", "needs zero_stage: 3, got 2"),
         (["finetune.offload=optimizer", "finetune.zero_stage=0"], "finetune", "needs zero_stage 1, 2 or 3"),
         (["finetune.merge=true"], "finetune", "merge applies to mode: lora"),
+        (["collect.engine=vllm", "collect.adaptive.threshold=0.7"], "collect", "needs engine: own"),
+        (["collect.engine=vllm", "collect.vllm.tensor_parallel=2"], "collect", "set pool.gpus: 2"),
         (["annotate.endpoint.template=hello"], "annotate.endpoint", "exactly once"),
         (["active.budget=1"], "active", "at least one annotation per round"),
         (["active.strategies=[random, random]"], "active", "must differ"),
@@ -114,6 +116,12 @@ def test_contradictions_between_fields_are_refused(load, overrides, field, says)
 def test_a_round_that_would_need_two_adapters_is_refused(load):
     with pytest.raises(ConfigError, match=r"run\.yaml: active\.reprobe: true with finetune\.mode: lora needs model\.adapter: null"):
         load("", "model.adapter=/a", "finetune.mode=lora", "active.reprobe=true")
+
+
+@pytest.mark.parametrize("other", ["model.adapter=/a", "active.reprobe=true"])
+def test_vllm_reads_whole_models_only(load, other):
+    with pytest.raises(ConfigError, match=r"collect\.engine: vllm .* needs model\.adapter: null \(merge .* and active\.reprobe: false"):
+        load("", "collect.engine=vllm", other)
 
 
 @pytest.mark.parametrize(("stops_by", "labels_by"), [("0.7", "0.8"), ("pilot", "0.8")])
@@ -131,6 +139,7 @@ def test_sampling_and_labels_have_one_threshold(load, stops_by, labels_by):
         ["model.adapter=/a", "finetune.mode=full", "active.reprobe=true"],
         ["collect.adaptive.threshold=0.7", "label.threshold=0.7"],
         ["collect.adaptive.threshold=pilot"],
+        ["collect.engine=vllm", "collect.vllm.tensor_parallel=2", "collect.pool.gpus=2"],
         ["label.threshold=0.7"],
         ["finetune.mode=lora", "active.reprobe=true"],
         ["finetune.offload=all", "finetune.zero_stage=3"],

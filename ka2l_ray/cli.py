@@ -59,7 +59,8 @@ def plain_errors(debug: bool) -> Iterator[None]:
     except Exception as error:
         if debug:
             raise
-        _fail(f"{type(error).__name__}: {str(error).strip().splitlines()[-1]} (run again with --debug to see where)")
+        last = (str(error).strip().splitlines() or ["no message"])[-1]
+        _fail(f"{type(error).__name__}: {last} (run again with --debug to see where)")
 
 
 def _fail(message: str) -> NoReturn:

@@ -1,11 +1,15 @@
 """Stages on the world model: pools, storage and restarts change no number."""
 
 import os
+import re
 import shutil
+import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from ka2l_ray import pipeline
 from ka2l_ray.artifacts import Run
@@ -93,3 +97,19 @@ def test_redo_deletes_a_stage_and_all_after_it_only(on_disk: tuple[Run, dict[str
     assert not run.base("scores").is_done
     assert pipeline.execute(run, "label", "a test")["label"] == results["label"]
     assert os.stat(Path(run.folder.path) / "base/activations/manifest.json").st_mtime_ns == kept
+
+
+def test_actors_report_what_they_read_as_ray_metrics(on_disk: tuple[Run, dict[str, Any]]) -> None:
+    """From the page that Prometheus reads, which Ray fills every ten seconds."""
+    port, deadline, found = ray.nodes()[0]["MetricsExportPort"], time.monotonic() + 60, {}
+    while len(found) < 2 and time.monotonic() < deadline:
+        page = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+        lines = re.findall(r"^ray_(ka2l_\w+_total)\{.*stage=\"(collect|score)\".*\} (\S+)$", page, re.MULTILINE)
+        found = {stage: {n: float(v) for n, s, v in lines if s == stage} for _, stage, _ in lines}
+        time.sleep(1)
+    collected, scored = found["collect"], found["score"]
+    assert collected["ka2l_questions_total"] >= 100
+    assert scored["ka2l_questions_total"] >= 20
+    assert collected["ka2l_generated_tokens_total"] > collected["ka2l_questions_total"]
+    assert "ka2l_generated_tokens_total" not in scored
+    assert min(scored["ka2l_prompt_tokens_total"], scored["ka2l_model_s_total"], scored["ka2l_waiting_s_total"]) > 0

@@ -40,11 +40,13 @@ class VllmGenerator:
         except ImportError as error:
             raise ImportError(f"collect.engine: vllm needs vLLM where actors run: pip install 'ka2l-ray[vllm]' ({error})") from error
         path = model_path(model)
+        config = AutoConfig.from_pretrained(path, revision=model.revision or "main", trust_remote_code=model.trust_remote_code)
+        stored = str(config.get_text_config().dtype or "auto").removeprefix("torch.")  # vLLM's own `auto` halves float32
         self._llm = self._vllm.LLM(
             model=path,
             revision=model.revision,
             trust_remote_code=model.trust_remote_code,
-            dtype=model.dtype,
+            dtype=stored if model.dtype == "auto" else model.dtype,
             tensor_parallel_size=section.tensor_parallel,
             gpu_memory_utilization=section.memory_share,
             max_model_len=section.context,
@@ -52,7 +54,6 @@ class VllmGenerator:
             enable_prefix_caching=True,
             seed=decoding.seed,
         )
-        config = AutoConfig.from_pretrained(path, revision=model.revision or "main", trust_remote_code=model.trust_remote_code)
         self._reach = Reach.of(config, config.get_text_config().vocab_size)
         if section.context is not None:
             self._reach = replace(self._reach, context=section.context)

@@ -24,8 +24,8 @@ from ray.exceptions import RayError
 
 from ka2l_ray.artifacts import Folder, StageError, Table
 from ka2l_ray.config import Pool
-from ka2l_ray.models.engine import Engine
-from ka2l_ray.runtime import EngineMetrics, telling
+from ka2l_ray.models.tally import Tally
+from ka2l_ray.runtime import ActorMetrics, telling
 
 CHECKPOINT = "_checkpoint"
 NO_PROGRESS_S = 600
@@ -43,10 +43,10 @@ class Actor(Protocol):
 
 
 @runtime_checkable
-class HasEngine(Protocol):
-    """An actor that reads prompts with an engine, whose tally becomes metrics."""
+class Tallied(Protocol):
+    """An actor that counts what it does, for metrics."""
 
-    engine: Engine
+    tally: Tally
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class GuardedActor:
         self._actor = make(**arguments)
         self._carried = carried
         self._out = columns_out
-        self._metrics = EngineMetrics(stage, self._actor.engine.tally) if isinstance(self._actor, HasEngine) else None
+        self._metrics = ActorMetrics(stage, self._actor.tally) if isinstance(self._actor, Tallied) else None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         try:

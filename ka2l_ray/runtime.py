@@ -19,15 +19,15 @@ from ray.data import DataContext
 from ray.util.metrics import Counter
 
 from ka2l_ray.config import Config, ConfigError, Pool
-from ka2l_ray.models.engine import Tally
+from ka2l_ray.models.tally import Tally
 
 STACK = ("ka2l-ray", "ray", "torch", "transformers", "peft", "deepspeed", "pyarrow", "scikit-learn", "numpy")
 WORKER_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
 log = logging.getLogger("ka2l")
 
 
-class EngineMetrics:
-    """Ray metrics `ka2l_…_total` of one actor, tagged with its stage: what its engine counted, and the seconds it waited for work.
+class ActorMetrics:
+    """Ray metrics `ka2l_…_total` of one actor, tagged with its stage: what it counted, and the seconds it waited for work.
 
     A question's cost in tokens, the padding share (padding / (prompt + padding)) and the share of time in the model are ratios of these.
     """

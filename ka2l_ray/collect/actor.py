@@ -21,6 +21,7 @@ from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
 from ka2l_ray.models.generation import Generator
 from ka2l_ray.models.loading import load_blocks, load_model, load_tokenizer
+from ka2l_ray.models.tally import Tally
 from ka2l_ray.models.tokens import pad_id
 from ka2l_ray.models.vllm import VllmGenerator
 
@@ -57,13 +58,12 @@ class CollectActor:
             decoding = adaptive(decoding, threshold_nats, collect.adaptive.wave)
         self._generate: Generator | VllmGenerator
         if collect.engine == "own":
-            self.engine = Engine(load_model(model), pad_id(tokenizer), self._prompts.shared, limits)
-            self._generate = Generator(self.engine, tokenizer, decoding)
-            return
-        states = None
-        if layers:
-            states = self.engine = Engine(load_blocks(model, max(layers)), pad_id(tokenizer), self._prompts.shared, limits)
-        self._generate = VllmGenerator(model, collect.vllm, tokenizer, decoding, states)
+            engine = Engine(load_model(model), pad_id(tokenizer), self._prompts.shared, limits)
+            self._generate = Generator(engine, tokenizer, decoding)
+        else:
+            engine = Engine(load_blocks(model, max(layers)), pad_id(tokenizer), self._prompts.shared, limits) if layers else None
+            self._generate = VllmGenerator(model, collect.vllm, tokenizer, decoding, engine)
+        self.tally = engine.tally if engine else Tally()
 
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
         """Columns for a batch of any size; questions that cannot be asked, and states that are not finite, are named in `error`."""

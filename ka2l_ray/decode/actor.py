@@ -48,7 +48,8 @@ class DecodeActor:
         self._tokenizer = load_tokenizer(model)
         self._prompts = Prompter(self._tokenizer, prompt)
         blocks = load_blocks(model, max(self._card.layer, self._probe.card.layer))
-        self.engine = Engine(blocks, pad_id(self._tokenizer), self._prompts.shared, limits)
+        self._engine = Engine(blocks, pad_id(self._tokenizer), self._prompts.shared, limits)
+        self.tally = self._engine.tally
 
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
         """Columns for a batch of any size; questions that cannot be read are named in `error`."""
@@ -67,7 +68,7 @@ class DecodeActor:
         """States (B, D) that the decoder reads, and P(unknown) (B,), from one pass; the errors of questions that cannot be read."""
         mine, probe = self._card, self._probe.card
         layers, positions = sorted({mine.layer, probe.layer}), sorted({mine.position, probe.position})
-        states, failed = self.engine.states(self._prompts(questions), layers, positions)
+        states, failed = self._engine.states(self._prompts(questions), layers, positions)
         read = torch.from_numpy(states[mine.position, mine.layer]).to(self._decoder.mean)
         return read, self._probe(states[probe.position, probe.layer]), failed
 

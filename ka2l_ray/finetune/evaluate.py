@@ -41,8 +41,9 @@ class EvaluateActor:
         else:
             with tuned.local() as folder:
                 loaded = load_model(model, adapter=folder)
-        self.engine = Engine(loaded, pad_id(tokenizer), self._prompts.shared, limits)
-        self._generate = Generator(self.engine, tokenizer, decoding)
+        engine = Engine(loaded, pad_id(tokenizer), self._prompts.shared, limits)
+        self.tally = engine.tally
+        self._generate = Generator(engine, tokenizer, decoding)
 
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
         """Columns for a batch of any size; questions that cannot be asked are named in `error`."""

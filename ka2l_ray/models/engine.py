@@ -17,22 +17,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ka2l_ray.models.activations import Capture, Encoded, Prompt, pad, pool_states
 from ka2l_ray.models.batching import Limits, plan, run
 from ka2l_ray.models.prefix import SharedPrefix
+from ka2l_ray.models.tally import Tally
 
 States = dict[tuple[str, int], np.ndarray]
-
-
-@dataclass
-class Tally:
-    """What an engine has done since it was made, for metrics."""
-
-    questions: int = 0
-    prompt_tokens: int = 0
-    """Tokens of the questions' own parts of prompts: what the passes had to read."""
-    padding_tokens: int = 0
-    prefix_tokens_saved: int = 0
-    generated_tokens: int = 0
-    model_s: float = 0.0
-    """Seconds within passes and answers."""
 
 
 @dataclass(frozen=True)

@@ -38,11 +38,12 @@ class ScoreActor:
         self._layer, self._position = card.layer, card.position
         tokenizer = load_tokenizer(model)
         self._prompts = Prompter(tokenizer, prompt)
-        self.engine = Engine(load_blocks(model, card.layer), pad_id(tokenizer), self._prompts.shared, limits)
+        self._engine = Engine(load_blocks(model, card.layer), pad_id(tokenizer), self._prompts.shared, limits)
+        self.tally = self._engine.tally
 
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
         """Columns for a batch of any size; questions that cannot be asked are named in `error`."""
-        read, failed = self.engine.states(self._prompts(batch["question"].to_pylist()), [self._layer], [self._position])
+        read, failed = self._engine.states(self._prompts(batch["question"].to_pylist()), [self._layer], [self._position])
         states = read[self._position, self._layer]
         failed |= not_finite({0: states})
         columns: dict[str, Any] = {"p_unknown": self._probe(states).astype("float32")}

@@ -48,8 +48,9 @@ RECIPES = {
     "LoRA rank 16, lr 2e-3": _tune(mode="lora", learning_rate=2e-3),
     "KL 1, ratio 2 (world.yaml)": _tune(replay={"kl_weight": 1.0, "ratio": 2.0}),
     "LoRA rank 16, lr 2e-3, KL 1": _tune(mode="lora", learning_rate=2e-3, replay={"kl_weight": 1.0}),
-    "LoRA rank 16, lr 1e-3, 60 epochs, KL 1": _tune(mode="lora", learning_rate=1e-3, epochs=60, replay={"kl_weight": 1.0}),
-    "LoRA rank 16, lr 2e-3, KL 4": _tune(mode="lora", learning_rate=2e-3, replay={"kl_weight": 4.0}),
+    "LoRA rank 16, lr 1e-3, 60 epochs, KL 4, ratio 2": _tune(
+        mode="lora", learning_rate=1e-3, epochs=60, replay={"kl_weight": 4.0, "ratio": 2.0}
+    ),
     "LoRA rank 64, lr 5e-3, KL 4": _tune(mode="lora", learning_rate=5e-3, lora=LoraSection(rank=64, alpha=128), replay={"kl_weight": 4.0}),
 }
 """From `_tune()`: full weights, lr 5e-4, 25 epochs, batch 32, as many of both predicted classes replayed, 1.5 per annotation."""

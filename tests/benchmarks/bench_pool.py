@@ -69,7 +69,7 @@ def probe(section: ModelSection, folder: Path) -> Folder:
 
 def pool_rate(arguments: dict[str, Any], source: Table, target: Path) -> float:
     """Questions per second of a pool after each actor's first block."""
-    pool = Pool(min=ACTORS, max=ACTORS, batch_rows=256, block_rows=BLOCK)
+    pool = Pool(min=ACTORS, max=ACTORS, batch_rows=32, block_rows=BLOCK)
     table = Table(Folder.of(str(target)))
     run_stage(Stage("score", ScoreActor, arguments | {"limits": Limits.of(pool)}, ("question",), OUT, pool), source, table)
     written = sorted((Path(f).stat().st_mtime, n["rows"]) for f, n in zip(table.files(), table.manifest()["files"], strict=True))
@@ -94,7 +94,7 @@ def throughput() -> dict[str, Any]:
         arguments = {"model": section, "prompt": prompt(), "probe": probe(section, folder / "probe")}
         source = corpus(folder / "questions", ROWS)
         rows = source.read().to_pylist()
-        actor = ScoreActor(**arguments, limits=Limits(rows=256))
+        actor = ScoreActor(**arguments, limits=Limits(rows=32))
         connect(Config())
         pairs = []
         for n in range(PAIRS):

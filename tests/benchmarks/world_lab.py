@@ -122,7 +122,7 @@ class Lab:
         table = self.tables["pool"]
         columns = self.collected(table, 10, (layer,), self.setting.seed)
         labels = self.labels(columns, table)
-        knowledge = KnowledgeActor(gamma)(pa.table({"entropy_nats": labels["entropy_nats"], "correct": labels["correct"]}))
+        knowledge = KnowledgeActor(gamma)(pa.table({"entropy_lo": labels["entropy_lo"], "correct": labels["correct"]}))
         states = columns[f"last_{layer:03d}"]
         scores = 1 / (1 + np.exp(-(states @ fit.weight + fit.bias)))
         return [

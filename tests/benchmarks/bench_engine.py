@@ -34,7 +34,7 @@ PAIRS, BATCH, SAMPLES, NEW_TOKENS = 5, 32, 10, 16
 OURS = 32
 """Rows of a batch on our side: some 400 tokens, whose activations stay in a core's cache. The baselines' batches of whole prompts are as
 fast with 4, 8 or 32 rows."""
-SCORED, SAMPLED = 128, 64
+SCORED, SAMPLED = 128, 32
 """Questions of a round of scoring, and of collecting with samples."""
 
 

@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-vllm check bench world-bench saving forgetting clean
+.PHONY: help demo test test-vllm check bench bench-vllm world-bench saving forgetting clean
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -30,6 +30,9 @@ test: .venv/.ready ## every test (under 25 minutes on two cores)
 test-vllm: .venv-vllm/.ready ## vLLM as sampling engine, in an environment of its own (its CPU build, 3 GB; five minutes to install)
 	@echo "== vLLM on the CPU: same answers' distribution, log-probabilities and states as the project's own engine"
 	.venv-vllm/bin/python -m pytest tests/vllm
+
+bench-vllm: .venv-vllm/.ready ## our engine against vLLM on the same CPU
+	.venv-vllm/bin/python tests/benchmarks/bench_vllm.py
 
 .venv-vllm/.ready: constraints.txt pyproject.toml tests/vllm/requirements.txt
 	@echo "== setting up .venv-vllm (about five minutes)"

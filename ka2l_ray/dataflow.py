@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import ray
 import ray.data
@@ -202,9 +203,11 @@ def _committed_files(data: Folder, checkpoint: Folder) -> list[dict[str, Any]]:
 
 
 def _error_rows(data: Folder, files: list[dict[str, Any]]) -> Iterator[dict[str, str]]:
-    for file in files:
-        table = pq.ParquetFile(posixpath.join(data.path, file["name"]), filesystem=data.filesystem).read(["id", "error"])
-        yield from (row for row in table.to_pylist() if row["error"] is not None)
+    """Failed rows; of files whose statistics show none, nothing is read."""
+    paths = [posixpath.join(data.path, f["name"]) for f in files]
+    failed = ds.dataset(paths, filesystem=data.filesystem).scanner(columns=["id", "error"], filter=ds.field("error").is_valid())
+    for batch in failed.to_batches():
+        yield from batch.to_pylist()
 
 
 def _write_errors(folder: Folder, data: Folder, files: list[dict[str, Any]]) -> int:

@@ -48,7 +48,7 @@ class CollectActor:
         collect: CollectSection,
         layers: Sequence[int],
         seed: int,
-        limits: Limits = Limits(),  # noqa: B008
+        limits: Limits = Limits(),
         threshold_nats: float | None = None,
     ) -> None:
         tokenizer = load_tokenizer(model)

@@ -8,6 +8,9 @@ Refuses to know: grades, probes; of labels only the γ that adaptive sampling st
 from collections import Counter
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from ka2l_ray.active.acquire import unit
 from ka2l_ray.artifacts import Run, Table
 from ka2l_ray.collect.actor import CollectActor, collect_columns
@@ -18,8 +21,11 @@ from ka2l_ray.label.entropy import semantic_entropy
 from ka2l_ray.label.thresholds import otsu
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.loading import depth_and_width
+from ka2l_ray.runtime import log
 
 KEPT = ("question", "answers", "group", "entity", "truth")
+PRECISION = "precision.json"
+"""Beside the activations' manifest: how many files hold their states as float16, and how many as float32."""
 
 
 def wanted_layers(config: Config) -> tuple[int, ...]:
@@ -73,32 +79,26 @@ def _drawn(table: Table) -> tuple[int, int]:
 
 def collect(run: Run) -> dict[str, Any]:
     """Collect the probe split; returns the manifest."""
-    config, layers = run.config, wanted_layers(run.config)
-    _, width = depth_and_width(config.model)
-    stage = Stage(
-        name="collect",
-        actor=CollectActor,
-        arguments={
-            "model": config.model,
-            "prompt": config.corpus.prompt,
-            "collect": config.collect,
-            "layers": layers,
-            "seed": config.run.seed,
-            "limits": Limits.of(config.collect.pool),
-            "threshold_nats": adaptive_threshold(run),
-        },
-        columns_in=("question",),
-        columns_out=collect_columns(config.collect, layers, width),
-        pool=config.collect.pool,
-        keep=KEPT,
-        max_error_fraction=config.run.max_error_fraction,
-    )
-    activations = run.base("activations")
-    manifest = run_stage(stage, run.table("questions"), activations, part="probe")
-    samples = run.base("samples")
+    config, activations, samples = run.config, run.base("activations"), run.base("samples")
+    if not activations.is_done:
+        stage = _stage(run, "collect", config.collect, wanted_layers(config), config.run.seed, KEPT, adaptive_threshold(run))
+        run_stage(stage, run.table("questions"), activations, part="probe")
+        _note_precision(activations)
+    manifest = activations.manifest()
     if not samples.is_done:
         samples.close(activations.listed_from(samples.folder), rows_in=manifest["rows_in"], errors=manifest["errors"], seconds=0.0)
     return manifest
+
+
+def _note_precision(activations: Table) -> None:
+    """Say and keep in which precision the states are stored."""
+    schemas = [pq.read_schema(f, filesystem=activations.folder.filesystem) for f in activations.files()]
+    wide = sum(any(pa.types.is_fixed_size_list(f.type) and f.type.value_type == pa.float32() for f in s) for s in schemas)
+    (activations.folder / PRECISION).write_json({"float16_files": len(schemas) - wide, "float32_files": wide})
+    if wide:
+        log.info("collect    states beyond float16's range: %d of %d files hold them as float32", wide, len(schemas))
+    else:
+        log.info("collect    every state fits float16 and is stored so")
 
 
 def sample_pool(run: Run) -> dict[str, Any]:
@@ -117,22 +117,36 @@ def sample_replay(run: Run, source: Table, target: Table, seed: int) -> dict[str
 def _sample_only(
     run: Run, name: str, section: CollectSection, source: Table, target: Table, seed: int, part: str | None = None
 ) -> dict[str, Any]:
-    config, section = run.config, section.model_copy(update={"positions": ()})
-    stage = Stage(
+    section = section.model_copy(update={"positions": ()})
+    return run_stage(_stage(run, name, section, (), seed, (*KEPT, "fact_id")), source, target, part)
+
+
+def _stage(
+    run: Run,
+    name: str,
+    section: CollectSection,
+    layers: tuple[int, ...],
+    seed: int,
+    keep: tuple[str, ...],
+    threshold_nats: float | None = None,
+) -> Stage:
+    config = run.config
+    width = depth_and_width(config.model)[1] if layers else 0
+    return Stage(
         name=name,
         actor=CollectActor,
         arguments={
             "model": config.model,
             "prompt": config.corpus.prompt,
             "collect": section,
-            "layers": (),
+            "layers": layers,
             "seed": seed,
             "limits": Limits.of(config.collect.pool),
+            "threshold_nats": threshold_nats,
         },
         columns_in=("question",),
-        columns_out=collect_columns(section, (), 0),
+        columns_out=collect_columns(section, layers, width),
         pool=config.collect.pool,
-        keep=(*KEPT, "fact_id"),
+        keep=keep,
         max_error_fraction=config.run.max_error_fraction,
     )
-    return run_stage(stage, source, target, part)

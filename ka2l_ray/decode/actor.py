@@ -36,7 +36,7 @@ class DecodeActor:
         decoder: str,
         probe: Folder,
         seed: int,
-        limits: Limits = Limits(),  # noqa: B008
+        limits: Limits = Limits(),
     ) -> None:
         self._decoder = StateDecoder.load(decoder_folder(decoder)).to(device())
         self._card, self._probe, self._decode, self._seed = self._decoder.card, LinearProbe.load(probe), decode, seed

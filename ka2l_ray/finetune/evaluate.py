@@ -31,7 +31,7 @@ class EvaluateActor:
         collect: CollectSection,
         seed: int,
         tuned: Folder | None,
-        limits: Limits = Limits(),  # noqa: B008
+        limits: Limits = Limits(),
     ) -> None:
         tokenizer = load_tokenizer(model)
         self._prompts = Prompter(tokenizer, prompt)

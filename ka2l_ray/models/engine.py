@@ -49,7 +49,7 @@ class Reach:
 class Engine:
     """A whole model or its first blocks. `fill` is any valid token id; `shared` the tokens that prompts begin with."""
 
-    def __init__(self, model: PreTrainedModel, fill: int, shared: Sequence[int] = (), limits: Limits = Limits()) -> None:  # noqa: B008
+    def __init__(self, model: PreTrainedModel, fill: int, shared: Sequence[int] = (), limits: Limits = Limits()) -> None:
         self.model, self.limits = model, limits
         self.prefix = SharedPrefix(model, shared)
         self.tally = Tally()

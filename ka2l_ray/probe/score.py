@@ -29,7 +29,7 @@ class ScoreActor:
         prompt: PromptSection,
         probe: Folder,
         with_state: bool = False,
-        limits: Limits = Limits(),  # noqa: B008
+        limits: Limits = Limits(),
     ) -> None:
         self._probe, self._with_state = LinearProbe.load(probe), with_state
         card = self._probe.card

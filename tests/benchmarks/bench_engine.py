@@ -10,6 +10,7 @@ import platform
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -80,6 +81,27 @@ class Sides:
             for _ in range(SAMPLES):
                 self._generate(batch, do_sample=True, temperature=1.0)
 
+    def _own_tokens(self) -> list[int]:
+        return [len(r.ids) - len(self.prompts.shared) for r in self.prompts(self.texts)]
+
+    def tokens(self) -> dict[str, float]:
+        """Mean tokens of a prompt, of what all prompts share, and of a question's own part."""
+        own = sum(self._own_tokens()) / SCORED
+        return {"prompt": len(self.prompts.shared) + own, "shared": len(self.prompts.shared), "own": own}
+
+    def flop_score(self) -> float:
+        """What one round of scoring has to multiply, attention's scores left out."""
+        return 2.0 * self._block() * self.layer * sum(self._own_tokens())
+
+    def flop_collect(self) -> float:
+        """The same for a round of collecting: prompts once, then every answer's tokens but its last; the head where a token is drawn."""
+        config, answers = self.model.config, SAMPLED * (1 + SAMPLES) * (NEW_TOKENS - 1)
+        blocks = self._block() * config.num_hidden_layers * (sum(self._own_tokens()[:SAMPLED]) + answers)
+        return 2.0 * (blocks + config.vocab_size * config.hidden_size * (SAMPLED + answers))
+
+    def _block(self) -> int:
+        return sum(p.numel() for p in self.model.model.layers[0].parameters())
+
     def _batches(self, count: int) -> list[Encoded]:
         rows = self.prompts(self.texts[:count])
         return [pad(rows[i : i + BATCH], pad_id(self.tokenizer)) for i in range(0, count, BATCH)]
@@ -125,38 +147,63 @@ def compare(name: str, ours: Callable[[], object], baseline: Callable[[], object
     return found
 
 
+def profile(work: Callable[[], object]) -> dict[str, float]:
+    """Shares of the wall time of one round by kind of torch operation; `outside torch` is Python, tokenizing and numpy."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as trace:
+        wall = seconds(work) * 1e6
+    kinds = {
+        "matrix products": ("mm", "addmm", "bmm", "baddbmm"),
+        "attention": ("attention", "softmax"),
+        "copies": ("copy", "cat", "index"),
+    }
+    spent: dict[str, float] = defaultdict(float)
+    for event in trace.key_averages():
+        kind = next((k for k, words in kinds.items() if any(w in event.key for w in words)), "element by element, norms, rest")
+        spent[kind] += event.self_cpu_time_total
+    spent["outside torch"] = max(0.0, wall - sum(spent.values()))
+    return {kind: round(part / wall, 3) for kind, part in sorted(spent.items(), key=lambda x: -x[1])}
+
+
 def main() -> None:
     torch.set_num_threads(1)
-    results: dict[str, Any] = {"command": "make bench", "machine": platform.processor() or platform.machine(), "threads": 1, "pairs": PAIRS}
+    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results |= {"command": "make bench", "machine": platform.processor() or platform.machine(), "threads": 1, "pairs": PAIRS}
     with tempfile.TemporaryDirectory() as folder:
         sides = Sides(Path(folder))
-        shared, rows = len(sides.prompts.shared), sides.prompts(sides.texts)
-        own = [len(r.ids) - shared for r in rows]
-        config = sides.model.config
-        block = sum(p.numel() for p in sides.model.model.layers[0].parameters())
-        head = config.vocab_size * config.hidden_size
-        scoring = 2 * block * sides.layer * sum(own)
-        answers = SAMPLED * (1 + SAMPLES)
-        collecting = 2 * block * config.num_hidden_layers * (sum(own[:SAMPLED]) + answers * (NEW_TOKENS - 1))
-        collecting += 2 * head * (SAMPLED + answers * (NEW_TOKENS - 1))
         results["model"] = {"parameters": sum(p.numel() for p in sides.model.parameters()), "layer": sides.layer}
-        results["tokens"] = {"prompt": sum(len(r.ids) for r in rows) / len(rows), "shared": shared, "own": sum(own) / len(own)}
+        results["tokens"] = sides.tokens()
         print(json.dumps(results["tokens"]))
         for key, name, ours, baseline, count, flop in (
-            ("score_vs_published", "scoring, middle layer vs published procedure", sides.score, sides.published, SCORED, scoring),
-            ("score_vs_prompt_pass", "scoring, middle layer vs full prompt pass alone", sides.score, sides.prompt_passes, SCORED, scoring),
+            (
+                "score_vs_published",
+                "scoring, middle layer vs published procedure",
+                sides.score,
+                sides.published,
+                SCORED,
+                sides.flop_score(),
+            ),
+            (
+                "score_vs_prompt_pass",
+                "scoring, middle layer vs full prompt pass alone",
+                sides.score,
+                sides.prompt_passes,
+                SCORED,
+                sides.flop_score(),
+            ),
             (
                 "collect_vs_calls",
                 "states + greedy + 10 samples vs prompt pass + 10 generate calls",
                 sides.collect,
                 sides.pass_and_calls,
                 SAMPLED,
-                collecting,
+                sides.flop_collect(),
             ),
         ):
             if len(sys.argv) < 2 or key in sys.argv[1:]:
                 results[key] = compare(name, ours, baseline, count, flop)
-    RESULTS.parent.mkdir(exist_ok=True)
+                RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        results["profile"] = {"score": profile(sides.score), "collect": profile(sides.collect)}
+        print(json.dumps(results["profile"], indent=1))
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 

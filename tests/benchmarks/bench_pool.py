@@ -35,6 +35,7 @@ from ka2l_ray.probe.score import ScoreActor
 from ka2l_ray.runtime import connect
 
 RESULTS = Path(__file__).parent / "results" / "pool.json"
+os.environ.setdefault("RAY_worker_niceness", "0")  # as the plain process; Ray's own default of 15 leaves the machine to others
 ACTORS, PAIRS, ROWS, BLOCK = 2, 5, 20_000, 512
 SIZES = (10_000, 100_000, 1_000_000)
 OUT = pa.schema([pa.field("p_unknown", pa.float32())])

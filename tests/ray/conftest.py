@@ -7,11 +7,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 from pyarrow import fs
+from runs import small
 
+from ka2l_ray import pipeline
+from ka2l_ray.artifacts import Run
 from ka2l_ray.config import Config
 from ka2l_ray.runtime import connect
 
@@ -24,6 +28,13 @@ def cluster() -> Iterator[None]:
     connect(Config())
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[str, Any]]:
+    """A run up to its scores, made once: (run, results)."""
+    run = Run.open(small(tmp_path_factory.mktemp("scored")))
+    return run, pipeline.execute(run, "score", "a test")
 
 
 @pytest.fixture

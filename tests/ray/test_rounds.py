@@ -2,16 +2,16 @@
 
 import csv
 import json
-import os
 import re
-import shutil
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 from chat_server import ChatServer
+from runs import SMOKE, copied, small
 
 from ka2l_ray import pipeline, schema
 from ka2l_ray.active.compare import compare, open_runs
@@ -21,27 +21,23 @@ from ka2l_ray.active.round import Round, State
 from ka2l_ray.active.rounds import _watched
 from ka2l_ray.annotate.file import import_file
 from ka2l_ray.artifacts import Folder, Run, StageError
-from ka2l_ray.config import Config, load_config
+from ka2l_ray.config import load_config
 from ka2l_ray.world.facts import build_world
 
-SMOKE = Path(__file__).parents[2] / "jobs/configs/smoke.yaml"
-SMALL = [
-    "corpus.world={probe_questions: 120, pool_questions: 40, domain_questions: 10}",
-    "collect.layers=[5]",
-    "search={min_class_share: 0.02, bootstrap: 100, inverse_regularization: [0.03]}",
+ROUNDS = (
     "decode.enabled=false",
     "active={strategies: [ka2l, random], rounds: 1, budget: 8, random_draws: 1}",
     "finetune={epochs: 2, replay: {ratio: 1.0, samples: 2, kl_weight: 1.0}}",
-]
+)
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
-    """A comparison of two strategies on one seed, made once for this file."""
-    storage = tmp_path_factory.mktemp("compared")
-    runs = open_runs(load_config(SMOKE, [f"run.storage={storage}", *SMALL]), seeds=1)
-    compare(runs, parallel=2, command="a test")
-    return runs
+def compared(scored: tuple[Run, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
+    """A comparison of two strategies on one seed, whose probe and scores were there before; made once for this file."""
+    (run,) = open_runs(small(tmp_path_factory.mktemp("compared"), *ROUNDS), seeds=1)
+    run = copied(scored[0], run.config)
+    compare([run], parallel=2, command="a test")
+    return [run]
 
 
 def test_a_comparison_holds_every_curve_and_plays_none_twice(compared: list[Run]) -> None:
@@ -77,7 +73,8 @@ def test_a_comparison_asks_with_the_drivers_key_within_the_limits_and_fails_in_o
     with ChatServer().running() as server:
         server.troubles = defaultdict(lambda: ["status 401"] * 9)
         server.before = lambda question: time.sleep(0.2)
-        run = copied(compared[0], tmp_path, "annotate.source=endpoint", f"annotate.endpoint={{url: '{server.url}', concurrency: 2}}")
+        asking = ("annotate.source=endpoint", f"annotate.endpoint={{url: '{server.url}', concurrency: 2}}")
+        run = copied(compared[0], small(tmp_path, *ROUNDS, *asking))
         with pytest.raises(StageError) as failed:
             compare([run], parallel=2, command="a test")
     assert re.match(
@@ -120,7 +117,7 @@ def test_watched_questions_have_gold_and_are_as_many_as_asked_for(tmp_path: Path
 
 
 def test_people_answer_in_a_spreadsheet_and_the_loop_goes_on(compared: list[Run], tmp_path: Path) -> None:
-    run = copied(compared[0], tmp_path, "annotate.source=file")
+    run = copied(compared[0], small(tmp_path, *ROUNDS, "annotate.source=file"))
     assert [r.state for r in pipeline.advance(run, "annotate", "a test")] == [State.WAITING, State.WAITING], (
         "one waiting strategy held up the other"
     )
@@ -144,11 +141,3 @@ def test_people_answer_in_a_spreadsheet_and_the_loop_goes_on(compared: list[Run]
     assert got[blank]["status"] == "blank"
     assert all(row["answer"] == answers[i] for i, row in got.items() if i != blank)
     assert {r.state for r in pipeline.next_rounds(run)} == {State.FINETUNE}
-
-
-def copied(run: Run, tmp_path: Path, *overrides: str) -> Run:
-    """The base stages of a run under another configuration of its rounds."""
-    config: Config = load_config(SMOKE, [f"run.storage={tmp_path}", "run.name=copy", *SMALL, *overrides])
-    target = tmp_path / "copy"
-    shutil.copytree(run.folder.path, target, ignore=shutil.ignore_patterns("strategies", "config.yaml"), copy_function=os.link)
-    return Run(Folder.of(str(target)), config)

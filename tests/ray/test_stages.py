@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import time
 import urllib.request
 from pathlib import Path
@@ -10,24 +9,12 @@ from typing import Any
 
 import pytest
 import ray
+from runs import copied, small
 
 from ka2l_ray import pipeline
 from ka2l_ray.artifacts import Run
 from ka2l_ray.collect.stage import collect
-from ka2l_ray.config import Config, load_config
 from ka2l_ray.corpus.readers import questions
-
-SMOKE = Path(__file__).parents[2] / "jobs/configs/smoke.yaml"
-
-
-def config(storage: str, *overrides: str) -> Config:
-    small = [
-        "corpus.world.probe_questions=100",
-        "corpus.world.pool_questions=20",
-        "corpus.world.domain_questions=10",
-        "search.min_class_share=0.02",
-    ]
-    return load_config(SMOKE, [f"run.storage={storage}", *small, *overrides])
 
 
 def collected(run: Run) -> dict[str, Any]:
@@ -37,28 +24,21 @@ def collected(run: Run) -> dict[str, Any]:
     return {r["id"]: (r["greedy"], r["samples"], r["sample_tokens"]) for r in rows}
 
 
-@pytest.fixture(scope="module")
-def on_disk(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[str, Any]]:
-    """A run up to its scores, made once for this file: (run, results)."""
-    run = Run.open(config(str(tmp_path_factory.mktemp("disk"))))
-    return run, pipeline.execute(run, "score", "a test")
-
-
-def test_pool_size_and_batch_size_change_no_sample(on_disk: tuple[Run, dict[str, Any]], tmp_path: Path) -> None:
+def test_pool_size_and_batch_size_change_no_sample(scored: tuple[Run, dict[str, Any]], tmp_path: Path) -> None:
     """One actor with blocks of 32 rows in batches of 16, and four with blocks of 13 in batches of 7."""
     pool = "collect.pool={min: 4, max: 4, cpus: 0.5, batch_rows: 7, batch_tokens: 900, block_rows: 13}"
-    other = collected(Run.open(config(str(tmp_path), pool)))
-    assert len(other) == 100
-    assert other == collected(on_disk[0])
+    other = collected(Run.open(small(tmp_path, pool)))
+    assert len(other) == 120
+    assert other == collected(scored[0])
 
 
-def test_adaptive_sampling_saves_samples_and_changes_no_label(on_disk: tuple[Run, dict[str, Any]], tmp_path: Path) -> None:
+def test_adaptive_sampling_saves_samples_and_changes_no_label(scored: tuple[Run, dict[str, Any]], tmp_path: Path) -> None:
     """γ found by a pilot of half of the questions; K = 10, of which the labels need a part."""
-    run = Run.open(config(str(tmp_path), "collect.adaptive={threshold: pilot, pilot_rows: 50, wave: 1}"))
+    run = Run.open(small(tmp_path, "collect.adaptive={threshold: pilot, pilot_rows: 60, wave: 1}"))
     results = pipeline.execute(run, "search", "a test")
     gamma = results["label"]["threshold_nats"]
     columns = ["id", "entropy_nats", "entropy_lo", "entropy_hi", "unknown"]
-    stopped, whole = (r.base("knowledge").read(columns).sort_by("id").to_pylist() for r in (run, on_disk[0]))
+    stopped, whole = (r.base("knowledge").read(columns).sort_by("id").to_pylist() for r in (run, scored[0]))
     for mine, full in zip(stopped, whole, strict=True):
         assert mine["id"] == full["id"]
         assert mine["unknown"] == int(full["entropy_nats"] >= gamma)
@@ -68,12 +48,12 @@ def test_adaptive_sampling_saves_samples_and_changes_no_label(on_disk: tuple[Run
     assert results["label"]["samples_saved"] == pytest.approx(1 - drawn / (10 * len(whole)) - 0.5)
     assert drawn < 10 * len(whole)
     assert {cell["threshold_nats"] for cell in (run.folder / "base/search/heat.json").read_json()} == {gamma}
-    assert on_disk[1]["label"]["samples_saved"] == 0
+    assert scored[1]["label"]["samples_saved"] == 0
 
 
-def test_a_run_on_object_storage_equals_one_on_disk(on_disk: tuple[Run, dict[str, Any]], bucket: str) -> None:
-    _, here = on_disk
-    remote = Run.open(config(bucket))
+def test_a_run_on_object_storage_equals_one_scored(scored: tuple[Run, dict[str, Any]], bucket: str) -> None:
+    _, here = scored
+    remote = Run.open(small(bucket))
     there = pipeline.execute(remote, "score", "a test")
     for part in ("label", "search", "rows"):
         assert there[part] == here[part], part
@@ -81,10 +61,9 @@ def test_a_run_on_object_storage_equals_one_on_disk(on_disk: tuple[Run, dict[str
     assert pipeline.execute(remote, "score", "a test")["label"] == there["label"]
 
 
-def test_redo_deletes_a_stage_and_all_after_it_only(on_disk: tuple[Run, dict[str, Any]], tmp_path: Path) -> None:
-    made, results = on_disk
-    shutil.copytree(made.folder.path, tmp_path / made.config.run.name)
-    run = Run.open(config(str(tmp_path)))
+def test_redo_deletes_a_stage_and_all_after_it_only(scored: tuple[Run, dict[str, Any]], tmp_path: Path) -> None:
+    made, results = scored
+    run = copied(made, small(tmp_path))
     kept = os.stat(Path(run.folder.path) / "base/activations/manifest.json").st_mtime_ns
     pipeline.redo(run, "label")
     assert not run.base("knowledge").is_done
@@ -94,7 +73,7 @@ def test_redo_deletes_a_stage_and_all_after_it_only(on_disk: tuple[Run, dict[str
     assert os.stat(Path(run.folder.path) / "base/activations/manifest.json").st_mtime_ns == kept
 
 
-def test_actors_report_what_they_read_as_ray_metrics(on_disk: tuple[Run, dict[str, Any]]) -> None:
+def test_actors_report_what_they_read_as_ray_metrics(scored: tuple[Run, dict[str, Any]]) -> None:
     """From the page that Prometheus reads, which Ray fills every ten seconds."""
     port, deadline, found = ray.nodes()[0]["MetricsExportPort"], time.monotonic() + 60, {}
     while len(found) < 2 and time.monotonic() < deadline:
@@ -102,9 +81,9 @@ def test_actors_report_what_they_read_as_ray_metrics(on_disk: tuple[Run, dict[st
         lines = re.findall(r"^ray_(ka2l_\w+_total)\{.*stage=\"(collect|score)\".*\} (\S+)$", page, re.MULTILINE)
         found = {stage: {n: float(v) for n, s, v in lines if s == stage} for _, stage, _ in lines}
         time.sleep(1)
-    collected, scored = found["collect"], found["score"]
-    assert collected["ka2l_questions_total"] >= 100
-    assert scored["ka2l_questions_total"] >= 20
-    assert collected["ka2l_generated_tokens_total"] > collected["ka2l_questions_total"]
-    assert "ka2l_generated_tokens_total" not in scored
-    assert min(scored["ka2l_prompt_tokens_total"], scored["ka2l_model_s_total"], scored["ka2l_waiting_s_total"]) > 0
+    collecting, scoring = found["collect"], found["score"]
+    assert collecting["ka2l_questions_total"] >= 120
+    assert scoring["ka2l_questions_total"] >= 40
+    assert collecting["ka2l_generated_tokens_total"] > collecting["ka2l_questions_total"]
+    assert "ka2l_generated_tokens_total" not in scoring
+    assert min(scoring["ka2l_prompt_tokens_total"], scoring["ka2l_model_s_total"], scoring["ka2l_waiting_s_total"]) > 0

@@ -35,6 +35,11 @@ def _tune(**changes: Any) -> FinetuneSection:
     return FinetuneSection(replay=replay).model_copy(update=changes)
 
 
+def _lora(learning_rate: float, epochs: int, kl_weight: float, ratio: float = 2.0, rank: int = 64) -> FinetuneSection:
+    lora, replay = LoraSection(rank=rank, alpha=2 * rank), {"kl_weight": kl_weight, "ratio": ratio}
+    return _tune(mode="lora", learning_rate=learning_rate, epochs=epochs, lora=lora, replay=replay)
+
+
 RECIPES = {
     "no replay": _tune(replay={"ratio": 0.0}),
     "replay of predicted known only, greedy answers": _tune(replay={"unknown_share": 0.0, "source": "greedy"}),
@@ -45,13 +50,14 @@ RECIPES = {
     "KL 4": _tune(replay={"kl_weight": 4.0}),
     "KL 1, lr 2e-4, 40 epochs": _tune(replay={"kl_weight": 1.0}, learning_rate=2e-4, epochs=40),
     "KL 1, ratio 3": _tune(replay={"kl_weight": 1.0, "ratio": 3.0}),
-    "LoRA rank 16, lr 2e-3": _tune(mode="lora", learning_rate=2e-3),
-    "KL 1, ratio 2 (world.yaml)": _tune(replay={"kl_weight": 1.0, "ratio": 2.0}),
-    "LoRA rank 16, lr 2e-3, KL 1": _tune(mode="lora", learning_rate=2e-3, replay={"kl_weight": 1.0}),
-    "LoRA rank 16, lr 1e-3, 60 epochs, KL 4, ratio 2": _tune(
-        mode="lora", learning_rate=1e-3, epochs=60, replay={"kl_weight": 4.0, "ratio": 2.0}
-    ),
-    "LoRA rank 64, lr 5e-3, KL 4": _tune(mode="lora", learning_rate=5e-3, lora=LoraSection(rank=64, alpha=128), replay={"kl_weight": 4.0}),
+    "LoRA rank 16, lr 2e-3": _lora(2e-3, 25, 0.0, ratio=1.5, rank=16),
+    "KL 1, ratio 2": _tune(replay={"kl_weight": 1.0, "ratio": 2.0}),
+    "LoRA rank 16, lr 2e-3, KL 1": _lora(2e-3, 25, 1.0, ratio=1.5, rank=16),
+    "LoRA rank 16, lr 1e-3, 60 epochs, KL 4, ratio 2": _lora(1e-3, 60, 4.0, rank=16),
+    "LoRA rank 64, lr 5e-3, KL 4": _lora(5e-3, 25, 4.0, ratio=1.5),
+    "LoRA rank 64, lr 3e-4, 60 epochs, KL 4, ratio 2": _lora(3e-4, 60, 4.0),
+    "LoRA rank 64, lr 5e-4, 60 epochs, KL 16, ratio 2": _lora(5e-4, 60, 16.0),
+    "LoRA rank 64, lr 1e-3, 40 epochs, KL 8, ratio 2 (world.yaml)": _lora(1e-3, 40, 8.0),
 }
 """From `_tune()`: full weights, lr 5e-4, 25 epochs, batch 32, as many of both predicted classes replayed, 1.5 per annotation."""
 

@@ -57,6 +57,7 @@ RECIPES = {
     "LoRA rank 64, lr 5e-3, KL 4": _lora(5e-3, 25, 4.0, ratio=1.5),
     "LoRA rank 64, lr 3e-4, 60 epochs, KL 4, ratio 2": _lora(3e-4, 60, 4.0),
     "LoRA rank 64, lr 5e-4, 60 epochs, KL 16, ratio 2": _lora(5e-4, 60, 16.0),
+    "LoRA rank 64, lr 4e-4, 60 epochs, KL 16, ratio 2": _lora(4e-4, 60, 16.0),
     "LoRA rank 64, lr 1e-3, 40 epochs, KL 8, ratio 2 (world.yaml)": _lora(1e-3, 40, 8.0),
 }
 """From `_tune()`: full weights, lr 5e-4, 25 epochs, batch 32, as many of both predicted classes replayed, 1.5 per annotation."""

@@ -32,6 +32,8 @@ ConfigFile = Annotated[Path, typer.Argument(help="The run's YAML file, such as j
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override one field: section.field=value. May be repeated.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
 
+MOST_SHOWN = 20
+"""Files and topics that a preview names."""
 PAUSED = 3
 """Exit status of a run that waits for people."""
 STAGES = {
@@ -211,6 +213,16 @@ def compare(
 
 
 @app.command()
+def corpus(config: ConfigFile, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Preview a corpus: rows, splits, topics, one prompt, token lengths, what was dropped and why. Nothing is kept, no model is loaded."""
+    with plain_errors(debug):
+        loaded = load_config(config, overrides or ())
+        from ka2l_ray.corpus.preview import preview
+
+        _print_preview(preview(loaded))
+
+
+@app.command()
 def report(run: Annotated[str, typer.Argument(help="A run folder or its URI.")], debug: Debug = False) -> None:
     """Write the report page of a run again from its results."""
     with plain_errors(debug):
@@ -279,6 +291,37 @@ def _print_results(folder: str, results: dict[str, Any]) -> None:
     for s in results["saving"]:
         console.print(f"saving of {s['strategy']} (seed {s['seed']}) against random: {_number(s['saving'])}")
     console.print(f"results: {folder}/results.json\nreport:  {folder}/report/index.html", soft_wrap=True)
+
+
+def _print_preview(found: Any) -> None:
+    console = Console()
+    if found.sources:
+        table = RichTable("file", "rows", "dropped", title="Corpus")
+        for source in found.sources[:MOST_SHOWN]:
+            table.add_row(source["file"], f"{source['rows']:,}", f"{source['dropped']:,}")
+        console.print(table)
+        if more := len(found.sources) - MOST_SHOWN:
+            console.print(f"… and {more:,} more files" if more > 0 else "", end="\n" if more > 0 else "")
+    for problem, count in found.dropped.items():
+        console.print(f"dropped {count:,}: {problem}", style="red", highlight=False, markup=False)
+    for example in found.examples:
+        console.print(f"  {example}", highlight=False, markup=False)
+    splits = ", ".join(f"{split} {n:,}" for split, n in found.splits.items())
+    lines = {
+        "rows": f"{found.rows:,} = {found.questions:,} questions + {found.merged:,} merged with an equal one + {found.lost:,} dropped",
+        "splits": splits + (f", solved examples {found.set_aside:,}" if found.set_aside else ""),
+        "gold": f"{found.with_gold:,} of {found.questions:,} questions have answers to grade by",
+        "alike": f"{found.near_duplicates:,} questions repeat another almost word by word, and share its split",
+        "topics": ", ".join(f"{g} {n:,}" for g, n in found.groups[:MOST_SHOWN]) or "none",
+        "tokens": "a prompt has {least:,} to {most:,} tokens, {median:,} in the median; {shared:,} are the same for all, read once".format(
+            **found.tokens
+        ),
+        "context": f"{found.tokens['context']:,} tokens; {found.too_long:,} of {found.measured:,} prompts leave no room for an answer",
+    }
+    for name, text in lines.items():
+        console.print(f"{name:<8} {text}", soft_wrap=True, highlight=False, markup=False)
+    console.print("prompt of the first question:", style="bold")
+    console.print(found.prompt, highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_comparison(folder: str, summary: dict[str, Any]) -> None:

@@ -22,9 +22,10 @@ from ka2l_ray.annotate.sources import Waiting
 from ka2l_ray.artifacts import Folder, Run, booked
 from ka2l_ray.collect.stage import collect, sample_pool, wanted_layers
 from ka2l_ray.config import Config, ConfigError, Strategy
-from ka2l_ray.corpus.readers import questions
+from ka2l_ray.corpus.stage import questions
 from ka2l_ray.decode.stage import check_decoder
 from ka2l_ray.label.stage import label, label_pool, label_summary
+from ka2l_ray.models.loading import refused_by_name
 from ka2l_ray.probe.search import search
 from ka2l_ray.probe.stage import score
 from ka2l_ray.report.page import write_report
@@ -150,10 +151,8 @@ STEP_NAMES = tuple(s.name for s in STEPS)
 
 def check(config: Config) -> None:
     """Refuse before any work what can be known to fail: layers, budgets, strategies."""
-    try:
+    with refused_by_name(config.model):
         wanted_layers(config)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model.name_or_path = {config.model.name_or_path!r}: {str(error).splitlines()[0]}") from error
     world = config.corpus.source == "world"
     if "oracle" in config.active.strategies and not world:
         raise ConfigError("active.strategies: `oracle` needs corpus.source = world, where the truth is known")

@@ -13,17 +13,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
+from typing import TypeVar
 
 import ray
 from ray.data import DataContext
+from ray.exceptions import RayTaskError
 from ray.util.metrics import Counter
 
+from ka2l_ray.artifacts import StageError
 from ka2l_ray.config import Config, ConfigError, Pool
 from ka2l_ray.models.tally import Tally
 
 STACK = ("ka2l-ray", "ray", "torch", "transformers", "peft", "deepspeed", "pyarrow", "scikit-learn", "numpy")
 WORKER_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
 log = logging.getLogger("ka2l")
+T = TypeVar("T")
 
 
 class ActorMetrics:
@@ -123,6 +127,16 @@ def pools(config: Config) -> dict[str, Pool]:
 
 def _needs(pool: Pool) -> tuple[float, float]:
     return pool.min * pool.cpus + 2, pool.min * pool.gpus  # reading and writing take a CPU each beside the actors
+
+
+def fetch(reference: "ray.ObjectRef[T]") -> T:
+    """A task's result. An error that a user can do something about is raised as itself, not as Ray's account of another process."""
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, (StageError, ValueError, FileNotFoundError)):
+            raise error.cause from error
+        raise
 
 
 @contextmanager

@@ -16,6 +16,8 @@ ERROR = pa.field("error", pa.string())
 _STRINGS, _FLOATS, _INTS = pa.list_(pa.string()), pa.list_(pa.float32()), pa.list_(pa.int32())
 
 SPLITS = ("probe", "pool", "eval")
+SHOTS = "shots"
+"""Part of `questions`, beside the splits: the solved examples of few-shot prompts, which no stage asks."""
 QUADRANTS = ("known", "misconception", "shaky", "unknown")
 TRUTHS = ("known", "rare", "misconception", "unseen")
 DECODE_STATUSES = ("kept", "duplicate", "eval", "known", "malformed")
@@ -33,7 +35,7 @@ QUESTIONS = _table(
     entity=pa.string(),  # splits never share one; null where unknown
     fact_id=pa.string(),  # world only
     truth=pa.string(),  # world only: one of TRUTHS
-    split=pa.string(),  # one of SPLITS
+    split=pa.string(),  # one of SPLITS, or SHOTS
     scope=pa.string(),  # eval only: `pool` asks a pool fact in another wording, `domain` a fact no pool question asks
 )
 SAMPLES = _table(

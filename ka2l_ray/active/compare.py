@@ -14,7 +14,6 @@ from typing import Any
 
 import ray
 from pydantic import SecretStr
-from ray.exceptions import RayTaskError
 
 from ka2l_ray import pipeline
 from ka2l_ray.active.comparison import summarize
@@ -25,7 +24,7 @@ from ka2l_ray.annotate.stage import key_of
 from ka2l_ray.artifacts import Run, StageError, storage_of
 from ka2l_ray.config import Config, ConfigError
 from ka2l_ray.report.comparison import render
-from ka2l_ray.runtime import connect, curves_at_once, log, set_up_logging, telling
+from ka2l_ray.runtime import connect, curves_at_once, fetch, log, set_up_logging, telling
 
 NODE_RETRIES = 3
 
@@ -99,13 +98,11 @@ def _sharing(run: Run, among: int) -> Run:
 
 
 def _outcome(name: str, done: "ray.ObjectRef[str]") -> str:
-    """What a curve says at its end. An expected error is told in its own words, without the traceback of another process."""
+    """What a curve says at its end."""
     try:
-        return ray.get(done)
-    except RayTaskError as error:
-        if isinstance(error.cause, (StageError, ValueError, FileNotFoundError)):
-            raise StageError(f"{name}: {error.cause}") from error
-        raise
+        return fetch(done)
+    except (StageError, ValueError, FileNotFoundError) as error:
+        raise StageError(f"{name}: {error}") from error
 
 
 def _play_curve(run: Run, strategy: str, draw: int, key: SecretStr | None) -> str:

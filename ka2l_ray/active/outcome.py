@@ -16,7 +16,9 @@ from ka2l_ray.active.acquire import SAMPLING
 from ka2l_ray.active.replay import knew, misconceptions
 from ka2l_ray.active.round import Round, pool_rows, replay_samples
 from ka2l_ray.annotate.ledger import ledger
-from ka2l_ray.artifacts import Folder, Run
+from ka2l_ray.artifacts import Folder, Run, Table
+from ka2l_ray.config import PromptSection
+from ka2l_ray.corpus.prompts import corpus_prompt, finetune_prompt
 from ka2l_ray.dataflow import Stage, run_stage
 from ka2l_ray.finetune.evaluate import EvaluateActor
 from ka2l_ray.models.batching import Limits
@@ -28,19 +30,35 @@ def evaluate(a_round: Round) -> None:
     if not source.is_done:
         replayed = [f for f in replay.listed_from(source.folder) if f["rows"]]
         source.close(a_round.run.table("questions").listed_from(source.folder, "eval") + replayed)
-    run_stage(evaluation_stage(a_round.run, a_round.model), source, a_round.table("evaluation"))
+    tuned, target = a_round.model, a_round.table("evaluation")
+    if prompt := other_prompt(a_round.run):
+        run_stage(evaluation_stage(a_round.run, tuned, prompt), a_round.run.table("questions"), _other(target), part="eval")
+    run_stage(evaluation_stage(a_round.run, tuned, finetune_prompt(a_round.run)), source, target)
 
 
 def evaluate_base(run: Run) -> dict[str, Any]:
     """Round 0: greedy answers of the base model to the eval split."""
-    return run_stage(evaluation_stage(run, None), run.table("questions"), run.base("evaluation"), part="eval")
+    questions, target = run.table("questions"), run.base("evaluation")
+    if prompt := other_prompt(run):
+        run_stage(evaluation_stage(run, None, prompt), questions, _other(target), part="eval")
+    return run_stage(evaluation_stage(run, None, finetune_prompt(run)), questions, target, part="eval")
 
 
-def evaluation_stage(run: Run, tuned: Folder | None) -> Stage:
+def other_prompt(run: Run) -> PromptSection | None:
+    """`corpus.prompt`, under which accuracy is reported too, where it is not the one that the model is trained on."""
+    prompt = corpus_prompt(run)
+    return None if prompt == finetune_prompt(run) else prompt
+
+
+def _other(evaluation: Table) -> Table:
+    return Table(evaluation.folder / "corpus_prompt")
+
+
+def evaluation_stage(run: Run, tuned: Folder | None, prompt: PromptSection) -> Stage:
     config = run.config
     arguments = {
         "model": config.model,
-        "prompt": config.corpus.prompt,
+        "prompt": prompt,
         "collect": config.collect,
         "seed": config.run.seed,
         "tuned": tuned,
@@ -69,6 +87,7 @@ def base_record(run: Run, strategy: str, seed: int) -> dict[str, Any]:
         "annotations": 0,
         "cost": 0.0,
         "accuracy": _share(rows, "pool"),
+        "corpus_prompt_accuracy": _corpus_prompt_accuracy(run.base("evaluation")),
         "domain_accuracy": _share(rows, "domain"),
         "known_accuracy": 1.0 if any(r["correct"] for r in rows) else None,
         "replayed_accuracy": None,
@@ -102,11 +121,18 @@ def summarize(a_round: Round) -> dict[str, Any]:
         "cost": sum(r["cost"] for r in annotations) + sampling_cost(a_round.run, a_round.strategy),
         "ledger": _sum(ledger(r.table("annotations")) for r in rounds),
         "accuracy": _share(asked, "pool"),
+        "corpus_prompt_accuracy": _corpus_prompt_accuracy(a_round.table("evaluation")),
         "domain_accuracy": _share(asked, "domain"),
         "known_accuracy": _mean(untouched),
         "replayed_accuracy": _mean([r for r in rows if r["id"] in known_before]),
         "misconceptions_replayed": misconceptions(replayed),
     }
+
+
+def _corpus_prompt_accuracy(evaluation: Table) -> float | None:
+    """Accuracy under `corpus.prompt`; None where that is the prompt of `evaluation` itself."""
+    other = _other(evaluation)
+    return _share(other.read(["correct", "scope"]).to_pylist(), "pool") if other.is_done else None
 
 
 def sampling_cost(run: Run, strategy: str) -> float:

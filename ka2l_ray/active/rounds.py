@@ -22,6 +22,7 @@ from ka2l_ray.annotate.sources import Asked
 from ka2l_ray.annotate.stage import annotate as ask
 from ka2l_ray.artifacts import Run, Table, booked
 from ka2l_ray.collect.stage import sample_replay
+from ka2l_ray.corpus.prompts import finetune_prompt
 from ka2l_ray.decode.stage import Source, decode, written_before
 from ka2l_ray.finetune.train import Job, finetune
 
@@ -102,7 +103,7 @@ def tune(a_round: Round) -> None:
     if not examples.is_done:
         rows = [{n: r[n] for n in _EXAMPLES.names} for r in _examples(a_round)]
         examples.write((None, pa.Table.from_pylist(rows, schema=_EXAMPLES)))
-    job = Job(run.config.model, run.config.corpus.prompt, run.config.finetune, examples, a_round.model, a_round.seed, _watched(a_round))
+    job = Job(run.config.model, finetune_prompt(run), run.config.finetune, examples, a_round.model, a_round.seed, _watched(a_round))
     finetune(job, f"finetune-{run.hash}-{a_round.strategy}-{a_round.seed}-{a_round.number}")
 
 

@@ -15,6 +15,7 @@ from ka2l_ray.active.acquire import unit
 from ka2l_ray.artifacts import Run, Table
 from ka2l_ray.collect.actor import CollectActor, collect_columns
 from ka2l_ray.config import CollectSection, Config
+from ka2l_ray.corpus.prompts import corpus_prompt
 from ka2l_ray.dataflow import Stage, run_stage
 from ka2l_ray.label.clusters import cluster
 from ka2l_ray.label.entropy import semantic_entropy
@@ -137,7 +138,7 @@ def _stage(
         actor=CollectActor,
         arguments={
             "model": config.model,
-            "prompt": config.corpus.prompt,
+            "prompt": corpus_prompt(run),
             "collect": section,
             "layers": layers,
             "seed": seed,

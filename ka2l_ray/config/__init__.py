@@ -27,7 +27,16 @@ from ka2l_ray.config.loop import (
     StopSection,
     Strategy,
 )
-from ka2l_ray.config.subject import CorpusSection, ModelSection, PromptSection, RaySection, RunSection, SplitSection, WorldCorpusSection
+from ka2l_ray.config.subject import (
+    CorpusSection,
+    HubSection,
+    ModelSection,
+    PromptSection,
+    RaySection,
+    RunSection,
+    SplitSection,
+    WorldCorpusSection,
+)
 from ka2l_ray.config.tree import NO_RESULTS, Config, ReportSection, config_hash, differing_fields, load_config, parse_config
 
 __all__ = [
@@ -44,6 +53,7 @@ __all__ = [
     "EndpointSection",
     "EvaluateSection",
     "FinetuneSection",
+    "HubSection",
     "LabelSection",
     "LoraSection",
     "ModelSection",

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from ka2l_ray.config.base import Positive, Section, Share
+from ka2l_ray.config.subject import PromptSection
 
 
 class LoraSection(Section):
@@ -44,6 +45,8 @@ class FinetuneSection(Section):
     start: Literal["base"] = Field(default="base", alias="from")
     """Where a round starts: `base`, the model as it was before any round."""
     mode: Literal["lora", "full"] = "full"
+    prompt: PromptSection = PromptSection()
+    """What the model is trained and evaluated on, `bare` unless said otherwise; accuracy under `corpus.prompt` is reported beside it."""
     lora: LoraSection = LoraSection()
     replay: ReplaySection = ReplaySection()
     epochs: Positive = 25

@@ -67,12 +67,27 @@ class ModelSection(Section):
 class PromptSection(Section):
     """How a question becomes a prompt, and where an answer ends."""
 
-    style: Literal["bare"] = "bare"
-    """`bare`: the template alone."""
+    style: Literal["bare", "fewshot", "chat"] = "bare"
+    """`bare`: the template alone; `fewshot`: instruction, solved examples, template; `chat`: instruction and question as a user's turn in
+    the tokenizer's chat template."""
     template: str = "Question: {question}\nAnswer:"
-    """Text with `{question}` in it."""
+    """Text with `{question}` in it; in `fewshot` of every solved example too, with a space and its first gold answer behind it. `chat`
+    does not use it."""
+    instruction: str = "Answer the question as briefly as you can."
+    """What `fewshot` and `chat` begin with."""
+    shots: Annotated[int, Field(ge=0, le=64)] | None = None
+    """Solved examples, drawn by the run's seed from outside pool and eval and then asked no more: 5 for `fewshot` where left out, and none
+    for `chat`, where they are earlier turns."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ("\n", "Question:")
     """An answer ends before the first of these, or at the model's end token."""
+
+    special_tokens: bool = True
+    """Whether the tokenizer adds its own tokens, such as one that begins a text; `chat` templates write theirs out."""
+
+    @property
+    def solved(self) -> int:
+        """How many solved examples the prompt holds."""
+        return 0 if self.style == "bare" else (5 if self.style == "fewshot" else 0) if self.shots is None else self.shots
 
     @model_validator(mode="after")
     def _holds_question(self) -> "PromptSection":
@@ -110,16 +125,41 @@ class WorldCorpusSection(Section):
     """Whether facts learned wrong on purpose, and rare ones, are asked."""
 
 
+class HubSection(Section):
+    """Which part of a data set is read; for hub ids and folders saved by `datasets`."""
+
+    subset: str | None = None
+    """Its configuration, such as `rc.nocontext`."""
+    split: str = "validation"
+    revision: str | None = None
+    """Commit or tag; without one, a run on another day may read other rows."""
+
+
+Source = Annotated[str, Field(min_length=1)]
+Format = Literal["generic", "nq_open", "trivia_qa", "medmcqa", "popqa", "entity_questions", "squad", "simpleqa"]
+
+
 class CorpusSection(Section):
     """Where questions come from."""
 
-    source: Annotated[str, Field(min_length=1)] = "world"
-    """`world`, or a JSONL, CSV or Parquet file (glob, local or URI)."""
+    source: Source | Annotated[tuple[Source, ...], Field(min_length=1)] = "world"
+    """`world`; or one or several of: JSONL, JSON, CSV, TSV, Parquet and text files, packed or not (globs, folders, local or URI), folders
+    saved by `datasets`, hub ids OWNER/NAME."""
+    format: Format = "generic"
+    """How rows are read: a known question set, or `generic`, by the columns below."""
     question_column: str = "question"
+    """For `generic`. A dotted path reaches inside nested columns and cells of JSON: `doc.question.text`."""
     answers_column: str = "answers"
-    """Column of gold answers (a string or a list of strings); may be missing in the file, then nothing is graded."""
+    """Gold answers: a text, a number, or a list of these; may be missing in the file, then nothing is graded."""
     id_column: str = "id"
+    """The corpus' own ids, which must differ; where missing, the id is a hash of the question."""
     group_column: str = "group"
+    """Topic, by which knowledge is reported and annotations may be balanced; may be missing."""
+    hub: HubSection = HubSection()
+    medmcqa_first: Literal["auto", 0, 1] = "auto"
+    """What MedMCQA's `cop` counts options from: 1 in the authors' files, 0 on the hub. `auto` finds out, and refuses where both fit."""
+    near_duplicates: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Questions at least this alike (Jaccard index of 4-letter pieces, by MinHash) never stand in two splits; 1: only equal ones."""
     prompt: PromptSection = PromptSection()
     split: SplitSection = SplitSection()
     world: WorldCorpusSection = WorldCorpusSection()

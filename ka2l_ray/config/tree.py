@@ -83,6 +83,10 @@ class Config(Section):
         return self
 
 
+NO_YAML = ("*", "&", "%", "@", "`")
+"""What begins no YAML value of ours, but texts such as `*.jsonl`."""
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, apply `a.b=c` overrides, validate. Raises `ConfigError` with every problem, one line each."""
     try:
@@ -119,7 +123,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if not isinstance(tree, dict):
             raise ConfigError(f"--set {override}: `{'.'.join(parents[: depth + 1])}` is a value, not a section")
     try:
-        tree[last] = yaml.safe_load(text)
+        tree[last] = text if text.startswith(NO_YAML) else yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override}: the value is not YAML") from error
 

@@ -1,6 +1,7 @@
 """A question becomes a prompt: token ids that know which of them are the question's own, and which begin every prompt alike.
 
-In: a `PromptSection`, a fast tokenizer, questions. Out: a `Prompt` per question, the tokens that all prompts share.
+In: a `PromptSection`, solved examples, a fast tokenizer, questions. Out: the section as one template; a `Prompt` per question, the tokens
+that all prompts share.
 Refuses to know: models, answers, Ray.
 """
 
@@ -9,12 +10,71 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from ka2l_ray.config import PromptSection
+from ka2l_ray import schema
+from ka2l_ray.artifacts import Run, Table
+from ka2l_ray.config import ConfigError, PromptSection
 from ka2l_ray.models.activations import Encoded, Prompt, pad
+from ka2l_ray.models.loading import load_tokenizer
 from ka2l_ray.models.tokens import pad_id
 
 UNLIKE = ("What", "who", "(a)", "7", "É", "-", '"')
 """Beginnings of questions that share no first character, so what their prompts share is not the question's."""
+
+
+Shot = tuple[str, str]
+"""A solved example: question, answer."""
+
+
+def resolve(prompt: PromptSection, shots: Sequence[Shot], tokenizer: PreTrainedTokenizerBase | None = None) -> PromptSection:
+    """The same prompt as a `bare` one: a single template with everything in it that does not change from question to question.
+
+    `chat` needs the tokenizer. Raises `ConfigError` where it has no chat template, or where that changes the question's text.
+    """
+    solved = shots[: prompt.solved]
+    if prompt.style == "bare":
+        return prompt
+    if prompt.style == "fewshot":
+        examples = "".join(f"{render(prompt, q)} {a}\n\n" for q, a in solved)
+        return _bare(prompt, f"{prompt.instruction}\n\n{examples}{prompt.template}", True)
+    if tokenizer is None or tokenizer.chat_template is None:
+        raise ConfigError("prompt.style = chat: the model's tokenizer has no chat template; use fewshot or bare")
+    turns = []
+    for question, answer in [*solved, ("{question}", "")]:
+        turns += [{"role": "user", "content": f"{prompt.instruction}\n\n{question}"}, {"role": "assistant", "content": answer}]
+    text = tokenizer.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    return _bare(prompt, str(text), False)
+
+
+def _bare(prompt: PromptSection, template: str, special_tokens: bool) -> PromptSection:
+    try:
+        return PromptSection(template=template, stop=prompt.stop, special_tokens=special_tokens)
+    except ValueError as error:
+        raise ConfigError(
+            f"corpus.prompt.style = {prompt.style}: the whole prompt must hold {{question}} exactly once: {template!r}"
+        ) from error
+
+
+def corpus_prompt(run: Run) -> PromptSection:
+    """The prompt that states and samples are read under, resolved. The `questions` table must be there for solved examples."""
+    return _of(run, run.config.corpus.prompt)
+
+
+def finetune_prompt(run: Run) -> PromptSection:
+    """The prompt that the model is trained and evaluated on, resolved."""
+    return _of(run, run.config.finetune.prompt)
+
+
+def _of(run: Run, prompt: PromptSection) -> PromptSection:
+    return resolved(prompt, run.table("questions"), load_tokenizer(run.config.model) if prompt.style == "chat" else None)
+
+
+def resolved(prompt: PromptSection, questions: Table, tokenizer: PreTrainedTokenizerBase | None) -> PromptSection:
+    """A prompt with the solved examples that a `questions` table holds."""
+    shots: list[Shot] = []
+    if prompt.solved:
+        rows = questions.read(["id", "question", "answers"], part=schema.SHOTS).sort_by("id").to_pylist()
+        shots = [(r["question"], r["answers"][0]) for r in rows]
+    return resolve(prompt, shots, tokenizer)
 
 
 def render(prompt: PromptSection, question: str) -> str:
@@ -34,7 +94,9 @@ class Prompter:
 
     def __call__(self, questions: Sequence[str]) -> list[Prompt]:
         """One `Prompt` per question; a blank question has no token of its own."""
-        batch = self._tokenizer([render(self._prompt, q) for q in questions], return_offsets_mapping=True)
+        batch = self._tokenizer(
+            [render(self._prompt, q) for q in questions], return_offsets_mapping=True, add_special_tokens=self._prompt.special_tokens
+        )
         start = self._prompt.template.index("{question}")
         return [
             Prompt(tuple(ids), *_own(offsets, start, start + len(q.rstrip())))

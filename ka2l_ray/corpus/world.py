@@ -6,13 +6,16 @@ its other questions (scope `domain`) are about people whom no pool question asks
 """
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import pyarrow as pa
 
 from ka2l_ray import schema
-from ka2l_ray.config import ConfigError, WorldCorpusSection
-from ka2l_ray.world.facts import RESERVED_PHRASING, Fact, World, word
+from ka2l_ray.active.acquire import unit
+from ka2l_ray.artifacts import Table
+from ka2l_ray.config import Config, ConfigError, WorldCorpusSection
+from ka2l_ray.corpus.prepare import shots
+from ka2l_ray.world.facts import RESERVED_PHRASING, Fact, World, build_world, word
 
 PROBE_UNKNOWN_SHARE = 0.5
 
@@ -46,6 +49,22 @@ def world_questions(world: World, corpus: WorldCorpusSection, seed: int) -> dict
         "pool": _table(_row(f, rng.randrange(RESERVED_PHRASING), "pool", None) for f in pool),
         "eval": _table(_row(f, RESERVED_PHRASING, "eval", s) for part, s in ((pool, "pool"), (domain, "domain")) for f in part),
     }
+
+
+def write_world(config: Config, table: Table) -> None:
+    """The `questions` table of the world, with the solved examples that prompts need."""
+    parts = world_questions(build_world(), config.corpus.world, config.run.seed)
+    wanted = shots(config)
+    table.write(*(set_aside(parts, wanted, config.run.seed) if wanted else parts).items(), merged=0)
+
+
+def set_aside(tables: Mapping[str, pa.Table], count: int, seed: int) -> dict[str, pa.Table]:
+    """The same tables with `count` probe questions about known facts as a part of their own."""
+    probe = tables["probe"]
+    rows = [n for n, truth in enumerate(probe["truth"].to_pylist()) if truth == "known"]
+    chosen = sorted(rows, key=lambda n: unit(f"shots-{seed}", probe["id"][n].as_py()))[:count]
+    rest = [n for n in range(probe.num_rows) if n not in set(chosen)]
+    return {**tables, "probe": probe.take(rest), schema.SHOTS: probe.take(chosen)}
 
 
 def _take(known: Iterator[list[Fact]], unseen: Iterator[list[Fact]], count: int, unknown_share: float, rng: random.Random) -> list[Fact]:

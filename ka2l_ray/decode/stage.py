@@ -16,6 +16,7 @@ from ka2l_ray import schema
 from ka2l_ray.active.acquire import unit
 from ka2l_ray.artifacts import Folder, Run, Table
 from ka2l_ray.config import DecodeSection
+from ka2l_ray.corpus.prompts import corpus_prompt
 from ka2l_ray.dataflow import Stage, run_stage
 from ka2l_ray.decode.actor import DecodeActor
 from ka2l_ray.decode.filters import hashes, statuses
@@ -85,7 +86,7 @@ def _stage(run: Run, decode_section: DecodeSection) -> Stage:
     config, probe = run.config, run.folder / "base/search/probe"
     arguments: dict[str, Any] = {
         "model": config.model,
-        "prompt": config.corpus.prompt,
+        "prompt": corpus_prompt(run),
         "decode": decode_section,
         "decoder": decode_section.decoder,
         "probe": probe,

@@ -43,9 +43,10 @@ class Tokens:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, prompt: PromptSection, question: str, answer: str) -> Tokens:
-    """The prompt, a space, the answer, the end token: the form in which answers are sampled."""
-    head = ids_of(tokenizer, render(prompt, question))
-    whole = ids_of(tokenizer, f"{render(prompt, question)} {answer}")
+    """The prompt, a space where it does not end in one, the answer, the end token: the form in which answers are sampled."""
+    asked = render(prompt, question)
+    head = ids_of(tokenizer, asked, prompt.special_tokens)
+    whole = ids_of(tokenizer, f"{asked}{'' if asked[-1:].isspace() else ' '}{answer}", prompt.special_tokens)
     shared = next((i for i, (a, b) in enumerate(zip(head, whole, strict=False)) if a != b), len(head))
     return Tokens([*whole, end_id(tokenizer)], shared)
 

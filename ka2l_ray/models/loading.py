@@ -4,14 +4,24 @@ In: a `ModelSection`. Out: a model in evaluation mode on the actor's device, and
 Refuses to know: prompts, questions, Ray. Weights are read from safetensors only; no pickle is ever opened.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ka2l_ray.artifacts import Folder
-from ka2l_ray.config import ModelSection
+from ka2l_ray.config import ConfigError, ModelSection
 from ka2l_ray.models.activations import blocks
 
 ASSETS = Path(__file__).parent.parent / "world" / "assets"
@@ -93,9 +103,25 @@ def _placed(model: Any) -> PreTrainedModel:
     return model.to(device()).eval()
 
 
+@contextmanager
+def refused_by_name(model: ModelSection) -> Iterator[None]:
+    """Turn what a library says of a model that cannot be opened into a `ConfigError` that names it."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.name_or_path = {model.name_or_path!r}: {str(error).splitlines()[0]}") from error
+
+
+def configuration(model: ModelSection) -> PreTrainedConfig:
+    """The model's own configuration, no weights read."""
+    return AutoConfig.from_pretrained(model_path(model), **_source(model))
+
+
 def depth_and_width(model: ModelSection) -> tuple[int, int]:
-    """(L, D) from the model's configuration alone, no weights read."""
-    config = AutoConfig.from_pretrained(model_path(model), **_source(model))
+    """(L, D) of the model."""
+    config = configuration(model)
     return config.num_hidden_layers, config.hidden_size
 
 

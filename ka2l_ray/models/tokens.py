@@ -13,9 +13,9 @@ def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
 
-def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The token ids of a text as the tokenizer makes them, its own special tokens included."""
-    return [int(i) for i in tokenizer(text).input_ids]
+def ids_of(tokenizer: PreTrainedTokenizerBase, text: str, special_tokens: bool = True) -> list[int]:
+    """The token ids of a text as the tokenizer makes them, its own special tokens included unless the text holds them itself."""
+    return [int(i) for i in tokenizer(text, add_special_tokens=special_tokens).input_ids]
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -18,6 +18,7 @@ from ka2l_ray.artifacts import Folder, Run, Table
 from ka2l_ray.collect.actor import matrix
 from ka2l_ray.collect.stage import wanted_layers
 from ka2l_ray.config import Config
+from ka2l_ray.corpus.prompts import corpus_prompt
 from ka2l_ray.label.stage import unseen_targets
 from ka2l_ray.probe.fit import ProbeRows, fit_layer
 from ka2l_ray.probe.model import LinearProbe, ProbeCard
@@ -51,6 +52,7 @@ def _tune(run: Run, columns: list[tuple[str, int]], threshold_nats: float) -> No
                 tune.with_parameters(
                     _trial,
                     config=config,
+                    prompt=corpus_prompt(run).template,
                     activations=run.base("activations"),
                     knowledge=run.base("knowledge"),
                     gamma=threshold_nats,
@@ -67,14 +69,14 @@ def _tune(run: Run, columns: list[tuple[str, int]], threshold_nats: float) -> No
         raise results.errors[0]
 
 
-def _trial(params: dict[str, Any], config: Config, activations: Table, knowledge: Table, gamma: float, output: Folder) -> None:
+def _trial(params: dict[str, Any], config: Config, prompt: str, activations: Table, knowledge: Table, gamma: float, output: Folder) -> None:
     position, layer = params["column"]
     column = schema.state_column(position, layer)
     states, rows = read_rows(activations, knowledge, column)
     fit = fit_layer(states, rows, gamma, config.search, config.run.seed)
     card = ProbeCard(
         model=config.model.identity,
-        prompt=config.corpus.prompt.template,
+        prompt=prompt,
         layer=layer,
         position=position,
         width=states.shape[1],

@@ -10,6 +10,7 @@ import pyarrow as pa
 from ka2l_ray import schema
 from ka2l_ray.active.acquire import STATES
 from ka2l_ray.artifacts import Run
+from ka2l_ray.corpus.prompts import corpus_prompt
 from ka2l_ray.dataflow import Stage, run_stage
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.loading import depth_and_width
@@ -27,7 +28,7 @@ def score(run: Run) -> dict[str, Any]:
         actor=ScoreActor,
         arguments={
             "model": config.model,
-            "prompt": config.corpus.prompt,
+            "prompt": corpus_prompt(run),
             "probe": run.folder / "base/search/probe",
             "with_state": with_state,
             "limits": Limits.of(config.score.pool),

@@ -14,7 +14,7 @@ from runs import copied, small
 from ka2l_ray import pipeline
 from ka2l_ray.artifacts import Run
 from ka2l_ray.collect.stage import collect
-from ka2l_ray.corpus.readers import questions
+from ka2l_ray.corpus.stage import questions
 
 
 def collected(run: Run) -> dict[str, Any]:

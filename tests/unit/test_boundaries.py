@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 MARKED = {
     f"ka2l_ray/{name}.py"
     for name in (
-        "dataflow runtime pipeline corpus/readers collect/stage label/stage probe/search decode/stage "
+        "dataflow runtime pipeline corpus/stage collect/stage label/stage probe/search decode/stage "
         "annotate/stage finetune/train active/rounds active/compare world/build jobs"
     ).split()
 }

@@ -1,0 +1,311 @@
+"""A corpus' files as raw rows, each under the file and number that a person finds it by.
+
+In: a source as the configuration names it. Out: `File`s; of each, `Raw` rows in order, one at a time, or a `BadRow` in its place.
+A file that cannot be read at all raises `ConfigError` naming it. Refuses to know: what the columns mean, Ray.
+"""
+
+import codecs
+import csv
+import glob
+import io
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from ka2l_ray.artifacts import Folder
+from ka2l_ray.config import ConfigError, HubSection
+
+COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+DELIMITERS = (",", ";", "\t")
+LONGEST_LINE = 64 * 2**20
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+csv.field_size_limit(LONGEST_LINE)
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """Why a row cannot be used: the field, what is wrong with it, and its value, shortened, where that helps."""
+
+    field: str
+    problem: str
+    value: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.field}{f' = {self.value}' if self.value else ''} {self.problem}"
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A row as it stands in its file; `number` counts lines of text files and rows of the others, from 1."""
+
+    number: int
+    values: dict[str, Any] | BadRow
+
+
+@dataclass(frozen=True)
+class File:
+    """One file, folder of a data set, or hub id, and how its rows are read."""
+
+    name: str
+    kind: str
+    hub: HubSection = field(default_factory=HubSection)
+
+    def rows(self) -> Iterator[Raw]:
+        """The rows in order. Raises `ConfigError` where the file itself cannot be read, naming it and the last row that could."""
+        number = 0
+        try:
+            if self.kind in TEXTS:
+                _refuse_utf16(self)
+            for raw in KINDS[self.kind](self):
+                number = raw.number
+                yield raw
+        except ConfigError:
+            raise
+        except (OSError, EOFError, ValueError, zlib.error, pa.ArrowException, csv.Error) as error:
+            after = f" after row {number:,}" if number else ""
+            raise ConfigError(f"{self.name}: cannot be read{after}: {_first_line(error)}") from error
+
+
+def files_of(source: str | Sequence[str], hub: HubSection) -> list[File]:
+    """Every file of a source, sorted within each pattern. Raises `ConfigError` for what is not there or of no known kind."""
+    found: list[File] = []
+    for one in [source] if isinstance(source, str) else source:
+        found += _files(one, hub)
+    names = [f.name for f in found]
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise ConfigError(f"corpus.source names {', '.join(twice)} twice")
+    return found
+
+
+def _files(source: str, hub: HubSection) -> list[File]:
+    if kind := _kind(source):
+        paths = _matching(source)
+        if not paths:
+            raise ConfigError(f"corpus.source = {source!r}: no such file")
+        return [File(p, kind) for p in paths]
+    folder = None if "*" in source else _folder(source)
+    if folder is not None:
+        if any((folder / name).exists() for name in ("dataset_info.json", "dataset_dict.json")):
+            return [File(source, "dataset", hub)]
+        inside = [f"{source.rstrip('/')}/{n}" for n in folder.names() if _kind(n)]
+        if not inside:
+            raise ConfigError(f"corpus.source = {source!r}: the folder holds no file that ends in {_endings()} and no saved data set")
+        return [File(p, _kind(p) or "") for p in inside]
+    if "://" not in source and HUB_ID.fullmatch(source):
+        return [File(source, "hub", hub)]
+    raise ConfigError(
+        f"corpus.source = {source!r}: no such folder, and neither `world`, a file that ends in {_endings()}, nor a hub id OWNER/NAME"
+    )
+
+
+def _endings() -> str:
+    return f"{', '.join(ENDINGS)} (or these with {', '.join(COMPRESSED)})"
+
+
+def _kind(name: str) -> str | None:
+    """How files of this name are read, None where the ending says nothing."""
+    plain = name.lower()
+    for ending in COMPRESSED:
+        plain = plain.removesuffix(ending)
+    return next((kind for ending, kind in ENDINGS.items() if plain.endswith(ending)), None)
+
+
+def _folder(source: str) -> Folder | None:
+    folder = Folder.of(source)
+    info = folder.filesystem.get_file_info(folder.path)
+    return folder if info.type == fs.FileType.Directory else None
+
+
+def _matching(source: str) -> list[str]:
+    """Paths or URIs that a pattern matches; a name without `*` matches itself where it is there."""
+    if "://" not in source:
+        return sorted(glob.glob(source, recursive=True))
+    if "*" not in source:
+        return [source] if _there(source) else []
+    address, _, query = source.partition("?")
+    parent, _, pattern = address.rpartition("/")
+    if "*" in parent:
+        raise ConfigError(f"corpus.source = {source!r}: `*` may stand in the last part of a URI only")
+    wanted = re.compile(".*".join(re.escape(p) for p in pattern.split("*")))
+    suffix = f"?{query}" if query else ""
+    return [f"{parent}/{n}{suffix}" for n in Folder.of(f"{parent}{suffix}").names() if wanted.fullmatch(n)]
+
+
+def _there(uri: str) -> bool:
+    return Folder.of(uri).exists()
+
+
+def _refuse_utf16(file: File) -> None:
+    with _open(file) as stream:
+        if stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise ConfigError(f"{file.name}: is UTF-16; save it as UTF-8")
+
+
+def _open(file: File) -> pa.NativeFile:
+    """The file's bytes, unpacked where its name says that they are packed."""
+    folder = Folder.of(file.name)
+    packing = next((c for e, c in COMPRESSED.items() if folder.path.lower().endswith(e)), None)
+    return folder.filesystem.open_input_stream(folder.path, compression=packing)
+
+
+def _lines(file: File) -> Iterator[tuple[int, bytes]]:
+    """Lines with their numbers, without line ends, blank ones left out; a byte-order mark at the beginning is dropped."""
+    with _open(file) as stream:
+        rest, number = b"", 0
+        while block := stream.read(2**20):
+            *whole, rest = (rest + block).split(b"\n")
+            for line in whole:
+                number += 1
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
+                if line.strip():
+                    yield number, line.rstrip(b"\r")
+            if len(rest) > LONGEST_LINE:
+                raise ConfigError(
+                    f"{file.name}: line {number + 1} exceeds {LONGEST_LINE // 2**20} MiB; each row must stand on a line of its own"
+                )
+        if rest.strip():
+            yield number + 1, rest.removeprefix(codecs.BOM_UTF8) if number == 0 else rest
+
+
+def _decoded(line: bytes) -> str | BadRow:
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        return BadRow("line", "is not UTF-8", f"… {line[error.start]:#04x} at byte {error.start + 1}")
+
+
+def _jsonl(file: File) -> Iterator[Raw]:
+    for number, line in _lines(file):
+        text = _decoded(line)
+        yield Raw(number, text if isinstance(text, BadRow) else _object(text))
+
+
+def _object(text: str) -> dict[str, Any] | BadRow:
+    try:
+        value = json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        return BadRow("line", "is not JSON", shortened(text))
+    return value if isinstance(value, dict) else BadRow("line", "must be a JSON object", shortened(text))
+
+
+def _json(file: File) -> Iterator[Raw]:
+    """One JSON document: an array of objects, or SQuAD's tree; read whole. A file of JSON lines under this name is read as such."""
+    with _open(file) as stream:
+        data = stream.read().removeprefix(codecs.BOM_UTF8)
+    try:
+        document = json.loads(data.decode())
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file.name}: is not UTF-8: byte {data[error.start]:#04x} at {error.start + 1}") from error
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":
+            yield from _jsonl(file)
+            return
+        raise ConfigError(f"{file.name}: is not JSON: {error}") from error
+    rows = squad_rows(document) if isinstance(document, dict) and "data" in document else document
+    if isinstance(rows, dict):
+        rows = [rows]
+    for number, row in enumerate(rows, 1):
+        yield Raw(number, row if isinstance(row, dict) else BadRow("row", "must be a JSON object", shortened(row)))
+
+
+def squad_rows(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The questions of SQuAD's own tree (articles, paragraphs, questions) as flat rows with their article's title."""
+    try:
+        for article in document["data"]:
+            for paragraph in article["paragraphs"]:
+                yield from ({"title": article.get("title")} | qa for qa in paragraph["qas"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"a document with `data` must be SQuAD's (data, paragraphs, qas): {type(error).__name__}: {error}") from error
+
+
+def _csv(file: File) -> Iterator[Raw]:
+    """Comma, semicolon or tab, whichever parts the header into most columns. `number` is the line a row ends on."""
+    with _open(file) as stream:
+        text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
+        header = text.readline()
+        if not header.strip():
+            return
+        delimiter = max(DELIMITERS, key=header.count)
+        names = [n.strip() for n in next(csv.reader([header], delimiter=delimiter))]
+        if twice := sorted({n for n in names if names.count(n) > 1}):
+            raise ConfigError(f"{file.name}: the header names {', '.join(map(repr, twice))} twice; columns must differ")
+        reader = csv.reader(text, delimiter=delimiter)
+        for fields in reader:
+            if any(f.strip() for f in fields):
+                yield Raw(reader.line_num + 1, _csv_row(names, fields))
+
+
+def _csv_row(names: Sequence[str], fields: Sequence[str]) -> dict[str, Any] | BadRow:
+    if len(fields) != len(names):
+        return BadRow(
+            "line",
+            f"must have the header's {len(names)} fields; one that holds the delimiter must stand in quotes",
+            f"{len(fields)} fields",
+        )
+    for name, value in zip(names, fields, strict=True):
+        if any("\udc80" <= c <= "\udcff" for c in value):
+            return BadRow(name, "is not UTF-8", shortened(value.encode("utf-8", "backslashreplace").decode()))
+    return dict(zip(names, fields, strict=True))
+
+
+def _parquet(file: File) -> Iterator[Raw]:
+    folder, number = Folder.of(file.name), 0
+    with pq.ParquetFile(folder.path, filesystem=folder.filesystem) as table:
+        for batch in table.iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield Raw(number, row)
+
+
+def _text(file: File) -> Iterator[Raw]:
+    """A question a line, without gold."""
+    for number, line in _lines(file):
+        text = _decoded(line)
+        yield Raw(number, text if isinstance(text, BadRow) else {"question": text})
+
+
+def _dataset(file: File) -> Iterator[Raw]:
+    """A folder that `datasets` saved, or a hub id, streamed."""
+    import datasets
+
+    if file.kind == "dataset":
+        found: Any = datasets.load_from_disk(file.name)
+    else:
+        found = datasets.load_dataset(file.name, file.hub.subset, split=file.hub.split, revision=file.hub.revision, streaming=True)
+    if hasattr(found, "keys") and not hasattr(found, "features"):
+        if file.hub.split not in found:
+            raise ConfigError(f"{file.name}: holds the splits {', '.join(found)}; set corpus.hub.split to one of them")
+        found = found[file.hub.split]
+    for number, row in enumerate(found, 1):
+        yield Raw(number, row)
+
+
+def shortened(value: Any) -> str:
+    """A value as an error message shows it."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+KINDS: dict[str, Callable[[File], Iterator[Raw]]] = {
+    "jsonl": _jsonl,
+    "json": _json,
+    "csv": _csv,
+    "parquet": _parquet,
+    "text": _text,
+    "dataset": _dataset,
+    "hub": _dataset,
+}
+TEXTS = ("jsonl", "json", "csv", "text")
+ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}

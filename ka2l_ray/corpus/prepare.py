@@ -1,0 +1,291 @@
+"""Raw files become the `questions` table: parsed, merged, grouped, split.
+
+In: files, a `corpus` section, a seed. Out: first one set of parsed files per source file (`parse_file`, any number at once, each
+streaming), then the table (`join`, once): it holds numbers of every row, some 300 bytes each, and streams the texts a second time.
+Refuses to know: Ray, models, prompts.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ka2l_ray import schema
+from ka2l_ray.active.acquire import unit
+from ka2l_ray.artifacts import Folder, StageError, Table
+from ka2l_ray.config import Config, ConfigError, CorpusSection, SplitSection
+from ka2l_ray.corpus.duplicates import PERMUTATIONS, groups, signatures
+from ka2l_ray.corpus.files import BadRow, File, Raw
+from ka2l_ray.corpus.formats import Question, cop, first_option, missing, parse
+
+CHUNK = 8192
+PARSED = pa.schema(
+    [
+        *(schema.QUESTIONS.field(n) for n in ("id", "question", "answers", "group")),
+        pa.field("own_id", pa.bool_()),
+        pa.field("graded", pa.bool_()),
+        pa.field("number", pa.int64()),
+        pa.field("id_hash", pa.uint64()),
+        pa.field("text_hash", pa.uint64()),
+        pa.field("signature", pa.list_(pa.uint32(), PERMUTATIONS)),
+    ]
+)
+DROPPED = pa.schema([pa.field(n, pa.int64() if n == "row" else pa.string()) for n in ("file", "row", "field", "problem", "value")])
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A source file after parsing: how many rows it holds, its parsed files in order, and of the dropped rows the file that lists them."""
+
+    name: str
+    rows: int
+    dropped: int
+    parts: tuple[str, ...]
+    first_problem: str = ""
+
+
+def shots(config: Config) -> int:
+    """Solved examples that the run's prompts need."""
+    return max(config.corpus.prompt.solved, config.finetune.prompt.solved)
+
+
+def medmcqa_first(files: Sequence[File]) -> int:
+    """What the files' `cop` counts from. Raises `ConfigError` where the rows cannot tell, or contradict themselves."""
+    numbers: set[int] = set()
+    for file in files:
+        for raw in file.rows():
+            if not isinstance(raw.values, BadRow) and (number := _number(raw.values)) is not None:
+                numbers.add(number)
+    if not numbers:
+        return 1  # no gold, or no such column, which parsing will tell
+    where = f"{files[0].name}{' …' if len(files) > 1 else ''}"
+    try:
+        first = first_option(frozenset(numbers))
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    if first is None:
+        raise ConfigError(
+            f"{where}: cop takes the values {sorted(numbers)}, which fit counting from 0 and from 1; "
+            "set corpus.medmcqa_first to 0 (the hub's files) or 1 (the authors')"
+        )
+    return first
+
+
+def _number(row: dict[str, Any]) -> int | None:
+    try:
+        return cop(row)
+    except Exception:  # told again, with its row, when the row is parsed
+        return None
+
+
+def parse_file(file: File, corpus: CorpusSection, target: Folder, unusable: Folder, prefix: str) -> Parsed:
+    """Parse one file into `target`, and list in `unusable` the rows that are no questions.
+
+    Raises `ConfigError` where it cannot be read or lacks a column that its format needs.
+    """
+    rows, parts, bad, first = 0, [], 0, ""
+    source = file.rows()
+    for number, chunk in enumerate(iter(lambda: list(islice(source, CHUNK)), [])):
+        if not number:
+            _check_columns(file, chunk[0], corpus)
+        rows += len(chunk)
+        good, dropped = _parsed(chunk, corpus, file.name)
+        if dropped:
+            bad += len(dropped)
+            first = first or described(dropped[0])
+            _write(pa.Table.from_pylist(dropped, schema=DROPPED), unusable.make() / f"{prefix}-{number:06d}.parquet")
+        if good.num_rows:
+            parts.append(f"parsed-{prefix}-{number:06d}.parquet")
+            _write(good, target / parts[-1])
+    return Parsed(file.name, rows, bad, tuple(parts), first)
+
+
+def check_dropped(parsed: Sequence[Parsed], most: float) -> None:
+    """Raise `ConfigError` where there is no row, `StageError` for more unusable rows than `run.max_error_fraction`, naming the first."""
+    rows, dropped = sum(p.rows for p in parsed), sum(p.dropped for p in parsed)
+    if not rows:
+        raise ConfigError(f"corpus.source: {', '.join(p.name for p in parsed)} hold(s) no row")
+    if dropped > most * rows:
+        first = next(p.first_problem for p in parsed if p.first_problem)
+        raise StageError(
+            f"questions: {dropped:,} of {rows:,} rows cannot be used, more than run.max_error_fraction allows ({most:g}). First: {first}"
+        )
+
+
+def check_splits(config: Config, table: Table) -> None:
+    """Raise `ConfigError` where a split got no question."""
+    if empty := [s for s in schema.SPLITS if not table.part_rows(s)]:
+        raise ConfigError(
+            f"corpus.source = {config.corpus.source!r}: {table.rows:,} usable questions are too few, "
+            f"the split(s) {', '.join(empty)} would be empty"
+        )
+
+
+def _check_columns(file: File, first: Raw, corpus: CorpusSection) -> None:
+    if not isinstance(first.values, BadRow) and (lacks := missing(first.values, corpus)):
+        hint = ". Set corpus.question_column" if corpus.format == "generic" else f". Is it corpus.format = {corpus.format}?"
+        raise ConfigError(f"{file.name}: row {first.number}: no column {', '.join(lacks)}; there are {', '.join(first.values)}{hint}")
+
+
+def _parsed(chunk: Sequence[Raw], corpus: CorpusSection, name: str) -> tuple[pa.Table, list[dict[str, Any]]]:
+    good: list[tuple[int, Question]] = []
+    dropped = []
+    for raw in chunk:
+        found = raw.values if isinstance(raw.values, BadRow) else parse(raw.values, corpus, name)
+        if isinstance(found, Question):
+            good.append((raw.number, found))
+        else:
+            dropped.append({"file": name, "row": raw.number, **asdict(found)})
+    questions = [q for _, q in good]
+    columns = {
+        "id": [q.id for q in questions],
+        "question": [q.text for q in questions],
+        "answers": [q.answers for q in questions],
+        "group": [q.group for q in questions],
+        "own_id": [q.own_id is not None for q in questions],
+        "graded": [bool(q.answers) for q in questions],
+        "number": [n for n, _ in good],
+        "id_hash": [_hash(q.id) for q in questions],
+        "text_hash": [_hash(q.key) for q in questions],
+        "signature": pa.FixedSizeListArray.from_arrays(signatures([q.key for q in questions]).reshape(-1), PERMUTATIONS),
+    }
+    return pa.table(columns, schema=PARSED), dropped
+
+
+def described(dropped: dict[str, Any]) -> str:
+    """A row of `DROPPED` in words."""
+    bad = BadRow(dropped["field"], dropped["problem"], dropped["value"])
+    return f"{dropped['file']}: row {dropped['row']}: {bad}"
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def _write(table: pa.Table, file: Folder) -> None:
+    pq.write_table(table, file.path, filesystem=file.filesystem)
+
+
+class _Rows:
+    """Numbers of every parsed row, in the order of files and rows."""
+
+    def __init__(self, scratch: Folder, parsed: Sequence[Parsed]) -> None:
+        self.scratch, self.parts = scratch, [(n, part) for n, p in enumerate(parsed) for part in p.parts]
+        columns = ["own_id", "graded", "number", "id_hash", "text_hash", "signature"]
+        tables = [self._read(part, columns) for _, part in self.parts]
+        whole = pa.concat_tables(tables) if tables else PARSED.empty_table()
+        self.names = [p.name for p in parsed]
+        self.file = np.repeat([n for n, _ in self.parts], [t.num_rows for t in tables]) if tables else np.zeros(0, int)
+        self.own, self.graded, self.number, self.id_hash, self.text_hash = (whole[c].to_numpy() for c in columns[:5])
+        signed = whole["signature"].combine_chunks()
+        self.signature = (signed.chunk(0) if isinstance(signed, pa.ChunkedArray) and signed.num_chunks else signed).flatten().to_numpy()
+        self.signature = self.signature.reshape(len(self.number), PERMUTATIONS)
+
+    def __len__(self) -> int:
+        return len(self.number)
+
+    def where(self, row: int) -> str:
+        return f"{self.names[self.file[row]]} row {self.number[row]}"
+
+    def id(self, row: int) -> str:
+        return next(texts[row - start]["id"] for start, texts in self.texts() if start <= row < start + len(texts))
+
+    def texts(self) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        """(index of the first, rows) of every parsed file."""
+        start = 0
+        for _, part in self.parts:
+            rows = self._read(part, ["id", "question", "answers", "group"]).to_pylist()
+            yield start, rows
+            start += len(rows)
+
+    def _read(self, part: str, columns: list[str]) -> pa.Table:
+        return pq.ParquetFile((self.scratch / part).path, filesystem=self.scratch.filesystem).read(columns)
+
+
+def join(parsed: Sequence[Parsed], scratch: Folder, corpus: CorpusSection, shots: int, seed: int, table: Table) -> None:
+    """Merge equal questions that have no id of their own, keep alike ones in one split, set `shots` aside, write the table.
+
+    Raises `ConfigError` where two rows carry the same id of their own, or where no `shots` questions can be set aside.
+    """
+    rows = _Rows(scratch, parsed)
+    kept = _first_of_equals(rows)
+    entity = _entities(rows, corpus.near_duplicates)
+    united = _united(rows, kept)
+    aside = _set_aside(rows, kept, entity, corpus, shots, seed)
+    files, count = [], 0
+    table.folder.make()
+    for start, texts in rows.texts():
+        by_split: dict[str, list[dict[str, Any]]] = {s: [] for s in (*schema.SPLITS, schema.SHOTS)}
+        for n, row in enumerate(texts, start):
+            if kept[n] != n:
+                continue
+            name = f"{entity[n]:016x}"
+            split = schema.SHOTS if n in aside else split_of(name, corpus.split, seed)
+            answers = [*dict.fromkeys([*row["answers"], *united.get(n, ())])]
+            by_split[split].append(row | {"answers": answers, "entity": name, "split": split, "scope": "pool" if split == "eval" else None})
+        for split, found in by_split.items():
+            if found:
+                file = f"{split}-{count:06d}.parquet"
+                _write(pa.Table.from_pylist(found, schema=schema.QUESTIONS), table.folder / file)
+                files.append({"name": file, "rows": len(found), "part": split})
+        count += 1
+    whole = np.flatnonzero(kept == np.arange(len(rows)))
+    table.close(
+        files,
+        rows_in=sum(p.rows for p in parsed),
+        dropped=sum(p.dropped for p in parsed),
+        merged=len(rows) - len(whole),
+        near_duplicate_groups=int((np.unique(entity[whole], return_counts=True)[1] > 1).sum()),
+        near_duplicates=int(len(whole) - len(np.unique(entity[whole]))),
+        sources=[{"file": p.name, "rows": p.rows, "dropped": p.dropped} for p in parsed],
+    )
+
+
+def _first_of_equals(rows: _Rows) -> np.ndarray:
+    """For each row the first row with its id (N,), itself where there is none before."""
+    _, first, inverse = np.unique(rows.id_hash, return_index=True, return_inverse=True)
+    kept = first[inverse]
+    for n in np.flatnonzero((kept != np.arange(len(rows))) & (rows.own | rows.own[kept])):
+        raise ConfigError(f"{rows.where(int(kept[n]))} and {rows.where(int(n))} share the id {rows.id(int(n))!r}; ids must differ")
+    return kept
+
+
+def _entities(rows: _Rows, threshold: float) -> np.ndarray:
+    """A number per row (N,), shared by questions that must not stand in two splits: the text hash of the group's first row."""
+    if threshold < 1:
+        return rows.text_hash[groups(rows.signature, threshold)]
+    return rows.text_hash
+
+
+def _set_aside(rows: _Rows, kept: np.ndarray, entity: np.ndarray, corpus: CorpusSection, shots: int, seed: int) -> set[int]:
+    """Rows of the probe split with gold that are like no other, drawn by the seed: the solved examples of prompts."""
+    if not shots:
+        return set()
+    whole = kept == np.arange(len(rows))
+    _, first, count = np.unique(entity[whole], return_index=True, return_counts=True)
+    alone = np.flatnonzero(whole)[first[count == 1]]
+    usable = [int(n) for n in alone if rows.graded[n] and split_of(f"{entity[n]:016x}", corpus.split, seed) == "probe"]
+    if len(usable) < shots:
+        raise ConfigError(f"corpus.prompt: {shots} solved examples are wanted, the probe split has {len(usable)} questions with gold")
+    return set(sorted(usable, key=lambda n: unit(f"shots-{seed}", f"{entity[n]:016x}"))[:shots])
+
+
+def _united(rows: _Rows, kept: np.ndarray) -> dict[int, list[str]]:
+    """Answers of merged rows, by the row that stays."""
+    merged = set(np.flatnonzero(kept != np.arange(len(rows))).tolist())
+    united: dict[int, list[str]] = {}
+    for start, texts in rows.texts() if merged else ():
+        for n in merged.intersection(range(start, start + len(texts))):
+            united.setdefault(int(kept[n]), []).extend(texts[n - start]["answers"])
+    return united
+
+
+def split_of(entity: str, shares: SplitSection, seed: int) -> str:
+    """The split of a group of alike questions: a hash of its name and the seed."""
+    u = unit(f"split-{seed}", entity)
+    return "probe" if u < shares.probe else "pool" if u < shares.probe + shares.pool else "eval"

@@ -1,0 +1,124 @@
+"""What a run would ask, before it asks: `ka2l corpus`.
+
+In: a configuration. Out: a `Preview`, from the same reading, merging and splitting as a run's, in this process, leaving nothing behind.
+Refuses to know: Ray, terminals.
+"""
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from ka2l_ray import schema
+from ka2l_ray.artifacts import Folder, Table
+from ka2l_ray.config import Config
+from ka2l_ray.corpus.files import files_of
+from ka2l_ray.corpus.prepare import check_dropped, check_splits, described, join, medmcqa_first, parse_file, shots
+from ka2l_ray.corpus.prompts import Prompter, render, resolved
+from ka2l_ray.corpus.world import write_world
+from ka2l_ray.models.engine import Reach
+from ka2l_ray.models.loading import configuration, load_tokenizer, refused_by_name
+
+MEASURED = 10_000
+"""Questions whose prompts are counted in tokens, spread over the corpus."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What becomes of a corpus' rows, and what a prompt of it looks like."""
+
+    sources: list[dict[str, Any]]
+    rows: int
+    dropped: dict[str, int]
+    """By field and problem, the values left out."""
+    examples: list[str]
+    lost: int
+    merged: int
+    set_aside: int
+    """Solved examples of the prompt, which are not asked."""
+    questions: int
+    near_duplicates: int
+    splits: dict[str, int]
+    with_gold: int
+    groups: list[tuple[str, int]]
+    prompt: str
+    tokens: dict[str, int]
+    """Least, median and most tokens of a prompt, the tokens that all share, and what the model reads at most."""
+    measured: int
+    too_long: int
+    """Of the prompts measured, those that leave no room for an answer."""
+
+
+def preview(config: Config) -> Preview:
+    """Raises `ConfigError` as the `questions` stage does."""
+    with tempfile.TemporaryDirectory(prefix="ka2l-corpus-") as scratch:
+        table = Table(Folder.of(scratch) / "questions")
+        unusable = Folder.of(scratch) / "dropped"
+        _fill(config, table, Folder.of(scratch), unusable)
+        check_splits(config, table)
+        manifest = table.manifest()
+        problems = [r for n in unusable.names() for r in pq.read_table((unusable / n).path).to_pylist()]
+        groups: Counter[str] = Counter()
+        gold = 0
+        for batch in table.batches(["answers", "group"]):
+            gold += sum(bool(a) for a in batch["answers"].to_pylist())
+            groups.update(g for g in batch["group"].to_pylist() if g is not None)
+        with refused_by_name(config.model):
+            prompt, lengths, tokens = _prompts(config, table)
+        room = tokens["context"] - config.collect.max_new_tokens
+        return Preview(
+            sources=manifest.get("sources", []),
+            rows=manifest.get("rows_in", table.rows),
+            dropped=dict(Counter(f"{p['field']} {p['problem']}" for p in problems).most_common()),
+            examples=[described(p) for p in problems[:3]],
+            lost=len(problems),
+            merged=manifest["merged"],
+            set_aside=table.part_rows(schema.SHOTS),
+            questions=table.rows,
+            near_duplicates=manifest.get("near_duplicates", 0),
+            splits={s: table.part_rows(s) for s in schema.SPLITS},
+            with_gold=gold,
+            groups=groups.most_common(),
+            prompt=prompt,
+            tokens=tokens,
+            measured=len(lengths),
+            too_long=sum(n > room for n in lengths) if tokens["context"] else 0,
+        )
+
+
+def _fill(config: Config, table: Table, scratch: Folder, unusable: Folder) -> None:
+    corpus = config.corpus
+    if corpus.source == "world":
+        write_world(config, table)
+        return
+    files = files_of(corpus.source, corpus.hub)
+    if corpus.format == "medmcqa" and corpus.medmcqa_first == "auto":
+        corpus = corpus.model_copy(update={"medmcqa_first": medmcqa_first(files)})
+    parsed = [parse_file(f, corpus, scratch, unusable, f"{n:06d}") for n, f in enumerate(files)]
+    check_dropped(parsed, config.run.max_error_fraction)
+    join(parsed, scratch, corpus, shots(config), config.run.seed, table)
+
+
+def _prompts(config: Config, table: Table) -> tuple[str, list[int], dict[str, int]]:
+    """The prompt of the first question, and lengths over an even sample of all."""
+    every = max(1, table.rows // MEASURED)
+    questions = list(_every(table, every))
+    tokenizer = load_tokenizer(config.model)
+    prompt = resolved(config.corpus.prompt, table, tokenizer)
+    prompter = Prompter(tokenizer, prompt)
+    lengths = [len(p.ids) for p in prompter(questions)]
+    tokens = {"least": min(lengths), "median": round(median(lengths)), "most": max(lengths), "shared": len(prompter.shared)}
+    return render(prompt, questions[0]), lengths, tokens | {"context": Reach.of(configuration(config.model), 0).context or 0}
+
+
+def _every(table: Table, step: int) -> Iterator[str]:
+    n = 0
+    for batch in table.batches(["question"]):
+        for question in batch["question"].to_pylist():
+            if n % step == 0:
+                yield question
+            n += 1

@@ -1,0 +1,286 @@
+"""Everything a user can get wrong in what they bring, as one list: each ends in one clear line, or in a row that is counted and named.
+
+All of it is found without Ray and before any weights are read, by the commands that a user types, run in this process.
+"""
+
+import bz2
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ka2l_ray.cli import app
+
+ROOT = Path(__file__).parents[2]
+SMOKE = str(ROOT / "jobs/configs/smoke.yaml")
+GOOD = [{"question": f"Which river crosses the town of number {n * 37}?", "answers": [f"River {n}"]} for n in range(60)]
+Maker = Callable[[Path], object]
+
+
+def jsonl(*rows: Any, good: int = 60) -> Maker:
+    """Good rows, then these: values as JSON, bytes as they are."""
+    lines = [json.dumps(r).encode() for r in GOOD[:good]] + [r if isinstance(r, bytes) else json.dumps(r).encode() for r in rows]
+    return lambda folder: (folder / "q.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+
+
+def raw(name: str, data: bytes) -> Maker:
+    return lambda folder: (folder / name).write_bytes(data)
+
+
+def parquet(columns: dict[str, Any]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink)
+    return sink.getvalue().to_pybytes()
+
+
+WHOLE = parquet({"question": [r["question"] for r in GOOD], "answers": [r["answers"] for r in GOOD]})
+MCQ = {"question": "Which bone is longest?", "opa": "Femur", "opb": "Tibia", "opc": "Ulna", "opd": "Radius", "cop": 1}
+
+
+def others(n: int) -> dict[str, str]:
+    """Options that make a question unlike the rest."""
+    return {f"op{c}": f"{n * 7919 * (i + 1)} {c * 9}" for i, c in enumerate("abcd")}
+
+
+CSV = "question,answers\n" + "".join(f"{r['question']},{r['answers'][0]}\n" for r in GOOD)
+STRICT = ["run.max_error_fraction=0"]
+
+REFUSED: dict[str, tuple[Maker, str, list[str], str]] = {
+    # name: (files, corpus.source, --set, what the one line says)
+    "no such file": (raw("x", b""), "no.jsonl", [], "no such file"),
+    "no file for the pattern": (raw("x", b""), "*.jsonl", [], "no such file"),
+    "unknown ending": (raw("q.xlsx", b"PK"), "q.xlsx", [], "no such folder, and neither `world`, a file that ends in .jsonl"),
+    "a folder without questions": (raw("notes.md", b"#"), ".", [], "the folder holds no file that ends in"),
+    "the same file twice": (jsonl(), "[q.jsonl, q.jsonl]", [], "q.jsonl twice"),
+    "no source at all": (jsonl(), "[]", [], "`corpus.source`"),
+    "empty file": (raw("q.jsonl", b""), "q.jsonl", [], "hold(s) no row"),
+    "only blank lines": (raw("q.jsonl", b"\n \n\r\n"), "q.jsonl", [], "hold(s) no row"),
+    "header and nothing else": (raw("q.csv", b"question,answers\n"), "q.csv", [], "hold(s) no row"),
+    "empty Parquet": (raw("q.parquet", parquet({"question": pa.array([], pa.string())})), "q.parquet", [], "hold(s) no row"),
+    "too few for three splits": (jsonl(good=3), "q.jsonl", [], "would be empty"),
+    "missing column": (raw("q.jsonl", b'{"text": "Why?"}\n'), "q.jsonl", [], "row 1: no column question; there are text"),
+    "misnamed column": (jsonl(), "q.jsonl", ["corpus.question_column=Question"], "no column Question; there are question, answers"),
+    "another format's columns": (jsonl(), "q.jsonl", ["corpus.format=medmcqa"], "no column opa, opb, opc, opd"),
+    "unknown format": (jsonl(), "q.jsonl", ["corpus.format=nq"], "`corpus.format` = 'nq': should be 'generic', 'nq_open'"),
+    "column named twice": (raw("q.csv", b"question,answers,question\na,b,c\n"), "q.csv", [], "the header names 'question' twice"),
+    "doubled ids": (
+        jsonl({"id": "a", "question": "One?"}, {"id": "a", "question": "Two?"}),
+        "q.jsonl",
+        [],
+        "share the id 'a'; ids must differ",
+    ),
+    "truncated gzip": (raw("q.jsonl.gz", gzip.compress(CSV.encode() * 50)[:-20]), "q.jsonl.gz", [], "q.jsonl.gz: cannot be read"),
+    "gzip that is none": (raw("q.jsonl.gz", b'{"question": "Why?"}\n'), "q.jsonl.gz", [], "q.jsonl.gz: cannot be read"),
+    "truncated bzip2": (raw("q.csv.bz2", bz2.compress(CSV.encode())[:-20]), "q.csv.bz2", [], "q.csv.bz2: cannot be read"),
+    "truncated Parquet": (raw("q.parquet", WHOLE[:-30]), "q.parquet", [], "q.parquet: cannot be read"),
+    "Parquet broken inside": (raw("q.parquet", WHOLE[:40] + bytes(40) + WHOLE[80:]), "q.parquet", [], "q.parquet: cannot be read"),
+    "Parquet that is none": (raw("q.parquet", b"question\n"), "q.parquet", [], "q.parquet: cannot be read"),
+    "UTF-16": (raw("q.csv", CSV.encode("utf-16")), "q.csv", [], "is UTF-16; save it as UTF-8"),
+    "JSON cut short": (raw("q.json", b'[{"question": "Why?"}, {"que'), "q.json", [], "q.json: is not JSON"),
+    "JSON in Latin-1": (raw("q.json", '[{"question": "Où?"}]'.encode("latin-1")), "q.json", [], "q.json: is not UTF-8"),
+    "JSON of another shape": (raw("q.json", b'{"data": [{"rows": 1}]}'), "q.json", [], "must be SQuAD's"),
+    "an endless line": (raw("q.jsonl", b"x" * (65 * 2**20)), "q.jsonl", [], "exceeds 64 MiB"),
+    "cop that fits both": (
+        jsonl(*[MCQ | {"question": f"{n}?"} for n in range(9)], good=0),
+        "q.jsonl",
+        ["corpus.format=medmcqa"],
+        "set corpus.medmcqa_first",
+    ),
+    "cop of five options": (
+        jsonl(*[MCQ | {"cop": n, "question": f"{n}?"} for n in range(6)], good=0),
+        "q.jsonl",
+        ["corpus.format=medmcqa"],
+        "cop takes the values 0, 1, 2",
+    ),
+    "a nested question": (
+        jsonl({"question": {"text": "Why?"}}),
+        "q.jsonl",
+        STRICT,
+        "q.jsonl: row 61: question = {'text': 'Why?'} must be a text",
+    ),
+    "no solved examples": (
+        raw("q.txt", b"".join(b"Question number %d, why?\n" % n for n in range(60))),
+        "q.txt",
+        ["corpus.prompt.style=fewshot"],
+        "5 solved examples are wanted, the probe split has 0",
+    ),
+    "no chat template": (jsonl(), "q.jsonl", ["corpus.prompt.style=chat"], "the model's tokenizer has no chat template"),
+    "splits that do not add up": (jsonl(), "q.jsonl", ["corpus.split.probe=0.9"], "probe + pool + eval must be 1"),
+    "template without a question": (jsonl(), "q.jsonl", ["corpus.prompt.template=Answer"], "must hold {question} exactly once"),
+    "unknown key": (jsonl(), "q.jsonl", ["corpus.sorce=x"], "`corpus.sorce` is not a known field; did you mean `source`?"),
+    "wrong type": (jsonl(), "q.jsonl", ["collect.samples=many"], "`collect.samples` = 'many'"),
+    "unknown model path": (jsonl(), "q.jsonl", ["model.name_or_path=/no/such/model"], "model.name_or_path = '/no/such/model'"),
+}
+
+DROPPED: dict[str, tuple[Maker, str, list[str], str]] = {
+    # name: (files with 60 good rows, corpus.source, --set, how the dropped row is told)
+    "a row without a question": (
+        jsonl({"answers": ["x"]}),
+        "q.jsonl",
+        [],
+        "q.jsonl: row 61: question = None must be a text that is not empty",
+    ),
+    "a blank question": (jsonl({"question": " \t "}), "q.jsonl", [], "question = ' \\t ' must be a text that is not empty"),
+    "a null question": (jsonl({"question": None}), "q.jsonl", [], "question = None must be a text"),
+    "a numeric question": (jsonl({"question": 42}), "q.jsonl", [], "question = 42 must be a text"),
+    "a list of questions": (jsonl({"question": ["Why?"]}), "q.jsonl", [], "question = ['Why?'] must be a text"),
+    "nested answers": (
+        jsonl({"question": "Why?", "answers": [{"x": 1}]}),
+        "q.jsonl",
+        [],
+        "answers = {'x': 1} must be a text, a number, or a list of these",
+    ),
+    "a null among answers": (jsonl({"question": "Why?", "answers": ["a", None]}), "q.jsonl", [], "answers = None must be a text"),
+    "true as an answer": (jsonl({"question": "Why?", "answers": True}), "q.jsonl", [], "answers = True must be a text"),
+    "an id that is an object": (jsonl({"question": "Why?", "id": {"x": 1}}), "q.jsonl", [], "id = {'x': 1} must be a text or a number"),
+    "a line that is not JSON": (jsonl(b"{question: why}"), "q.jsonl", [], "row 61: line = '{question: why}' is not JSON"),
+    "a line that is a list": (jsonl(b'["Why?"]'), "q.jsonl", [], "line = '[\"Why?\"]' must be a JSON object"),
+    "a line in Latin-1": (jsonl('{"question": "Où?"}'.encode("latin-1")), "q.jsonl", [], "is not UTF-8"),
+    "a NUL byte": (jsonl(b'{"question": "Wh\\u0000y?"}'), "q.jsonl", [], "question holds a NUL character"),
+    "a raw NUL byte": (jsonl(b'{"question": "Wh\0y?"}'), "q.jsonl", [], "is not JSON"),
+    "half a surrogate pair": (jsonl(b'{"question": "Wh\\ud83dy?"}'), "q.jsonl", [], "question holds half of a surrogate pair"),
+    "a 10 MB cell": (
+        jsonl({"question": "why " * 2_500_000}),
+        "q.jsonl",
+        [],
+        "question = 10,000,000 characters must have at most 20,000 characters",
+    ),
+    "an essay as an answer": (
+        jsonl({"question": "Why?", "answers": ["so " * 1000]}),
+        "q.jsonl",
+        [],
+        "answers = 3,000 characters must have at most 2,000",
+    ),
+    "2,000 answers": (
+        jsonl({"question": "Why?", "answers": [str(n) for n in range(2000)]}),
+        "q.jsonl",
+        [],
+        "answers = 2,000 answers must be at most 1,000",
+    ),
+    "a deep nest": (jsonl(b"[" * 100_000), "q.jsonl", [], "is not JSON"),
+    "a CSV row too short": (raw("q.csv", (CSV + "Why\n").encode()), "q.csv", [], "row 62: line = 1 fields must have the header's 2 fields"),
+    "a CSV row too long": (raw("q.csv", (CSV + "Why,a,b\n").encode()), "q.csv", [], "line = 3 fields must have the header's 2 fields"),
+    "a CSV row in Latin-1": (
+        raw("q.csv", CSV.encode() + "Où?,là\n".encode("latin-1")),
+        "q.csv",
+        [],
+        "question = 'O\\\\udcf9?' is not UTF-8",
+    ),
+    "an option that is not there": (
+        jsonl(*[MCQ | {"cop": n % 4 + 1, "question": GOOD[n]["question"]} | others(n) for n in range(60)], MCQ | {"cop": 7}, good=0),
+        "q.jsonl",
+        ["corpus.format=medmcqa", "corpus.medmcqa_first=1"],
+        "cop = 7 must name an option, 1 … 4",
+    ),
+    "metadata that is no dictionary": (
+        jsonl(
+            *[{"problem": r["question"], "answer": "x", "metadata": "{}"} for r in GOOD],
+            {"problem": "Why?", "answer": "x", "metadata": "{"},
+            good=0,
+        ),
+        "q.jsonl",
+        ["corpus.format=simpleqa"],
+        "metadata = '{' must be the text of a dictionary",
+    ),
+}
+
+READ: dict[str, tuple[Maker, str, list[str], str]] = {
+    # name: (files, corpus.source, --set, what the preview shows): odd, and right
+    "a byte-order mark": (raw("q.csv", b"\xef\xbb\xbf" + CSV.encode()), "q.csv", [], "60 = 60 questions"),
+    "a byte-order mark in JSONL": (
+        raw(
+            "q.jsonl",
+            b"\xef\xbb\xbf" + json.dumps({"question": "Why?"}).encode() + b"\n" + b"\n".join(json.dumps(r).encode() for r in GOOD),
+        ),
+        "q.jsonl",
+        [],
+        "61 = 61 questions",
+    ),
+    "CRLF": (raw("q.csv", CSV.replace("\n", "\r\n").encode()), "q.csv", [], "60 = 60 questions"),
+    "semicolons": (raw("q.csv", CSV.replace(",", ";").encode()), "q.csv", [], "60 of 60 questions have answers"),
+    "tabs": (raw("q.tsv", CSV.replace(",", "\t").encode()), "q.tsv", [], "60 of 60 questions have answers"),
+    "a line break inside quotes": (raw("q.csv", (CSV + '"Why,\nreally?",so\n').encode()), "q.csv", [], "61 = 61 questions"),
+    "right-to-left and emoji": (jsonl({"question": "מה בירת צרפת? 🗼", "answers": ["פריז"]}), "q.jsonl", [], "61 = 61 questions"),
+    "numeric answers": (
+        jsonl({"question": "When?", "answers": 1969}, {"question": "How much?", "answers": [2.5, 3]}),
+        "q.jsonl",
+        [],
+        "62 of 62 questions have answers",
+    ),
+    "no answers": (jsonl({"question": "When?", "answers": None}, {"question": "Who?"}), "q.jsonl", [], "60 of 62 questions have answers"),
+    "equal questions": (
+        jsonl({"question": f" {GOOD[0]['question'].upper()} ", "answers": ["Other"]}),
+        "q.jsonl",
+        [],
+        "60 questions + 1 merged",
+    ),
+    "packed": (raw("q.csv.gz", gzip.compress(CSV.encode())), "q.csv.gz", [], "60 = 60 questions"),
+    "a cell of JSON": (
+        raw("q.csv", b"doc\n" + b"".join(b'"{""q"": {""text"": ""Why %d?""}}"\n' % n for n in range(60))),
+        "q.csv",
+        ["corpus.question_column=doc.q.text"],
+        "60 = 60 questions",
+    ),
+    "JSON lines called .json": (raw("q.json", b"\n".join(json.dumps(r).encode() for r in GOOD)), "q.json", [], "60 = 60 questions"),
+    "a bracket that is no JSON": (
+        jsonl({"question": "Which?", "answers": "[sic] that one"}),
+        "q.jsonl",
+        [],
+        "61 of 61 questions have answers",
+    ),
+}
+
+
+def shown(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        app(list(arguments))
+    out, err = capfd.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+def preview(make: Maker, source: str, overrides: list[str], folder: Path, capfd: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    make(folder)
+    given = [part for o in (f"corpus.source={source}", *overrides) for part in ("--set", o)]
+    return shown(capfd, "corpus", SMOKE, *given)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "400")
+
+
+@pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_used_is_refused_in_one_line(case: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    make, source, overrides, says = case
+    code, _, err = preview(make, source, overrides, tmp_path, capfd)
+    assert code == 2, err
+    (line,) = [line for line in err.splitlines() if line.startswith("ka2l: ")]
+    assert says in line
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("case", DROPPED.values(), ids=DROPPED)
+def test_a_bad_row_costs_itself_and_is_named(case: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    make, source, overrides, says = case
+    code, out, err = preview(make, source, ["run.max_error_fraction=0.05", *overrides], tmp_path, capfd)
+    assert code == 0, err
+    assert "61 = 60 questions + 0 merged with an equal one + 1 dropped" in out
+    assert says in out
+    code, _, err = preview(make, source, ["run.max_error_fraction=0", *overrides], tmp_path, capfd)
+    assert code == 2
+    assert "1 of 61 rows cannot be used, more than run.max_error_fraction allows (0). First: " in err
+    assert says in err
+
+
+@pytest.mark.parametrize("case", READ.values(), ids=READ)
+def test_what_is_odd_but_right_is_read(case: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    make, source, overrides, says = case
+    code, out, err = preview(make, source, overrides, tmp_path, capfd)
+    assert code == 0, err
+    assert says in out

@@ -105,7 +105,7 @@ def run_command(
             if name is not None and name not in pipeline.STEP_NAMES:
                 raise ConfigError(f"no stage {name!r}; stages are {', '.join(pipeline.STEP_NAMES)}")
         if dry_run:
-            pipeline.check(loaded)
+            pipeline.check_sections(loaded)
             _print_plan(loaded)
             return
         run = _open(loaded)
@@ -223,6 +223,23 @@ def corpus(config: ConfigFile, overrides: Overrides = None, debug: Debug = False
 
 
 @app.command()
+def doctor(debug: Debug = False) -> None:
+    """What is missing on this machine, and what to type. Exit status 1 where something cannot run."""
+    with plain_errors(debug):
+        from ka2l_ray.doctor import examine
+
+        console, marks = Console(), {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "missing": "[red]missing[/]"}
+        table = RichTable("", "", "found", "what to type", show_lines=False)
+        findings = examine()
+        for f in findings:
+            table.add_row(marks[f.state], f.name, f.says, f.fix)
+        console.print(table)
+        if lacks := [f.name for f in findings if f.state == "missing"]:
+            print(f"ka2l: missing: {', '.join(lacks)}", file=sys.stderr)  # noqa: T201
+            raise SystemExit(1)
+
+
+@app.command()
 def report(run: Annotated[str, typer.Argument(help="A run folder or its URI.")], debug: Debug = False) -> None:
     """Write the report page of a run again from its results."""
     with plain_errors(debug):
@@ -271,12 +288,34 @@ def world_build(
 
 
 def _print_plan(config: Config) -> None:
-    from ka2l_ray.pipeline import STEPS
+    from ka2l_ray.planning.cost import size, storage_bytes
+    from ka2l_ray.planning.plan import make_plan
 
-    table = RichTable("stage", "does", title=f"{config.run.storage}/{config.run.name}: nothing was run")
-    for step in STEPS:
-        table.add_row(step.name, step.says)
-    Console().print(table)
+    plan, console = make_plan(config), Console()
+    shape, extent = plan.shape, plan.extent
+    head = f"{config.run.storage}/{config.run.name}: nothing was run"
+    table = RichTable("stage", "rows", "tokens read", "written", "actors", "memory of one", "storage", "does", title=head)
+    for line in plan.lines:
+        counts = (line.rows, line.read_tokens, line.written_tokens)
+        memory = f"{size(line.memory_bytes)}: {line.memory_is}"
+        table.add_row(line.stage, *(f"{n:,}" if n else "–" for n in counts), line.actors, memory, size(line.storage_bytes), line.does)
+    console.print(table)
+    quantized = "" if shape.quantization == "none" else f" in {shape.quantization}"
+    weights = (
+        f"{shape.parameters:,} parameters{quantized}, {size(shape.weight_bytes)} of weights, {size(shape.cache_bytes)} of cache a token"
+    )
+    splits = ", ".join(f"{split} {n:,}" for split, n in extent.splits.items())
+    prompt = f"a prompt has {extent.shared:,} shared tokens, read once an actor, and {extent.own:,} of its own"
+    for name, text in {
+        "model": f"{weights}; from {shape.source}",
+        "corpus": f"{splits}; {prompt}; {extent.source}",
+        "storage": f"about {size(storage_bytes(plan.lines))}",
+    }.items():
+        console.print(f"{name:<8} {text}", soft_wrap=True, highlight=False, markup=False)
+    for note in plan.notes:
+        console.print(f"note     {note}", style="yellow", soft_wrap=True, highlight=False, markup=False)
+    if plan.problems:
+        raise ConfigError("; ".join(plan.problems))
 
 
 def _print_results(folder: str, results: dict[str, Any]) -> None:

@@ -153,6 +153,11 @@ def check(config: Config) -> None:
     """Refuse before any work what can be known to fail: layers, budgets, strategies."""
     with refused_by_name(config.model):
         wanted_layers(config)
+    check_sections(config)
+
+
+def check_sections(config: Config) -> None:
+    """What contradicts itself between sections; the model is not looked at."""
     world = config.corpus.source == "world"
     if "oracle" in config.active.strategies and not world:
         raise ConfigError("active.strategies: `oracle` needs corpus.source = world, where the truth is known")

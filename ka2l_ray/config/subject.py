@@ -55,6 +55,8 @@ class ModelSection(Section):
     """Fine-tuned weights on top of it: a folder or URI with a PEFT adapter, which is merged, or with a full model of the same kind."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision to load in; `auto` is the checkpoint's own."""
+    quantization: Literal["none", "8bit", "4bit"] = "none"
+    """Load weights in 8 or 4 bits (bitsandbytes; `pip install 'ka2l-ray[quantization]'`): a half or a quarter of bfloat16's memory."""
     trust_remote_code: bool = False
     """Run code from the model's repository. Off unless you trust its author."""
 

@@ -53,8 +53,8 @@ class Preview:
     """Of the prompts measured, those that leave no room for an answer."""
 
 
-def preview(config: Config) -> Preview:
-    """Raises `ConfigError` as the `questions` stage does."""
+def preview(config: Config, with_tokens: bool = True) -> Preview:
+    """Raises `ConfigError` as the `questions` stage does. Without tokens no tokenizer is needed, and `prompt` and `tokens` are empty."""
     with tempfile.TemporaryDirectory(prefix="ka2l-corpus-") as scratch:
         table = Table(Folder.of(scratch) / "questions")
         unusable = Folder.of(scratch) / "dropped"
@@ -67,9 +67,11 @@ def preview(config: Config) -> Preview:
         for batch in table.batches(["answers", "group"]):
             gold += sum(bool(a) for a in batch["answers"].to_pylist())
             groups.update(g for g in batch["group"].to_pylist() if g is not None)
-        with refused_by_name(config.model):
-            prompt, lengths, tokens = _prompts(config, table)
-        room = tokens["context"] - config.collect.max_new_tokens
+        prompt, lengths, tokens = "", list[int](), dict[str, int]()
+        if with_tokens:
+            with refused_by_name(config.model):
+                prompt, lengths, tokens = _prompts(config, table)
+        room = tokens.get("context", 0) - config.collect.max_new_tokens
         return Preview(
             sources=manifest.get("sources", []),
             rows=manifest.get("rows_in", table.rows),
@@ -86,7 +88,7 @@ def preview(config: Config) -> Preview:
             prompt=prompt,
             tokens=tokens,
             measured=len(lengths),
-            too_long=sum(n > room for n in lengths) if tokens["context"] else 0,
+            too_long=sum(n > room for n in lengths) if tokens.get("context") else 0,
         )
 
 

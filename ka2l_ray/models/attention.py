@@ -87,7 +87,7 @@ def attend(
         together = grouped.transpose(0, 1).reshape(groups, -1, d)
         seen = (together @ prefix_key.transpose(-1, -2)).view(groups, B, H // groups, T, -1)
         scores.insert(0, seen.transpose(0, 1).reshape(B, H, T, -1))
-        visible.insert(0, _prefix_visible(prefix.positions, prefix_key.shape[1], sliding_window))
+        visible.insert(0, _prefix_visible(prefix.positions.to(query.device), prefix_key.shape[1], sliding_window))
     weights = _softmax(scores, visible, softcap).to(query.dtype)
     own = weights[..., -S:].reshape(B, groups, -1, S) @ value
     if prefix is not None:

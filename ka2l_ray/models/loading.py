@@ -4,6 +4,7 @@ In: a `ModelSection`. Out: a model in evaluation mode on the actor's device, and
 Refuses to know: prompts, questions, Ray. Weights are read from safetensors only; no pickle is ever opened.
 """
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -61,7 +63,7 @@ def load_model(model: ModelSection, adapter: str | None = None) -> PreTrainedMod
         with Folder.of(model.adapter).local() as folder:
             return load_model(model.model_copy(update={"adapter": None}), folder)
     path, source = (model_path(model), _source(model)) if adapter is None else (adapter, {})
-    return _placed(AutoModelForCausalLM.from_pretrained(path, dtype=_dtype(model), use_safetensors=True, **source))
+    return _placed(AutoModelForCausalLM.from_pretrained(path, **_options(model), **source))
 
 
 def with_adapter(model: PreTrainedModel, folder: str) -> Any:
@@ -84,7 +86,7 @@ def load_blocks(model: ModelSection, layers: int) -> PreTrainedModel:
     if not 0 <= layers <= config.num_hidden_layers:
         raise ValueError(f"layer {layers} is out of range: {model.name_or_path} has blocks 1 … {config.num_hidden_layers} and input 0")
     config.num_hidden_layers = max(1, layers)  # Hugging Face refuses a model without blocks; layer 0 stops before block 1
-    loaded = AutoModel.from_pretrained(model_path(model), config=config, dtype=_dtype(model), use_safetensors=True, **_source(model))
+    loaded = AutoModel.from_pretrained(model_path(model), config=config, **_options(model), **_source(model))
     return _placed(loaded)
 
 
@@ -99,8 +101,30 @@ def _cut(model: PreTrainedModel, layers: int) -> PreTrainedModel:
     return backbone
 
 
+def _options(model: ModelSection) -> dict[str, Any]:
+    """How weights are read: safetensors, in which precision, and, for several GPUs in one actor, spread block by block over them."""
+    options: dict[str, Any] = {"dtype": _dtype(model), "use_safetensors": True}
+    if model.quantization != "none":
+        options["quantization_config"] = _quantized(model)
+    if torch.cuda.device_count() > 1:
+        options["device_map"] = "auto"
+    elif model.quantization != "none":
+        options["device_map"] = {"": device()}
+    return options
+
+
+def _quantized(model: ModelSection) -> BitsAndBytesConfig:
+    """bitsandbytes' 8-bit integers, or its 4-bit normal floats computed in bfloat16 (QLoRA, Dettmers et al., 2023)."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ImportError(f"model.quantization = {model.quantization}: needs bitsandbytes: pip install 'ka2l-ray[quantization]'")
+    if model.quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+
+
 def _placed(model: Any) -> PreTrainedModel:
-    return model.to(device()).eval()
+    """The model in evaluation mode, on this process' device unless loading has placed it already."""
+    return (model if getattr(model, "hf_device_map", None) else model.to(device())).eval()
 
 
 @contextmanager

@@ -1,11 +1,13 @@
 """Prompts: which tokens are the question's own."""
 
+import copy
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ka2l_ray.config import PromptSection
-from ka2l_ray.corpus.prompts import encode, render
+from ka2l_ray.config import ConfigError, PromptSection
+from ka2l_ray.corpus.prompts import Prompter, encode, render, resolve
 
 TEMPLATES = ["Question: {question}\nAnswer:", "{question}", "Réponds à «{question}» !", "A\n\n{question}"]
 QUESTIONS = st.text(st.characters(categories=["L", "N", "P", "S"], max_codepoint=0x2FFFF), min_size=1, max_size=12)
@@ -53,3 +55,45 @@ def test_batches_are_padded_on_the_left_without_own_marks(tokenizer):
 def test_an_empty_question_is_refused(tokenizer, questions):
     with pytest.raises(ValueError, match="empty question"):
         encode(tokenizer, PromptSection(), questions)
+
+
+SHOTS = [("Where is Ann?", "Here"), ("Who is Bob?", "He"), ("Why?", "So")]
+CHAT = (
+    "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def test_a_fewshot_prompt_is_instruction_solved_examples_and_the_question():
+    prompt = resolve(PromptSection(style="fewshot", shots=2, instruction="Be brief."), SHOTS)
+    assert render(prompt, "What?") == (
+        "Be brief.\n\nQuestion: Where is Ann?\nAnswer: Here\n\nQuestion: Who is Bob?\nAnswer: He\n\nQuestion: What?\nAnswer:"
+    )
+
+
+@pytest.mark.parametrize("shots", [None, 2])
+def test_a_chat_prompt_has_the_ids_that_the_tokenizers_own_template_gives(tokenizer, shots):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = CHAT
+    section = PromptSection(style="chat", shots=shots, instruction="Be brief.")
+    prompt = resolve(section, SHOTS, tokenizer)
+    turns = [
+        t for q, a in SHOTS[: shots or 0] for t in ({"role": "user", "content": f"Be brief.\n\n{q}"}, {"role": "assistant", "content": a})
+    ]
+    turns.append({"role": "user", "content": "Be brief.\n\nWhere does she live?"})
+    wanted = tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
+    prompter = Prompter(tokenizer, prompt)
+    (found,) = prompter(["Where does she live?"])
+    assert list(found.ids) == list(wanted)
+    assert tokenizer.decode(found.ids[found.own_start : found.own_end]).strip() == "Where does she live?"
+    assert len(prompter.shared) > 5
+
+
+def test_a_prompt_that_holds_the_question_twice_is_refused():
+    with pytest.raises(ConfigError, match=r"exactly once"):
+        resolve(PromptSection(style="fewshot", shots=1), [("What does {question} mean?", "It")])
+
+
+def test_chat_needs_a_template(tokenizer):
+    with pytest.raises(ConfigError, match="no chat template"):
+        resolve(PromptSection(style="chat"), [], tokenizer)

@@ -1,0 +1,102 @@
+"""Files of every kind give the same rows, under the numbers a person finds them by."""
+
+import bz2
+import gzip
+import json
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ka2l_ray.config import ConfigError, HubSection
+from ka2l_ray.corpus.files import BadRow, files_of
+
+ROWS = [{"question": f"Why {n}, «{n * n}»?", "answers": [f"because {n}", "é"]} for n in range(5)]
+FLAT = [{"question": r["question"], "answers": r["answers"][0]} for r in ROWS]
+LINES = "\n".join(json.dumps(r, ensure_ascii=False) for r in ROWS).encode()
+
+
+def table(delimiter: str) -> bytes:
+    lines = [["question", "answers"], *([r["question"], r["answers"]] for r in FLAT)]
+    return "\r\n".join(delimiter.join(f'"{v}"' for v in line) for line in lines).encode()
+
+
+def parquet() -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(ROWS), sink)
+    return sink.getvalue().to_pybytes()
+
+
+KINDS = {
+    "q.jsonl": (LINES, ROWS, 1),
+    "q.ndjson": (LINES + b"\n\n", ROWS, 1),
+    "q.JSONL.GZ": (gzip.compress(LINES), ROWS, 1),
+    "q.jsonl.bz2": (bz2.compress(LINES), ROWS, 1),
+    "q.json": (json.dumps(ROWS).encode(), ROWS, 1),
+    "q.csv": (table(","), FLAT, 2),
+    "q.tsv": (table("\t"), FLAT, 2),
+    "semicolons.csv": (table(";"), FLAT, 2),
+    "q.csv.gz": (gzip.compress(b"\xef\xbb\xbf" + table(",")), FLAT, 2),
+    "q.parquet": (parquet(), ROWS, 1),
+    "q.txt": ("\n".join(r["question"] for r in FLAT).encode(), [{"question": r["question"]} for r in FLAT], 1),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_gives_its_rows_with_their_numbers(tmp_path: Path, name: str) -> None:
+    data, rows, first = KINDS[name]
+    (tmp_path / name).write_bytes(data)
+    (file,) = files_of(str(tmp_path / name), HubSection())
+    found = list(file.rows())
+    assert [r.values for r in found] == rows
+    assert [r.number for r in found] == list(range(first, first + len(rows)))
+
+
+def test_squads_own_tree_becomes_flat_rows(tmp_path: Path) -> None:
+    tree = {
+        "data": [
+            {"title": "Rivers", "paragraphs": [{"context": "…", "qas": [{"id": "a", "question": "Why?", "answers": [{"text": "so"}]}]}]}
+        ]
+    }
+    (tmp_path / "dev.json").write_text(json.dumps(tree))
+    (row,) = files_of(str(tmp_path / "dev.json"), HubSection())[0].rows()
+    assert row.values == {"title": "Rivers", "id": "a", "question": "Why?", "answers": [{"text": "so"}]}
+
+
+def test_a_folder_saved_by_datasets_is_read_by_its_split(tmp_path: Path) -> None:
+    made = datasets.DatasetDict({"validation": datasets.Dataset.from_list(ROWS), "train": datasets.Dataset.from_list(ROWS[:2])})
+    made.save_to_disk(str(tmp_path / "set"))
+    (file,) = files_of(str(tmp_path / "set"), HubSection(split="train"))
+    assert [r.values for r in file.rows()] == ROWS[:2]
+    (file,) = files_of(str(tmp_path / "set"), HubSection(split="test"))
+    with pytest.raises(ConfigError, match=r"holds the splits validation, train; set corpus\.hub\.split"):
+        list(file.rows())
+
+
+def test_sources_are_patterns_folders_and_lists_in_order(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "a.jsonl", "c.csv", "notes.md"):
+        (tmp_path / name).write_bytes(LINES if name.endswith("l") else table(","))
+    assert [Path(f.name).name for f in files_of(f"{tmp_path}/*.jsonl", HubSection())] == ["a.jsonl", "b.jsonl"]
+    assert [Path(f.name).name for f in files_of(str(tmp_path), HubSection())] == ["a.jsonl", "b.jsonl", "c.csv"]
+    both = (f"{tmp_path}/c.csv", f"{tmp_path}/a.jsonl")
+    assert [Path(f.name).name for f in files_of(both, HubSection())] == ["c.csv", "a.jsonl"]
+
+
+def test_a_hub_id_needs_no_network_to_be_known_as_one() -> None:
+    (file,) = files_of("mandarjoshi/trivia_qa", HubSection(subset="rc.nocontext"))
+    assert (file.kind, file.hub.subset) == ("hub", "rc.nocontext")
+
+
+def test_a_row_that_cannot_be_read_stands_in_its_place(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_bytes(b"\n".join([LINES.splitlines()[0], b"", b"\xff", LINES.splitlines()[1]]))
+    rows = list(files_of(str(tmp_path / "q.jsonl"), HubSection())[0].rows())
+    assert [r.number for r in rows] == [1, 3, 4]
+    assert rows[1].values == BadRow("line", "is not UTF-8", "… 0xff at byte 1")
+
+
+def test_lines_cross_the_borders_of_what_is_read_at_once(tmp_path: Path) -> None:
+    rows = [{"question": "why " * 700 + str(n)} for n in range(1000)]
+    (tmp_path / "q.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+    assert [r.values for r in files_of(str(tmp_path / "q.jsonl"), HubSection())[0].rows()] == rows

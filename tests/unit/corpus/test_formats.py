@@ -1,0 +1,110 @@
+"""Known question sets, each in the forms it is passed around in."""
+
+from typing import Any
+
+import pytest
+
+from ka2l_ray.config import CorpusSection
+from ka2l_ray.corpus.files import BadRow
+from ka2l_ray.corpus.formats import Question, at, first_option, parse
+
+FORMS: dict[str, tuple[str, dict[str, Any], Question]] = {
+    "nq_open": ("nq_open", {"question": "who?", "answer": ["A", "B", "A"]}, Question("who?", ("A", "B"))),
+    "trivia_qa, the hub's": (
+        "trivia_qa",
+        {"question": "Who?", "question_id": "tc_1", "answer": {"value": "Ann", "aliases": ["Anna"], "normalized_aliases": ["ann"]}},
+        Question("Who?", ("Ann", "Anna"), "tc_1"),
+    ),
+    "trivia_qa, flat": (
+        "trivia_qa",
+        {"context": "Question: Who?\nAnswer:", "answer": "Ann", "aliases": ["Anna", "Ann"]},
+        Question("Who?", ("Ann", "Anna")),
+    ),
+    "medmcqa": (
+        "medmcqa",
+        {
+            "question": "Longest bone?",
+            "opa": "Femur",
+            "opb": "Ulna",
+            "opc": "",
+            "opd": "Rib",
+            "cop": 2,
+            "subject_name": "Anatomy",
+            "id": "x",
+        },
+        Question("Longest bone?\nA. Femur\nB. Ulna\nD. Rib", ("Ulna", "B. Ulna"), "x", "Anatomy"),
+    ),
+    "medmcqa without gold": (
+        "medmcqa",
+        {"question": "Longest bone?", "opa": "Femur", "opb": "Ulna", "opc": "Toe", "opd": "Rib", "cop": -1},
+        Question("Longest bone?\nA. Femur\nB. Ulna\nC. Toe\nD. Rib", ()),
+    ),
+    "popqa, the authors'": (
+        "popqa",
+        {"id": 7, "question": "What?", "possible_answers": '["pol", "polit."]', "prop": "occupation"},
+        Question("What?", ("pol", "polit."), "7", "occupation"),
+    ),
+    "entity_questions, named by its relation": (
+        "entity_questions",
+        {"question": "What?", "answers": ["x"]},
+        Question("What?", ("x",), None, "P17"),
+    ),
+    "squad, the hub's": (
+        "squad",
+        {"id": "1", "title": "Rivers", "question": "Why?", "answers": {"text": ["so", "so"], "answer_start": [1, 2]}},
+        Question("Why?", ("so",), "1", "Rivers"),
+    ),
+    "squad, impossible": ("squad", {"id": "1", "question": "Why?", "answers": []}, Question("Why?", (), "1")),
+    "simpleqa": ("simpleqa", {"problem": "Who?", "answer": "Ann", "metadata": "{'topic': 'Art'}"}, Question("Who?", ("Ann",), None, "Art")),
+    "generic": ("generic", {"question": " Why? ", "answers": "so", "id": 3, "group": "x", "more": 1}, Question("Why?", ("so",), "3", "x")),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_row_of_each_form_becomes_its_question(name: str) -> None:
+    kind, row, question = FORMS[name]
+    corpus = CorpusSection.model_validate({"format": kind, "medmcqa_first": 1})
+    assert parse(row, corpus, "data/P17.dev.json") == question
+
+
+def test_an_option_counted_from_nought() -> None:
+    corpus = CorpusSection(format="medmcqa", medmcqa_first=0)
+    row = {"question": "?", "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": 0}
+    found = parse(row, corpus, "f")
+    assert isinstance(found, Question)
+    assert found.answers == ("a", "A. a")
+    assert parse(row | {"cop": 4}, corpus, "f") == BadRow("cop", "must name an option, 0 … 3", "4")
+
+
+@pytest.mark.parametrize(("numbers", "first"), [({0, 3}, 0), ({4, 1}, 1), ({1, 2, 3}, None), ({2}, None), (set(), None)])
+def test_only_the_ends_of_the_range_tell_what_options_count_from(numbers: set[int], first: int | None) -> None:
+    assert first_option(frozenset(numbers)) == first
+
+
+@pytest.mark.parametrize("numbers", [{0, 4}, {5}, {-2, 1}])
+def test_numbers_that_fit_no_four_options_are_refused(numbers: set[int]) -> None:
+    with pytest.raises(ValueError, match="must count four options"):
+        first_option(frozenset(numbers))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("a.b", 1),
+        ("dotted.name", 2),
+        ("cell.x.1", "two"),
+        ("list.text", ["p", "q"]),
+        ("list.0.text", "p"),
+        ("list.9", None),
+        ("gone", None),
+        ("a.b.c", None),
+    ],
+)
+def test_dotted_paths_reach_nested_columns_and_cells_of_json(path: str, value: Any) -> None:
+    row = {"a": {"b": 1}, "dotted.name": 2, "cell": '{"x": ["one", "two"]}', "list": [{"text": "p"}, {"text": "q"}]}
+    assert at(row, path) == value
+
+
+def test_equal_questions_share_an_id_and_a_corpus_own_id_goes_before() -> None:
+    assert Question("The Nile?", ()).id == Question("nile", ()).id
+    assert Question("The Nile?", (), "n1").id == "n1"

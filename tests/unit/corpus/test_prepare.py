@@ -1,0 +1,130 @@
+"""From files to splits: nothing lost, nothing twice, nothing alike in two splits."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ka2l_ray import schema
+from ka2l_ray.artifacts import Folder, Table
+from ka2l_ray.config import ConfigError, CorpusSection
+from ka2l_ray.corpus.duplicates import PERMUTATIONS, groups, ngrams, signatures
+from ka2l_ray.corpus.files import files_of
+from ka2l_ray.corpus.prepare import CHUNK, join, parse_file
+
+
+def prepared(folder: Path, *files: list[Any], shots: int = 0, seed: int = 0, **fields: Any) -> Table:
+    for n, rows in enumerate(files):
+        (folder / f"{n}.jsonl").write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows))
+    corpus = CorpusSection.model_validate({"source": f"{folder}/*.jsonl"} | fields)
+    scratch, table = Folder.of(str(folder / "scratch")).make(), Table(Folder.of(str(folder / "questions")))
+    found = files_of(corpus.source, corpus.hub)
+    parsed = [parse_file(f, corpus, scratch, Folder.of(str(folder / "dropped")), str(n)) for n, f in enumerate(found)]
+    join(parsed, scratch, corpus, shots, seed, table)
+    return table
+
+
+def words(n: int) -> str:
+    """A question unlike those of other numbers."""
+    rng = np.random.default_rng(n)
+    return f"Which {' '.join(''.join(rng.choice(list('abcdefghijklmnop'), 6)) for _ in range(4))}?"
+
+
+def questions(count: int, start: int = 0) -> list[dict[str, Any]]:
+    return [{"question": words(n), "answers": [f"a{n}"]} for n in range(start, start + count)]
+
+
+def test_every_row_is_in_one_split_or_accounted_for(tmp_path: Path) -> None:
+    table = prepared(tmp_path, [*questions(200), "{broken"], [*questions(100, 200), questions(1)[0] | {"answers": ["b", "a0"]}])
+    manifest, rows = table.manifest(), table.read().to_pylist()
+    assert (manifest["rows_in"], manifest["dropped"], manifest["merged"], manifest["rows"]) == (302, 1, 1, 300)
+    assert {r["question"] for r in rows} == {words(n) for n in range(300)}
+    assert Counter(len(r["answers"]) for r in rows) == {1: 299, 2: 1}
+    assert next(r["answers"] for r in rows if r["question"] == words(0)) == ["a0", "b"]
+    assert set(table.read(part="pool")["split"].to_pylist()) == {"pool"}
+    assert [s["rows"] for s in manifest["sources"]] == [201, 101]
+    (dropped,) = [r for f in (tmp_path / "dropped").iterdir() for r in pq.read_table(f).to_pylist()]
+    assert (Path(dropped["file"]).name, dropped["row"], dropped["problem"]) == ("0.jsonl", 201, "is not JSON")
+
+
+def test_more_rows_than_are_held_at_once_keep_their_order_and_answers(tmp_path: Path) -> None:
+    count = CHUNK + 50
+    rows = [{"question": f"q{n}", "answers": [str(n)]} for n in range(count)]
+    table = prepared(tmp_path, [*rows, {"question": "q3", "answers": ["again"]}], near_duplicates=1)
+    found = {r["question"]: r["answers"] for r in table.read(["question", "answers"]).to_pylist()}
+    assert found == {f"q{n}": [str(n)] for n in range(count)} | {"q3": ["3", "again"]}
+
+
+def test_alike_questions_share_a_split_and_which_it_is_follows_the_seed(tmp_path: Path) -> None:
+    alike = [{"question": f"Who sang the national anthem at the super bowl of {y}?"} for y in range(2001, 2031)]
+    (tmp_path / "a").mkdir()
+    table = prepared(tmp_path / "a", questions(100) + alike)
+    rows = table.read(["question", "entity", "split"]).to_pylist()
+    together = {(r["entity"], r["split"]) for r in rows if "anthem" in r["question"]}
+    assert len(together) == 1
+    assert table.manifest()["near_duplicates"] == 29
+    assert len({r["split"] for r in rows}) == 3
+    splits = set()
+    for seed in range(8):
+        (tmp_path / str(seed)).mkdir()
+        other = prepared(tmp_path / str(seed), questions(100) + alike, seed=seed).read(["question", "split"]).to_pylist()
+        splits |= {r["split"] for r in other if "anthem" in r["question"]}
+    assert len(splits) > 1
+
+
+def test_the_corpus_own_ids_must_differ_over_all_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"0\.jsonl row 2 and .*1\.jsonl row 1 share the id 'x'; ids must differ"):
+        prepared(tmp_path, [{"id": "y", "question": "One?"}, {"id": "x", "question": "Two?"}], [{"id": "x", "question": "Three?"}])
+
+
+def test_equal_questions_with_ids_of_their_own_are_both_kept_in_one_split(tmp_path: Path) -> None:
+    table = prepared(tmp_path, [*questions(50), {"id": "x", "question": "The same?"}, {"id": "y", "question": "the same"}])
+    rows = {r["id"]: r for r in table.read().to_pylist()}
+    assert rows["x"]["split"] == rows["y"]["split"]
+    assert table.manifest()["merged"] == 0
+
+
+def test_solved_examples_are_taken_from_the_probe_split_alone(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    rows = [*questions(100), *({"question": words(n)} for n in range(100, 120))]
+    without, table = prepared(tmp_path / "a", rows), prepared(tmp_path / "b", rows, shots=5)
+    aside = table.read(part=schema.SHOTS).to_pylist()
+    assert len(aside) == 5
+    assert all(r["answers"] for r in aside)
+    ids = {part: set(table.read(["id"], part=part)["id"].to_pylist()) for part in schema.SPLITS}
+    before = {part: set(without.read(["id"], part=part)["id"].to_pylist()) for part in schema.SPLITS}
+    assert (ids["pool"], ids["eval"]) == (before["pool"], before["eval"])
+    assert ids["probe"] | {r["id"] for r in aside} == before["probe"]
+
+
+TEXTS = st.lists(st.text("abcde ", min_size=8, max_size=40), min_size=1, max_size=12)
+
+
+@given(TEXTS)
+def test_groups_join_equal_texts_and_name_the_first(texts: list[str]) -> None:
+    found = groups(signatures(texts), 1.0)
+    for i, text in enumerate(texts):
+        assert found[i] <= i
+        assert found[i] == found[texts.index(text)]
+
+
+def test_signatures_estimate_the_jaccard_index() -> None:
+    """Over many pairs the share of equal values is the index, within the error of 64 draws."""
+    rng = np.random.default_rng(0)
+    errors = []
+    for _ in range(60):
+        text = "".join(rng.choice(list("abcdefgh "), 60))
+        other = text[: (cut := int(rng.integers(5, 55)))] + "".join(rng.choice(list("abcdefgh "), 60 - cut))
+        a, b = ngrams(text), ngrams(other)
+        one, two = signatures([text, other])
+        errors.append(float(np.mean(one == two)) - len(a & b) / len(a | b))
+    assert one.shape == (PERMUTATIONS,)
+    assert abs(np.mean(errors)) < 0.02
+    assert np.std(errors) < 2 * 0.5 / PERMUTATIONS**0.5

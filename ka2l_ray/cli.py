@@ -293,13 +293,15 @@ def _print_plan(config: Config) -> None:
 
     plan, console = make_plan(config), Console()
     shape, extent = plan.shape, plan.extent
-    head = f"{config.run.storage}/{config.run.name}: nothing was run"
-    table = RichTable("stage", "rows", "tokens read", "written", "actors", "memory of one", "storage", "does", title=head)
+    head = f"{config.run.name}: nothing was run"
+    table = RichTable("stage", "rows", "tokens read", "written", "memory", "storage", title=head)
     for line in plan.lines:
-        counts = (line.rows, line.read_tokens, line.written_tokens)
-        memory = f"{size(line.memory_bytes)}: {line.memory_is}"
-        table.add_row(line.stage, *(f"{n:,}" if n else "–" for n in counts), line.actors, memory, size(line.storage_bytes), line.does)
+        counts = (f"{n:,}" if n else "–" for n in (line.rows, line.read_tokens, line.written_tokens))
+        table.add_row(line.stage, *counts, size(line.memory_bytes), size(line.storage_bytes))
     console.print(table)
+    for line in plan.lines:
+        text = f"{line.stage:<11} {line.actors}: {line.does}; memory of one: {line.memory_is}"
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
     quantized = "" if shape.quantization == "none" else f" in {shape.quantization}"
     weights = (
         f"{shape.parameters:,} parameters{quantized}, {size(shape.weight_bytes)} of weights, {size(shape.cache_bytes)} of cache a token"

@@ -100,7 +100,7 @@ def shape_of(model: ModelSection) -> Shape:
     with torch.device("meta"):
         whole: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
     text: Any = config.get_text_config()
-    block = sum(p.numel() for b in blocks(whole) for p in b.parameters())
+    block = sum(p.numel() for b in blocks(whole.base_model, text.num_hidden_layers) for p in b.parameters())
     embedding = sum(p.numel() for p in whole.get_input_embeddings().parameters())
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

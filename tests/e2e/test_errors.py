@@ -19,7 +19,7 @@ SMOKE = "jobs/configs/smoke.yaml"
         (["active.budget=61"], "active.budget = 61 exceeds corpus.world.pool_questions = 60"),
         (["corpus.world.probe_questions=3000"], "corpus.world.probe_questions = 3000: the world has only"),
         (["model.name_or_path=/no/such/model"], "model.name_or_path = '/no/such/model'"),
-        (["corpus.source=questions.txt"], "corpus.source = 'questions.txt': must be `world` or end in .jsonl, .json, .csv, .parquet"),
+        (["corpus.source=questions.jsonl"], "corpus.source = 'questions.jsonl': no such file"),
         (["corpus.source=q.jsonl", "active.strategies=[oracle]"], "`oracle` needs corpus.source = world"),
     ],
 )
@@ -64,7 +64,7 @@ def test_help_is_there(arguments: list[str]) -> None:
 def test_the_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
     done = ka2l("run", SMOKE, "--set", f"run.storage={tmp_path}", "--dry-run")
     assert done.returncode == 0, done.stderr
-    assert "search" in done.stdout
+    assert all(stage in done.stdout for stage in ("collect", "score", "replay", "evaluate", "finetune"))
     assert not list(tmp_path.iterdir())
 
 

@@ -10,7 +10,7 @@ import posixpath
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import yaml
 from pyarrow import fs
 
-from ka2l_ray.config import Config, ConfigError, config_hash, differing_fields, parse_config
+from ka2l_ray.config import Config, ConfigError, config_hash, differing_fields, parse_config, read_yaml
 
 MANIFEST = "manifest.json"
 DRAW_STRIDE = 1000
@@ -213,6 +213,22 @@ def storage_of(config: Config) -> Folder:
         raise ConfigError(f"run.storage = {error}") from error
 
 
+def _at_their_revision(config: Config, theirs: Config) -> Config:
+    """The commit that a run pinned stands for a `model.revision` that is not given."""
+    if config.model.revision is not None or config.model.name_or_path != theirs.model.name_or_path:
+        return config
+    return config.model_copy(update={"model": config.model.model_copy(update={"revision": theirs.model.revision})})
+
+
+def _stored(file: Folder) -> Config:
+    """A run's own configuration. Raises `ConfigError` where it cannot be read as one."""
+    try:
+        text = file.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file.path}: cannot be read: {error}") from error
+    return parse_config(read_yaml(text, file.path), file.path)
+
+
 @dataclass(frozen=True)
 class Run:
     """A run's folder and its configuration."""
@@ -221,12 +237,16 @@ class Run:
     config: Config
 
     @classmethod
-    def open(cls, config: Config) -> "Run":
-        """Open or create the run's folder. Raises `ConfigError` where it belongs to another configuration, naming what differs."""
+    def open(cls, config: Config, pin: Callable[[Config], Config] = lambda config: config) -> "Run":
+        """Open or create the run's folder; a new run's configuration goes through `pin`.
+
+        Raises `ConfigError` where the folder belongs to another configuration, naming what differs.
+        """
         folder = storage_of(config) / config.run.name
         stored = folder / "config.yaml"
         if stored.exists():
-            theirs = parse_config(yaml.safe_load(stored.read_bytes()), stored.path)
+            theirs = _stored(stored)
+            config = _at_their_revision(config, theirs)
             if different := differing_fields(theirs, config):
                 fields = "; ".join(different)
                 raise ConfigError(
@@ -234,6 +254,8 @@ class Run:
                 )
         elif any(not n.endswith(".part") for n in folder.names(files_only=False)):
             raise ConfigError(f"{folder.path}: is not empty and holds no config.yaml, so it is not a run. Choose another run.name")
+        else:
+            config = pin(config)
         try:
             stored.write_bytes(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
         except OSError as error:
@@ -246,7 +268,7 @@ class Run:
         folder = Folder.of(uri)
         if not (folder / "config.yaml").exists():
             raise ConfigError(f"{uri}: holds no config.yaml, so it is not a run folder")
-        return cls(folder, parse_config(yaml.safe_load((folder / "config.yaml").read_bytes()), f"{uri}/config.yaml"))
+        return cls(folder, _stored(folder / "config.yaml"))
 
     @property
     def hash(self) -> str:

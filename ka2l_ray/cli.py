@@ -78,7 +78,7 @@ def _open(config: Config) -> Any:
 
     set_up_logging()
     pipeline.check(config)
-    run = Run.open(config)
+    run = Run.open(config, pipeline.pinned)
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not Path(config.run.storage).is_absolute() and "://" not in config.run.storage:
         log.warning("run.storage = %r is relative: this job's results lie in %s and go with it", config.run.storage, run.folder.path)
     connect(config)

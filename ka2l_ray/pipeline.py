@@ -25,7 +25,7 @@ from ka2l_ray.config import Config, ConfigError, Strategy
 from ka2l_ray.corpus.stage import questions
 from ka2l_ray.decode.stage import check_decoder
 from ka2l_ray.label.stage import label, label_pool, label_summary
-from ka2l_ray.models.loading import refused_by_name
+from ka2l_ray.models.loading import check_model, commit, refused_by_name
 from ka2l_ray.probe.search import search
 from ka2l_ray.probe.stage import score
 from ka2l_ray.report.page import write_report
@@ -152,8 +152,16 @@ STEP_NAMES = tuple(s.name for s in STEPS)
 def check(config: Config) -> None:
     """Refuse before any work what can be known to fail: layers, budgets, strategies."""
     with refused_by_name(config.model):
+        check_model(config.model)
         wanted_layers(config)
     check_sections(config)
+
+
+def pinned(config: Config) -> Config:
+    """The same with the commit that a hub id stands for today, so that a run goes on with the weights it began with."""
+    if config.model.revision is not None or (revision := commit(config.model)) is None:
+        return config
+    return config.model_copy(update={"model": config.model.model_copy(update={"revision": revision})})
 
 
 def check_sections(config: Config) -> None:

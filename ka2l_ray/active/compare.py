@@ -40,7 +40,7 @@ def open_runs(config: Config, seeds: int) -> list[Run]:
     runs = []
     for seed in range(config.run.seed, config.run.seed + seeds):
         section = config.run.model_copy(update={"storage": storage, "name": f"seed_{seed}", "seed": seed})
-        runs.append(Run.open(config.model_copy(update={"run": section})))
+        runs.append(Run.open(config.model_copy(update={"run": section}), pipeline.pinned))
     return runs
 
 

@@ -38,6 +38,7 @@ from ka2l_ray.config.subject import (
     WorldCorpusSection,
 )
 from ka2l_ray.config.tree import NO_RESULTS, Config, ReportSection, config_hash, differing_fields, load_config, parse_config
+from ka2l_ray.config.yaml_file import read_yaml
 
 __all__ = [
     "NO_RESULTS",
@@ -76,4 +77,5 @@ __all__ = [
     "differing_fields",
     "load_config",
     "parse_config",
+    "read_yaml",
 ]

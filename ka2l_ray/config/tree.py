@@ -11,7 +11,6 @@ from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError, model_validator
 
 from ka2l_ray.config.base import ConfigError, Section
@@ -19,6 +18,7 @@ from ka2l_ray.config.finetuning import FinetuneSection
 from ka2l_ray.config.knowing import CollectSection, DecodeSection, LabelSection, ScoreSection, SearchSection
 from ka2l_ray.config.loop import AcquireSection, ActiveSection, AnnotateSection, EvaluateSection
 from ka2l_ray.config.subject import CorpusSection, ModelSection, RaySection, RunSection
+from ka2l_ray.config.yaml_file import read_yaml
 
 NO_RESULTS = {
     *(f"{stage}.pool" for stage in ("collect", "score", "decode", "evaluate")),
@@ -90,11 +90,9 @@ NO_YAML = ("*", "&", "%", "@", "`")
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, apply `a.b=c` overrides, validate. Raises `ConfigError` with every problem, one line each."""
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        tree = read_yaml(Path(path).read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
     if tree is not None and not isinstance(tree, dict):
         raise ConfigError(f"{path}: must hold sections such as `run:`, got {type(tree).__name__}")
     tree = tree or {}
@@ -122,10 +120,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         tree = tree[name]
         if not isinstance(tree, dict):
             raise ConfigError(f"--set {override}: `{'.'.join(parents[: depth + 1])}` is a value, not a section")
-    try:
-        tree[last] = text if text.startswith(NO_YAML) else yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not YAML") from error
+    tree[last] = text if text.startswith(NO_YAML) else read_yaml(text, f"--set {override}")
 
 
 def _explain(source: str, error: Any) -> str:

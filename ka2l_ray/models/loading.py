@@ -5,6 +5,7 @@ Refuses to know: prompts, questions, Ray. Weights are read from safetensors only
 """
 
 import importlib.util
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ka2l_ray.artifacts import Folder
 from ka2l_ray.config import ConfigError, ModelSection
@@ -136,6 +138,33 @@ def refused_by_name(model: ModelSection) -> Iterator[None]:
         raise
     except (OSError, ValueError) as error:
         raise ConfigError(f"model.name_or_path = {model.name_or_path!r}: {str(error).splitlines()[0]}") from error
+
+
+def check_model(model: ModelSection) -> None:
+    """Refuse what can be seen without weights. Raises `ValueError` for a model that is no causal one, a folder that lacks a weights file,
+    and a tokenizer with more tokens than the model knows."""
+    config = configuration(model)
+    automatic = getattr(config, "auto_map", None) or {}
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and "AutoModelForCausalLM" not in automatic:
+        raise ValueError(f"model type {config.model_type!r} is no causal language model")
+    folder = Path(model_path(model))
+    if folder.is_dir() and (lacks := _missing_weights(folder)):
+        raise ValueError(f"the folder lacks {', '.join(lacks)}; weights are read from safetensors only")
+    vocabulary, tokens = config.get_text_config().vocab_size, load_tokenizer(model).vocab_size  # without those added, which may go unused
+    if tokens > vocabulary:
+        raise ValueError(f"its tokenizer has {tokens:,} tokens, the model {vocabulary:,}; is it another model's tokenizer?")
+
+
+def _missing_weights(folder: Path) -> list[str]:
+    """Names of weights files that should be in a model's folder and are not."""
+    index = folder / "model.safetensors.index.json"
+    wanted = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
+    return sorted(n for n in wanted if not (folder / n).exists())
+
+
+def commit(model: ModelSection) -> str | None:
+    """The hub's commit that a hub id stands for now, None for a folder."""
+    return getattr(configuration(model), "_commit_hash", None)
 
 
 def configuration(model: ModelSection) -> PreTrainedConfig:

@@ -52,6 +52,7 @@ class VllmGenerator:
             max_model_len=section.context,
             enforce_eager=section.eager,
             enable_prefix_caching=True,
+            enable_chunked_prefill=None if torch.cuda.is_available() else False,  # on a CPU a seeded request must not be cut in two
             seed=decoding.seed,
         )
         self._reach = Reach.of(config, config.get_text_config().vocab_size)

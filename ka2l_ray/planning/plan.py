@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from ka2l_ray.artifacts import Folder
 from ka2l_ray.config import Config, ConfigError, ModelSection
-from ka2l_ray.models.loading import model_path
+from ka2l_ray.models.loading import check_model, model_path, refused_by_name
 from ka2l_ray.planning.corpora import Extent, extent
 from ka2l_ray.planning.cost import Line, lines, size, storage_bytes
 from ka2l_ray.planning.shapes import Shape, UnknownShape, adapter_parameters, shape_of
@@ -37,7 +37,10 @@ def make_plan(config: Config) -> Plan:
         shape = shape_of(config.model)
     except UnknownShape as error:
         raise ConfigError(str(error)) from error
-    found = extent(config, _has_tokenizer(config.model))
+    if has_tokenizer := _has_tokenizer(config.model):
+        with refused_by_name(config.model):
+            check_model(config.model)
+    found = extent(config, has_tokenizer)
     adapters = adapter_parameters(config.model, config.finetune.lora) if config.finetune.mode == "lora" else 0
     stages = lines(config, found, shape, adapters)
     return Plan(found, shape, stages, [*_problems(config, found, shape)], [*_notes(config, found, stages)])

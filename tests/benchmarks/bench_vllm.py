@@ -22,7 +22,14 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         sides = Sides(Path(folder))
-        llm = LLM(model=folder, dtype="float32", enable_prefix_caching=True, max_model_len=512, max_num_seqs=SAMPLED * SAMPLES)
+        llm = LLM(
+            model=folder,
+            dtype="float32",
+            enable_prefix_caching=True,
+            enable_chunked_prefill=False,
+            max_model_len=512,
+            max_num_seqs=SAMPLED * SAMPLES,
+        )
         torch.set_num_threads(1)
         asked = [{"prompt_token_ids": list(p.ids)} for p in sides.prompts(sides.texts[:SAMPLED])]
         sampling = SamplingParams(n=SAMPLES, temperature=1.0, max_tokens=NEW_TOKENS, seed=0)

@@ -6,6 +6,7 @@ All of it is found without Ray and before any weights are read, by the commands 
 import bz2
 import gzip
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,6 @@ REFUSED: dict[str, tuple[Maker, str, list[str], str]] = {
     "template without a question": (jsonl(), "q.jsonl", ["corpus.prompt.template=Answer"], "must hold {question} exactly once"),
     "unknown key": (jsonl(), "q.jsonl", ["corpus.sorce=x"], "`corpus.sorce` is not a known field; did you mean `source`?"),
     "wrong type": (jsonl(), "q.jsonl", ["collect.samples=many"], "`collect.samples` = 'many'"),
-    "unknown model path": (jsonl(), "q.jsonl", ["model.name_or_path=/no/such/model"], "model.name_or_path = '/no/such/model'"),
 }
 
 DROPPED: dict[str, tuple[Maker, str, list[str], str]] = {
@@ -247,6 +247,142 @@ def preview(make: Maker, source: str, overrides: list[str], folder: Path, capfd:
     make(folder)
     given = [part for o in (f"corpus.source={source}", *overrides) for part in ("--set", o)]
     return shown(capfd, "corpus", SMOKE, *given)
+
+
+WORLD = ROOT / "ka2l_ray/world/assets/model"
+YAML = "run: {name: r}\n"
+
+
+def model(without: str = "", **config: Any) -> Maker:
+    """The world's model in `./model`, without a file or with another `config.json`."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(WORLD, folder / "model")
+        own = json.loads((WORLD / "config.json").read_text())
+        (folder / "model/config.json").write_text(json.dumps(own | config))
+        if without:
+            (folder / "model" / without).unlink()
+
+    return make
+
+
+def run_folder(**files: str) -> Maker:
+    """A folder `runs/smoke` with these files, `_` in a name for a dot."""
+
+    def make(folder: Path) -> None:
+        (folder / "runs/smoke").mkdir(parents=True)
+        for name, text in files.items():
+            (folder / "runs/smoke" / name.replace("_", ".")).write_text(text)
+
+    return make
+
+
+def config_file(text: str) -> Maker:
+    return lambda folder: (folder / "c.yaml").write_text(text)
+
+
+NESTED = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+HERE = ["model.name_or_path=model"]
+LONG = jsonl(*[{"question": " ".join(f"{n * m % 9973}" for m in range(1, 400)), "answers": ["x"]} for n in range(9)])
+
+RUNS: dict[str, tuple[Maker, list[str], list[str], str]] = {
+    # name: (files, arguments of `ka2l run`, --set, what the one line says)
+    "unknown model path": (jsonl(), [SMOKE, "--dry-run"], ["model.name_or_path=/no/such/model"], "model.name_or_path = '/no/such/model'"),
+    "a model without weights": (model("model.safetensors"), [SMOKE, "--dry-run"], HERE, "the folder lacks model.safetensors"),
+    "a model without its configuration": (model("config.json"), [SMOKE, "--dry-run"], HERE, "model.name_or_path = 'model'"),
+    "a model that is no causal one": (model(model_type="t5"), [SMOKE, "--dry-run"], HERE, "'t5' is no causal language model"),
+    "a model of an unknown type": (model(model_type="nonsense"), [SMOKE, "--dry-run"], HERE, "model.name_or_path = 'model'"),
+    "another model's tokenizer": (
+        model(vocab_size=100),
+        [SMOKE, "--dry-run"],
+        HERE,
+        "tokens, the model 100; is it another model's tokenizer?",
+    ),
+    "a model without a tokenizer": (model("tokenizer.json"), [SMOKE, "--until", "questions"], HERE, "model.name_or_path = 'model'"),
+    "an adapter that is not there": (
+        jsonl(),
+        [SMOKE, "--dry-run"],
+        ["model.adapter=/no/such/adapter"],
+        "model.adapter = '/no/such/adapter'",
+    ),
+    "layers out of range": (jsonl(), [SMOKE, "--dry-run"], ["collect.layers=[2, 9]"], "world has layers 0 … 6, not [9]"),
+    "a budget beyond the pool": (jsonl(), [SMOKE, "--dry-run"], ["corpus.source=q.jsonl"], "exceeds the pool of"),
+    "prompts beyond the context": (
+        LONG,
+        [SMOKE, "--dry-run"],
+        ["corpus.source=q.jsonl", "active.budget=2"],
+        "9 of 69 prompts",
+    ),
+    "a comparison with the truth where none is": (
+        jsonl(),
+        [SMOKE, "--dry-run"],
+        ["corpus.source=q.jsonl", "active.strategies=[oracle]"],
+        "needs corpus.source = world",
+    ),
+    "a storage that cannot be written": (
+        jsonl(),
+        [SMOKE, "--until", "questions"],
+        ["run.storage=/proc/nobody"],
+        "run.storage = '/proc/nobody': cannot be written",
+    ),
+    "a storage of unknown kind": (jsonl(), [SMOKE, "--until", "questions"], ["run.storage=ftp://host/runs"], "run.storage"),
+    "keys in the storage": (jsonl(), [SMOKE, "--dry-run"], ["run.storage=s3://me:secret@bucket/x"], "must hold no keys"),
+    "another program's folder": (
+        run_folder(notes_txt="mine"),
+        [SMOKE, "--until", "questions"],
+        [],
+        "is not empty and holds no config.yaml",
+    ),
+    "a run of another configuration": (
+        run_folder(config_yaml="collect: {samples: 5}\n"),
+        [SMOKE, "--until", "questions"],
+        [],
+        "collect.samples: 5 → 10",
+    ),
+    "a run folder's broken configuration": (
+        run_folder(config_yaml="run: [\n"),
+        [SMOKE, "--until", "questions"],
+        [],
+        "config.yaml: is not YAML",
+    ),
+    "no such configuration": (jsonl(), ["no.yaml", "--dry-run"], [], "no.yaml: cannot be read"),
+    "a configuration that is a list": (config_file("- run\n"), ["c.yaml", "--dry-run"], [], "must hold sections such as `run:`"),
+    "broken YAML": (config_file("run: {name: r\n"), ["c.yaml", "--dry-run"], [], "c.yaml: is not YAML"),
+    "cyclic YAML": (config_file(YAML + "corpus: &c {world: *c}\n"), ["c.yaml", "--dry-run"], [], "c.yaml"),
+    "YAML that swells": (config_file(NESTED), ["c.yaml", "--dry-run"], [], "c.yaml"),
+    "huge YAML": (
+        config_file(YAML + "# " + "x" * 2_000_000),
+        ["c.yaml", "--dry-run"],
+        [],
+        "c.yaml: 2,000,017 bytes; a configuration has at most 1,000,000",
+    ),
+    "binary YAML": (lambda folder: (folder / "c.yaml").write_bytes(b"\xff\xfe\x00"), ["c.yaml", "--dry-run"], [], "c.yaml: cannot be read"),
+    "code in YAML": (config_file("run: !!python/object/apply:os.getcwd []\n"), ["c.yaml", "--dry-run"], [], "c.yaml: is not YAML"),
+    "a key given twice over": (config_file("run: {name: a, name: b}\n"), ["c.yaml", "--dry-run"], [], "`name` twice"),
+    "an unknown stage": (jsonl(), [SMOKE, "--until", "colect"], [], "no stage 'colect'; stages are questions, collect"),
+    "a pool that is upside down": (jsonl(), [SMOKE, "--dry-run"], ["collect.pool={min: 4, max: 2}"], "max"),
+    "a batch that workers cannot share": (
+        jsonl(),
+        [SMOKE, "--dry-run"],
+        ["finetune.batch_rows=7"],
+        "batch_rows (7) must be a multiple of workers",
+    ),
+    "an override of a value as a section": (jsonl(), [SMOKE, "--dry-run", "--set", "run.name.x=1"], [], "is a value, not a section"),
+    "an override without a value": (jsonl(), [SMOKE, "--dry-run", "--set", "run.name"], [], "must look like section.field=value"),
+}
+
+
+@pytest.mark.parametrize("case", RUNS.values(), ids=RUNS)
+def test_a_run_that_cannot_go_on_says_so_before_it_starts(case: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    make, arguments, overrides, says = case
+    make(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    code, _, err = shown(capfd, "run", *arguments, *(part for o in overrides for part in ("--set", o)))
+    assert code == 2, err
+    (line,) = [line for line in err.splitlines() if line.startswith("ka2l: ")]
+    assert says in line
+    assert "Traceback" not in err
+    assert sorted(tmp_path.rglob("*")) == before, "something was written"
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,48 @@
+"""YAML of a configuration as plain values, whatever somebody put into it.
+
+In: text. Out: what it says. Refuses to know: sections and fields.
+PyYAML's safe loader runs no code, but keeps the last of two equal keys in silence, and lets ten lines of aliases stand for a billion values.
+"""
+
+from collections.abc import Hashable
+from typing import Any
+
+import yaml
+
+from ka2l_ray.config.base import ConfigError
+
+MOST_BYTES, MOST_VALUES = 1_000_000, 100_000
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key given twice in one mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := sorted({n for n in names if names.count(n) > 1}):
+            raise yaml.constructor.ConstructorError(None, None, f"names `{twice[0]}` twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(text: str, source: str) -> Any:
+    """Raises `ConfigError`, naming `source`, for what is no YAML, too large, or built of aliases that refer to themselves or multiply."""
+    if len(text) > MOST_BYTES:
+        raise ConfigError(f"{source}: {len(text):,} bytes; a configuration has at most {MOST_BYTES:,}")
+    try:
+        tree = yaml.load(text, _Loader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{source}: is not YAML: {' '.join(str(error).split())}") from error
+    if _values(tree, {}) > MOST_VALUES:
+        raise ConfigError(f"{source}: its aliases stand for more than {MOST_VALUES:,} values, or for themselves")
+    return tree
+
+
+def _values(tree: Any, counted: dict[int, int]) -> int:
+    """How many values a tree stands for, each shared part counted wherever it occurs; a part inside itself counts as too many."""
+    if not isinstance(tree, (dict, list)):
+        return 1
+    if id(tree) not in counted:
+        counted[id(tree)] = MOST_VALUES + 1
+        parts = tree.values() if isinstance(tree, dict) else tree
+        counted[id(tree)] = 1 + sum(_values(part, counted) for part in parts)
+    return counted[id(tree)]

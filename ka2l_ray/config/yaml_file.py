@@ -1,7 +1,7 @@
 """YAML of a configuration as plain values, whatever somebody put into it.
 
 In: text. Out: what it says. Refuses to know: sections and fields.
-PyYAML's safe loader runs no code, but keeps the last of two equal keys in silence, and lets ten lines of aliases stand for a billion values.
+PyYAML's safe loader runs no code, but keeps the last of two equal keys in silence, and lets ten lines stand for a billion values.
 """
 
 from collections.abc import Hashable

@@ -33,13 +33,13 @@ class Plan:
 
 def make_plan(config: Config) -> Plan:
     """Raises `ConfigError` where corpus or model cannot be used at all."""
+    if has_tokenizer := _has_tokenizer(config.model):
+        with refused_by_name(config.model):
+            check_model(config.model)
     try:
         shape = shape_of(config.model)
     except UnknownShape as error:
         raise ConfigError(str(error)) from error
-    if has_tokenizer := _has_tokenizer(config.model):
-        with refused_by_name(config.model):
-            check_model(config.model)
     found = extent(config, has_tokenizer)
     adapters = adapter_parameters(config.model, config.finetune.lora) if config.finetune.mode == "lora" else 0
     stages = lines(config, found, shape, adapters)

@@ -1,6 +1,6 @@
 """Everything a user can get wrong in what they bring, as one list: each ends in one clear line, or in a row that is counted and named.
 
-All of it is found without Ray and before any weights are read, by the commands that a user types, run in this process.
+All of it is found before Ray starts and before any weights are read, by the commands that a user types, run in this process.
 """
 
 import bz2

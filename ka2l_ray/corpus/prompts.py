@@ -95,7 +95,10 @@ class Prompter:
     def __call__(self, questions: Sequence[str]) -> list[Prompt]:
         """One `Prompt` per question; a blank question has no token of its own."""
         batch = self._tokenizer(
-            [render(self._prompt, q) for q in questions], return_offsets_mapping=True, add_special_tokens=self._prompt.special_tokens
+            [render(self._prompt, q) for q in questions],
+            return_offsets_mapping=True,
+            add_special_tokens=self._prompt.special_tokens,
+            verbose=False,
         )
         start = self._prompt.template.index("{question}")
         return [

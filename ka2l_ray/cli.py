@@ -240,13 +240,16 @@ def doctor(debug: Debug = False) -> None:
 
 
 @app.command()
-def report(run: Annotated[str, typer.Argument(help="A run folder or its URI.")], debug: Debug = False) -> None:
-    """Write the report page of a run again from its results."""
+def report(runs: Annotated[list[str], typer.Argument(help="A run folder or its URI; several to compare.")], debug: Debug = False) -> None:
+    """Write the report page of a run again from its results; of several runs, a page that compares them, beside the first one's."""
     with plain_errors(debug):
         from ka2l_ray.artifacts import Run
         from ka2l_ray.report.page import write_report
+        from ka2l_ray.report.versus import write_versus
 
-        print(f"{write_report(Run.existing(run)).path}/index.html")  # noqa: T201
+        opened, typed = [Run.existing(run) for run in runs], command_line("ka2l", "report", *runs, overrides=())
+        page = write_versus(opened, typed) if len(opened) > 1 else write_report(opened[0]) / "index.html"
+        print(page.path)  # noqa: T201
 
 
 @app.command()

@@ -1,6 +1,6 @@
-"""One way to turn a drawing into inline SVG, and the colours that all figures share.
+"""One way to turn a painting into inline SVG or a PNG, and the colours that all figures share.
 
-In: a function that paints axes. Out: an SVG string, the same bytes for the same drawing, with ids that no other figure of the page has.
+In: a function that paints axes. Out: the same bytes for the same drawing; an SVG has ids that no other figure of the page has.
 Refuses to know: what is drawn, files, and pyplot's global figure.
 Text stays text (searchable, small), and ink is `currentColor`, so a page decides between black on white and white on black.
 """
@@ -8,6 +8,7 @@ Text stays text (searchable, small), and ink is `currentColor`, so a page decide
 import io
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -36,20 +37,42 @@ _STYLE: dict[str, Any] = {
     "hatch.linewidth": 0.6,
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
 }
+_PNG_DPI = 150
 _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 _REFERENCE = re.compile(r'( id="|url\(#|href="#)')
 
 
-def draw(name: str, label: str, height_in: float, paint: Callable[[Axes], None]) -> str:
-    """Paint one set of axes and return it as `<svg>`; `name` makes its ids unique, `label` is read to those who cannot see it."""
-    with style.context(["default", _STYLE | {"svg.hashsalt": name}]):
-        figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
-        paint(figure.add_subplot())
-        out = io.StringIO()
-        figure.savefig(out, format="svg", transparent=True, metadata=_NO_METADATA)
-    svg = out.getvalue()
-    svg = _REFERENCE.sub(rf"\g<1>{name}-", svg[svg.index("<svg") :]).replace(INK, "currentColor")
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)
+@dataclass(frozen=True)
+class Drawing:
+    """One set of axes to be painted; `name` makes its ids unique, `label` is read to those who cannot see it."""
+
+    name: str
+    label: str
+    height_in: float
+    paint: Callable[[Axes], None]
+
+    def svg(self) -> str:
+        """`<svg>` to stand in a page."""
+        svg = self._save("svg", transparent=True, metadata=_NO_METADATA).decode()
+        svg = _REFERENCE.sub(rf"\g<1>{self.name}-", svg[svg.index("<svg") :]).replace(INK, "currentColor")
+        return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(self.label)}" ', 1)
+
+    def png(self) -> bytes:
+        """The same on white, for what shows no SVG."""
+        return self._save("png", dpi=_PNG_DPI, metadata={"Software": None})
+
+    def _save(self, kind: str, **options: Any) -> bytes:
+        with style.context(["default", _STYLE | {"svg.hashsalt": self.name}]):
+            figure = Figure(figsize=(WIDTH_IN, self.height_in), layout="constrained")
+            self.paint(figure.add_subplot())
+            out = io.BytesIO()
+            figure.savefig(out, format=kind, **options)
+        return out.getvalue()
+
+
+def on_paper(svg: str) -> bytes:
+    """A figure's `<svg>` as a file of its own: black on white, whatever shows it."""
+    return svg.replace("<svg ", '<svg style="background:#fff;color:#000" ', 1).encode()
 
 
 def legend(axes: Axes, where: str, handles: Sequence[Artist]) -> None:

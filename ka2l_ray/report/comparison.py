@@ -10,23 +10,23 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from ka2l_ray.report.canvas import draw
+from ka2l_ray.report.canvas import Drawing
 from ka2l_ray.report.figures import learning_axes, looks_of
-from ka2l_ray.report.page import environment
+from ka2l_ray.report.templates import environment
 
 
 def render(title: str, comparison: Mapping[str, Any]) -> str:
     """The page. Everything that comes from a file is escaped; only our own SVG is trusted."""
     figure = learning_curves(comparison["strategies"])
-    return environment().get_template("comparison.html").render(comparison, title=title, figure=figure and Markup(figure))
+    return environment().get_template("comparison.html").render(comparison, title=title, figure=figure and Markup(figure.svg()))
 
 
-def learning_curves(strategies: Sequence[Mapping[str, Any]]) -> str | None:
+def learning_curves(strategies: Sequence[Mapping[str, Any]]) -> Drawing | None:
     """Mean accuracy over seeds against annotations, a band for the 95 % interval; None where no curve has a point."""
     drawn = [s for s in strategies if s["curve"]]
     if not drawn:
         return None
-    return draw("comparison", "Accuracy against annotations by strategy", 4.4, partial(_paint, strategies=drawn))
+    return Drawing("comparison", "Accuracy against annotations by strategy", 4.4, partial(_paint, strategies=drawn))
 
 
 def _paint(axes: Axes, strategies: Sequence[Mapping[str, Any]]) -> None:

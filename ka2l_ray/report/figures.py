@@ -1,6 +1,6 @@
-"""The six figures of a run.
+"""Figures of a run's summary.
 
-In: parts of results.json, counts of entropy values, the cells of heat.json. Out: an SVG string, or None where there is nothing to draw.
+In: parts of results.json, counts of entropy values, the cells of heat.json. Out: a drawing, or None where there is nothing to draw.
 Refuses to know: the run folder, tables, and HTML.
 """
 
@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from ka2l_ray.report.canvas import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILION, draw, legend
+from ka2l_ray.report.canvas import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILION, Drawing, legend
 from ka2l_ray.report.curves import Curve, curves
 
 GROUPS = {
@@ -45,11 +45,11 @@ _MAIN: dict[str, Any] = {"linewidth": 2.2, "markersize": 6}
 _OTHERS = ((GREEN, "D"), (PURPLE, "v"), (VERMILION, "P"), (SKY, "X"))
 
 
-def entropy_histogram(counts: Mapping[str, Mapping[float, int]], threshold_nats: float | None) -> str | None:
+def entropy_histogram(counts: Mapping[str, Mapping[float, int]], threshold_nats: float | None) -> Drawing | None:
     """Questions by semantic entropy, stacked by group: {group of `GROUPS`: {entropy: questions}}."""
     if not any(counts.values()):
         return None
-    return draw("entropy", "Histogram of semantic entropy", 3.6, partial(_paint_entropy, counts=counts, threshold=threshold_nats))
+    return Drawing("entropy", "Histogram of semantic entropy", 3.6, partial(_paint_entropy, counts=counts, threshold=threshold_nats))
 
 
 def _paint_entropy(axes: Axes, counts: Mapping[str, Mapping[float, int]], threshold: float | None) -> None:
@@ -74,11 +74,11 @@ def _edges(highest: float, threshold: float) -> np.ndarray:
     return np.concatenate([below, above])
 
 
-def auroc_by_layer(search: Mapping[str, Any] | None) -> str | None:
+def auroc_by_layer(search: Mapping[str, Any] | None) -> Drawing | None:
     """AUROC of the best probe of every layer with its 95 % interval, and against the truth where that is known."""
     if search is None or all(entry["auroc"] is None for entry in search["layers"]):
         return None
-    return draw("layers", "AUROC by layer", 3.6, partial(_paint_layers, search=search))
+    return Drawing("layers", "AUROC by layer", 3.6, partial(_paint_layers, search=search))
 
 
 def _paint_layers(axes: Axes, search: Mapping[str, Any]) -> None:
@@ -105,7 +105,7 @@ def _column(entries: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int],
     return [e["layer"] for e in kept], [e[name] for e in kept]
 
 
-def layer_threshold_heat(cells: Sequence[Mapping[str, Any]] | None) -> str | None:
+def layer_threshold_heat(cells: Sequence[Mapping[str, Any]] | None) -> Drawing | None:
     """Validation AUROC of every layer and threshold tried (the best regularisation of each); the best cell is outlined."""
     tried = [c for c in cells or () if c["auroc"] is not None]
     if not tried:
@@ -117,7 +117,7 @@ def layer_threshold_heat(cells: Sequence[Mapping[str, Any]] | None) -> str | Non
         at = rows.index((c["position"], c["layer"])), thresholds.index(c["threshold_nats"])
         grid[at] = np.fmax(grid[at], c["auroc"])
     height_in = min(9.0, 1.9 + 0.24 * len(rows))
-    return draw("heat", "AUROC by layer and threshold", height_in, partial(_paint_heat, grid=grid, rows=rows, thresholds=thresholds))
+    return Drawing("heat", "AUROC by layer and threshold", height_in, partial(_paint_heat, grid=grid, rows=rows, thresholds=thresholds))
 
 
 def _paint_heat(axes: Axes, grid: np.ndarray, rows: list[tuple[str, int]], thresholds: list[float]) -> None:
@@ -141,23 +141,23 @@ def _paint_heat(axes: Axes, grid: np.ndarray, rows: list[tuple[str, int]], thres
     bar.solids.set_edgecolor("face")  # pyright: ignore
 
 
-def accuracy_curves(rounds: Sequence[Mapping[str, Any]]) -> str | None:
+def accuracy_curves(rounds: Sequence[Mapping[str, Any]]) -> Drawing | None:
     """Accuracy on the pool's facts (thick) and on facts no pool question asks (thin) against annotations bought."""
     labels = {"accuracy": "pool facts", "domain_accuracy": "other facts of the domain"}
     return _learning("accuracy", "Accuracy against annotations", "accuracy on eval questions", rounds, labels)
 
 
-def known_curves(rounds: Sequence[Mapping[str, Any]]) -> str | None:
+def known_curves(rounds: Sequence[Mapping[str, Any]]) -> Drawing | None:
     """Accuracy on what the base model knew, never replayed (thick) and replayed (thin), against annotations bought."""
     labels = {"known_accuracy": "known before, never replayed", "replayed_accuracy": "replayed"}
     return _learning("known", "Accuracy on questions known before", "accuracy on questions known before", rounds, labels)
 
 
-def _learning(name: str, label: str, ylabel: str, rounds: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> str | None:
+def _learning(name: str, label: str, ylabel: str, rounds: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> Drawing | None:
     measures = {text: found for measure, text in labels.items() if (found := curves(rounds, measure))}
     if not measures:
         return None
-    return draw(name, label, 4.0, partial(_paint_curves, measures=measures, ylabel=ylabel, thick=next(iter(labels.values()))))
+    return Drawing(name, label, 4.0, partial(_paint_curves, measures=measures, ylabel=ylabel, thick=next(iter(labels.values()))))
 
 
 def _paint_curves(axes: Axes, measures: Mapping[str, list[Curve]], ylabel: str, thick: str) -> None:
@@ -189,12 +189,12 @@ def looks_of(strategies: Sequence[str]) -> dict[str, tuple[str, str]]:
     return {s: _STRATEGIES[s] if s in _STRATEGIES else next(others) for s in strategies}
 
 
-def stage_times(time_s: Mapping[str, float | None]) -> str | None:
+def stage_times(time_s: Mapping[str, float | None]) -> Drawing | None:
     """Seconds spent in every stage, first stage on top, in the order given."""
     timed = {stage: seconds for stage, seconds in time_s.items() if seconds is not None}
     if not timed:
         return None
-    return draw("times", "Time by stage", 0.9 + 0.28 * len(timed), partial(_paint_times, timed=timed))
+    return Drawing("times", "Time by stage", 0.9 + 0.28 * len(timed), partial(_paint_times, timed=timed))
 
 
 def _paint_times(axes: Axes, timed: Mapping[str, float]) -> None:

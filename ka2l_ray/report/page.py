@@ -1,21 +1,24 @@
-"""The report of a run: one self-contained page, and every figure as a file beside it.
+"""The report of a run: one self-contained page, and every figure as files beside it.
 
-In: a run folder (results.json, base/knowledge, base/search/heat.json; each may be missing where a run was stopped early).
-Out: report/index.html and report/NAME.svg. Refuses to know: Ray, models, and how any number was made; it shows what is stored.
+In: a run folder (results.json, its tables, base/search/heat.json; each may be missing where a run was stopped early).
+Out: report/index.html, report/NAME.svg and report/NAME.png. Refuses to know: Ray, models, and how any number was made; it shows what is
+stored.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import pyarrow as pa
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ka2l_ray.artifacts import Folder, Run, Table
+from ka2l_ray.artifacts import Folder, Run
 from ka2l_ray.report import figures
-from ka2l_ray.report.summary import known_changes, savings
+from ka2l_ray.report.canvas import Drawing, on_paper
+from ka2l_ray.report.plane import known_map
+from ka2l_ray.report.summary import known_changes, savings, spendings
+from ka2l_ray.report.tables import bought_questions, decoded_questions, entropy_counts, probe_states, topic_counts
+from ka2l_ray.report.templates import environment
+from ka2l_ray.report.topics import Topic, topic_shares, topics
 from ka2l_ray.schema import DECODE_STATUSES, QUADRANTS
 
 STAGES = (
@@ -46,7 +49,6 @@ DECODE_MEASURES = {
     "truly_unknown_fraction": "share truly unknown",
     "answerable": "answerable",
 }
-_NULL = "–"
 _EMPTY = {
     **dict.fromkeys(("config_hash", "model", "seed", "command", "label", "search", "decode")),
     **{"versions": {}, "rounds": [], "saving": [], "stopped": [], "rows": {}, "time_s": {}},
@@ -55,48 +57,49 @@ _EMPTY = {
 
 def write_report(run: Run) -> Folder:
     """Write report/index.html and its figures; returns the report's folder. What a run has not made yet is named, not drawn."""
-    stored = run.folder / "results.json"
-    results = _EMPTY | (stored.read_json() if stored.exists() else {})
-    heat = run.folder / "base/search/heat.json"
-    drawn = draw_figures(results, entropy_counts(run.base("knowledge")), heat.read_json() if heat.exists() else None)
+    results = stored_results(run)
+    found = topics(topic_counts(run.base("knowledge")))
     report = run.folder / "report"
-    for name, svg in drawn.items():
-        file = report / f"{name}.svg"
-        if svg is None:
-            file.delete()  # an earlier report of this run may have drawn it
-        else:
-            file.write_bytes(svg.replace("<svg ", '<svg style="background:#fff;color:#000" ', 1).encode())
-    (report / "index.html").write_bytes(render(run, results, drawn, _absent(run, results)).encode())
+    drawn = {name: _write_figure(report, name, drawing) for name, drawing in draw_figures(run, results, found).items()}
+    (report / "index.html").write_bytes(render(run, results, drawn, found).encode())
     return report
 
 
-def entropy_counts(knowledge: Table) -> dict[str, Counter[float]]:
-    """{group: {entropy_nats: questions}}, streamed; a group is the truth where known, else the greedy answer's grade."""
-    counts: dict[str, Counter[float]] = {}
-    for batch in knowledge.batches(["entropy_nats", "truth", "correct"]) if knowledge.is_done else ():
-        grouped = pa.table(batch).group_by(["entropy_nats", "truth", "correct"]).aggregate([([], "count_all")])
-        for row in grouped.to_pylist():
-            if row["entropy_nats"] is not None:
-                group = row["truth"] or {True: "right", False: "wrong", None: "no gold"}[row["correct"]]
-                counts.setdefault(group, Counter())[row["entropy_nats"]] += row["count_all"]
-    return counts
+def stored_results(run: Run) -> dict[str, Any]:
+    """The content of results.json, with nulls and empty parts where the run has none yet."""
+    stored = run.folder / "results.json"
+    return _EMPTY | (stored.read_json() if stored.exists() else {})
 
 
-def draw_figures(
-    results: Mapping[str, Any], counts: Mapping[str, Mapping[float, int]], heat: list[dict[str, Any]] | None
-) -> dict[str, str | None]:
-    """{name: SVG}, None where the run holds no number for a figure."""
+def _write_figure(report: Folder, name: str, drawing: Drawing | None) -> str | None:
+    """Write a figure's files and return its `<svg>`; where there is none, remove what an earlier report of the run may have drawn."""
+    if drawing is None:
+        for kind in ("svg", "png"):
+            (report / f"{name}.{kind}").delete()
+        return None
+    svg = drawing.svg()
+    (report / f"{name}.svg").write_bytes(on_paper(svg))
+    (report / f"{name}.png").write_bytes(drawing.png())
+    return svg
+
+
+def draw_figures(run: Run, results: Mapping[str, Any], found: list[Topic]) -> dict[str, Drawing | None]:
+    """{name: drawing}, None where the run holds no number for a figure."""
+    heat, search, time_s = run.folder / "base/search/heat.json", results["search"], results["time_s"]
+    threshold = results["label"] and results["label"]["threshold_nats"]
     return {
-        "entropy": figures.entropy_histogram(counts, results["label"] and results["label"]["threshold_nats"]),
-        "layers": figures.auroc_by_layer(results["search"]),
-        "heat": figures.layer_threshold_heat(heat),
+        "entropy": figures.entropy_histogram(entropy_counts(run.base("knowledge")), threshold),
+        "topics": topic_shares(found),
+        "map": known_map(probe_states(run, search["position"], search["layer"]) if search else None),
+        "layers": figures.auroc_by_layer(search),
+        "heat": figures.layer_threshold_heat(heat.read_json() if heat.exists() else None),
         "accuracy": figures.accuracy_curves(results["rounds"]),
         "known": figures.known_curves(results["rounds"]),
-        "times": figures.stage_times({stage: results["time_s"][stage] for stage in _in_order(results["time_s"], STAGES)}),
+        "times": figures.stage_times({stage: time_s[stage] for stage in in_order(time_s, STAGES)}),
     }
 
 
-def render(run: Run, results: Mapping[str, Any], drawn: Mapping[str, str | None], absent: Mapping[str, str]) -> str:
+def render(run: Run, results: Mapping[str, Any], drawn: Mapping[str, str | None], found: list[Topic]) -> str:
     """The page. Everything that comes from a file is escaped; only our own SVG is trusted."""
     return (
         environment()
@@ -107,27 +110,23 @@ def render(run: Run, results: Mapping[str, Any], drawn: Mapping[str, str | None]
             run_name=run.config.run.name,
             decoding=run.config.decode.enabled,
             figures={name: svg and Markup(svg) for name, svg in drawn.items()},
-            absent=absent,
+            absent=_absent(run, results),
+            topics=found,
+            decoded=decoded_questions(run),
+            bought=bought_questions(run),
             savings=savings(results["saving"]),
             changes=known_changes(results["rounds"]),
+            spendings=spendings(results["rounds"]),
+            other_prompt=any(r.get("corpus_prompt_accuracy") is not None for r in results["rounds"]),
             objectives=figures.OBJECTIVES,
-            quadrants=_in_order((results["label"] or {}).get("quadrants") or (), QUADRANTS),
+            quadrants=in_order((results["label"] or {}).get("quadrants") or (), QUADRANTS),
             decode_measures=DECODE_MEASURES,
-            decode_names=_in_order((name for name in results["decode"] or () if name != "statuses"), tuple(DECODE_MEASURES)),
-            statuses=_in_order((results["decode"] or {}).get("statuses") or (), DECODE_STATUSES),
-            stages=_in_order({**results["rows"], **results["time_s"]}, STAGES),
+            decode_names=in_order((name for name in results["decode"] or () if name != "statuses"), tuple(DECODE_MEASURES)),
+            statuses=in_order((results["decode"] or {}).get("statuses") or (), DECODE_STATUSES),
+            stages=in_order({**results["rows"], **results["time_s"]}, STAGES),
             settings=yaml.safe_dump(run.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         )
     )
-
-
-def environment() -> Environment:
-    """Templates of this package and the filters that write numbers."""
-    loader = PackageLoader("ka2l_ray", "report")
-    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    made.filters |= {"count": _format(",.0f"), "amount": _format(",g"), "decimal": _format(".3f"), "nats": _format(".2f")}
-    made.filters |= {"percent": _format(".1%"), "seconds": _format(",.1f"), "measure": _measure, "text": _text}
-    return made
 
 
 def _absent(run: Run, results: Mapping[str, Any]) -> dict[str, str]:
@@ -144,18 +143,6 @@ def _absent(run: Run, results: Mapping[str, Any]) -> dict[str, str]:
     return reasons
 
 
-def _in_order(names: Iterable[str], order: tuple[str, ...]) -> list[str]:
+def in_order(names: Iterable[str], order: tuple[str, ...]) -> list[str]:
     """Names as `order` has them, others after by alphabet: JSON files are sorted by name, not by meaning."""
     return sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name))
-
-
-def _format(spec: str) -> Any:
-    return lambda value: _NULL if value is None else format(value, spec).replace("%", "\N{NO-BREAK SPACE}%")
-
-
-def _measure(value: float | None) -> str:
-    return _format(",d" if isinstance(value, int) else ".3f")(value)
-
-
-def _text(value: Any) -> str:
-    return _NULL if value is None else str(value)

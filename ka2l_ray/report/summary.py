@@ -1,6 +1,6 @@
-"""What the first paragraph of the report says about each strategy.
+"""What the report says about each strategy as a whole: savings, forgetting, the cost ledger.
 
-In: `rounds` and `saving` of results.json. Out: one small record per strategy, None where a number does not apply.
+In: `rounds` and `saving` of results.json. Out: one small record per strategy (and seed), None where a number does not apply.
 Refuses to know: figures, HTML, files.
 """
 
@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from ka2l_ray.report.curves import curves
+from ka2l_ray.schema import ANNOTATION_STATUSES
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,21 @@ class Change:
     strategy: str
     before: float
     after: float
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What one strategy and seed asked and paid for in all its rounds; `why` counts the rejected by status."""
+
+    strategy: str
+    seed: int
+    asked: float
+    answered: float
+    rejected: float
+    why: dict[str, float]
+    cached: float
+    cost: float
+    paid: float
 
 
 def savings(entries: Sequence[Mapping[str, Any]]) -> list[Saving]:
@@ -54,6 +70,19 @@ def known_changes(rounds: Sequence[Mapping[str, Any]]) -> list[Change]:
     """Known-set accuracy of every strategy that has it both before and after."""
     means = {curve.strategy: curve.mean for curve in curves(rounds, "known_accuracy") if len(curve.mean) > 1}
     return [Change(strategy, mean[0][1], mean[-1][1]) for strategy, mean in means.items()]
+
+
+def spendings(rounds: Sequence[Mapping[str, Any]]) -> list[Spent]:
+    """The ledger of every strategy and seed after its last round, in order of appearance; those that bought nothing are left out."""
+    last = {(r["strategy"], r["seed"]): r.get("ledger") for r in sorted(rounds, key=lambda r: r["round"])}
+    curves_in_order = dict.fromkeys((r["strategy"], r["seed"]) for r in rounds)
+    return [_spent(*curve, ledger) for curve in curves_in_order if (ledger := last[curve])]
+
+
+def _spent(strategy: str, seed: int, ledger: Mapping[str, float]) -> Spent:
+    why = {status: ledger[status] for status in ANNOTATION_STATUSES if status != "answered" and ledger[status]}
+    totals = {name: ledger[name] for name in ("asked", "answered", "rejected", "cached", "cost", "paid")}
+    return Spent(strategy, seed, why=why, **totals)
 
 
 def _mean(values: Any) -> float | None:

@@ -23,8 +23,7 @@ from world_lab import Lab, Setting
 from ka2l_ray.active.saving import annotations_to_reach
 from ka2l_ray.config import AcquireSection, FinetuneSection, ReplaySection, Strategy
 from ka2l_ray.models.loading import WORLD_MODEL
-from ka2l_ray.report.canvas import BLUE, GREY, ORANGE, legend
-from ka2l_ray.report.canvas import draw as draw_svg
+from ka2l_ray.report.canvas import BLUE, GREY, ORANGE, Drawing, legend
 from ka2l_ray.world.facts import WorldRecipe, build_world
 from ka2l_ray.world.recipes import built_hash
 
@@ -231,7 +230,7 @@ def figure(summary: dict[str, Any]) -> str:
         axes.set(xlabel="known share of the pool", ylabel="annotations saved against random", xlim=(0, 1), ylim=(0, 1))
         legend(axes, "lower", axes.get_legend_handles_labels()[0])
 
-    return draw_svg("saving", "Annotations saved against the known share of the pool", 4.2, paint)
+    return Drawing("saving", "Annotations saved against the known share of the pool", 4.2, paint).svg()
 
 
 def print_table(summary: dict[str, Any]) -> None:

@@ -1,10 +1,10 @@
 """The page of a comparison: holds the numbers, escapes what it did not write itself, loads nothing."""
 
 import re
-from html.parser import HTMLParser
 from typing import Any, get_args
 
 import pytest
+from html_page import Page
 
 from ka2l_ray.config import Strategy
 from ka2l_ray.report.comparison import learning_curves, render
@@ -28,30 +28,10 @@ def comparison() -> dict[str, Any]:
     return made | {"strategies": strategies}
 
 
-class Page(HTMLParser):
-    """The text of a page, its elements, and what it would load; fails on a tag that closes another."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.text, self.tags, self.loads, self.open = "", [], [], []
-        self.feed(html)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.loads += [value for name, value in attrs if name in ("src", "href", "xlink:href", "srcset", "data", "action")]
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        self.open.pop()
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag, f"</{tag}> closes another tag"
-
-    def handle_data(self, data):
-        self.text += data
+def _svg(comparison: dict[str, Any]) -> str:
+    drawing = learning_curves(comparison["strategies"])
+    assert drawing
+    return drawing.svg()
 
 
 def rows(html: str) -> dict[str, list[str]]:
@@ -98,14 +78,13 @@ def test_the_page_loads_nothing(comparison):
 
 
 def test_the_figure_names_every_strategy_and_shades_intervals(comparison):
-    svg = learning_curves(comparison["strategies"])
-    assert svg
+    svg = _svg(comparison)
     for name in ("random", "ka2l", "coreset"):
         assert f">{name}</text>" in svg
     assert svg.count("FillBetweenPolyCollection") == 3
     for point in (p for s in comparison["strategies"] for p in s["curve"]):
         point["ci"] = None
-    assert "FillBetweenPolyCollection" not in (learning_curves(comparison["strategies"]) or "")
+    assert "FillBetweenPolyCollection" not in _svg(comparison)
 
 
 def test_without_a_point_there_is_no_figure_and_the_page_says_so(comparison):

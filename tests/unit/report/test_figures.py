@@ -7,14 +7,18 @@ import pytest
 
 from ka2l_ray.report import figures
 from ka2l_ray.report.curves import curves
-from ka2l_ray.report.summary import known_changes, savings
+from ka2l_ray.report.summary import known_changes, savings, spendings
 
 
 def test_figures_are_the_same_bytes_twice(results: dict[str, Any]) -> None:
     first = figures.accuracy_curves(results["rounds"])
+    second = figures.accuracy_curves(copy.deepcopy(results["rounds"]))
     assert first
-    assert "<metadata>" not in first
-    assert first == figures.accuracy_curves(copy.deepcopy(results["rounds"]))
+    assert second
+    assert "<metadata>" not in first.svg()
+    assert first.svg() == second.svg()
+    assert first.png() == second.png()
+    assert first.png().startswith(b"\x89PNG\r\n")
 
 
 @pytest.mark.parametrize(
@@ -61,3 +65,17 @@ def test_savings_count_the_seeds_that_never_reached_random() -> None:
     (found,) = savings([*entries, {"strategy": "random", "seed": 0, "saving": 0.0, "of_oracle": 0.0}])
     assert (found.saving, found.of_oracle, found.reached, found.seeds) == (pytest.approx(0.3), None, 2, 3)
     assert known_changes([]) == []
+
+
+def test_the_ledger_of_a_curve_is_that_of_its_last_round(results: dict[str, Any]) -> None:
+    found = {(s.strategy, s.seed): s for s in spendings(results["rounds"])}
+    assert list(found) == [("ka2l", 0), ("random", 0), ("random", 1), ("random", 2), ("oracle", 0)]
+    ours = found["ka2l", 0]
+    assert (ours.asked, ours.answered, ours.rejected, ours.cached, ours.cost, ours.paid) == (225, 216, 9, 15, 225.0, 210.0)
+    assert ours.why == {"refused": 6, "blank": 3}
+
+
+def test_a_curve_that_bought_nothing_has_no_ledger(results: dict[str, Any]) -> None:
+    assert spendings([r for r in results["rounds"] if r["round"] == 0]) == []
+    older = [{name: value for name, value in r.items() if name != "ledger"} for r in results["rounds"]]
+    assert spendings(older) == []

@@ -1,64 +1,17 @@
 """The report renders what a run holds, escapes what it did not write itself, loads nothing, and invents nothing."""
 
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import pyarrow as pa
 import pytest
+from finished_run import open_run, write_knowledge, write_round, write_run
+from html_page import Page
 
-from ka2l_ray.artifacts import Run
-from ka2l_ray.config import Config
-from ka2l_ray.report.page import entropy_counts, write_report
+from ka2l_ray.report.page import write_report
 
-FIGURES = ("accuracy", "entropy", "heat", "known", "layers", "times")
-VOID = {"meta", "br", "link", "img", "input", "hr"}
-
-
-def _open(tmp_path: Path, title: str = "What the model does not know") -> Run:
-    return Run.open(Config.model_validate({"run": {"name": "r", "storage": str(tmp_path)}, "report": {"title": title}}))
-
-
-def _write_knowledge(run: Run) -> None:
-    """40 rows per entropy value and truth, one failed row, and one row without a known truth."""
-    kinds = {"known": (0.0, 0.325), "rare": (0.325, 0.8018), "misconception": (0.0, 0.5), "unseen": (1.97, 2.303, 2.164, 0.8018, 1.6)}
-    rows = [{"entropy_nats": v, "truth": t, "correct": t == "known"} for t, values in kinds.items() for v in values] * 40
-    rows += [{"entropy_nats": None, "truth": "known", "correct": None}, {"entropy_nats": 0.0, "truth": None, "correct": True}]
-    run.base("knowledge").write((None, pa.Table.from_pylist(rows)))
-
-
-class _Page(HTMLParser):
-    """Collects what a browser would build and load; fails on a tag that closes another."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.ids: list[str] = []
-        self.loads: list[str] = []
-        self.tags: list[str] = []
-        self.text = ""
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.ids += [value for name, value in attrs if name == "id" and value]
-        self.loads += [value for name, value in attrs if name in ("src", "href", "xlink:href", "srcset", "data", "action") and value]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag, f"</{tag}> closes another tag"
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
+FIGURES = ("accuracy", "entropy", "heat", "known", "layers", "map", "times", "topics")
 
 
 def _row(html: str, first: str) -> list[str]:
@@ -69,13 +22,9 @@ def _row(html: str, first: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, unchanged_results: dict[str, Any], heat: list[dict[str, Any]]) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a whole run."""
-    run = _open(tmp_path_factory.mktemp("whole"))
-    _write_knowledge(run)
-    (run.folder / "base/search/heat.json").write_json(heat)
-    (run.folder / "results.json").write_json(unchanged_results)
-    return Path(write_report(run).path)
+    return Path(write_report(write_run(tmp_path_factory.mktemp("whole"))).path)
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +33,11 @@ def page(folder: Path) -> str:
 
 
 def test_page_is_whole_and_self_contained(page: str) -> None:
-    parsed = _Page(page)
-    assert parsed.open == []
+    parsed = Page(page)
     assert len(parsed.ids) == len(set(parsed.ids)), "two figures share an id"
     assert parsed.loads
     assert all(target.startswith("#") for target in parsed.loads), "the page loads something"
-    assert "script" not in parsed.tags
+    assert parsed.tags.count("script") == 1, "the search is the only script"
     assert "@import" not in page
     assert not re.search(r"url\((?!#)", page)
 
@@ -99,12 +47,13 @@ def test_every_figure_is_inline_and_beside_the_page(page: str, folder: Path) -> 
     for name in FIGURES:
         svg = (folder / f"{name}.svg").read_text()
         assert ElementTree.fromstring(svg).tag.endswith("svg")
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG\r\n")
         assert f'<figure id="figure-{name}">\n<svg ' in page
     assert page.count("Made by <code>ka2l run jobs/configs/demo.yaml</code>") == len(FIGURES)
 
 
 def test_references_inside_a_figure_resolve(page: str) -> None:
-    ids = set(_Page(page).ids)
+    ids = set(Page(page).ids)
     used = set(re.findall(r"url\(#([^)]+)\)", page)) | set(re.findall(r'xlink:href="#([^"]+)"', page))
     assert used
     assert used <= ids
@@ -116,11 +65,11 @@ def test_nulls_are_dashes(page: str) -> None:
     assert _row(page, "decode") == ["150", "300", "–", "12.9"]
     assert _row(page, "finetune") == ["–", "–", "–", "410.4"]
     assert "None" not in page
-    assert "nan" not in _Page(page).text
+    assert not re.search(r"\bnan\b", Page(page).text)
 
 
 def test_numbers_are_those_of_the_run(page: str) -> None:
-    summary = " ".join(_Page(page[page.index('<p id="summary">') : page.index("<h2>Rounds")]).text.split())
+    summary = " ".join(Page(page[page.index('<p id="summary">') : page.index("<h2>Rounds")]).text.split())
     assert "Of 2,200 questions, the model does not know 48.3 %" in summary
     assert "AUROC of 0.940 (95 % interval 0.919 to 0.959)" in summary
     assert "ka2l needs 41.2 % fewer annotations" in summary
@@ -136,17 +85,17 @@ def test_what_others_wrote_is_escaped(tmp_path: Path, results: dict[str, Any]) -
     results |= {"command": f"ka2l run {attack}", "model": attack, "versions": {attack: attack}}
     results["rounds"][0]["strategy"] = results["saving"][0]["strategy"] = attack
     results["time_s"][attack] = 3.0
-    run = _open(tmp_path, title=attack)
+    run = open_run(tmp_path, title=attack)
     (run.folder / "results.json").write_json(results)
     html = (write_report(run) / "index.html").read_bytes().decode()
     assert "<script" not in html
-    assert attack in _Page(html).text
+    assert attack in Page(html).text
     for name in ("accuracy", "times"):
         assert attack in "".join(ElementTree.fromstring((tmp_path / f"r/report/{name}.svg").read_text()).itertext())
 
 
 def test_a_new_run_renders(tmp_path: Path) -> None:
-    html = (write_report(_open(tmp_path)) / "index.html").read_bytes().decode()
+    html = (write_report(open_run(tmp_path)) / "index.html").read_bytes().decode()
     assert "<svg " not in html
     for stage in ("label", "search", "decode", "evaluate"):
         assert f"Stage {stage} has not run." in html
@@ -154,24 +103,25 @@ def test_a_new_run_renders(tmp_path: Path) -> None:
 
 
 def test_a_run_stopped_after_label_shows_what_it_has(tmp_path: Path, results: dict[str, Any]) -> None:
-    run = _open(tmp_path)
-    _write_knowledge(run)
+    run = open_run(tmp_path)
+    write_knowledge(run)
     stopped = results | {"search": None, "decode": None, "rounds": [], "saving": [], "time_s": {"label": 0.8}}
     (run.folder / "results.json").write_json(stopped)
     html = (write_report(run) / "index.html").read_bytes().decode()
-    assert sorted(f.stem for f in (tmp_path / "r/report").glob("*.svg")) == ["entropy", "times"]
+    assert sorted(f.stem for f in (tmp_path / "r/report").glob("*.svg")) == ["entropy", "times", "topics"]
     assert "Stage search has not run." in html
     assert "Stage label has not run." not in html
 
 
 def test_a_figure_that_no_longer_holds_is_removed(tmp_path: Path, results: dict[str, Any]) -> None:
-    run = _open(tmp_path)
+    run = open_run(tmp_path)
     (run.folder / "results.json").write_json(results)
     write_report(run)
     assert (tmp_path / "r/report/accuracy.svg").exists()
     (run.folder / "results.json").write_json(results | {"rounds": []})
     write_report(run)
     assert not (tmp_path / "r/report/accuracy.svg").exists()
+    assert not (tmp_path / "r/report/accuracy.png").exists()
 
 
 def test_a_corpus_without_gold_renders(tmp_path: Path, results: dict[str, Any]) -> None:
@@ -181,18 +131,59 @@ def test_a_corpus_without_gold_renders(tmp_path: Path, results: dict[str, Any]) 
     results["label"] |= {"entropy_auroc_vs_incorrect": None, "entropy_auroc_vs_truth": None, "quadrants": {}}
     results["search"] |= {"objective": "entropy", "auroc_vs_truth": None, "auroc_ci": None}
     results["search"]["layers"] = [e | {"auroc_vs_truth": None, "auroc_ci": None} for e in results["search"]["layers"]]
-    run = _open(tmp_path)
+    run = open_run(tmp_path)
     (run.folder / "results.json").write_json(results)
     html = (write_report(run) / "index.html").read_bytes().decode()
     assert "did not reach the accuracy that random buying ends with" in html
-    assert html.count("This run has no number for this figure.") == 3  # accuracy, known, and heat without heat.json
+    assert html.count("This run has no number for this figure.") == 4  # accuracy, known, heat without heat.json, map without states
     assert "None" not in html
 
 
-def test_entropy_is_counted_by_truth_else_by_grade(tmp_path: Path) -> None:
-    run = _open(tmp_path)
-    _write_knowledge(run)
-    counts = entropy_counts(run.base("knowledge"))
-    assert counts["unseen"] == {1.97: 40, 2.303: 40, 2.164: 40, 0.8018: 40, 1.6: 40}
-    assert counts["right"] == {0.0: 1}
-    assert "no gold" not in counts  # the failed row has no entropy, so it is not counted
+def test_what_tables_hold_is_escaped(tmp_path: Path, results: dict[str, Any]) -> None:
+    attack = "<script>alert(1)</script>"
+    run = open_run(tmp_path)
+    (run.folder / "results.json").write_json(results)
+    write_round(run, "ka2l", 0, 1, decoded=3, text=attack)
+    html = (write_report(run) / "index.html").read_bytes().decode()
+    assert html.count("<script") == 1
+    assert attack not in html
+    assert Page(html).text.count(attack) == 10 * 3 + 3 * 2  # question, answer and reason; source and decoded question
+
+
+def test_the_ledger_and_the_topics_are_those_of_the_run(page: str) -> None:
+    assert "<td>225</td><td>216</td><td>9</td><td>refused 6, blank 3</td><td>15</td><td>225</td><td>210</td>" in page
+    assert page.count("<td>225</td><td>216</td>") == 5
+    topics = page[page.index('<table id="topics">') :].split("</table>")[0]
+    assert topics.count("<tr>") == 1 + 25 + 2
+    assert '<td class="text">5 other topics</td>' in topics
+    assert '<td class="text">no topic</td><td>1</td><td>0</td>' in topics
+
+
+def test_accuracy_under_the_corpus_prompt_is_shown_where_it_was_measured(page: str, tmp_path: Path, results: dict[str, Any]) -> None:
+    assert "corpus.prompt</th>" not in page
+    results["rounds"][0]["corpus_prompt_accuracy"] = 0.3456
+    del results["rounds"][1]["corpus_prompt_accuracy"]
+    run = open_run(tmp_path)
+    (run.folder / "results.json").write_json(results)
+    html = (write_report(run) / "index.html").read_bytes().decode()
+    assert "<th>accuracy</th><th>corpus.prompt</th><th>domain</th>" in html
+    rows = re.findall(r"<tr><td>ka2l</td>(.*?)</tr>", html)
+    assert [re.findall(r"<td>(.*?)</td>", row)[5] for row in rows[:2]] == ["34.6\N{NO-BREAK SPACE}%", "–"]
+
+
+def test_every_table_of_questions_has_a_search_field_and_names_its_folder(page: str) -> None:
+    for name, table, rows in (("decoded", "decoded", "12 of 12"), ("bought", "annotations", "40 of 40")):
+        assert f'<input type="search" data-table="{name}"' in page
+        assert f'<table id="{name}">' in page
+        assert f"{rows} rows;" in page.split(f'data-table="{name}"')[0]
+        assert f"<code>r/strategies/*/seed_*/round_*/{table}/*.parquet</code>" in page
+
+
+def test_the_page_says_when_rows_are_left_out(tmp_path: Path, results: dict[str, Any]) -> None:
+    run = open_run(tmp_path)
+    (run.folder / "results.json").write_json(results)
+    for number in (1, 2):
+        write_round(run, "ka2l", 0, number, bought=700)
+    html = (write_report(run) / "index.html").read_bytes().decode()
+    assert "500 of 1,400 rows, the first of every round;" in html
+    assert html.split('<table id="bought">')[1].split("</table>")[0].count("<tr>") == 501

@@ -1,0 +1,54 @@
+"""The map of known and unknown: hidden states of the probe's layer, seen from the side that shows most of their variance.
+
+In: states with the kind of each question. Out: a drawing of two principal components.
+Refuses to know: tables, HTML, probes. The components are found without the kinds, so groups that lie apart do so in the states.
+"""
+
+from collections import Counter
+from functools import partial
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from sklearn.decomposition import PCA
+
+from ka2l_ray.report.canvas import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, Drawing, legend
+from ka2l_ray.report.tables import ProbeStates
+
+KINDS = {
+    "known": BLUE,
+    "rare": SKY,
+    "shaky": GREEN,
+    "misconception": ORANGE,
+    "unseen": VERMILION,
+    "unknown": VERMILION,
+    "not stated": GREY,
+}
+
+
+def known_map(found: ProbeStates | None) -> Drawing | None:
+    """Questions on two principal components of their states, coloured by kind; None where fewer than three states differ."""
+    if found is None or len(np.unique(found.states, axis=0)) < 3:
+        return None
+    components = PCA(n_components=2, random_state=0)
+    points = components.fit_transform(found.states.astype(np.float64))
+    shares = components.explained_variance_ratio_
+    return Drawing("map", "Known and unknown questions by hidden state", 5.2, partial(_paint, found=found, points=points, shares=shares))
+
+
+def _paint(axes: Axes, found: ProbeStates, points: np.ndarray, shares: np.ndarray) -> None:
+    counts = Counter(found.kinds)
+    colors = {kind: KINDS.get(kind, PURPLE) for kind in sorted(counts, key=lambda kind: [*KINDS, kind].index(kind))}
+    # All kinds in one call, in the order of the hashes: none is painted over another as a whole.
+    axes.scatter(*points.T, s=14, c=[colors[kind] for kind in found.kinds], alpha=0.55, linewidths=0, clip_on=False)
+    axes.set_aspect("equal", "datalim")
+    axes.set(xlabel=_axis("first", shares[0]), ylabel=_axis("second", shares[1]))
+    chosen = f"{len(found.kinds):,} of {found.questions:,} questions by {found.by}; states {found.column}"
+    axes.set_title(chosen, fontsize=10, loc="left")
+    marks: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 5}
+    legend(axes, "lower", [Line2D([], [], color=c, label=f"{kind} ({counts[kind]:,})", **marks) for kind, c in colors.items()])
+
+
+def _axis(which: str, share: float) -> str:
+    return f"{which} principal component ({100 * share:.1f} % of variance)"

@@ -1,0 +1,158 @@
+"""What the report reads from a run's tables, streamed; only what the page shows stays in memory.
+
+In: a run folder whose tables may be missing. Out: counts, a bounded sample of states, the first rows of every round.
+Refuses to know: figures, HTML, Ray, models.
+"""
+
+import heapq
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ka2l_ray import schema
+from ka2l_ray.active.acquire import unit
+from ka2l_ray.artifacts import Folder, Run, Table
+
+MOST_STATES = 2000
+MOST_ROWS = 500
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ProbeStates:
+    """States (B, D) of some of the probe split's questions, and what each question is: its `by`, one of truth, quadrant and label."""
+
+    states: np.ndarray
+    kinds: list[str]
+    by: str
+    column: str
+    questions: int
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The first rows of every round's table, and how many rows these tables hold together."""
+
+    rows: list[Row]
+    total: int
+
+
+def entropy_counts(knowledge: Table) -> dict[str, Counter[float]]:
+    """{group: {entropy_nats: questions}}, streamed; a group is the truth where known, else the greedy answer's grade."""
+    counts: dict[str, Counter[float]] = {}
+    for batch in knowledge.batches(["entropy_nats", "truth", "correct"]) if knowledge.is_done else ():
+        grouped = pa.table(batch).group_by(["entropy_nats", "truth", "correct"]).aggregate([([], "count_all")])
+        for row in grouped.to_pylist():
+            if row["entropy_nats"] is not None:
+                group = row["truth"] or {True: "right", False: "wrong", None: "no gold"}[row["correct"]]
+                counts.setdefault(group, Counter())[row["entropy_nats"]] += row["count_all"]
+    return counts
+
+
+def topic_counts(knowledge: Table) -> dict[str | None, tuple[int, int]]:
+    """{topic: (questions, unknown ones)}; None collects questions without a topic, and failed rows are left out."""
+    asked: Counter[str | None] = Counter()
+    unknown: Counter[str | None] = Counter()
+    for batch in knowledge.batches(["group", "unknown"]) if knowledge.is_done else ():
+        grouped = pa.table(batch).group_by(["group", "unknown"]).aggregate([([], "count_all")])
+        for row in grouped.to_pylist():
+            if row["unknown"] is not None:
+                asked[row["group"]] += row["count_all"]
+                unknown[row["group"]] += row["count_all"] * row["unknown"]
+    return {topic: (count, unknown[topic]) for topic, count in asked.items()}
+
+
+def probe_states(run: Run, position: str, layer: int, most: int = MOST_STATES) -> ProbeStates | None:
+    """States of at most `most` labelled questions, chosen and ordered by the hash of their id; None where labels or states are missing."""
+    knowledge, activations, column = run.base("knowledge"), run.base("activations"), schema.state_column(position, layer)
+    if not (knowledge.is_done and activations.is_done):
+        return None
+    labels = {r["id"]: r for r in heapq.nsmallest(most, _labelled(knowledge), key=lambda r: unit("map", r["id"]))}
+    states = dict(_states(activations, column, labels))
+    ids = [i for i in labels if i in states]
+    if not ids:
+        return None
+    by = next((name for name in ("truth", "quadrant") if any(labels[i][name] for i in ids)), "label")
+    return ProbeStates(np.stack([states[i] for i in ids]), [_kind(labels[i], by) for i in ids], by, column, knowledge.rows)
+
+
+def _labelled(knowledge: Table) -> Iterator[Row]:
+    for batch in knowledge.batches(["id", "truth", "quadrant", "unknown"]):
+        yield from (row for row in batch.to_pylist() if row["unknown"] is not None)
+
+
+def _kind(label: Row, by: str) -> str:
+    return ("known", "unknown")[label["unknown"]] if by == "label" else label[by] or "not stated"
+
+
+def _states(activations: Table, column: str, wanted: dict[str, Row]) -> Iterator[tuple[str, np.ndarray]]:
+    ids = pa.array(list(wanted), pa.string())
+    for batch in activations.batches(["id", column]):
+        kept = batch.filter(pc.and_(pc.is_in(batch["id"], ids), batch[column].is_valid()))  # pyright: ignore
+        states = kept[column].flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+        # The reshaped array is a copy of the wanted rows alone, so no batch is kept alive.
+        yield from zip(kept["id"].to_pylist(), states.reshape(kept.num_rows, -1), strict=True)
+
+
+def decoded_questions(run: Run, most: int = MOST_ROWS) -> Listing:
+    """Questions generated in every round, each with the pool question whose state it was decoded from."""
+    listing = _listing(run, "decoded", most, _decoded)
+    sources = _texts(run.table("questions"), {row["source_id"] for row in listing.rows})
+    return Listing([row | {"source": sources.get(row["source_id"])} for row in listing.rows], listing.total)
+
+
+def bought_questions(run: Run, most: int = MOST_ROWS) -> Listing:
+    """Questions bought in every round, by rank, each with the reason why it was chosen."""
+    return _listing(run, "annotations", most, _bought)
+
+
+def _listing(run: Run, name: str, most: int, read: Callable[[Folder], Iterator[Row]]) -> Listing:
+    finished = [(who, folder, Table(folder / name).rows) for who, folder in _rounds(run) if Table(folder / name).is_done]
+    sizes = [size for _, _, size in finished]
+    shares = zip(finished, fair_shares(sizes, most), strict=True)
+    return Listing([who | row for (who, folder, _), share in shares for row in islice(read(folder), share)], sum(sizes))
+
+
+def fair_shares(sizes: Sequence[int], most: int) -> list[int]:
+    """How many rows of each table are shown: all where `most` suffices, else as evenly as their sizes allow."""
+    shares = [0] * len(sizes)
+    for done, n in enumerate(sorted(range(len(sizes)), key=lambda n: sizes[n])):
+        shares[n] = min(sizes[n], most // (len(sizes) - done))
+        most -= shares[n]
+    return shares
+
+
+def _rounds(run: Run) -> Iterator[tuple[Row, Folder]]:
+    """Every round that the configuration plans, curve by curve."""
+    active = run.config.active
+    for strategy, draw in ((s, d) for s in active.strategies for d in range(active.random_draws if s == "random" else 1)):
+        for number in range(1, active.rounds + 1):
+            yield {"strategy": strategy, "seed": run.draw_seed(draw), "round": number}, run.round(strategy, draw, number)
+
+
+def _decoded(folder: Folder) -> Iterator[Row]:
+    return _stream(Table(folder / "decoded"), ["source_id", "question", "status", "p_unknown", "similarity"])
+
+
+def _bought(folder: Folder) -> Iterator[Row]:
+    """Whole rounds: they are bounded by the budget."""
+    answered = {r["id"]: r for r in _stream(Table(folder / "annotations"), ["id", "question", "answer", "status", "cost"])}
+    acquired = sorted(_stream(Table(folder / "acquired"), ["id", "reason", "rank"]), key=lambda r: r["rank"])
+    return (choice | answered[choice["id"]] for choice in acquired)
+
+
+def _texts(questions: Table, ids: set[str]) -> dict[str, str]:
+    wanted = pa.array(list(ids), pa.string())
+    batches = questions.batches(["id", "question"], part="pool") if ids else ()
+    rows = (row for batch in batches for row in batch.filter(pc.is_in(batch["id"], wanted)).to_pylist())  # pyright: ignore
+    return {row["id"]: row["question"] for row in rows}
+
+
+def _stream(table: Table, columns: list[str]) -> Iterator[Row]:
+    return (row for batch in table.batches(columns) for row in batch.to_pylist())

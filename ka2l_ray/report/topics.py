@@ -1,0 +1,76 @@
+"""What the model does not know, by topic.
+
+In: questions and unknown ones of every topic. Out: shares with their intervals, largest first, and a figure of them.
+Refuses to know: tables, HTML, how a question was found to be unknown.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
+from scipy.stats import binomtest
+
+from ka2l_ray.report.canvas import BLUE, GREY, Drawing
+
+MOST_TOPICS = 25
+_MOST_LETTERS = 40
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A topic's questions and the share of them that the model does not know, with Wilson's 95 % interval."""
+
+    name: str
+    questions: int
+    unknown: int
+    interval: tuple[float, float]
+
+    @property
+    def share(self) -> float:
+        return self.unknown / self.questions
+
+    @classmethod
+    def of(cls, name: str, questions: int, unknown: int) -> "Topic":
+        interval = binomtest(unknown, questions).proportion_ci(confidence_level=0.95, method="wilson")
+        return cls(name, questions, unknown, (float(interval.low), float(interval.high)))
+
+
+def topics(counts: Mapping[str | None, tuple[int, int]], most: int = MOST_TOPICS) -> list[Topic]:
+    """The largest topics by share, then the others together and the questions without one; nothing where no question has a topic."""
+    named = sorted(((n, name, u) for name, (n, u) in counts.items() if name is not None), key=lambda c: (-c[0], c[1]))
+    if not named:
+        return []
+    shown = [Topic.of(name, n, u) for n, name, u in named[:most]]
+    shown.sort(key=lambda t: (-t.share, t.name))
+    if rest := named[most:]:
+        shown.append(Topic.of(f"{len(rest):,} other topics", sum(n for n, _, _ in rest), sum(u for _, _, u in rest)))
+    return shown + ([Topic.of("no topic", *counts[None])] if None in counts else [])
+
+
+def topic_shares(found: Sequence[Topic]) -> Drawing | None:
+    """Share unknown of every topic with its interval, beside that of all questions; None where there is no topic."""
+    if not found:
+        return None
+    return Drawing("topics", "Share of unknown questions by topic", 1.2 + 0.24 * len(found), partial(_paint, found=found))
+
+
+def _paint(axes: Axes, found: Sequence[Topic]) -> None:
+    rows = range(len(found))
+    low, high = zip(*(t.interval for t in found), strict=True)
+    axes.hlines(rows, low, high, color=BLUE, linewidth=5, alpha=0.35)
+    axes.plot([t.share for t in found], rows, "o", color=BLUE, markersize=5)
+    overall = sum(t.unknown for t in found) / sum(t.questions for t in found)
+    axes.axvline(overall, color=GREY, linewidth=0.8, linestyle="--")
+    axes.text(overall, 1.0, f"all: {100 * overall:.1f} %", transform=axes.get_xaxis_transform(), ha="center", va="bottom", color=GREY)
+    axes.set_yticks(rows, [f"{_shown(t.name)} ({t.questions:,})" for t in found])
+    axes.set(xlabel="unknown questions (share)", xlim=(0, 1), ylim=(len(found) - 0.4, -0.6))
+    axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    axes.tick_params(axis="y", length=0)
+
+
+def _shown(name: str) -> str:
+    """A label of one line: what cannot be printed, no SVG may hold."""
+    line = "".join(c if c.isprintable() else " " for c in name)
+    return line if len(line) <= _MOST_LETTERS else f"{line[: _MOST_LETTERS - 1]}…"

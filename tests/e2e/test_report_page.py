@@ -1,0 +1,137 @@
+"""The report in a real browser: every figure is visible, the search works, the console is silent.
+
+The run is made by hand, so nothing of Ray is started. The pictures stay in tests/artefacts/.
+"""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import ROOT
+from finished_run import write_run
+
+from ka2l_ray.report.page import write_report
+from ka2l_ray.report.versus import write_versus
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FIGURES = {"accuracy", "entropy", "heat", "known", "layers", "map", "times", "topics"}
+ARTEFACTS = ROOT / "tests/artefacts"
+MEASURE = """
+const boxes = Array.from(document.querySelectorAll("figure > svg"), (svg) => {
+  const box = svg.getBoundingClientRect();
+  return [svg.parentElement.id, box.width, box.height, svg.querySelectorAll("text").length];
+});
+document.documentElement.dataset.found = JSON.stringify({ boxes, wide: document.documentElement.scrollWidth - innerWidth });
+"""
+TYPE = """
+const field = document.querySelector("input[data-table=bought]");
+field.value = "KA2L-0-1-7  baker";
+field.dispatchEvent(new Event("input"));
+document.documentElement.dataset.found = JSON.stringify(Array.from(document.querySelectorAll(".search output"), (o) => o.textContent));
+"""
+
+
+class Browser:
+    """A headless Chromium with a profile of its own."""
+
+    def __init__(self, path: str, profile: Path) -> None:
+        quiet = ("--no-first-run", "--disable-background-networking", "--hide-scrollbars", f"--user-data-dir={profile}")
+        logging = ("--enable-logging=stderr", "--v=0", "--virtual-time-budget=5000", "--window-size=900,4200")
+        self._command = [path, "--headless=new", "--no-sandbox", "--disable-gpu", *quiet, *logging]
+
+    def __call__(self, page: Path, *options: str, fragment: str = "") -> tuple[str, list[str]]:
+        """What the browser writes to stdout, and the lines of its console."""
+        command = [*self._command, *options, page.as_uri() + fragment]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+        assert done.returncode == 0, done.stderr
+        return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+    def found(self, page: Path, script: str) -> Any:
+        """What a script appended to a copy of the page leaves in `dataset.found`."""
+        probed = page.with_name("probed.html")
+        probed.write_text(page.read_text().replace("</body>", f"<script>{script}</script></body>"))
+        dom, console = self(probed, "--dump-dom")
+        assert console == []
+        found = re.search(r'data-found="(.*?)"', dom)
+        assert found, "the script did not run to its end"
+        return json.loads(html.unescape(found[1]))
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Browser:
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"no browser on this machine: looked for {', '.join(BROWSERS)}")
+    return Browser(path, tmp_path_factory.mktemp("profile"))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(write_report(write_run(tmp_path_factory.mktemp("run"))).path) / "index.html"
+
+
+def shown_rows(dom: str, table: str) -> list[str]:
+    body = dom.split(f'<table id="{table}">')[1].split("<tbody>")[1].split("</tbody>")[0]
+    return [row for row in body.split("<tr")[1:] if not row.startswith((" hidden", ' hidden=""'))]
+
+
+def test_a_console_error_would_be_seen(browser: Browser, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.html"
+    broken.write_text("<script>nobody.knows()</script>")
+    _, console = browser(broken, "--dump-dom")
+    assert "nobody is not defined" in "".join(console)
+
+
+def test_every_figure_is_visible_and_nothing_is_wider_than_the_window(browser: Browser, page: Path) -> None:
+    found = browser.found(page, MEASURE)
+    assert {name.removeprefix("figure-") for name, *_ in found["boxes"]} == FIGURES
+    for name, width, height, texts in found["boxes"]:
+        assert width > 400, name
+        assert height > 80, name
+        assert texts > 4, name
+    assert found["wide"] <= 0
+
+
+def test_the_page_opens_without_a_word_on_the_console(browser: Browser, page: Path) -> None:
+    dom, console = browser(page, "--dump-dom")
+    assert console == []
+    assert len(shown_rows(dom, "bought")) == 40
+    assert len(shown_rows(dom, "decoded")) == 12
+    assert '<p class="search">' in dom, "the script shows the fields"
+
+
+def test_a_link_may_carry_a_search(browser: Browser, page: Path) -> None:
+    dom, console = browser(page, "--dump-dom", fragment="#search=ka2l-0-1-3+live%3F")
+    assert console == []
+    assert len(shown_rows(dom, "decoded")) == 1
+    assert shown_rows(dom, "bought") == []
+    assert "1 of 12 rows" in dom
+    assert "0 of 40 rows" in dom
+
+
+def test_typing_filters_its_own_table_by_every_word_in_any_case(browser: Browser, page: Path) -> None:
+    assert browser.found(page, TYPE) == ["", "1 of 40 rows"]
+
+
+@pytest.mark.parametrize("kind", ["png", "pdf"])
+def test_screen_and_print_are_kept_to_be_looked_at(browser: Browser, page: Path, kind: str) -> None:
+    ARTEFACTS.mkdir(exist_ok=True)
+    picture = ARTEFACTS / f"report.{kind}"
+    picture.unlink(missing_ok=True)
+    way = {"png": f"--screenshot={picture}", "pdf": f"--print-to-pdf={picture}"}[kind]
+    _, console = browser(page, way)
+    assert console == []
+    assert picture.read_bytes().startswith({"png": b"\x89PNG", "pdf": b"%PDF"}[kind])
+    assert picture.stat().st_size > 50_000
+
+
+def test_the_comparison_of_runs_opens_too(browser: Browser, tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name) for name in "ab"]
+    found = browser.found(Path(write_versus(runs, "ka2l report a b").path), MEASURE)
+    assert [name for name, *_ in found["boxes"]] == ["figure-versus"]
+    assert found["wide"] <= 0

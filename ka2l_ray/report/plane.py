@@ -28,8 +28,8 @@ KINDS = {
 
 
 def known_map(found: ProbeStates | None) -> Drawing | None:
-    """Questions on two principal components of their states, coloured by kind; None where fewer than three states differ."""
-    if found is None or len(np.unique(found.states, axis=0)) < 3:
+    """Questions on two principal components of their states, coloured by kind; None for fewer than three, or where all are equal."""
+    if found is None or len(found.states) < 3 or not np.ptp(found.states, axis=0).any():
         return None
     components = PCA(n_components=2, random_state=0)
     points = components.fit_transform(found.states.astype(np.float64))

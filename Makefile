@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-vllm check bench bench-vllm world-bench saving forgetting clean
+.PHONY: help demo test test-vllm check docs bench bench-vllm world-bench saving forgetting clean
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -49,6 +49,9 @@ check: .venv/.ready ## lint, format, types, unit tests
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/python -m pytest tests/unit
+
+docs: .venv/.ready ## the reference of the configuration, docs/configuration.md, from ka2l_ray/config/
+	$(BIN)/python -m ka2l_ray.config.reference > docs/configuration.md
 
 bench: .venv/.ready ## speed, as ratios from one run; results in tests/benchmarks/results/ (about half an hour on two cores)
 	$(BIN)/python tests/benchmarks/bench_engine.py

@@ -45,6 +45,7 @@ class Pool(Section):
 
     @model_validator(mode="after")
     def _ordered(self) -> "Pool":
+        """`max` below `min`."""
         if self.max < self.min:
             raise ValueError(f"max ({self.max}) must be at least min ({self.min})")
         return self

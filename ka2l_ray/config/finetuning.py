@@ -16,9 +16,13 @@ class LoraSection(Section):
     """Low-rank adapters (PEFT)."""
 
     rank: Positive = 16
+    """Rank of each adapter."""
     alpha: Positive = 32
+    """Adapters are scaled by `alpha` / `rank`."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout before the adapters while training."""
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Modules that get an adapter: every linear one but the head, or names such as `[q_proj, v_proj]`."""
 
 
 class ReplaySection(Section):
@@ -45,17 +49,23 @@ class FinetuneSection(Section):
     start: Literal["base"] = Field(default="base", alias="from")
     """Where a round starts: `base`, the model as it was before any round."""
     mode: Literal["lora", "full"] = "full"
+    """What is trained: `lora` adapters, or the `full` weights."""
     prompt: PromptSection = PromptSection()
     """What the model is trained and evaluated on, `bare` unless said otherwise; accuracy under `corpus.prompt` is reported beside it."""
     lora: LoraSection = LoraSection()
     replay: ReplaySection = ReplaySection()
     epochs: Positive = 25
+    """Passes over a round's annotations and replayed questions."""
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 5e-4
+    """AdamW's learning rate after warm-up, the highest of a training."""
     schedule: Literal["linear", "cosine"] = "linear"
     """How the learning rate falls to zero after warm-up."""
     warmup_share: Share = 0.1
+    """Share of the steps over which the learning rate rises in a straight line."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's weight decay."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Norm that gradients are clipped to."""
     batch_rows: Positive = 32
     """Rows of one optimiser step over all workers and accumulation steps."""
     micro_batch_rows: Positive = 16
@@ -71,8 +81,11 @@ class FinetuneSection(Section):
     offload: Literal["none", "optimizer", "all"] = "none"
     """What ZeRO keeps in the host's memory: the optimiser's state (stages 1 to 3), or the weights too (stage 3)."""
     workers: Positive = 2
+    """Processes of one training, each with its share of every step's rows."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    """Logical CPUs of one worker; without a GPU also the threads it computes with."""
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 0
+    """GPUs of one worker; 0 trains on the CPU."""
     checkpoint_every_steps: Annotated[int, Field(ge=0)] = 200
     """Optimiser steps between checkpoints in the run's storage: what a dead worker or driver costs at most; 0 writes none."""
     max_failures: Annotated[int, Field(ge=0)] = 2
@@ -80,6 +93,7 @@ class FinetuneSection(Section):
     evaluate_every_epochs: Annotated[int, Field(ge=0)] = 0
     """Epochs between evaluations (loss and token accuracy on `evaluate_rows` eval questions, for the record only); 0 makes none."""
     evaluate_rows: Positive = 128
+    """Eval questions with gold that these evaluations look at, drawn by their ids."""
     merge: bool = False
     """Also write the adapter merged into the base model's weights, to `merged/`."""
     tensorboard: bool = False
@@ -87,6 +101,8 @@ class FinetuneSection(Section):
 
     @model_validator(mode="after")
     def _batches(self) -> "FinetuneSection":
+        """`batch_rows` that are no multiple of `workers` or, where they are more, of `micro_batch_rows` × `workers`; `offload: all` without
+        `zero_stage: 3`, `offload: optimizer` without 1, 2 or 3; `merge` without `mode: lora`."""
         if self.batch_rows % (per_step := self.micro_batch_rows * self.workers) and self.batch_rows > per_step:
             raise ValueError(f"batch_rows ({self.batch_rows}) must be a multiple of micro_batch_rows × workers ({per_step})")
         if self.batch_rows % self.workers:

@@ -22,6 +22,7 @@ class AdaptiveSection(Section):
     threshold: Literal["off", "pilot"] | Annotated[float, Field(ge=0)] = "off"
     """γ in nats, fixed before sampling: a value, or `pilot`, the Otsu threshold of `pilot_rows` questions with all K samples."""
     pilot_rows: Annotated[int, Field(ge=50)] = 500
+    """Probe questions of the pilot, or all where there are fewer; it is sampled besides the run's own samples."""
     wave: Positive = 2
     """Samples drawn between two looks, after the first that can decide: fewer save more samples, more fill batches better."""
 
@@ -49,9 +50,11 @@ class CollectSection(Section):
     samples: Annotated[int, Field(ge=2, le=100)] = 10
     """K, answers sampled per question of the probe split."""
     temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
+    """Temperature of the K samples."""
     greedy_temperature: Annotated[float, Field(ge=0, le=10)] = 0.0
     """Temperature of the `greedy` answer; 0 is argmax, the paper's is 0.1."""
     max_new_tokens: Positive = 16
+    """Tokens of an answer at most, wherever the run has one written; a prompt must leave room for them in the model's context."""
     adaptive: AdaptiveSection = AdaptiveSection()
     engine: Literal["own", "vllm"] = "own"
     """What draws answers: `own` reads each prompt once for states and answers, and repeats a seed exactly; `vllm` reads it twice."""
@@ -60,6 +63,7 @@ class CollectSection(Section):
 
     @model_validator(mode="after")
     def _engine_can(self) -> "CollectSection":
+        """`engine: vllm` with adaptive sampling, or with a `vllm.tensor_parallel` above 1 other than `pool.gpus`."""
         if self.engine == "vllm" and self.adaptive.threshold != "off":
             raise ValueError("adaptive sampling needs engine: own; set adaptive.threshold: off for engine: vllm")
         spread = self.vllm.tensor_parallel
@@ -85,7 +89,9 @@ class SearchSection(Section):
     inverse_regularization: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (0.003, 0.03, 0.3)
     """Values of C tried for the logistic probe."""
     validation_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
+    """Share of the probe split's entities that layer, C and threshold are chosen on."""
     test_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.3
+    """Share of its entities that the reported AUROCs come from; the rest trains the probes."""
     min_class_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     """Thresholds that leave fewer rows than this share on one side are not tried."""
     bootstrap: Annotated[int, Field(ge=100)] = 1000
@@ -104,6 +110,7 @@ class DecodeSection(Section):
     """Hidden states of acquired unknown questions → new questions."""
 
     enabled: bool = True
+    """Whether a decoder is measured, and used by the strategies `ka2l` (which only records what it wrote) and `decoded` (which buys it)."""
     decoder: Annotated[str, Field(min_length=1)] = "world"
     """`world` (the shipped decoder) or a folder that holds one."""
     variants: Positive = 2
@@ -111,6 +118,7 @@ class DecodeSection(Section):
     noise: Annotated[float, Field(ge=0)] = 0.5
     """Gaussian noise on the standardised state, in standard deviations; 0 reconstructs the question itself."""
     temperature: Annotated[float, Field(gt=0, le=10)] = 0.7
+    """Temperature at which a question is written; the measurement on `check_questions` writes at 0, without noise."""
     min_p_unknown: Share = 0.5
     """A decoded question is kept only where the probe gives at least this."""
     check_questions: Positive = 256

@@ -47,10 +47,13 @@ class EndpointSection(Section):
         "Answer with the answer alone, in as few words as possible. "
         "If you do not know, reply: I don't know. If there is no such thing, reply: no such thing."
     )
+    """The system message; empty sends none."""
     template: str = "{question}"
     """The user's message, with `{question}` in it."""
     max_tokens: Positive = 64
+    """Tokens of a reply at most; one that is cut off there is paid, counted and dropped."""
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    """Sampling temperature that the endpoint is asked for."""
     concurrency: Positive = 8
     """Requests under way at once."""
     requests_per_s: Annotated[float, Field(gt=0)] | None = None
@@ -62,7 +65,9 @@ class EndpointSection(Section):
     backoff_s: Annotated[float, Field(gt=0)] = 1.0
     """Wait before the first retry; doubles with each, unless the server says `Retry-After`."""
     cost_per_million_prompt_tokens: Annotated[float, Field(ge=0)] = 0.0
+    """Price of a million tokens read, in the unit of `annotate.cost`."""
     cost_per_million_completion_tokens: Annotated[float, Field(ge=0)] = 0.0
+    """Price of a million tokens written, in the same unit."""
     refusals: tuple[Annotated[str, Field(min_length=1)], ...] = (
         "i don't know",
         "i do not know",
@@ -78,6 +83,7 @@ class EndpointSection(Section):
 
     @model_validator(mode="after")
     def _holds_question(self) -> "EndpointSection":
+        """a `template` that does not hold `{question}` exactly once."""
         if self.template.count("{question}") != 1:
             raise ValueError("template must hold {question} exactly once")
         return self
@@ -115,6 +121,7 @@ class ActiveSection(Section):
     generated questions. `entropy`, `likelihood`: by sampled SE or greedy log-likelihood (samples the pool). `coreset`: k-centre on states.
     `quadrant`: by grade and SE (samples the pool, needs gold). `random`. `oracle`: truly unknown (world only)."""
     rounds: Positive = 2
+    """Rounds of every strategy; each buys an equal part of the budget, and trains on all that was bought so far."""
     budget: Positive = 150
     """Annotations that a strategy may buy in all rounds together."""
     random_draws: Positive = 3
@@ -126,6 +133,7 @@ class ActiveSection(Section):
 
     @model_validator(mode="after")
     def _spendable(self) -> "ActiveSection":
+        """a `budget` below `rounds`; a strategy that is named twice."""
         if self.budget < self.rounds:
             raise ValueError(f"budget ({self.budget}) must be at least one annotation per round ({self.rounds})")
         if len(set(self.strategies)) != len(self.strategies):

@@ -28,6 +28,7 @@ class RunSection(Section):
 
     @model_validator(mode="after")
     def _no_keys(self) -> "RunSection":
+        """a `storage` that holds a key, a password or a user's name."""
         address, _, query = self.storage.partition("?")
         user = "://" in address and "@" in address.split("://")[1].split("/")[0]
         if user or _SECRET.search(query):
@@ -93,20 +94,25 @@ class PromptSection(Section):
 
     @model_validator(mode="after")
     def _holds_question(self) -> "PromptSection":
+        """a `template` that does not hold `{question}` exactly once."""
         if self.template.count("{question}") != 1:
             raise ValueError("template must hold {question} exactly once")
         return self
 
 
 class SplitSection(Section):
-    """Shares of a file corpus; the world splits by `WorldCorpusSection`."""
+    """Shares of a corpus of files, by groups of alike questions; the world splits by `corpus.world`."""
 
     probe: Share = 0.5
+    """Share that γ, the probe and the search over layers are fitted on."""
     pool: Share = 0.3
+    """Share that may be bought and replayed."""
     eval: Share = 0.2
+    """Share that accuracy is measured on."""
 
     @model_validator(mode="after")
     def _sums(self) -> "SplitSection":
+        """shares that do not add up to 1."""
         if abs(self.probe + self.pool + self.eval - 1.0) > 1e-9:
             raise ValueError(f"probe + pool + eval must be 1, got {self.probe + self.pool + self.eval:g}")
         return self
@@ -133,6 +139,7 @@ class HubSection(Section):
     subset: str | None = None
     """Its configuration, such as `rc.nocontext`."""
     split: str = "validation"
+    """Its split, such as `train`. A saved folder without splits is read whole."""
     revision: str | None = None
     """Commit or tag; without one, a run on another day may read other rows."""
 

@@ -34,6 +34,7 @@ class ReportSection(Section):
     """The report page."""
 
     title: str = "What the model does not know"
+    """Heading of the page, and of a comparison's."""
 
 
 class Config(Section):
@@ -57,6 +58,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _one_adapter(self) -> "Config":
+        """`active.reprobe: true` and `finetune.mode: lora` with a `model.adapter`."""
         if self.active.reprobe and self.finetune.mode == "lora" and self.model.adapter is not None:
             raise ValueError(
                 "active.reprobe: true with finetune.mode: lora needs model.adapter: null, for a round's own adapter takes its place; "
@@ -66,6 +68,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _engine_has_weights(self) -> "Config":
+        """`collect.engine: vllm` with a `model.adapter` or `active.reprobe: true`."""
         if self.collect.engine == "vllm" and (self.model.adapter is not None or self.active.reprobe):
             raise ValueError(
                 "collect.engine: vllm reads a whole model: it needs model.adapter: null (merge it first) and active.reprobe: false"
@@ -74,6 +77,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _one_threshold(self) -> "Config":
+        """a `collect.adaptive.threshold` with a `label.threshold` other than `otsu` or the same value."""
         stops_by, labels_by = self.collect.adaptive.threshold, self.label.threshold
         if stops_by != "off" and labels_by not in ("otsu", stops_by):
             raise ValueError(

@@ -1,0 +1,314 @@
+"""The pages in docs/ and the README: what they tell people to type can be typed, and what they link to is there.
+
+Every `ka2l` line of a fenced block is read by the command line's own parser; every `--set` names a real field and, where it holds a
+value, is loaded. What is cheap and needs neither Ray nor a network is run; the rest is run by the tests named in `RUN_BY`, or marked
+`# needs a GPU` or `# needs a network`.
+"""
+
+import ast
+import importlib.util
+import json
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import typer
+import yaml
+
+from ka2l_ray import cli
+from ka2l_ray.config import Config, ConfigError, load_config, parse_config
+from ka2l_ray.config.base import Section
+from ka2l_ray.config.reference import section_of
+
+ROOT = Path(__file__).parents[2]
+SMOKE = "jobs/configs/smoke.yaml"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TYPED = ("ka2l", "make", "python", "python3", "pip")
+MARKS = ("needs a GPU", "needs a network")
+MADE_BY_READERS = ("CONFIG", "mine.yaml")
+"""Configurations that a page speaks of and that do not lie here; the smoke configuration stands in for them."""
+RUN_BY = {
+    "run": "tests/e2e/test_kill_and_resume.py::test_killed_in_collecting_search_and_finetuning",
+    "annotate": "tests/ray/test_rounds.py::test_people_answer_in_a_spreadsheet_and_the_loop_goes_on",
+    "compare": "tests/ray/test_rounds.py::test_a_comparison_holds_every_curve_and_plays_none_twice",
+    "submit": "tests/e2e/test_job.py::test_the_loop_runs_as_a_job_and_needs_the_token",
+    "report": "tests/unit/report/test_report.py::test_",
+    "doctor": "tests/unit/test_doctor.py::test_",
+}
+"""Tests that run a command, or what it does, more thoroughly than a line of a page would."""
+RESULTS = {"label.threshold_nats", "decode.answerable"}
+"""Members of results.json that look like fields of the configuration."""
+FILES = (".json", ".md", ".yaml", ".html")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A command of a page. `words` come without the comment, `program` without its folder."""
+
+    page: str
+    number: int
+    text: str
+    words: tuple[str, ...]
+
+    @property
+    def program(self) -> str:
+        return self.words[0].rsplit("/", 1)[-1]
+
+    @property
+    def is_marked(self) -> bool:
+        return any(mark in self.text.partition("#")[2] for mark in MARKS)
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.number}: {self.text}"
+
+
+@dataclass(frozen=True)
+class Block:
+    page: str
+    number: int
+    language: str
+    text: str
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    """Fenced blocks with the number of their first line."""
+    lines, opened = page.read_text(encoding="utf-8").split("\n"), 0
+    for number, line in enumerate(lines, 1):
+        if line.startswith("```") and opened:
+            yield Block(page.name, opened + 1, lines[opened - 1][3:].strip(), "\n".join(lines[opened : number - 1]))
+            opened = 0
+        elif line.startswith("```"):
+            opened = number
+
+
+def commands() -> list[Line]:
+    found = []
+    for page in PAGES:
+        for block in (b for b in blocks(page) if b.language in ("", "bash", "sh")):
+            joined = re.sub(r"\\\n\s*", lambda m: " " * 1, block.text)
+            for number, text in enumerate(joined.split("\n"), block.number):
+                first = text.split(" ", 1)[0]
+                if first.rsplit("/", 1)[-1] in TYPED and (first in TYPED or first.startswith(".venv")):
+                    found.append(Line(page.name, number, text, tuple(shlex.split(text, comments=True))))
+    return found
+
+
+def spans(page: Path) -> list[str]:
+    """Inline code, fenced blocks left out."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    doubled = re.findall(r"``(.+?)``", text, flags=re.DOTALL)
+    single = re.findall(r"(?<!`)`([^`]+)`(?!`)", re.sub(r"``.+?``", "", text, flags=re.DOTALL))
+    return [" ".join(s.split()) for s in [*doubled, *single]]
+
+
+LINES = commands()
+KA2L = [line for line in LINES if line.program == "ka2l"]
+
+
+def command(words: Sequence[str]) -> tuple[Any, list[str]]:
+    """The command that words name, and what is left of them."""
+    found, rest = typer.main.get_command(cli.app), list(words)
+    while members := getattr(found, "commands", None):
+        assert rest, "no command"
+        assert rest[0] in members, f"no command {rest[0]!r}"
+        found = members[rest.pop(0)]
+    return found, rest
+
+
+def parsed(words: Sequence[str]) -> dict[str, Any]:
+    """A command's parameters as the command line reads them. Raises what it would tell the user."""
+    found, rest = command(words)
+    return found.make_context(found.name, rest).params
+
+
+def is_field(dotted: str) -> bool:
+    """Whether a dotted name is a section or a field of the configuration."""
+    kind: type[Section] | None = Config
+    for name in dotted.split("."):
+        fields = {f.alias or n: f for n, f in kind.model_fields.items()} if kind else {}
+        if name not in fields:
+            return False
+        kind = section_of(fields[name].annotation)
+    return True
+
+
+def check_overrides(config: str, overrides: list[str], where: str) -> None:
+    """Names always; values too, unless they are words for something that the reader has."""
+    for override in overrides:
+        assert is_field(override.partition("=")[0]), f"{where}: {override}"
+    concrete = [o for o in overrides if "…" not in o and not re.search(r"=[A-Z]+$", o)]
+    try:
+        load_config(ROOT / (SMOKE if config in MADE_BY_READERS else config), concrete)
+    except ConfigError as error:
+        pytest.fail(f"{where}: {error}")
+
+
+def test_pages_are_there_and_hold_commands():
+    assert {p.name for p in PAGES} >= {
+        *("README.md", "concepts.md", "configuration.md", "corpora.md", "real-model.md", "report.md", "troubleshooting.md")
+    }
+    assert len(KA2L) > 20
+    assert {line.page for line in KA2L} >= {"README.md", "corpora.md", "real-model.md", "report.md", "troubleshooting.md"}
+
+
+@pytest.mark.parametrize("line", KA2L, ids=str)
+def test_a_ka2l_line_can_be_typed(line: Line):
+    if "--help" in line.words:
+        assert line.words[1:] == ("--help",) or command(line.words[1:-1])
+        return
+    given = parsed(line.words[1:])
+    config = given.get("config")
+    if config is not None:
+        assert str(config) in MADE_BY_READERS or (ROOT / config).is_file(), f"{line}: no such configuration"
+        check_overrides(str(config), given.get("overrides") or [], str(line))
+    for stage in (given.get("until"), given.get("redo")):
+        assert stage is None or stage in stage_names(), line
+
+
+def stage_names() -> list[str]:
+    """Names of the pipeline's steps; read from its text, for importing it would load Ray."""
+    text = (ROOT / "ka2l_ray/pipeline.py").read_text(encoding="utf-8")
+    return re.findall(r'^    Step\(\s*"(\w+)"', text, flags=re.MULTILINE)
+
+
+def test_stage_names_are_found():
+    assert {"questions", "collect", "label", "search", "score", "evaluate", "rounds"} <= set(stage_names())
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if line.program == "make"], ids=str)
+def test_a_make_line_names_targets_that_exist(line: Line):
+    targets = re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert [w for w in line.words[1:] if "=" not in w and w not in targets] == []
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if line.program.startswith("python")], ids=str)
+def test_a_python_line_names_modules_and_files_that_exist(line: Line):
+    _, first, *rest = line.words
+    if first == "-m":
+        assert importlib.util.find_spec(rest[0]), line
+    else:
+        assert (ROOT / first).is_file(), line
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if line.program == "pip"], ids=str)
+def test_a_pip_line_names_extras_and_files_that_exist(line: Line):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert line.words[1] == "install"
+    for extras in re.findall(r"\[(.+?)\]", " ".join(line.words)):
+        assert {e.strip() for e in extras.split(",")} <= project["optional-dependencies"].keys(), line
+    for flag, value in zip(line.words, line.words[1:], strict=False):
+        assert flag not in ("-c", "--constraint", "-r", "--requirement") or (ROOT / value).is_file(), line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_commands_and_fields_in_the_text_are_real(page: Path):
+    """Inline: `ka2l …` parses, `--set …` and dotted names are fields, paths of this repository exist."""
+    for span in spans(page):
+        words = span.removeprefix(".venv/bin/").split(" ")
+        if words[0] == "ka2l" and len(words) > 1 and re.fullmatch(r"[a-z]+", words[1]):
+            _in_text(page, span)
+        override = re.fullmatch(r"--set '?([\w.]+)=.*", span)
+        assert not override or override[1] == "section.field" or is_field(override[1]), f"{page.name}: {span}"
+        named = re.fullmatch(r"([a-z_]+(?:\.[a-z_]+)+)(?:[:=] ?.*)?", span)
+        if named and named[1].split(".")[0] in Config.model_fields and not named[1].endswith(FILES):
+            assert named[1] in RESULTS or is_field(named[1]), f"{page.name}: {span}"
+        if re.fullmatch(r"(ka2l_ray|jobs|tests|docs)/[\w./-]*", span):
+            assert (ROOT / span).exists(), f"{page.name}: {span}"
+
+
+def _in_text(page: Path, span: str) -> None:
+    """A command by its name alone, or with words that the command line takes."""
+    words = shlex.split(span.removeprefix(".venv/bin/").replace("…", ""))[1:]
+    if command(words)[1]:
+        given = parsed(words)
+        check_overrides("CONFIG", given.get("overrides") or [], f"{page.name}: {span}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_between_pages_resolve(page: Path):
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.exists(), f"{page.name}: {target}"
+        assert not anchor or anchor in slugs(there), f"{page.name}: {target}; there are {sorted(slugs(there))}"
+
+
+def slugs(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.strip().lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_lines_fit_the_width(page: Path):
+    """Prose of docs/; tables and commands cannot be broken everywhere."""
+    if page.parent.name == "docs":
+        prose = [line for line in page.read_text(encoding="utf-8").split("\n") if not line.startswith(("|", ".venv"))]
+        assert [line for line in prose if len(line) > 140] == []
+
+
+@pytest.mark.parametrize("block", [b for p in PAGES for b in blocks(p) if b.language == "yaml"], ids=lambda b: f"{b.page}:{b.number}")
+def test_a_configuration_in_a_page_is_valid(block: Block):
+    parse_config(yaml.safe_load(block.text), block.page)
+
+
+@pytest.mark.parametrize("line", [line for line in KA2L if not line.is_marked], ids=str)
+def test_a_command_is_run_here_or_by_another_test(
+    line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    """`--help`, `corpus` and `--dry-run` are run; a corpus that readers bring is stood in for by 80 rows of the same columns."""
+    (tmp_path / "jobs").symlink_to(ROOT / "jobs")
+    rows = [{"question": f"Which river crosses the town of number {n * 37}?", "answers": [f"River {n}"]} for n in range(80)]
+    (tmp_path / "popqa.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    words = [SMOKE if w in MADE_BY_READERS else w for w in line.words[1:]]
+    if "--help" in words or words[0] == "corpus":
+        with pytest.raises(SystemExit) as ended:
+            cli.app(words)
+        shown = capfd.readouterr()
+        assert not ended.value.code, f"{line}: {shown.err}"
+        assert "Usage" in shown.out or "prompt of the first question:" in shown.out
+    elif "--dry-run" in words:
+        given = parsed(words)
+        cli._print_plan(load_config(given["config"], given["overrides"] or []))  # the command itself loads Ray: tests/e2e/test_errors.py
+        assert "nothing was run" in capfd.readouterr().out
+    else:
+        file, _, name = RUN_BY[words[0]].partition("::")
+        assert f"def {name}" in (ROOT / file).read_text(encoding="utf-8"), f"{line}: {RUN_BY[words[0]]} is gone"
+
+
+def messages() -> list[tuple[str, str]]:
+    """(where, longest fixed part) of every message that the package raises as `ConfigError`, `StageError` or `Refusal`."""
+    found = []
+    for file in sorted((ROOT / "ka2l_ray").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("ConfigError", "StageError", "Refusal"):
+                parts = [p.value for a in node.args for p in ast.walk(a) if isinstance(p, ast.Constant) and isinstance(p.value, str)]
+                longest = max((" ".join(p.split()) for p in parts), key=len, default="")
+                if len(longest) > 12:
+                    found.append((f"{file.relative_to(ROOT)}:{node.lineno}", longest))
+    return found
+
+
+def test_every_message_stands_in_troubleshooting():
+    page = " ".join((ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8").replace("`", "").split())
+    lacking = [f"{where}: {text}" for where, text in messages() if text.strip(" .;:,'").replace("`", "") not in page]
+    assert len(messages()) > 60
+    assert lacking == []
+
+
+def test_the_types_of_a_field_are_known():
+    """`is_field` walks what pydantic holds; a section behind a union would be missed silently."""
+    assert is_field("annotate.endpoint.url")
+    assert is_field("finetune.from")
+    assert not is_field("finetune.start")
+    assert not any(section_of(a) for f in Config.model_fields.values() for a in get_args(f.annotation))

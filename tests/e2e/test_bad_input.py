@@ -6,6 +6,7 @@ All of it is found before Ray starts and before any weights are read, by the com
 import bz2
 import gzip
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -389,6 +390,7 @@ def test_a_run_that_cannot_go_on_says_so_before_it_starts(case: Any, tmp_path: P
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # a library's handler may hold the stream of an earlier test
 
 
 @pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)

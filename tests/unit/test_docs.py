@@ -260,6 +260,13 @@ def test_a_configuration_in_a_page_is_valid(block: Block):
     parse_config(yaml.safe_load(block.text), block.page)
 
 
+@pytest.mark.parametrize("block", [b for p in PAGES for b in blocks(p) if b.language == "mermaid"], ids=lambda b: f"{b.page}:{b.number}")
+def test_modules_in_a_picture_exist(block: Block):
+    named = [name for names in re.findall(r'\w\["([a-z_/, ]+)"\]', block.text) for name in names.split(", ")]
+    assert len(named) > 10
+    assert [n for n in named if not (ROOT / f"ka2l_ray/{n}.py").is_file()] == []
+
+
 @pytest.mark.parametrize("line", [line for line in KA2L if not line.is_marked], ids=str)
 def test_a_command_is_run_here_or_by_another_test(
     line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

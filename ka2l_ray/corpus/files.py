@@ -85,24 +85,30 @@ def files_of(source: str | Sequence[str], hub: HubSection) -> list[File]:
 
 
 def _files(source: str, hub: HubSection) -> list[File]:
-    if kind := _kind(source):
-        paths = _matching(source)
-        if not paths:
+    if "*" in source or _kind(source):
+        found = [File(p, kind) for p in _matching(source) if (kind := _kind(p))]
+        if not found:
             raise ConfigError(f"corpus.source = {source!r}: no such file")
-        return [File(p, kind) for p in paths]
-    folder = None if "*" in source else _folder(source)
+        return found
+    folder = _folder(source)
     if folder is not None:
         if any((folder / name).exists() for name in ("dataset_info.json", "dataset_dict.json")):
             return [File(source, "dataset", hub)]
-        inside = [f"{source.rstrip('/')}/{n}" for n in folder.names() if _kind(n)]
+        inside = [File(_inside(source, n), kind) for n in folder.names() if (kind := _kind(n))]
         if not inside:
             raise ConfigError(f"corpus.source = {source!r}: the folder holds no file that ends in {_endings()} and no saved data set")
-        return [File(p, _kind(p) or "") for p in inside]
+        return inside
     if "://" not in source and HUB_ID.fullmatch(source):
         return [File(source, "hub", hub)]
     raise ConfigError(
         f"corpus.source = {source!r}: no such folder, and neither `world`, a file that ends in {_endings()}, nor a hub id OWNER/NAME"
     )
+
+
+def _inside(folder: str, name: str) -> str:
+    """Path or URI of a file in a folder; the options of a URI stay at its end."""
+    address, mark, query = folder.partition("?") if "://" in folder else (folder, "", "")
+    return f"{address.rstrip('/')}/{name}{mark}{query}"
 
 
 def _endings() -> str:
@@ -111,7 +117,7 @@ def _endings() -> str:
 
 def _kind(name: str) -> str | None:
     """How files of this name are read, None where the ending says nothing."""
-    plain = name.lower()
+    plain = (name.partition("?")[0] if "://" in name else name).lower()
     for ending in COMPRESSED:
         plain = plain.removesuffix(ending)
     return next((kind for ending, kind in ENDINGS.items() if plain.endswith(ending)), None)
@@ -129,13 +135,13 @@ def _matching(source: str) -> list[str]:
         return sorted(glob.glob(source, recursive=True))
     if "*" not in source:
         return [source] if _there(source) else []
-    address, _, query = source.partition("?")
+    address, mark, query = source.partition("?")
     parent, _, pattern = address.rpartition("/")
     if "*" in parent:
         raise ConfigError(f"corpus.source = {source!r}: `*` may stand in the last part of a URI only")
     wanted = re.compile(".*".join(re.escape(p) for p in pattern.split("*")))
-    suffix = f"?{query}" if query else ""
-    return [f"{parent}/{n}{suffix}" for n in Folder.of(f"{parent}{suffix}").names() if wanted.fullmatch(n)]
+    folder = f"{parent}{mark}{query}"
+    return [_inside(folder, n) for n in Folder.of(folder).names() if wanted.fullmatch(n)]
 
 
 def _there(uri: str) -> bool:

@@ -1,0 +1,64 @@
+"""The questions stage as Ray tasks: any filesystem, the same table as the preview, rows that cannot be used listed and counted."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from runs import small
+
+from ka2l_ray import schema
+from ka2l_ray.artifacts import Folder, Run, StageError
+from ka2l_ray.config import ConfigError
+from ka2l_ray.corpus.preview import preview
+from ka2l_ray.corpus.prompts import corpus_prompt
+from ka2l_ray.corpus.stage import questions
+
+
+def rows(start: int, count: int) -> list[dict[str, Any]]:
+    return [
+        {"question": f"Which {n * 7919} of the {n * 104729} is {n}?", "answers": [f"a{n}"], "group": f"g{n % 3}"}
+        for n in range(start, count)
+    ]
+
+
+def lines(found: list[Any]) -> bytes:
+    return b"\n".join(json.dumps(r).encode() for r in found)
+
+
+def test_files_on_object_storage_become_the_table_that_the_preview_shows(bucket: str, tmp_path: Path) -> None:
+    address, query = bucket.split("?")
+    folder = Folder.of(bucket).make()
+    (folder / "a.jsonl").write_bytes(lines([*rows(0, 150), {"question": " "}]))
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(lines(rows(140, 300))))
+    overrides = (
+        f"corpus.source='{address}/*?{query}'",
+        "run.max_error_fraction=0.05",
+        "corpus.prompt.style=fewshot",
+        "corpus.prompt.shots=3",
+    )
+    run = Run.open(small(tmp_path, *overrides))
+    manifest, shown = questions(run), preview(run.config)
+    assert (manifest["rows_in"], manifest["merged"], manifest["dropped"], manifest["rows"]) == (311, 10, 1, 300)
+    table = run.table("questions")
+    assert {s: table.part_rows(s) for s in schema.SPLITS} == shown.splits
+    assert sum(shown.splits.values()) + shown.set_aside == 300
+    assert {r["question"] for r in table.read().to_pylist()} == {r["question"] for r in rows(0, 300)}
+    dropped = Folder.of(str(tmp_path)) / "smoke/questions/dropped"
+    (found,) = [r for n in dropped.names() for r in pq.read_table((dropped / n).path).to_pylist()]
+    assert (found["row"], found["field"]) == (151, "question")
+    assert not (table.folder / "_parsed").exists()
+    assert corpus_prompt(run).template.count("\nAnswer: a") == 3
+    assert questions(run) == manifest, "a finished table was written again"
+
+
+def test_what_a_task_refuses_is_told_in_its_own_words(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines([*rows(0, 50), {"question": None}]))
+    with pytest.raises(StageError, match=r"1 of 51 rows cannot be used, .* First: .*a\.jsonl: row 51: question = None must be a text"):
+        questions(Run.open(small(tmp_path / "runs", f"corpus.source={tmp_path}/a.jsonl")))
+    (tmp_path / "b.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ConfigError, match=r"b\.parquet: cannot be read") as refused:
+        questions(Run.open(small(tmp_path / "runs", f"corpus.source={tmp_path}/b.parquet", "run.name=other")))
+    assert "Traceback" not in str(refused.value)

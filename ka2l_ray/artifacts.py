@@ -247,7 +247,8 @@ class Run:
         if stored.exists():
             theirs = _stored(stored)
             config = _at_their_revision(config, theirs)
-            if different := differing_fields(theirs, config):
+            begun = (folder / "questions" / MANIFEST).exists()
+            if begun and (different := differing_fields(theirs, config)):
                 fields = "; ".join(different)
                 raise ConfigError(
                     f"{folder.path}: belongs to another configuration (theirs → yours): {fields}. Choose another run.name or delete it"

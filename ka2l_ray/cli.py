@@ -90,7 +90,8 @@ def run_command(
     config: ConfigFile,
     overrides: Overrides = None,
     until: Annotated[
-        str | None, typer.Option(help="Stop after this stage: questions, collect, label, search, score, replay, decode, evaluate.")
+        str | None,
+        typer.Option(help="Stop after this stage: questions, collect, label, search, score, sample_pool, replay, decode, evaluate."),
     ] = None,
     redo: Annotated[str | None, typer.Option(help="Delete this stage and all after it, then run.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, do nothing.")] = False,
@@ -107,6 +108,7 @@ def run_command(
         if dry_run:
             pipeline.check_sections(loaded)
             _print_plan(loaded)
+            pipeline.check_decoder_fits(loaded)
             return
         run = _open(loaded)
         if redo:

@@ -26,7 +26,7 @@ from ray.exceptions import RayError
 from ka2l_ray.artifacts import Folder, StageError, Table
 from ka2l_ray.config import Pool
 from ka2l_ray.models.tally import Tally
-from ka2l_ray.runtime import ActorMetrics, telling
+from ka2l_ray.runtime import ActorMetrics, one_line, telling
 
 CHECKPOINT = "_checkpoint"
 NO_PROGRESS_S = 600
@@ -128,7 +128,7 @@ def run_stage(stage: Stage, source: Table, target: Table, part: str | None = Non
             try:
                 _execute(stage, source.folder, files, wanted, carried, data)
             except RayError as error:
-                raise StageError(f"{stage.name}: {str(error).strip().splitlines()[-1].strip()}") from error
+                raise StageError(f"{stage.name}: {one_line(error)}") from error
     committed = _committed_files(data, checkpoint)
     rows, errors = sum(f["rows"] for f in committed), _write_errors(target.folder, data, committed)
     if rows != rows_in:

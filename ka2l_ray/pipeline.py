@@ -23,6 +23,8 @@ from ka2l_ray.artifacts import Folder, Run, booked
 from ka2l_ray.collect.stage import collect, sample_pool, wanted_layers
 from ka2l_ray.config import Config, ConfigError, Strategy
 from ka2l_ray.corpus.stage import questions
+from ka2l_ray.decode.actor import decoder_folder
+from ka2l_ray.decode.model import read_card
 from ka2l_ray.decode.stage import check_decoder
 from ka2l_ray.label.stage import label, label_pool, label_summary
 from ka2l_ray.models.loading import check_model, commit, refused_by_name
@@ -155,6 +157,28 @@ def check(config: Config) -> None:
         check_model(config.model)
         wanted_layers(config)
     check_sections(config)
+    check_decoder_fits(config)
+
+
+def check_decoder_fits(config: Config) -> None:
+    """Refuse a decoder of another model, or of another prompt where that is known before questions are read."""
+    if not config.decode.enabled:
+        return
+    name = config.decode.decoder
+    try:
+        card = read_card(decoder_folder(name))
+    except (OSError, TypeError, ValueError) as error:
+        raise ConfigError(f"decode.decoder = {name!r}: holds no decoder: {error}. Or set decode.enabled: false") from error
+    if card.model.split("@")[0].split(" + ")[0] != config.model.name_or_path:
+        raise ConfigError(
+            f"decode.decoder = {name!r} reads states of model {card.model!r}, not of {config.model.name_or_path!r}; "
+            "give one that was trained on this model, or set decode.enabled: false"
+        )
+    if config.corpus.prompt.style == "bare" and card.prompt != config.corpus.prompt.template:
+        raise ConfigError(
+            f"decode.decoder = {name!r} reads states under prompt {card.prompt!r}, not {config.corpus.prompt.template!r}; "
+            "use that prompt, or set decode.enabled: false"
+        )
 
 
 def pinned(config: Config) -> Config:

@@ -139,6 +139,12 @@ def fetch(reference: "ray.ObjectRef[T]") -> T:
         raise
 
 
+def one_line(error: BaseException) -> str:
+    """What an error of Ray says: of a traceback its last line, of an account its first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1] if "Traceback" in str(error) or isinstance(error, RayTaskError) else lines[0]
+
+
 @contextmanager
 def stage_line(name: str, detail: str = "") -> Iterator[None]:
     """Say when a stage starts and how long it took."""

@@ -23,6 +23,9 @@ from ka2l_ray.dataflow import Stage, run_stage
 from ka2l_ray.finetune.evaluate import EvaluateActor
 from ka2l_ray.models.batching import Limits
 
+GRADES = ["correct", "scope", "error"]
+"""Columns of an evaluation that an accuracy is made from."""
+
 
 def evaluate(a_round: Round) -> None:
     """Greedy answers of the tuned model to the eval split and to what this round replayed."""
@@ -79,7 +82,7 @@ def evaluation_stage(run: Run, tuned: Folder | None, prompt: PromptSection) -> S
 
 def base_record(run: Run, strategy: str, seed: int) -> dict[str, Any]:
     """Figures of round 0: what was known is known by definition, and nothing was replayed."""
-    rows = run.base("evaluation").read(["correct", "scope"]).to_pylist()
+    rows = run.base("evaluation").read(GRADES).to_pylist()
     return {
         "strategy": strategy,
         "seed": seed,
@@ -104,7 +107,7 @@ def summarize(a_round: Round) -> dict[str, Any]:
     """
     rounds = [*a_round.earlier, a_round]
     annotations = [r for t in rounds for r in t.table("annotations").read(["id", "cost"]).to_pylist()]
-    rows = a_round.table("evaluation").read(["id", "correct", "scope", "fact_id"]).to_pylist()
+    rows = a_round.table("evaluation").read(["id", "fact_id", *GRADES]).to_pylist()
     replays = [r.table("finetune/replay_questions").read(["id", "fact_id"]).to_pylist() for r in rounds]
     replay_ids = {r["id"] for r in replays[-1]}
     replayed = [r for r in replay_samples(a_round.run) if r["id"] in replay_ids]
@@ -132,7 +135,7 @@ def summarize(a_round: Round) -> dict[str, Any]:
 def _corpus_prompt_accuracy(evaluation: Table) -> float | None:
     """Accuracy under `corpus.prompt`; None where that is the prompt of `evaluation` itself."""
     other = _other(evaluation)
-    return _share(other.read(["correct", "scope"]).to_pylist(), "pool") if other.is_done else None
+    return _share(other.read(GRADES).to_pylist(), "pool") if other.is_done else None
 
 
 def sampling_cost(run: Run, strategy: str) -> float:
@@ -157,4 +160,6 @@ def _share(rows: list[dict[str, Any]], scope: str) -> float | None:
 
 
 def _mean(rows: list[dict[str, Any]]) -> float | None:
-    return sum(bool(r["correct"]) for r in rows) / len(rows) if rows else None
+    """Share of right answers; None where no row has gold to grade by."""
+    graded = [r for r in rows if r["correct"] is not None or r["error"] is not None]
+    return sum(bool(r["correct"]) for r in graded) / len(graded) if graded else None

@@ -41,15 +41,19 @@ def annotations_to_reach(curve: Curve, accuracy: float) -> float | None:
 
 
 def savings(rounds: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The `saving` part of results.json: one entry per strategy and seed, empty without a `random` curve."""
+    """The `saving` part of results.json: one entry per strategy and seed, empty without a `random` curve.
+
+    Null where a strategy never reaches random's final accuracy, and everywhere where random ends no higher than the base model.
+    """
     baseline = mean_curve(list(curves(rounds, "random").values()))
     if len(baseline) < 2:
         return []
     budget, target = baseline[-1]
+    gained = target > baseline[0][1]
     found = []
     for strategy in dict.fromkeys(r["strategy"] for r in rounds if r["strategy"] != "random"):
         for seed, curve in curves(rounds, strategy).items():
-            reached = annotations_to_reach(curve, target)
+            reached = annotations_to_reach(curve, target) if gained else None
             found.append({"strategy": strategy, "seed": seed, "saving": None if reached is None else 1 - reached / budget})
     ceiling = [f["saving"] for f in found if f["strategy"] == "oracle" and f["saving"]]
     best = float(np.mean(ceiling)) if ceiling else None

@@ -6,11 +6,16 @@ Refuses to know: the model, and how any stage works.
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ka2l_ray.config.base import Pool, Positive, Section, Share
 
 Position = Literal["last", "mean"]
+
+
+def _off(value: object) -> object:
+    """YAML reads a bare `off` as false."""
+    return "off" if value is False else value
 
 
 class AdaptiveSection(Section):
@@ -19,7 +24,7 @@ class AdaptiveSection(Section):
     Stopped questions have bounds in place of an entropy, and are left out of Otsu, of the search over thresholds and of the baselines.
     """
 
-    threshold: Literal["off", "pilot"] | Annotated[float, Field(ge=0)] = "off"
+    threshold: Annotated[Literal["off", "pilot"] | Annotated[float, Field(ge=0)], BeforeValidator(_off)] = "off"
     """γ in nats, fixed before sampling: a value, or `pilot`, the Otsu threshold of `pilot_rows` questions with all K samples."""
     pilot_rows: Annotated[int, Field(ge=50)] = 500
     """Probe questions of the pilot, or all where there are fewer; it is sampled besides the run's own samples."""

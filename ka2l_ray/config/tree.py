@@ -22,7 +22,7 @@ from ka2l_ray.config.yaml_file import read_yaml
 
 NO_RESULTS = {
     *(f"{stage}.pool" for stage in ("collect", "score", "decode", "evaluate")),
-    *("ray", "report", "run.storage", "search.cpus"),
+    *("ray", "report", "run.storage", "run.max_error_fraction", "search.cpus"),
     *(f"finetune.{name}" for name in ("cpus_per_worker", "checkpoint_every_steps", "max_failures")),
     *(f"finetune.{name}" for name in ("evaluate_every_epochs", "evaluate_rows", "merge", "tensorboard")),
     *(f"annotate.endpoint.{name}" for name in ("concurrency", "requests_per_s", "timeout_s", "retries", "backoff_s", "key_variable")),

@@ -4,6 +4,7 @@ In: text. Out: what it says. Refuses to know: sections and fields.
 PyYAML's safe loader runs no code, but keeps the last of two equal keys in silence, and lets ten lines stand for a billion values.
 """
 
+import re
 from collections.abc import Hashable
 from typing import Any
 
@@ -22,6 +23,10 @@ class _Loader(yaml.SafeLoader):
         if twice := sorted({n for n in names if names.count(n) > 1}):
             raise yaml.constructor.ConstructorError(None, None, f"names `{twice[0]}` twice", node.start_mark)
         return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789"))
+"""YAML 1.1 takes 1e-4 for a text; nobody who writes it means one."""
 
 
 def read_yaml(text: str, source: str) -> Any:

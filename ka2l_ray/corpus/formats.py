@@ -240,7 +240,7 @@ def _from_json(field: str, text: str) -> Any:
     try:
         return json.loads(text)
     except (json.JSONDecodeError, RecursionError):
-        raise _Unusable(field, "is not JSON: {error}", shortened(text)) from None
+        raise _Unusable(field, "is not JSON", shortened(text)) from None
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,11 @@ class DecoderCard:
     max_tokens: int = 24
 
 
+def read_card(folder: Path) -> DecoderCard:
+    """What a decoder says of itself. Raises `FileNotFoundError` where the folder holds none."""
+    return DecoderCard(**json.loads((folder / "decoder.json").read_text()))
+
+
 class StateDecoder(nn.Module):
     """States are standardised with the mean and scale (D,) of the training states before anything else."""
 
@@ -100,7 +105,7 @@ class StateDecoder(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> "StateDecoder":
-        decoder = cls(DecoderCard(**json.loads((folder / "decoder.json").read_text())))
+        decoder = cls(read_card(folder))
         missing, unexpected = decoder.load_state_dict(load_file(folder / "decoder.safetensors"), strict=False)
         if unexpected or set(missing) & decoder._own_keys():
             raise ValueError(f"{folder}: decoder.safetensors does not fit its card: missing {missing}, unexpected {unexpected}")

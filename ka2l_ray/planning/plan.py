@@ -80,6 +80,14 @@ def _notes(config: Config, found: Extent, stages: list[Line]) -> list[str]:
         + [float(config.finetune.workers * config.finetune.gpus_per_worker)]
     )
     here = torch.cuda.device_count()
+    cpus = max(
+        [p.min * p.cpus + 2 for p in (config.collect.pool, config.score.pool, config.evaluate.pool)]
+        + [config.finetune.workers * config.finetune.cpus_per_worker]
+    )
+    if cpus > config.ray.local_cpus and config.ray.address in (None, "local"):
+        notes.append(
+            f"a local Ray has ray.local_cpus = {config.ray.local_cpus}, stages want {cpus:g}: raise it, or set ray.address to a cluster's"
+        )
     if gpus > here:
         notes.append(f"not on this machine: stages want {gpus:g} GPUs at once, it has {here}")
     elif here:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from ray import tune
 
 from ka2l_ray import schema
-from ka2l_ray.artifacts import Folder, Run, Table
+from ka2l_ray.artifacts import Folder, Run, StageError, Table
 from ka2l_ray.collect.actor import matrix
 from ka2l_ray.collect.stage import wanted_layers
 from ka2l_ray.config import Config
@@ -22,6 +22,7 @@ from ka2l_ray.corpus.prompts import corpus_prompt
 from ka2l_ray.label.stage import unseen_targets
 from ka2l_ray.probe.fit import ProbeRows, fit_layer
 from ka2l_ray.probe.model import LinearProbe, ProbeCard
+from ka2l_ray.runtime import one_line
 
 SUMMARY = "search.json"
 
@@ -66,7 +67,7 @@ def _tune(run: Run, columns: list[tuple[str, int]], threshold_nats: float) -> No
         )
         results = tuner.fit()
     if results.errors:
-        raise results.errors[0]
+        raise StageError(f"search: {one_line(results.errors[0])}")
 
 
 def _trial(params: dict[str, Any], config: Config, prompt: str, activations: Table, knowledge: Table, gamma: float, output: Folder) -> None:

@@ -268,10 +268,11 @@ def model(without: str = "", **config: Any) -> Maker:
 
 
 def run_folder(**files: str) -> Maker:
-    """A folder `runs/smoke` with these files, `_` in a name for a dot."""
+    """A folder `runs/smoke` with these files, `_` in a name for a dot, and a finished `questions` table."""
 
     def make(folder: Path) -> None:
-        (folder / "runs/smoke").mkdir(parents=True)
+        (folder / "runs/smoke/questions").mkdir(parents=True)
+        (folder / "runs/smoke/questions/manifest.json").write_text("{}")
         for name, text in files.items():
             (folder / "runs/smoke" / name.replace("_", ".")).write_text(text)
 

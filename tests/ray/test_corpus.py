@@ -10,6 +10,7 @@ import pytest
 from runs import small
 
 from ka2l_ray import schema
+from ka2l_ray.active.outcome import base_record, evaluate_base
 from ka2l_ray.artifacts import Folder, Run, StageError
 from ka2l_ray.config import ConfigError
 from ka2l_ray.corpus.preview import preview
@@ -62,3 +63,17 @@ def test_what_a_task_refuses_is_told_in_its_own_words(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"b\.parquet: cannot be read") as refused:
         questions(Run.open(small(tmp_path / "runs", f"corpus.source={tmp_path}/b.parquet", "run.name=other")))
     assert "Traceback" not in str(refused.value)
+
+
+def test_accuracy_is_reported_under_both_prompts_where_they_differ(tmp_path: Path) -> None:
+    """The world's model was trained on the bare prompt alone: solved examples before it cost accuracy."""
+    run = Run.open(small(tmp_path, "corpus.prompt={style: fewshot, shots: 2}"))
+    questions(run)
+    evaluate_base(run)
+    bare, fewshot = run.base("evaluation"), run.table("base/evaluation/corpus_prompt")
+    assert bare.rows == fewshot.rows == run.table("questions").part_rows("eval")
+    record = base_record(run, "ka2l", 0)
+    tables = [[r["correct"] for r in t.read(["correct", "scope"]).to_pylist() if r["scope"] == "pool"] for t in (bare, fewshot)]
+    assert [record["accuracy"], record["corpus_prompt_accuracy"]] == [sum(map(bool, c)) / len(c) for c in tables]
+    assert record["accuracy"] > record["corpus_prompt_accuracy"]
+    assert run.table("questions").part_rows(schema.SHOTS) == 2

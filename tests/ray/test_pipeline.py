@@ -41,7 +41,8 @@ class Marks:
     def base(self, run: Run) -> dict[str, Any]:
         if not run.base("evaluation").is_done:
             self.take("base", BASE_EVALUATION_S)
-            run.base("evaluation").write((None, pa.table({"id": ["e"], "correct": [True], "scope": ["pool"]})))
+            graded = pa.table({"id": ["e"], "correct": [True], "scope": ["pool"], "error": pa.array([None], pa.string())})
+            run.base("evaluation").write((None, graded))
         return {"rows_in": 1, "rows": 1}
 
     def step(self, state: State) -> Callable[[Round], None]:
@@ -54,7 +55,7 @@ class Marks:
                 return
             self.take(state, SECONDS[state])
             if table:
-                rows = [dict.fromkeys(columns.names) | {"id": str(n)} for n in range(a_round.budget)]
+                rows = [dict.fromkeys(columns.names) | {"id": str(n), "rank": n} for n in range(a_round.budget)]
                 a_round.table(table).write((None, pa.Table.from_pylist(rows, schema=columns)))
 
         return does

@@ -194,10 +194,28 @@ def test_a_new_run_stores_its_configuration(tmp_path):
 
 
 def test_a_run_refuses_another_configuration_and_names_what_differs(tmp_path):
-    Run.open(config(tmp_path, run={"seed": 7}))
+    begun = Run.open(config(tmp_path, run={"seed": 7}))
+    (begun.folder / "questions/manifest.json").write_json({"files": [], "rows": 0})
     with pytest.raises(ConfigError, match=r"another configuration.*collect\.samples: 10 → 4; run\.seed: 7 → 8"):
         Run.open(config(tmp_path, run={"seed": 8}, collect={"samples": 4}))
     assert Run.existing(str(tmp_path / "r")).config.run.seed == 7
+
+
+def test_a_run_that_has_nothing_yet_takes_a_mended_configuration(tmp_path):
+    """A first stage that refuses the corpus leaves the folder; the mended configuration is to run under the same name."""
+    Run.open(config(tmp_path, run={"seed": 7}))
+    assert Run.open(config(tmp_path, run={"seed": 8})).config.run.seed == 8
+    assert Run.existing(str(tmp_path / "r")).config.run.seed == 8
+
+
+def test_a_run_goes_on_with_the_commit_it_pinned(tmp_path):
+    def pin(given):
+        return given.model_copy(update={"model": given.model.model_copy(update={"revision": "abc"})})
+
+    hub = {"model": {"name_or_path": "owner/name"}}
+    assert Run.open(config(tmp_path, **hub), pin).config.model.revision == "abc"
+    again = Run.open(config(tmp_path, **hub), lambda given: pytest.fail("pinned twice"))
+    assert again.config.model.revision == "abc"
 
 
 def test_a_run_accepts_other_pools_and_stores_them(tmp_path):

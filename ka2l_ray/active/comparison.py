@@ -105,13 +105,14 @@ def area_under(curve: Curve, up_to: int) -> float | None:
 
 
 def compute_saving(results: Results, strategy: str) -> float | None:
-    """1 - seconds of a strategy until it reaches random's final accuracy / seconds of random's rounds; None where it never does.
+    """1 - seconds of a strategy until it reaches random's final accuracy / seconds of random's rounds; None where it never does, or where
+    random ends no higher than the base model.
 
     Seconds are wall-clock as measured, of every stage that the strategy needs; evaluation is left out on both sides. The round
     in which the accuracy is reached counts whole.
     """
     baseline = seed_curve(results, "random")
-    if strategy == "random" or len(baseline) < 2:
+    if strategy == "random" or len(baseline) < 2 or baseline[-1][1] <= baseline[0][1]:
         return None
     reached = annotations_to_reach(seed_curve(results, strategy), baseline[-1][1])
     spent, random = _seconds(results, strategy), _seconds(results, "random")

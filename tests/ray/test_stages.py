@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import time
 import urllib.request
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 import pytest
 import ray
 from runs import copied, small
+from safetensors.torch import load_file, save_file
 
 from ka2l_ray import pipeline
-from ka2l_ray.artifacts import Run
+from ka2l_ray.artifacts import Run, StageError
 from ka2l_ray.collect.stage import collect
 from ka2l_ray.corpus.stage import questions
+from ka2l_ray.models.loading import WORLD_MODEL
 
 
 def collected(run: Run) -> dict[str, Any]:
@@ -87,3 +90,25 @@ def test_actors_report_what_they_read_as_ray_metrics(scored: tuple[Run, dict[str
     assert collecting["ka2l_generated_tokens_total"] > collecting["ka2l_questions_total"]
     assert "ka2l_generated_tokens_total" not in scoring
     assert min(scoring["ka2l_prompt_tokens_total"], scoring["ka2l_model_s_total"], scoring["ka2l_waiting_s_total"]) > 0
+
+
+def test_weights_that_hold_nan_end_the_stage_by_naming_the_rows_that_show_it(tmp_path: Path) -> None:
+    shutil.copytree(WORLD_MODEL, tmp_path / "model")
+    weights = load_file(tmp_path / "model/model.safetensors")
+    weights["model.layers.2.mlp.down_proj.weight"][0, 0] = float("nan")
+    save_file(weights, tmp_path / "model/model.safetensors", {"format": "pt"})
+    run = Run.open(small(tmp_path, f"model.name_or_path={tmp_path / 'model'}", "decode.enabled=false"))
+    questions(run)
+    with pytest.raises(
+        StageError, match=r"collect: 120 of 120 rows failed.* First: row \S+: ValueError: hidden state holds NaN or infinity"
+    ):
+        collect(run)
+    assert not run.base("activations").is_done
+
+
+def test_a_probe_split_of_one_class_ends_the_search_in_one_line(scored: tuple[Run, dict[str, Any]], tmp_path: Path) -> None:
+    run = copied(scored[0], small(tmp_path, "label.threshold=99", "search.objective=entropy"))
+    pipeline.redo(run, "label")
+    with pytest.raises(StageError, match=r"search: .*the probe split holds one class only in train or validation") as failed:
+        pipeline.execute(run, "search", "a test")
+    assert len(str(failed.value).splitlines()) == 1

@@ -41,3 +41,9 @@ def test_a_target_never_reached_is_null_and_a_worse_strategy_saves_nothing():
 def test_without_a_random_curve_there_is_no_saving():
     assert savings(rounds("ka2l", 0, (0, 0.5), (100, 0.7))) == []
     assert savings(rounds("random", 0, (0, 0.5)) + rounds("ka2l", 0, (0, 0.5))) == []
+
+
+@pytest.mark.parametrize("ends", [0.5, 0.45])
+def test_where_random_ends_no_higher_than_it_began_nothing_is_saved(ends):
+    table = rounds("random", 0, (0, 0.5), (100, ends)) + rounds("ka2l", 0, (0, 0.5), (100, 0.7))
+    assert savings(table) == [{"strategy": "ka2l", "seed": 0, "saving": None, "of_oracle": None}]

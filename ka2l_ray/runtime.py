@@ -140,9 +140,9 @@ def fetch(reference: "ray.ObjectRef[T]") -> T:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error of Ray says: of a traceback its last line, of an account its first."""
+    """What an error of Ray says: its last line, where a traceback ends; the first where the last only points to documentation."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return lines[-1] if "Traceback" in str(error) or isinstance(error, RayTaskError) else lines[0]
+    return lines[0] if lines[-1].startswith(("Refer to", "See ")) else lines[-1]
 
 
 @contextmanager

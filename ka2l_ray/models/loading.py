@@ -56,16 +56,19 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(model: ModelSection, adapter: str | None = None) -> PreTrainedModel:
+def load_model(model: ModelSection, adapter: str | None = None, one_device: bool = False) -> PreTrainedModel:
     """The whole model with its LM head; `adapter` is a local folder with weights tuned from it: a PEFT adapter is merged on top of
-    `model.adapter`, for it was trained there; a full model takes the place of everything."""
+    `model.adapter`, for it was trained there; a full model takes the place of everything. On quantized weights an adapter stays beside
+    them, for merging would round it away. `one_device`: on this process' own device, also where it sees several, as workers of Ray
+    Train see those of all others on their node."""
     if adapter is not None and (Path(adapter) / PEFT_CONFIG).exists():
-        return _placed(with_adapter(load_model(model), adapter).merge_and_unload())
+        adapted = with_adapter(load_model(model, one_device=one_device), adapter)
+        return (adapted.merge_and_unload() if model.quantization == "none" else adapted.get_base_model()).eval()
     if adapter is None and model.adapter is not None:
         with Folder.of(model.adapter).local() as folder:
-            return load_model(model.model_copy(update={"adapter": None}), folder)
+            return load_model(model.model_copy(update={"adapter": None}), folder, one_device)
     path, source = (model_path(model), _source(model)) if adapter is None else (adapter, {})
-    return _placed(AutoModelForCausalLM.from_pretrained(path, **_options(model), **source))
+    return _placed(AutoModelForCausalLM.from_pretrained(path, **_options(model, one_device), **source))
 
 
 def with_adapter(model: PreTrainedModel, folder: str) -> Any:
@@ -103,12 +106,12 @@ def _cut(model: PreTrainedModel, layers: int) -> PreTrainedModel:
     return backbone
 
 
-def _options(model: ModelSection) -> dict[str, Any]:
+def _options(model: ModelSection, one_device: bool = False) -> dict[str, Any]:
     """How weights are read: safetensors, in which precision, and, for several GPUs in one actor, spread block by block over them."""
     options: dict[str, Any] = {"dtype": _dtype(model), "use_safetensors": True}
     if model.quantization != "none":
         options["quantization_config"] = _quantized(model)
-    if torch.cuda.device_count() > 1:
+    if torch.cuda.device_count() > 1 and not one_device:
         options["device_map"] = "auto"
     elif model.quantization != "none":
         options["device_map"] = {"": device()}

@@ -1,7 +1,7 @@
-"""What fine-tuning saves is what vLLM serves: the adapter beside the base model, and the merged model, with the logits of our own reload."""
+"""What fine-tuning saves is what vLLM serves: the adapter beside the base model, and the merged model."""
 
+import importlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +48,9 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 
 @pytest.fixture(scope="module")
-def vllm() -> Iterator[Any]:
+def vllm() -> Any:
     os.environ |= ON_CPU | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    yield pytest.importorskip("vllm")
+    return pytest.importorskip("vllm")
 
 
 def asked(job: Job) -> list[list[int]]:
@@ -75,17 +75,11 @@ def by_us(job: Job, prompts: list[list[int]]) -> list[tuple[list[int], list[floa
 def by_vllm(vllm: Any, folder: str, prompts: list[list[int]], adapter: str | None) -> list[tuple[list[int], list[float]]]:
     lora = {"enable_lora": True, "max_lora_rank": RANK} if adapter else {}
     llm = vllm.LLM(folder, dtype="float32", enforce_eager=True, max_model_len=64, enable_chunked_prefill=False, **lora)
-    request = lora_request_of(adapter) if adapter else None
+    request = importlib.import_module("vllm.lora.request").LoRARequest("tuned", 1, adapter) if adapter else None
     wanted = vllm.SamplingParams(temperature=0, max_tokens=STEPS, ignore_eos=True, logprobs=0)
     outputs = llm.generate([{"prompt_token_ids": p} for p in prompts], wanted, lora_request=request, use_tqdm=False)
     ends = [o.outputs[0] for o in outputs]
     return [(list(e.token_ids), [step[t].logprob for t, step in zip(e.token_ids, e.logprobs, strict=True)]) for e in ends]
-
-
-def lora_request_of(adapter: str) -> Any:
-    from vllm.lora.request import LoRARequest
-
-    return LoRARequest("tuned", 1, adapter)
 
 
 @pytest.mark.parametrize("what", ["adapter", "merged"])

@@ -2,9 +2,9 @@
 
 In: a configuration and a number of seeds. Out: one ordinary run folder per seed in `STORAGE/NAME-compare/`, `compare.json`, `index.html`.
 Base stages are shared by all strategies of a seed. Everything skips what is done, so a killed comparison goes on at the training it
-was in; a task whose node dies is started again by Ray and does the same. A chat endpoint is asked with the driver's key, and its limits
-are shared out among the curves; two curves of a seed that ask the same question at the same moment both pay for it, since neither
-finds the other's reply. Refuses to know: how a round works, how savings are computed.
+was in; a task whose node dies is started again by Ray and does the same. A chat endpoint is asked with the driver's key, its limits are
+shared out among the curves, and all seeds share its replies, so that no question is paid for twice. Refuses to know: how a round works,
+how savings are computed.
 """
 
 import os
@@ -20,7 +20,7 @@ from ka2l_ray.active.comparison import summarize
 from ka2l_ray.active.round import State
 from ka2l_ray.annotate.endpoint import share
 from ka2l_ray.annotate.sources import source_of
-from ka2l_ray.annotate.stage import key_of
+from ka2l_ray.annotate.stage import CACHE, key_of, share_claims
 from ka2l_ray.artifacts import Run, StageError, storage_of
 from ka2l_ray.config import Config, ConfigError
 from ka2l_ray.report.comparison import render
@@ -36,7 +36,11 @@ def open_runs(config: Config, seeds: int) -> list[Run]:
     if config.annotate.source == "file":
         raise ConfigError("annotate.source = file: a comparison cannot wait for people; use world, reference or endpoint")
     pipeline.check(config)
-    storage = (storage_of(config) / f"{config.run.name}-compare").uri
+    folder = storage_of(config) / f"{config.run.name}-compare"
+    storage, endpoint = folder.uri, config.annotate.endpoint
+    if endpoint.replies is None:
+        endpoint = endpoint.model_copy(update={"replies": (folder / CACHE).uri})
+        config = config.model_copy(update={"annotate": config.annotate.model_copy(update={"endpoint": endpoint})})
     runs = []
     for seed in range(config.run.seed, config.run.seed + seeds):
         section = config.run.model_copy(update={"storage": storage, "name": f"seed_{seed}", "seed": seed})
@@ -75,7 +79,7 @@ def _progress(runs: Sequence[Run]) -> str:
 
 def _play_all(curves: Sequence[tuple[Run, str, int]], at_once: int, key: SecretStr | None) -> None:
     """Start a task per curve, never more than `at_once`; the first failure ends the comparison after the running ones are cancelled."""
-    task = ray.remote(num_cpus=0, max_retries=NODE_RETRIES)(_play_curve)
+    task, _claims = ray.remote(num_cpus=0, max_retries=NODE_RETRIES)(_play_curve), share_claims()
     waiting, running, among = list(curves), {}, min(at_once, len(curves))
     try:
         while waiting or running:

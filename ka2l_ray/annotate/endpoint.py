@@ -6,6 +6,8 @@ Refuses to know: HTTP, Ray, files, keys.
 
 import hashlib
 import json
+import re
+from collections.abc import Sequence
 from typing import Annotated as Typed
 from typing import Any
 
@@ -73,16 +75,26 @@ def judge(endpoint: EndpointSection, completion: Completion) -> Annotated:
     """What a reply means. Only a whole answer counts: refusals, "no such thing", empty and cut-off replies are paid and dropped."""
     choice = completion.choices[0]
     text = (choice.message.content or "").strip()
-    spoken = text.casefold().replace("’", "'")
     if choice.message.refusal or choice.finish_reason == "content_filter":
         return Annotated(None, "refused")
-    if any(phrase.casefold() in spoken for phrase in endpoint.no_such_thing):
+    if _frames(text, endpoint.no_such_thing):
         return Annotated(None, "no_such_thing")
-    if any(phrase.casefold() in spoken for phrase in endpoint.refusals):
+    if _frames(text, endpoint.refusals):
         return Annotated(None, "refused")
     if choice.finish_reason == "length":
         return Annotated(None, "truncated")
     return Annotated(text, "answered") if text else Annotated(None, "blank")
+
+
+def _frames(text: str, phrases: Sequence[str]) -> bool:
+    """Whether a text begins or ends with one of the phrases, word by word."""
+    words = _words(text)
+    wanted = [w for w in map(_words, phrases) if w]
+    return any(words[: len(w)] == w or words[-len(w) :] == w for w in wanted)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[\w']+", text.casefold().replace("’", "'"))
 
 
 def token_cost(endpoint: EndpointSection, completion: Completion) -> float:

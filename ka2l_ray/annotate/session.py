@@ -23,6 +23,7 @@ from typing import Any, Self
 import aiohttp
 from pydantic import SecretStr
 
+from ka2l_ray.annotate.claims import Claimer
 from ka2l_ray.annotate.endpoint import Completion, NoCompletion, content_hash, parse
 from ka2l_ray.artifacts import Folder
 from ka2l_ray.config import EndpointSection
@@ -30,8 +31,10 @@ from ka2l_ray.config import EndpointSection
 RETRIED = (408, 409, 425, 429)
 """Statuses that are tried again, beside every 5xx."""
 LONGEST_WAIT_S = 600.0
-"""Back-off grows to this; a server that asks for a longer wait gets its question back as failed, to be asked in a later run."""
+"""Back-off grows to this; a question whose server asks for a longer wait is given up, until the run is started again."""
 EXCERPT_CHARACTERS = 200
+TAKEN_WAIT_S = 0.2
+"""Between two looks at a question that another curve is asking."""
 
 
 class TryAgainError(Exception):
@@ -44,6 +47,14 @@ class TryAgainError(Exception):
 
 class RejectedError(Exception):
     """A request that would fail again."""
+
+
+class KeptError(Exception):
+    """The reply is there by now: another curve asked the same."""
+
+
+class TakenError(Exception):
+    """Another curve is asking the same at this moment."""
 
 
 class Gate:
@@ -71,11 +82,14 @@ class Gate:
 class Asker:
     """Makes sessions that share one gate: calling it is the processor's `session_factory`. One per actor process.
 
-    `asked_by` names the table whose round asks; it is kept with each reply, so that a reply is paid for once.
+    `asked_by` names the table whose round asks; it is kept with each reply, so that a reply is paid for once. `claims` keep curves that
+    run side by side from asking the same at the same time.
     """
 
-    def __init__(self, endpoint: EndpointSection, key: SecretStr | None, replies: Folder, asked_by: str) -> None:
-        self.endpoint, self.replies, self.asked_by = endpoint, replies, asked_by
+    def __init__(
+        self, endpoint: EndpointSection, key: SecretStr | None, replies: Folder, asked_by: str, claims: Claimer | None = None
+    ) -> None:
+        self.endpoint, self.replies, self.asked_by, self.claims = endpoint, replies, asked_by, claims
         self._key = key
         self._gate: Gate | None = None
 
@@ -133,31 +147,46 @@ class Session:
         return task
 
     async def _answer(self, url: str, headers: dict[str, str], data: str) -> Outcome:
-        """Ask until there is a valid reply or no sense in asking again; a reply that is kept already is not asked for."""
+        """Ask until there is a valid reply or no sense in asking again; what waits for another curve's reply is no try."""
         endpoint, asked = self._asker.endpoint, json.loads(data)
-        file = self._asker.replies / f"{content_hash(url, asked)}.json"
-        if await asyncio.to_thread(file.exists):
-            return Outcome("")
-        reason = ""
-        for attempt in range(endpoint.retries + 1):
+        name = content_hash(url, asked)
+        file = self._asker.replies / f"{name}.json"
+        attempt, reason = 0, ""
+        while attempt <= endpoint.retries:
             try:
-                completion = await self._ask(url, headers, data)
+                completion = await self._ask(url, headers, data, name, file)
+            except KeptError:
+                return Outcome("")
+            except TakenError:
+                await asyncio.sleep(TAKEN_WAIT_S)
+                continue
             except TryAgainError as error:
                 reason = str(error)
                 if attempt < endpoint.retries:
                     backoff_s = min(endpoint.backoff_s * 2**attempt, LONGEST_WAIT_S)
                     await asyncio.sleep(backoff_s if error.wait_s is None else error.wait_s)
+                attempt += 1
             except RejectedError as error:
-                return Outcome(str(error))
+                return await self._given_up(name, str(error))
             else:
                 kept = {"asked_by": self._asker.asked_by, "request": asked, "reply": completion.model_dump()}
                 await asyncio.to_thread(file.write_json, kept)
                 return Outcome("")
-        return Outcome(f"{reason} ({endpoint.retries + 1} tries)")
+        return await self._given_up(name, f"{reason} ({endpoint.retries + 1} tries)")
 
-    async def _ask(self, url: str, headers: dict[str, str], data: str) -> Completion:
-        """One request. A redirect is not followed: it would carry the key to another address."""
+    async def _given_up(self, name: str, reason: str) -> Outcome:
+        if self._asker.claims:
+            await self._asker.claims.leave(name)
+        return Outcome(reason)
+
+    async def _ask(self, url: str, headers: dict[str, str], data: str, name: str, file: Folder) -> Completion:
+        """One request, unless the reply is kept or being asked for by another. A redirect is not followed: it would carry the key to
+        another address."""
         async with self._gate.turn():
+            if await asyncio.to_thread(file.exists):
+                raise KeptError
+            if self._asker.claims and not await self._asker.claims.take(name):
+                raise TakenError
             try:
                 sent = headers | self._asker.authorization()
                 async with self._http.post(url, data=data, headers=sent, allow_redirects=False) as response:

@@ -2,17 +2,20 @@
 
 In: the round's questions, in order. Out: the table, each id once; `status` says what became of it, `cost` what it is worth.
 A chat endpoint is asked through Ray Data's HTTP processor: one actor, so that its limits hold over the whole pipeline. Replies lie
-in `RUN/annotation_cache/`, named by content, one file each: a killed run asks nothing twice, equal questions of rounds, strategies
-and seeds are asked once, and the table is made from these files alone.
+in `RUN/annotation_cache/` (of a comparison: beside its runs), named by content, one file each: a killed run asks nothing twice, equal
+questions of rounds, strategies and seeds are asked once, and the table is made from these files alone. People are asked for what no
+round of the run has an answer to.
 Refuses to know: how questions were chosen, what is trained on.
 """
 
 import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import ray
 import ray.data
 from pydantic import SecretStr
 from ray.data import DataContext
@@ -20,6 +23,7 @@ from ray.data.llm import HttpRequestProcessorConfig, build_processor
 from ray.exceptions import RayError
 
 from ka2l_ray import schema
+from ka2l_ray.annotate.claims import Claims
 from ka2l_ray.annotate.endpoint import Completion, content_hash, judge, request, token_cost
 from ka2l_ray.annotate.file import answers_in, pose
 from ka2l_ray.annotate.ledger import ledger
@@ -31,6 +35,10 @@ from ka2l_ray.runtime import log, telling
 from ka2l_ray.world.facts import build_world
 
 CACHE = "annotation_cache"
+CLAIMS = "ka2l_claims"
+"""Name of the actor that keeps the curves of a comparison from asking the same at the same time."""
+CLAIMED_FOR = 1.5
+"""A claim lasts for this many time-outs of a request."""
 BATCH_ROWS = 64
 """Rows that one session holds at least; four sessions are open at once, so a slow reply holds nobody up."""
 
@@ -40,8 +48,9 @@ Rows = list[dict[str, Any]]
 def annotate(run: Run, questions: Sequence[Asked], target: Table) -> None:
     """Write the annotations of a round's questions to `target`, unless they are there; people's files lie in its folder too.
 
-    Raises `Waiting` where people have not answered yet, `StageError` where an endpoint answered nothing at all, and `ConfigError`
-    for imported answers to other questions.
+    Raises `Waiting` where people have not answered yet, `StageError` where an endpoint left more than `run.max_error_fraction` of the
+    questions without a reply (what came is kept, so that the next try asks for the rest), and `ConfigError` for imported answers to
+    other questions.
     """
     if target.is_done:
         return
@@ -83,12 +92,12 @@ def _from_endpoint(run: Run, questions: Sequence[Asked], target: Table) -> tuple
     endpoint = run.config.annotate.endpoint
     requests = {q.id: request(endpoint, q.question) for q in questions}
     names = {i: content_hash(endpoint.url, asked) for i, asked in requests.items()}
-    kept_before = set((run.folder / CACHE).names())
+    kept_before = set(_kept(run).names())
     wanted = {name: requests[i] for i, name in names.items() if f"{name}.json" not in kept_before}
-    asked_by = target.folder.path.removeprefix(run.folder.path).strip("/")
+    asked_by = f"{run.config.run.name}/{target.folder.path.removeprefix(run.folder.path).strip('/')}"
     failed = _ask(run, wanted, asked_by)
-    _report_failures(endpoint, failed, len(set(names.values())))
-    replies = {name: (run.folder / CACHE / f"{name}.json").read_json() for name in set(names.values()) - failed.keys()}
+    _report_failures(run, failed, len(set(names.values())))
+    replies = {name: (_kept(run) / f"{name}.json").read_json() for name in set(names.values()) - failed.keys()}
     rows, paid_for = [], set()
     for q in questions:
         kept = replies.get(name := names[q.id])
@@ -102,16 +111,51 @@ def _from_endpoint(run: Run, questions: Sequence[Asked], target: Table) -> tuple
     return rows, {"without_usage": _count_without_usage(endpoint, [reply(r) for r in replies.values()])}
 
 
+def _kept(run: Run) -> Folder:
+    """Where replies are kept."""
+    named = run.config.annotate.endpoint.replies
+    return run.folder / CACHE if named is None else Folder.of(named)
+
+
+@dataclass(frozen=True)
+class _SharedClaims:
+    """A `Claimer` by way of the comparison's actor."""
+
+    actor: Any
+    owner: str
+    lease_s: float
+
+    async def take(self, name: str) -> bool:
+        return await self.actor.take.remote(name, self.owner, self.lease_s)
+
+    async def leave(self, name: str) -> None:
+        await self.actor.leave.remote(name, self.owner)
+
+
+def share_claims() -> Any:
+    """The actor through which the curves of this Ray job claim questions, for as long as the caller holds it."""
+    return ray.remote(Claims).options(name=CLAIMS, num_cpus=0).remote()
+
+
+def _claims(endpoint: EndpointSection, asked_by: str) -> _SharedClaims | None:
+    """None where no comparison runs: then nobody else asks."""
+    try:
+        actor = ray.get_actor(CLAIMS)
+    except ValueError:
+        return None
+    return _SharedClaims(actor, asked_by, CLAIMED_FOR * endpoint.timeout_s)
+
+
 def _ask(run: Run, wanted: Mapping[str, dict[str, Any]], asked_by: str) -> dict[str, str]:
     """Post the requests, by content hash; returns the reasons of those that got no valid reply."""
     if not wanted:
         return {}
-    endpoint, replies = run.config.annotate.endpoint, (run.folder / CACHE).make()
+    endpoint, replies = run.config.annotate.endpoint, _kept(run).make()
     config = HttpRequestProcessorConfig(
         url=endpoint.url,
         batch_size=max(BATCH_ROWS, endpoint.concurrency),
         concurrency=1,
-        session_factory=Asker(endpoint, key_of(endpoint), replies, asked_by),
+        session_factory=Asker(endpoint, key_of(endpoint), replies, asked_by, _claims(endpoint, asked_by)),
     )
     processor = build_processor(config, postprocess=_outcome)
 
@@ -150,14 +194,19 @@ def key_of(endpoint: EndpointSection) -> SecretStr | None:
     return SecretStr(key) if key else None
 
 
-def _report_failures(endpoint: EndpointSection, failed: Mapping[str, str], asked: int) -> None:
-    """Say how many questions the endpoint gave up on, and why the first; raise where that is all of them."""
+def _report_failures(run: Run, failed: Mapping[str, str], asked: int) -> None:
+    """Say how many questions the endpoint gave up on, and why the first; raise where they are too many to go on without them."""
     if not failed:
         return
-    first = next(iter(failed.values()))
+    endpoint, first, allowed = run.config.annotate.endpoint, next(iter(failed.values())), run.config.run.max_error_fraction
     if len(failed) == asked:
         unset = "" if key_of(endpoint) else f" ({endpoint.key_variable} is not set, so no key was sent)"
         raise StageError(f"annotate: {endpoint.url} answered none of {asked:,} questions. First: {first}{unset}")
+    if len(failed) > allowed * asked:
+        raise StageError(
+            f"annotate: {endpoint.url} gave no valid reply to {len(failed):,} of {asked:,} questions, more than run.max_error_fraction "
+            f"allows ({allowed:g}). First: {first}. The other replies are kept: the same command asks for the missing ones alone"
+        )
     log.warning("annotate: no valid reply to %d of %d questions; they are marked failed. First: %s", len(failed), asked, first)
 
 

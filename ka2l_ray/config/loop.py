@@ -30,8 +30,9 @@ class AcquireSection(Section):
     """
     balance: Literal["none", "group"] = "none"
     """`group`: every group's best question before any group's second best."""
-    sampling_cost: Annotated[float, Field(ge=0)] = 0.0
-    """Cost of sampling one pool question, in the unit of `annotate.cost`: booked to `entropy`, `likelihood` and `quadrant`."""
+    sampling_cost: Annotated[float, Field(ge=0)] = 0.01
+    """Cost of sampling one pool question, in the unit of `annotate.cost`: booked to `entropy`, `likelihood` and `quadrant`. The default
+    takes a hundred sampled questions to be worth one answer; divide your price of a GPU hour by what a pool samples in one."""
 
 
 class EndpointSection(Section):
@@ -60,6 +61,9 @@ class EndpointSection(Section):
     """Rate limit over all requests; null sends as fast as `concurrency` allows."""
     timeout_s: Annotated[float, Field(gt=0)] = 60.0
     """Seconds until a request counts as failed and is tried again."""
+    replies: str | None = None
+    """Folder or URI where replies are kept by content; runs that name the same one ask nothing twice. Null: `annotation_cache/` in the
+    run's own folder, or beside the runs of a comparison."""
     retries: Annotated[int, Field(ge=0)] = 6
     """Tries after the first, for 408, 409, 425, 429, 5xx, time-outs, broken connections and answers that are not valid JSON."""
     backoff_s: Annotated[float, Field(gt=0)] = 1.0
@@ -69,17 +73,17 @@ class EndpointSection(Section):
     cost_per_million_completion_tokens: Annotated[float, Field(ge=0)] = 0.0
     """Price of a million tokens written, in the same unit."""
     refusals: tuple[Annotated[str, Field(min_length=1)], ...] = (
-        "i don't know",
-        "i do not know",
-        "i cannot",
-        "i can't",
-        "as an ai",
-        "i'm sorry",
-        "i am sorry",
+        *("i don't know", "i do not know", "i'm not sure", "i am not sure", "as an ai"),
+        *("sorry but", "sorry i", "i'm sorry but", "i'm sorry i", "i am sorry but", "i am sorry i"),
+        *(f"i {cannot} {do}" for cannot in ("cannot", "can't") for do in ("answer", "provide", "help", "assist")),
     )
-    """An answer that holds one of these (any case) is a refusal: paid, counted, dropped."""
-    no_such_thing: tuple[Annotated[str, Field(min_length=1)], ...] = ("no such", "does not exist", "doesn't exist", "nobody of that name")
-    """An answer that holds one of these says that the question has none: paid, counted, dropped."""
+    """A reply that begins or ends with these words (in any case, punctuation aside) is a refusal: paid, counted, dropped. Words inside an
+    answer do not count, for titles and quotations hold them."""
+    no_such_thing: tuple[Annotated[str, Field(min_length=1)], ...] = (
+        *("no such", "there is no such", "there's no such", "no such thing", "nobody of that name"),
+        *("does not exist", "doesn't exist", "do not exist", "don't exist"),
+    )
+    """A reply that begins or ends with these words says that the question has no answer: paid, counted, dropped."""
 
     @model_validator(mode="after")
     def _holds_question(self) -> "EndpointSection":

@@ -23,11 +23,13 @@ from ka2l_ray.config.yaml_file import read_yaml
 NO_RESULTS = {
     *(f"{stage}.pool" for stage in ("collect", "score", "decode", "evaluate")),
     *("ray", "report", "run.storage", "run.max_error_fraction", "search.cpus"),
-    *(f"finetune.{name}" for name in ("cpus_per_worker", "checkpoint_every_steps", "max_failures")),
+    *(f"finetune.{name}" for name in ("micro_batch_rows", "gradient_checkpointing", "zero_stage", "offload", "workers")),
+    *(f"finetune.{name}" for name in ("cpus_per_worker", "gpus_per_worker", "checkpoint_every_steps", "max_failures")),
     *(f"finetune.{name}" for name in ("evaluate_every_epochs", "evaluate_rows", "merge", "tensorboard")),
-    *(f"annotate.endpoint.{name}" for name in ("concurrency", "requests_per_s", "timeout_s", "retries", "backoff_s", "key_variable")),
+    *(f"annotate.endpoint.{name}" for name in ("replies", "key_variable", "concurrency", "requests_per_s")),
+    *(f"annotate.endpoint.{name}" for name in ("timeout_s", "retries", "backoff_s")),
 }
-"""Sections and fields that change no number: a run may be continued with other values."""
+"""Sections and fields that change no number but for rounding: a run may be continued with other values."""
 
 
 class ReportSection(Section):

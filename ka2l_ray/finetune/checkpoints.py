@@ -17,7 +17,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ka2l_ray.config import NO_RESULTS
 from ka2l_ray.finetune.job import Job, Refusal
 
 ZERO_KEYS = {
@@ -26,8 +25,11 @@ ZERO_KEYS = {
     3: ("optimizer_state_dict", "fp32_flat_groups"),
 }
 """Where ZeRO's state dict holds the wrapped AdamW's state and this rank's master weights."""
-RECORD_ONLY = {n.removeprefix("finetune.") for n in NO_RESULTS if n.startswith("finetune.")}
-"""Fields of `finetune` that may change between attempts."""
+MAY_CHANGE = {
+    *("cpus_per_worker", "checkpoint_every_steps", "max_failures", "evaluate_every_epochs", "evaluate_rows"),
+    *("gradient_checkpointing", "merge", "tensorboard"),
+}
+"""Fields of `finetune` that may change between attempts; those that a shard's shape or the order of sums hangs on may not."""
 
 
 @dataclass
@@ -42,7 +44,7 @@ class History:
 
 def identity(job: Job, examples: int, world_size: int) -> dict[str, Any]:
     """What must be equal for a checkpoint to be continued."""
-    section = {k: v for k, v in job.finetune.model_dump(mode="json").items() if k not in RECORD_ONLY}
+    section = {k: v for k, v in job.finetune.model_dump(mode="json").items() if k not in MAY_CHANGE}
     return section | {"workers": world_size, "seed": job.seed, "examples": examples}
 
 

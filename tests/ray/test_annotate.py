@@ -9,16 +9,18 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from chat_server import COMPLETION_TOKENS, ChatServer, prompt_tokens
 
 from ka2l_ray.annotate.file import import_file, is_waiting
 from ka2l_ray.annotate.ledger import ledger
 from ka2l_ray.annotate.sources import Asked, Waiting
-from ka2l_ray.annotate.stage import BATCH_ROWS, annotate
+from ka2l_ray.annotate.stage import BATCH_ROWS, annotate, share_claims
 from ka2l_ray.artifacts import Run, StageError, Table
 from ka2l_ray.config import ConfigError, parse_config
 
@@ -139,13 +141,50 @@ def test_a_question_that_the_endpoint_gives_up_on_costs_nothing_and_is_said(
     server.report_usage = False
     run = open_run(tmp_path, "endpoint", url=server.url, retries=2)
     with caplog.at_level(logging.WARNING):
-        rows = annotated(run, questions).read().to_pylist()
+        rows = annotated(lenient(run), questions).read().to_pylist()
     assert [r["status"] for r in rows] == ["answered", "failed", "answered", "answered", "failed", "answered"]
     assert [r["cost"] for r in rows] == [PRICE, 0.0, PRICE, PRICE, 0.0, PRICE]
     assert server.asked[questions[1].question] == 3
     assert server.asked[questions[4].question] == 1
     assert "no valid reply to 2 of 6 questions" in caplog.text
     assert "4 of 4 replies report no token usage" in caplog.text
+
+
+def lenient(run: Run) -> Run:
+    """The run with half of its rows allowed to fail."""
+    section = run.config.run.model_copy(update={"max_error_fraction": 0.5})
+    return replace(run, config=run.config.model_copy(update={"run": section}))
+
+
+def test_an_outage_closes_no_round_and_the_next_try_asks_for_the_rest_alone(tmp_path: Path, server: ChatServer) -> None:
+    questions = asked(range(8))
+    for q in questions[5:]:
+        server.troubles[q.question] = ["wait 86400"]
+    run = open_run(tmp_path, "endpoint", url=server.url, concurrency=1)
+    with pytest.raises(
+        StageError, match=r"no valid reply to 3 of 8 questions, more than run.max_error_fraction allows \(0.01\). First: HTTP"
+    ):
+        annotated(run, questions)
+    assert not Table(run.round("ka2l", 0, 1) / "annotations").is_done
+    book = ledger(annotated(run, questions))
+    assert (book["answered"], book["failed"]) == (8, 0)
+    assert server.answered == dict.fromkeys([q.question for q in questions], 1)
+
+
+def test_curves_side_by_side_ask_every_question_once(tmp_path: Path, server: ChatServer) -> None:
+    """In tasks of their own and with one request at a time each, as a comparison's curves do."""
+    questions = asked(range(6))
+    for q in questions:
+        server.troubles[q.question] = ["slow 0.3"]
+    run, _held = open_run(tmp_path, "endpoint", url=server.url, concurrency=1), share_claims()
+    task, tables = ray.remote(num_cpus=0)(annotate), [Table(run.round(name, 0, 1) / "annotations") for name in ("ka2l", "random")]
+    ray.get([task.remote(run, questions, table) for table in tables])
+    books = [ledger(table) for table in tables]
+    assert server.asked == dict.fromkeys([q.question for q in questions], 1)
+    total = sum(cost(q.question) for q in questions)
+    assert [b["cost"] for b in books] == [pytest.approx(total)] * 2
+    assert sum(b["paid"] for b in books) == pytest.approx(total)
+    assert sum(b["cached"] for b in books) == 6
 
 
 def test_an_endpoint_that_answers_nothing_stops_the_round_with_its_reason(

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from chat_server import ChatServer
 from pydantic import SecretStr
 
+from ka2l_ray.annotate.claims import Claims
 from ka2l_ray.annotate.endpoint import request
 from ka2l_ray.annotate.session import Asker, Gate, Outcome, retry_after_s
 from ka2l_ray.artifacts import Folder
@@ -89,6 +91,52 @@ def test_a_kept_reply_is_not_asked_for_again_and_holds_no_key(server, tmp_path):
     (kept,) = tmp_path.iterdir()
     assert KEY not in kept.read_text()
     assert "your key is ***" in kept.read_text()
+
+
+class Own:
+    """One of two owners of claims in this process."""
+
+    def __init__(self, claims: Claims, owner: str) -> None:
+        self.claims, self.owner = claims, owner
+
+    async def take(self, name: str) -> bool:
+        return self.claims.take(name, self.owner, 30)
+
+    async def leave(self, name: str) -> None:
+        self.claims.leave(name, self.owner)
+
+
+def ask_twice(server: ChatServer, folder: Path, questions: list[str], **changes: Any) -> list[list[Outcome]]:
+    """The same questions through two askers side by side, as two curves of a comparison ask."""
+    endpoint = EndpointSection.model_validate({"url": server.url, "backoff_s": 0.01} | changes)
+    claims = Claims()
+
+    async def one(owner: str) -> list[Outcome]:
+        async with Asker(endpoint, SecretStr(KEY), Folder.of(str(folder)), owner, Own(claims, owner))() as session:
+            posted = [session.post(server.url, {"Content-Type": "application/json"}, json.dumps(request(endpoint, q))) for q in questions]
+            return [await p for p in posted]
+
+    async def both() -> list[list[Outcome]]:
+        return list(await asyncio.gather(one("a"), one("b")))
+
+    return asyncio.run(both())
+
+
+@pytest.mark.parametrize("concurrency", [1, 6])
+def test_two_that_ask_the_same_at_the_same_time_pay_once(server, tmp_path, concurrency):
+    questions = [f"q{n}" for n in range(6)]
+    for q in questions:
+        server.troubles[q] = ["status 500", "slow 0.05"]
+    assert ask_twice(server, tmp_path, questions, concurrency=concurrency) == [[Outcome("")] * 6] * 2
+    assert server.answered == dict.fromkeys(questions, 1)
+    assert {json.loads(f.read_text())["asked_by"] for f in tmp_path.iterdir()} <= {"a", "b"}
+
+
+def test_what_one_gives_up_the_other_asks_itself(server, tmp_path):
+    server.troubles["q"] = ["status 400"]
+    given_up, answered = sorted((o.failed for o in chain.from_iterable(ask_twice(server, tmp_path, ["q"]))), key=len, reverse=True)
+    assert given_up.startswith("HTTP 400")
+    assert answered == ""
 
 
 def test_no_more_requests_at_once_than_allowed(server, tmp_path):

@@ -25,6 +25,8 @@ from pyarrow import fs
 from ka2l_ray.config import Config, ConfigError, config_hash, differing_fields, parse_config, read_yaml
 
 MANIFEST = "manifest.json"
+URI_CHARACTERS = "/:@%!$&'()*+,;=~[]"
+"""What stands in a URI as it is, letters and digits besides; `%` because quoted names stay quoted. The rest, such as a space, is quoted."""
 DRAW_STRIDE = 1000
 """Seeds of the draws of one run are this far apart, so that runs with neighbouring seeds never share one."""
 
@@ -47,8 +49,9 @@ class Folder:
         """Open a local path or URI. Raises `ConfigError` where the scheme is not supported."""
         if "://" not in uri:
             return cls(fs.LocalFileSystem(), str(Path(uri).absolute()))
+        address, mark, options = uri.partition("?")
         try:
-            filesystem, path = fs.FileSystem.from_uri(uri)
+            filesystem, path = fs.FileSystem.from_uri(f"{quote(address, safe=URI_CHARACTERS)}{mark}{options}")
         except (pa.ArrowInvalid, OSError) as error:
             raise ConfigError(f"{uri!r}: {error}") from error
         return cls(filesystem, path, urlsplit(uri).query)
@@ -101,11 +104,18 @@ class Folder:
         self.filesystem.move(side, self.path)
 
     def read_json(self) -> Any:
-        return json.loads(self.read_bytes())
+        """Raises `StageError` for a file that is no whole JSON, such as one that another program cut short."""
+        try:
+            return json.loads(self.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise StageError(f"{self.path}: is no whole JSON ({error}). Delete it and run again") from error
 
     def read_json_or_empty(self) -> dict[str, Any]:
         """The object in the file; empty where there is no file."""
-        return self.read_json() if self.exists() else {}
+        found = self.read_json() if self.exists() else {}
+        if not isinstance(found, dict):
+            raise StageError(f"{self.path}: must hold a JSON object, not {type(found).__name__}. Delete it, and run again")
+        return found
 
     def write_json(self, value: Any) -> None:
         self.write_bytes((json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
@@ -150,7 +160,13 @@ class Table:
     def manifest(self) -> dict[str, Any]:
         if not self.is_done:
             raise FileNotFoundError(f"{self.folder.path}: this table is not finished (no {MANIFEST}); run its stage first")
-        return (self.folder / MANIFEST).read_json()
+        found = (self.folder / MANIFEST).read_json_or_empty()
+        if lacks := [n for n in ("files", "rows") if n not in found]:
+            raise StageError(
+                f"{self.folder.path}/{MANIFEST}: lacks {' and '.join(lacks)}, so it lists no table. Delete it, and run again: the stage is "
+                "repeated"
+            )
+        return found
 
     @property
     def rows(self) -> int:

@@ -368,6 +368,10 @@ def _print_preview(found: Any) -> None:
         console.print(f"{name:<8} {text}", soft_wrap=True, highlight=False, markup=False)
     console.print("prompt of the first question:", style="bold")
     console.print(found.prompt, highlight=False, markup=False, soft_wrap=True)
+    gold = " | ".join(found.answers[:MOST_SHOWN]) + (f" | and {more:,} more" if (more := len(found.answers) - MOST_SHOWN) > 0 else "")
+    console.print("its gold answers:" if gold else "it has no gold answer", style="bold")
+    if gold:
+        console.print(gold, highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_comparison(folder: str, summary: dict[str, Any]) -> None:

@@ -14,6 +14,14 @@ from ka2l_ray.config.base import Section, Share
 _SECRET = re.compile(r"(secret|password|token|access_key|account_key|sas|credential)[^=&]*=|//[^/]*@|%2F%2F[^&]*%40", re.IGNORECASE)
 
 
+def _refuse_keys(field: str, address: str) -> None:
+    """Raise `ValueError`, which does not repeat the address, where it is a URI that holds a key, a password or a user's name."""
+    place, _, query = address.partition("?")
+    user = "://" in place and "@" in place.split("://")[1].split("/")[0]
+    if user or ("://" in place and _SECRET.search(query)):
+        raise ValueError(f"{field} must hold no keys, for it is kept with the run; set them in the environment, as AWS_ACCESS_KEY_ID")
+
+
 class RunSection(Section):
     """Which run this is and where it is kept."""
 
@@ -29,10 +37,7 @@ class RunSection(Section):
     @model_validator(mode="after")
     def _no_keys(self) -> "RunSection":
         """a `storage` that holds a key, a password or a user's name."""
-        address, _, query = self.storage.partition("?")
-        user = "://" in address and "@" in address.split("://")[1].split("/")[0]
-        if user or _SECRET.search(query):
-            raise ValueError("storage must hold no keys, for it is kept with the run; set them in the environment, as AWS_ACCESS_KEY_ID")
+        _refuse_keys("storage", self.storage)
         return self
 
 
@@ -60,6 +65,12 @@ class ModelSection(Section):
     """Load weights in 8 or 4 bits (bitsandbytes; `pip install 'ka2l-ray[quantization]'`): a half or a quarter of bfloat16's memory."""
     trust_remote_code: bool = False
     """Run code from the model's repository. Off unless you trust its author."""
+
+    @model_validator(mode="after")
+    def _no_keys(self) -> "ModelSection":
+        """an `adapter` that holds a key, a password or a user's name."""
+        _refuse_keys("adapter", self.adapter or "")
+        return self
 
     @property
     def identity(self) -> str:
@@ -172,3 +183,10 @@ class CorpusSection(Section):
     prompt: PromptSection = PromptSection()
     split: SplitSection = SplitSection()
     world: WorldCorpusSection = WorldCorpusSection()
+
+    @model_validator(mode="after")
+    def _no_keys(self) -> "CorpusSection":
+        """a `source` that holds a key, a password or a user's name."""
+        for source in (self.source,) if isinstance(self.source, str) else self.source:
+            _refuse_keys("source", source)
+        return self

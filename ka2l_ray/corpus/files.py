@@ -8,12 +8,16 @@ import codecs
 import csv
 import glob
 import io
+import itertools
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,6 +29,8 @@ from ka2l_ray.config import ConfigError, HubSection
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 DELIMITERS = (",", ";", "\t")
 LONGEST_LINE = 64 * 2**20
+MOST_NAMED = 20
+"""Names that an error message lists."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 csv.field_size_limit(LONGEST_LINE)
 
@@ -43,7 +49,7 @@ class BadRow:
 
 @dataclass(frozen=True)
 class Raw:
-    """A row as it stands in its file; `number` counts lines of text files and rows of the others, from 1."""
+    """A row as it stands in its file; `number` is the line it begins on in text files and counts rows of the others, from 1."""
 
     number: int
     values: dict[str, Any] | BadRow
@@ -57,13 +63,16 @@ class File:
     kind: str
     hub: HubSection = field(default_factory=HubSection)
 
-    def rows(self) -> Iterator[Raw]:
-        """The rows in order. Raises `ConfigError` where the file itself cannot be read, naming it and the last row that could."""
+    def rows(self, wanted: Iterable[str] | None = None) -> Iterator[Raw]:
+        """The rows in order, of Parquet files with the `wanted` columns alone, for the others may be large.
+
+        Raises `ConfigError` where the file itself cannot be read, naming it and the last row that could.
+        """
         number = 0
         try:
             if self.kind in TEXTS:
                 _refuse_utf16(self)
-            for raw in KINDS[self.kind](self):
+            for raw in _parquet(self, wanted) if self.kind == "parquet" else KINDS[self.kind](self):
                 number = raw.number
                 yield raw
         except ConfigError:
@@ -71,6 +80,16 @@ class File:
         except (OSError, EOFError, ValueError, zlib.error, pa.ArrowException, csv.Error) as error:
             after = f" after row {number:,}" if number else ""
             raise ConfigError(f"{self.name}: cannot be read{after}: {_first_line(error)}") from error
+
+    def columns(self) -> list[str] | None:
+        """Every column of a Parquet file, None where the rows themselves tell. Raises `ConfigError` as `rows` does."""
+        if self.kind != "parquet":
+            return None
+        folder = Folder.of(self.name)
+        try:
+            return pq.read_schema(folder.path, filesystem=folder.filesystem).names
+        except (OSError, pa.ArrowException) as error:
+            raise ConfigError(f"{self.name}: cannot be read: {_first_line(error)}") from error
 
 
 def files_of(source: str | Sequence[str], hub: HubSection) -> list[File]:
@@ -85,7 +104,7 @@ def files_of(source: str | Sequence[str], hub: HubSection) -> list[File]:
 
 
 def _files(source: str, hub: HubSection) -> list[File]:
-    if "*" in source or _kind(source):
+    if ("*" in source and not _stands_there(source)) or _kind(source):
         found = [File(p, kind) for p in _matching(source) if (kind := _kind(p))]
         if not found:
             raise ConfigError(f"corpus.source = {source!r}: no such file")
@@ -106,9 +125,11 @@ def _files(source: str, hub: HubSection) -> list[File]:
 
 
 def _inside(folder: str, name: str) -> str:
-    """Path or URI of a file in a folder; the options of a URI stay at its end."""
-    address, mark, query = folder.partition("?") if "://" in folder else (folder, "", "")
-    return f"{address.rstrip('/')}/{name}{mark}{query}"
+    """Path or URI of a file in a folder; the options of a URI stay at its end, and its name is quoted as URIs want."""
+    if "://" not in folder:
+        return f"{folder.rstrip('/')}/{name}"
+    address, mark, query = folder.partition("?")
+    return f"{address.rstrip('/')}/{quote(name)}{mark}{query}"
 
 
 def _endings() -> str:
@@ -130,9 +151,9 @@ def _folder(source: str) -> Folder | None:
 
 
 def _matching(source: str) -> list[str]:
-    """Paths or URIs that a pattern matches; a name without `*` matches itself where it is there."""
+    """Paths or URIs that a pattern matches; a name that is there is no pattern, whatever it holds."""
     if "://" not in source:
-        return sorted(glob.glob(source, recursive=True))
+        return [source] if _stands_there(source) else sorted(glob.glob(_pattern(source), recursive=True))
     if "*" not in source:
         return [source] if _there(source) else []
     address, mark, query = source.partition("?")
@@ -142,6 +163,17 @@ def _matching(source: str) -> list[str]:
     wanted = re.compile(".*".join(re.escape(p) for p in pattern.split("*")))
     folder = f"{parent}{mark}{query}"
     return [_inside(folder, n) for n in Folder.of(folder).names() if wanted.fullmatch(n)]
+
+
+def _stands_there(path: str) -> bool:
+    return "://" not in path and Path(path).exists()
+
+
+def _pattern(source: str) -> str:
+    """The pattern, with brackets of folders that are there taken as they stand."""
+    folders = list(itertools.takewhile(lambda part: "*" not in part and "?" not in part, Path(source).parts[:-1]))
+    parent = Path(*folders)
+    return str(Path(glob.escape(str(parent)), *Path(source).parts[len(folders) :])) if folders and parent.exists() else source
 
 
 def _there(uri: str) -> bool:
@@ -194,10 +226,35 @@ def _jsonl(file: File) -> Iterator[Raw]:
         yield Raw(number, text if isinstance(text, BadRow) else _object(text))
 
 
+class _NamedTwice(ValueError):
+    """A JSON object that names a member twice, so that one value would hide the other."""
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise _NamedTwice(f"names {twice(name for name, _ in pairs)} twice")
+    return members
+
+
+def twice(names: Iterable[str]) -> str:
+    """The names that occur more than once, as an error message shows them; empty where all differ."""
+    return ", ".join(shortened(n) for n, count in Counter(names).items() if count > 1)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names as an error message shows them: some of them, odd and long ones in quotes and shortened."""
+    found = list(names)
+    shown = [n if n.isprintable() and len(n) <= 60 else shortened(n) for n in found[:MOST_NAMED]]
+    return ", ".join(shown) + (f" and {len(found) - MOST_NAMED:,} more" if len(found) > MOST_NAMED else "")
+
+
 def _object(text: str) -> dict[str, Any] | BadRow:
     try:
-        value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+        value = json.loads(text, object_pairs_hook=_members)
+    except _NamedTwice as error:
+        return BadRow("line", str(error))
+    except (ValueError, RecursionError):  # also of a number of too many digits
         return BadRow("line", "is not JSON", shortened(text))
     return value if isinstance(value, dict) else BadRow("line", "must be a JSON object", shortened(text))
 
@@ -207,7 +264,7 @@ def _json(file: File) -> Iterator[Raw]:
     with _open(file) as stream:
         data = stream.read().removeprefix(codecs.BOM_UTF8)
     try:
-        document = json.loads(data.decode())
+        document = json.loads(data.decode(), object_pairs_hook=_members)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file.name}: is not UTF-8: byte {data[error.start]:#04x} at {error.start + 1}") from error
     except json.JSONDecodeError as error:
@@ -215,9 +272,15 @@ def _json(file: File) -> Iterator[Raw]:
             yield from _jsonl(file)
             return
         raise ConfigError(f"{file.name}: is not JSON: {error}") from error
+    except _NamedTwice as error:
+        raise ConfigError(f"{file.name}: an object {error}; its members must differ") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{file.name}: cannot be read as JSON: {_first_line(error)}") from error
     rows = squad_rows(document) if isinstance(document, dict) and "data" in document else document
     if isinstance(rows, dict):
         rows = [rows]
+    if not isinstance(rows, (list, Iterator)):
+        raise ConfigError(f"{file.name}: must hold an array of JSON objects, not {shortened(rows)}")
     for number, row in enumerate(rows, 1):
         yield Raw(number, row if isinstance(row, dict) else BadRow("row", "must be a JSON object", shortened(row)))
 
@@ -233,20 +296,57 @@ def squad_rows(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _csv(file: File) -> Iterator[Raw]:
-    """Comma, semicolon or tab, whichever parts the header into most columns. `number` is the line a row ends on."""
+    """Comma, semicolon or tab, whichever parts the header into most columns.
+
+    Raises `ConfigError` for a quote that takes further lines with it before it is closed wrongly, or never: what those lines were meant
+    to be cannot be told. Where all of it is on one line, that row alone is bad.
+    """
     with _open(file) as stream:
         text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
         header = text.readline()
         if not header.strip():
             return
         delimiter = max(DELIMITERS, key=header.count)
-        names = [n.strip() for n in next(csv.reader([header], delimiter=delimiter))]
-        if twice := sorted({n for n in names if names.count(n) > 1}):
-            raise ConfigError(f"{file.name}: the header names {', '.join(map(repr, twice))} twice; columns must differ")
-        reader = csv.reader(text, delimiter=delimiter)
-        for fields in reader:
-            if any(f.strip() for f in fields):
-                yield Raw(reader.line_num + 1, _csv_row(names, fields))
+        reader = csv.reader(itertools.chain([header], text), delimiter=delimiter, strict=True)
+        names: list[str] | None = None
+        while True:
+            number = reader.line_num + 1
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                if reader.line_num > number or names is None or "end of data" in str(error):
+                    raise ConfigError(f"{file.name}: {_unclosed(number, reader.line_num, error)}") from error
+                yield Raw(number, BadRow("line", f"is no CSV ({error}); a quote inside quotes is written twice"))
+                continue
+            if names is None:
+                names = _header(file, fields)
+            elif any(f.strip() for f in fields):
+                yield Raw(number, _csv_row(names, fields))
+
+
+def _unclosed(first: int, last: int, error: csv.Error) -> str:
+    how = "is never closed" if "end of data" in str(error) else f"is closed wrongly in line {last:,} ({error})"
+    return f"row {first}: a quote opens there that {how}: the rows after it cannot be told apart. A quote inside quotes is written twice"
+
+
+def _header(file: File, fields: Sequence[str]) -> list[str]:
+    names = [n.strip() for n in fields]
+    if wrong := [n for n in names if _escaped(n)]:
+        raise ConfigError(f"{file.name}: the header is not UTF-8: {shortened(_shown(wrong[0]))}; save the file as UTF-8")
+    if doubled := twice(names):
+        raise ConfigError(f"{file.name}: the header names {doubled} twice; columns must differ")
+    return names
+
+
+def _escaped(text: str) -> bool:
+    """Whether a text holds bytes that are not UTF-8, as `surrogateescape` keeps them."""
+    return any("\udc80" <= c <= "\udcff" for c in text)
+
+
+def _shown(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _csv_row(names: Sequence[str], fields: Sequence[str]) -> dict[str, Any] | BadRow:
@@ -257,15 +357,19 @@ def _csv_row(names: Sequence[str], fields: Sequence[str]) -> dict[str, Any] | Ba
             f"{len(fields)} fields",
         )
     for name, value in zip(names, fields, strict=True):
-        if any("\udc80" <= c <= "\udcff" for c in value):
-            return BadRow(name, "is not UTF-8", shortened(value.encode("utf-8", "backslashreplace").decode()))
+        if _escaped(value):
+            return BadRow(name, "is not UTF-8", shortened(_shown(value)))
     return dict(zip(names, fields, strict=True))
 
 
-def _parquet(file: File) -> Iterator[Raw]:
+def _parquet(file: File, wanted: Iterable[str] | None = None) -> Iterator[Raw]:
     folder, number = Folder.of(file.name), 0
     with pq.ParquetFile(folder.path, filesystem=folder.filesystem) as table:
-        for batch in table.iter_batches(batch_size=1024):
+        names = table.schema_arrow.names
+        if doubled := twice(names):
+            raise ConfigError(f"{file.name}: names the column(s) {doubled} twice; columns must differ")
+        kept = names if wanted is None else [n for n in names if n in set(wanted)]
+        for batch in table.iter_batches(batch_size=256, columns=kept):
             for row in batch.to_pylist():
                 number += 1
                 yield Raw(number, row)
@@ -282,15 +386,25 @@ def _dataset(file: File) -> Iterator[Raw]:
     """A folder that `datasets` saved, or a hub id, streamed."""
     import datasets
 
-    if file.kind == "dataset":
-        found: Any = datasets.load_from_disk(file.name)
-    else:
-        found = datasets.load_dataset(file.name, file.hub.subset, split=file.hub.split, revision=file.hub.revision, streaming=True)
+    if file.kind == "hub":
+        yield from _numbered(
+            datasets.load_dataset(file.name, file.hub.subset, split=file.hub.split, revision=file.hub.revision, streaming=True)
+        )
+        return
+    with Folder.of(file.name).local() as folder:
+        yield from _numbered(_of_split(datasets.load_from_disk(folder), file))
+
+
+def _of_split(found: Any, file: File) -> Any:
     if hasattr(found, "keys") and not hasattr(found, "features"):
         if file.hub.split not in found:
             raise ConfigError(f"{file.name}: holds the splits {', '.join(found)}; set corpus.hub.split to one of them")
         found = found[file.hub.split]
-    for number, row in enumerate(found, 1):
+    return found
+
+
+def _numbered(rows: Iterable[dict[str, Any]]) -> Iterator[Raw]:
+    for number, row in enumerate(rows, 1):
         yield Raw(number, row)
 
 

@@ -6,9 +6,14 @@ Refuses to know: files, splits, duplicates. Sources of the formats: the data set
 
 import ast
 import hashlib
+import io
 import json
-from collections.abc import Callable, Mapping
+import math
+import tokenize
+import warnings
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -18,7 +23,11 @@ from ka2l_ray.label.grading import normalize
 
 LONGEST_QUESTION, LONGEST_ANSWER = 20_000, 2_000
 """Characters. Longer ones are no questions or answers but texts, and would cost the row's whole batch its memory."""
+LONGEST_NAME = 500
+"""Characters of an id or a topic."""
 MOST_ANSWERS = 1_000
+LONGEST_LIST = 1_000_000
+"""Characters of a cell that is opened as a list."""
 OPTIONS = ("opa", "opb", "opc", "opd")
 LETTERS = "ABCD"
 
@@ -59,10 +68,17 @@ def parse(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Question 
         return error.bad
 
 
-def missing(row: Mapping[str, Any], corpus: CorpusSection) -> list[str]:
-    """Columns without which no row of this format can be read and which a file's first row lacks, alternatives joined by ` or `."""
+def missing(columns: Container[str], corpus: CorpusSection) -> list[str]:
+    """Columns without which no row of this format can be read and which a file lacks, alternatives joined by ` or `."""
     groups = FORMATS[corpus.format].needs(corpus)
-    return [" or ".join(names) for names in groups if not any(n.split(".")[0] in row for n in names)]
+    return [" or ".join(names) for names in groups if not any(n in columns or n.split(".")[0] in columns for n in names)]
+
+
+def columns_read(corpus: CorpusSection) -> frozenset[str]:
+    """Every column that a row of this format may be made from; of a dotted path also the column that it begins in."""
+    named = (corpus.question_column, corpus.answers_column, corpus.id_column, corpus.group_column)
+    names = FORMATS[corpus.format].reads or named
+    return frozenset(names) | {n.split(".")[0] for n in names}
 
 
 def _checked(question: Question) -> Question:
@@ -93,26 +109,68 @@ def _text(row: Mapping[str, Any], field: str) -> str:
 
 
 def _optional(row: Mapping[str, Any], *fields: str) -> str | None:
-    """The first of these fields that says anything, as a text."""
+    """The first of these fields that says anything, as a text. A table with gaps makes 7 a 7.0: it is a 7 all the same."""
     for field in fields:
-        value = row.get(field)
+        value = _plain(row.get(field))
         if isinstance(value, (dict, list)):
             raise _Unusable(field, "must be a text or a number", shortened(value))
-        if value is not None and str(value).strip():
-            return str(value).strip()
+        if value is not None and (text := _clean(field, str(value), LONGEST_NAME)):
+            return text
     return None
 
 
+def _plain(value: Any) -> Any:
+    """A whole float as an int, and NaN, which tables write for nothing, as None."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else value
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _answers(field: str, value: Any) -> tuple[str, ...]:
-    """Texts and numbers, alone or in a list; nothing where the field is null or empty."""
+    """Texts and numbers: alone, in a list, or in a cell that holds a list, as JSON or as Python writes it. Nothing where the field is
+    null, NaN or empty; a NaN in a list is dropped."""
+    value = _opened(field, value, "[")
     if value is None or value == "":
         return ()
-    if not isinstance(value, (list, tuple)):
-        value = [value]
-    for one in value:
+    found = []
+    for one in value if isinstance(value, (list, tuple)) else [value]:
         if isinstance(one, bool) or not isinstance(one, (str, int, float)):
             raise _Unusable(field, "must be a text, a number, or a list of these", shortened(one))
-    return tuple(str(one) for one in value)
+        if (plain := _plain(one)) is not None:
+            found.append(_number_text(field, plain))
+    return tuple(found)
+
+
+def _number_text(field: str, value: str | int | float) -> str:
+    try:
+        return str(value)
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        raise _Unusable(field, f"must have at most {LONGEST_ANSWER:,} characters") from None
+
+
+def _opened(field: str, value: Any, bracket: str) -> Any:
+    """What a cell that begins with this bracket holds, as JSON or as Python writes it; the text itself where it holds neither."""
+    if not isinstance(value, str) or not value.lstrip().startswith(bracket) or len(value) > LONGEST_LIST:
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        with warnings.catch_warnings(action="ignore"):  # a backslash in a text is no fault of ours
+            found = ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return value
+    if _joins_texts(value):
+        raise _Unusable(field, "holds texts without commas between them, as numpy prints a list; write it as JSON", shortened(value))
+    return found
+
+
+def _joins_texts(code: str) -> bool:
+    """Whether two Python texts stand side by side, which Python makes one of."""
+    skipped = (tokenize.NL, tokenize.NEWLINE, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT)
+    kinds = [t.type for t in tokenize.generate_tokens(io.StringIO(code.strip()).readline) if t.type not in skipped]
+    return any(a == b == tokenize.STRING for a, b in pairwise(kinds))
 
 
 def _nq_open(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Question:
@@ -121,17 +179,16 @@ def _nq_open(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Questi
 
 def _trivia_qa(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Question:
     """The hub's rows (`answer` holds `value` and `aliases`), or the flat evaluation copies with a `context` that holds the question."""
-    answer = row.get("answer")
-    if isinstance(answer, Mapping):
-        gold = [answer.get("value"), *(answer.get("aliases") or ())]
-        return Question(_text(row, "question"), _answers("answer", [g for g in gold if g is not None]), _optional(row, "question_id", "id"))
+    answer = _opened("answer", row.get("answer"), "{")
+    given = answer if isinstance(answer, Mapping) else {"value": answer, "aliases": row.get("aliases")}
     text = _text(row, "question") if row.get("question") else _text(row, "context").removeprefix("Question:").removesuffix("Answer:")
-    return Question(text, _answers("answer", answer) + _answers("aliases", row.get("aliases")), _optional(row, "question_id", "id"))
+    gold = _answers("answer", given.get("value")) + _answers("aliases", given.get("aliases"))
+    return Question(text, gold, _optional(row, "question_id", "id"))
 
 
 def _medmcqa(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Question:
     """Question and options; gold is the right option's text, also behind its letter. `cop` counts from `corpus.medmcqa_first`."""
-    options = [str(row.get(n) or "").strip() for n in OPTIONS]
+    options = [str(o).strip() if (o := _plain(row.get(n))) is not None else "" for n in OPTIONS]
     listed = "\n".join(f"{letter}. {o}" for letter, o in zip(LETTERS, options, strict=True) if o)
     gold: tuple[str, ...] = ()
     number = cop(row)
@@ -145,12 +202,12 @@ def _medmcqa(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Questi
 
 def cop(row: Mapping[str, Any]) -> int | None:
     """MedMCQA's number of the right option, None where the row has none (-1 on the hub's test split)."""
-    value = row.get("cop")
+    value = _plain(row.get("cop"))
     if value is None or value == "" or value == -1 or value == "-1":
         return None
     try:
-        return int(value)
-    except (TypeError, ValueError):
+        return int(str(value))
+    except ValueError:
         raise _Unusable("cop", "must be a whole number", shortened(value)) from None
 
 
@@ -167,10 +224,8 @@ def first_option(numbers: frozenset[int]) -> int | None:
 
 
 def _popqa(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Question:
-    gold = row.get("answers", row.get("possible_answers"))
-    if isinstance(gold, str):
-        gold = _from_json("possible_answers", gold)
-    return Question(_text(row, "question"), _answers("answers", gold), _optional(row, "id"), _optional(row, "prop"))
+    field = "answers" if "answers" in row else "possible_answers"
+    return Question(_text(row, "question"), _answers(field, row.get(field)), _optional(row, "id"), _optional(row, "prop"))
 
 
 def _entity_questions(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Question:
@@ -184,25 +239,26 @@ def _entity_questions(row: Mapping[str, Any], corpus: CorpusSection, file: str) 
 
 def _squad(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Question:
     """Without its paragraph: what the model knows by heart. Questions that SQuAD 2 calls impossible have no gold."""
-    gold = row.get("answers")
-    texts = gold.get("text") if isinstance(gold, Mapping) else [a.get("text") if isinstance(a, Mapping) else a for a in gold or ()]
-    return Question(_text(row, "question"), _answers("answers", texts), _optional(row, "id"), _optional(row, "title"))
+    gold = _opened("answers", _opened("answers", row.get("answers"), "{"), "[")
+    if isinstance(gold, Mapping):
+        gold = gold.get("text")
+    elif isinstance(gold, list):
+        gold = [a.get("text") if isinstance(a, Mapping) else a for a in gold]
+    return Question(_text(row, "question"), _answers("answers", gold), _optional(row, "id"), _optional(row, "title"))
 
 
 def _simpleqa(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Question:
     """`metadata` is the text of a Python dictionary, which holds the topic."""
     try:
-        metadata = ast.literal_eval(row.get("metadata") or "{}")
-        topic = metadata.get("topic")
+        topic = ast.literal_eval(row.get("metadata") or "{}").get("topic")
+        topic = topic if isinstance(topic, str) else ""
     except (ValueError, SyntaxError, AttributeError, TypeError, MemoryError, RecursionError):
         raise _Unusable("metadata", "must be the text of a dictionary", shortened(row.get("metadata"))) from None
-    return Question(_text(row, "problem"), _answers("answer", row.get("answer")), None, topic if isinstance(topic, str) else None)
+    return Question(_text(row, "problem"), _answers("answer", row.get("answer")), None, _clean("metadata", topic, LONGEST_NAME) or None)
 
 
 def _generic(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Question:
     question, gold = at(row, corpus.question_column), at(row, corpus.answers_column)
-    if isinstance(gold, str) and gold.lstrip().startswith("["):
-        gold = _list_in(gold)
     if not isinstance(question, str) or not question.strip():
         raise _Unusable(corpus.question_column, "must be a text that is not empty", shortened(question))
     found = {n: at(row, n) for n in (corpus.id_column, corpus.group_column)}
@@ -228,27 +284,25 @@ def at(row: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-def _list_in(text: str) -> Any:
-    """The list that a cell of JSON holds, the text itself where it holds none."""
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
-        return text
-
-
 def _from_json(field: str, text: str) -> Any:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         raise _Unusable(field, "is not JSON", shortened(text)) from None
 
 
 @dataclass(frozen=True)
 class Format:
-    """How rows are read, and the columns that they cannot do without: of each group of names, one."""
+    """How rows are read, the columns that they cannot do without (of each group of names, one), and those that they may have."""
 
     parse: Callable[[Mapping[str, Any], CorpusSection, str], Question]
     columns: tuple[tuple[str, ...], ...] = ()
+    more: tuple[str, ...] = ()
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Every column, none for `generic`, whose columns are configured."""
+        return tuple(n for names in self.columns for n in names) + self.more
 
     def needs(self, corpus: CorpusSection) -> tuple[tuple[str, ...], ...]:
         return self.columns or ((corpus.question_column,),)
@@ -256,11 +310,11 @@ class Format:
 
 FORMATS = {
     "generic": Format(_generic),
-    "nq_open": Format(_nq_open, (("question",), ("answer",))),
-    "trivia_qa": Format(_trivia_qa, (("question", "context"), ("answer",))),
-    "medmcqa": Format(_medmcqa, (("question",), *((o,) for o in OPTIONS))),
-    "popqa": Format(_popqa, (("question",), ("answers", "possible_answers"))),
-    "entity_questions": Format(_entity_questions, (("question",), ("answers",))),
-    "squad": Format(_squad, (("question",), ("answers",))),
-    "simpleqa": Format(_simpleqa, (("problem",), ("answer",))),
+    "nq_open": Format(_nq_open, (("question",), ("answer",)), ("id",)),
+    "trivia_qa": Format(_trivia_qa, (("question", "context"), ("answer",)), ("aliases", "question_id", "id")),
+    "medmcqa": Format(_medmcqa, (("question",), *((o,) for o in OPTIONS)), ("cop", "id", "subject_name")),
+    "popqa": Format(_popqa, (("question",), ("answers", "possible_answers")), ("id", "prop")),
+    "entity_questions": Format(_entity_questions, (("question",), ("answers",)), ("id", "relation")),
+    "squad": Format(_squad, (("question",), ("answers",)), ("id", "title")),
+    "simpleqa": Format(_simpleqa, (("problem",), ("answer",)), ("metadata",)),
 }

@@ -1,14 +1,14 @@
 """Raw files become the `questions` table: parsed, merged, grouped, split.
 
 In: files, a `corpus` section, a seed. Out: first one set of parsed files per source file (`parse_file`, any number at once, each
-streaming), then the table (`join`, once): it holds numbers of every row, some 300 bytes each, and streams the texts a second time.
+streaming), then the table (`join`, once): it holds numbers of every row, some 300 bytes each, and the normalised questions, and streams
+the rest a second time.
 Refuses to know: Ray, models, prompts.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,13 +20,15 @@ from ka2l_ray.active.acquire import unit
 from ka2l_ray.artifacts import Folder, StageError, Table
 from ka2l_ray.config import Config, ConfigError, CorpusSection, SplitSection
 from ka2l_ray.corpus.duplicates import PERMUTATIONS, groups, signatures
-from ka2l_ray.corpus.files import BadRow, File, Raw
-from ka2l_ray.corpus.formats import Question, cop, first_option, missing, parse
+from ka2l_ray.corpus.files import BadRow, File, listed
+from ka2l_ray.corpus.formats import Question, columns_read, cop, first_option, missing, parse
 
-CHUNK = 8192
+CHUNK, CHUNK_CHARACTERS = 8192, 2**24
+"""Rows that are held and written together, and characters of their questions and answers."""
 PARSED = pa.schema(
     [
         *(schema.QUESTIONS.field(n) for n in ("id", "question", "answers", "group")),
+        pa.field("key", pa.large_string()),
         pa.field("own_id", pa.bool_()),
         pa.field("graded", pa.bool_()),
         pa.field("number", pa.int64()),
@@ -58,7 +60,7 @@ def medmcqa_first(files: Sequence[File]) -> int:
     """What the files' `cop` counts from. Raises `ConfigError` where the rows cannot tell, or contradict themselves."""
     numbers: set[int] = set()
     for file in files:
-        for raw in file.rows():
+        for raw in file.rows(("cop",)):
             if not isinstance(raw.values, BadRow) and (number := _number(raw.values)) is not None:
                 numbers.add(number)
     if not numbers:
@@ -89,20 +91,44 @@ def parse_file(file: File, corpus: CorpusSection, target: Folder, unusable: Fold
     Raises `ConfigError` where it cannot be read or lacks a column that its format needs.
     """
     rows, parts, bad, first = 0, [], 0, ""
-    source = file.rows()
-    for number, chunk in enumerate(iter(lambda: list(islice(source, CHUNK)), [])):
-        if not number:
-            _check_columns(file, chunk[0], corpus)
+    for number, chunk in enumerate(_chunks(_parsed_rows(file, corpus))):
         rows += len(chunk)
-        good, dropped = _parsed(chunk, corpus, file.name)
-        if dropped:
+        good = [(n, q) for n, q in chunk if isinstance(q, Question)]
+        if dropped := [{"file": file.name, "row": n, **asdict(q)} for n, q in chunk if isinstance(q, BadRow)]:
             bad += len(dropped)
             first = first or described(dropped[0])
             _write(pa.Table.from_pylist(dropped, schema=DROPPED), unusable.make() / f"{prefix}-{number:06d}.parquet")
-        if good.num_rows:
+        if good:
             parts.append(f"parsed-{prefix}-{number:06d}.parquet")
-            _write(good, target / parts[-1])
+            _write(_table(good), target / parts[-1])
     return Parsed(file.name, rows, bad, tuple(parts), first)
+
+
+def _parsed_rows(file: File, corpus: CorpusSection) -> Iterator[tuple[int, Question | BadRow]]:
+    """Every row with its number, parsed as it streams by, so that no other column of it is kept."""
+    columns, checked = file.columns(), False
+    for raw in file.rows(columns_read(corpus)):
+        if isinstance(raw.values, BadRow):
+            yield raw.number, raw.values
+            continue
+        if not checked:
+            _check_columns(f"{file.name}: row {raw.number}", columns or list(raw.values), corpus)
+            checked = True
+        yield raw.number, parse(raw.values, corpus, file.name)
+
+
+def _chunks(rows: Iterable[tuple[int, Question | BadRow]]) -> Iterator[list[tuple[int, Question | BadRow]]]:
+    """Rows in lists that are bounded in number and in characters."""
+    chunk: list[tuple[int, Question | BadRow]] = []
+    characters = 0
+    for row in rows:
+        chunk.append(row)
+        characters += len(row[1].text) + sum(map(len, row[1].answers)) if isinstance(row[1], Question) else 0
+        if len(chunk) == CHUNK or characters >= CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
 
 
 def check_dropped(parsed: Sequence[Parsed], most: float) -> None:
@@ -120,33 +146,36 @@ def check_dropped(parsed: Sequence[Parsed], most: float) -> None:
 def check_splits(config: Config, table: Table) -> None:
     """Raise `ConfigError` where a split got no question."""
     if empty := [s for s in schema.SPLITS if not table.part_rows(s)]:
+        alike = table.manifest().get("near_duplicates", 0)
         raise ConfigError(
-            f"corpus.source = {config.corpus.source!r}: {table.rows:,} usable questions are too few, "
-            f"the split(s) {', '.join(empty)} would be empty"
+            f"corpus.source = {config.corpus.source!r}: {table.rows:,} usable questions"
+            + (f", {alike:,} of them almost the same as another," if alike else "")
+            + f" are too few, the split(s) {', '.join(empty)} would be empty"
         )
 
 
-def _check_columns(file: File, first: Raw, corpus: CorpusSection) -> None:
-    if not isinstance(first.values, BadRow) and (lacks := missing(first.values, corpus)):
+def check_budget(config: Config, pool: int) -> None:
+    """Raise `ConfigError` where more annotations are to be bought than the pool has questions."""
+    if config.active.budget > pool:
+        raise ConfigError(
+            f"active.budget = {config.active.budget:,} exceeds the pool of {pool:,} questions; buy fewer, or give corpus.split.pool more"
+        )
+
+
+def _check_columns(where: str, columns: Sequence[str], corpus: CorpusSection) -> None:
+    if lacks := missing(columns, corpus):
         hint = ". Set corpus.question_column" if corpus.format == "generic" else f". Is it corpus.format = {corpus.format}?"
-        raise ConfigError(f"{file.name}: row {first.number}: no column {', '.join(lacks)}; there are {', '.join(first.values)}{hint}")
+        raise ConfigError(f"{where}: no column {', '.join(lacks)}; there are {listed(columns)}{hint}")
 
 
-def _parsed(chunk: Sequence[Raw], corpus: CorpusSection, name: str) -> tuple[pa.Table, list[dict[str, Any]]]:
-    good: list[tuple[int, Question]] = []
-    dropped = []
-    for raw in chunk:
-        found = raw.values if isinstance(raw.values, BadRow) else parse(raw.values, corpus, name)
-        if isinstance(found, Question):
-            good.append((raw.number, found))
-        else:
-            dropped.append({"file": name, "row": raw.number, **asdict(found)})
+def _table(good: Sequence[tuple[int, Question]]) -> pa.Table:
     questions = [q for _, q in good]
     columns = {
         "id": [q.id for q in questions],
         "question": [q.text for q in questions],
         "answers": [q.answers for q in questions],
         "group": [q.group for q in questions],
+        "key": [q.key for q in questions],
         "own_id": [q.own_id is not None for q in questions],
         "graded": [bool(q.answers) for q in questions],
         "number": [n for n, _ in good],
@@ -154,7 +183,7 @@ def _parsed(chunk: Sequence[Raw], corpus: CorpusSection, name: str) -> tuple[pa.
         "text_hash": [_hash(q.key) for q in questions],
         "signature": pa.FixedSizeListArray.from_arrays(signatures([q.key for q in questions]).reshape(-1), PERMUTATIONS),
     }
-    return pa.table(columns, schema=PARSED), dropped
+    return pa.table(columns, schema=PARSED)
 
 
 def described(dropped: dict[str, Any]) -> str:
@@ -176,9 +205,10 @@ class _Rows:
 
     def __init__(self, scratch: Folder, parsed: Sequence[Parsed]) -> None:
         self.scratch, self.parts = scratch, [(n, part) for n, p in enumerate(parsed) for part in p.parts]
-        columns = ["own_id", "graded", "number", "id_hash", "text_hash", "signature"]
+        columns = ["own_id", "graded", "number", "id_hash", "text_hash", "signature", "key"]
         tables = [self._read(part, columns) for _, part in self.parts]
         whole = pa.concat_tables(tables) if tables else PARSED.empty_table()
+        self.keys = whole["key"]
         self.names = [p.name for p in parsed]
         self.file = np.repeat([n for n, _ in self.parts], [t.num_rows for t in tables]) if tables else np.zeros(0, int)
         self.own, self.graded, self.number, self.id_hash, self.text_hash = (whole[c].to_numpy() for c in columns[:5])
@@ -258,7 +288,7 @@ def _first_of_equals(rows: _Rows) -> np.ndarray:
 def _entities(rows: _Rows, threshold: float) -> np.ndarray:
     """A number per row (N,), shared by questions that must not stand in two splits: the text hash of the group's first row."""
     if threshold < 1:
-        return rows.text_hash[groups(rows.signature, threshold)]
+        return rows.text_hash[groups(rows.signature, rows.keys, threshold)]
     return rows.text_hash
 
 

@@ -8,7 +8,8 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from statistics import median
+from math import ceil
+from statistics import fmean, median
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -16,10 +17,9 @@ import pyarrow.parquet as pq
 from ka2l_ray import schema
 from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.config import Config
-from ka2l_ray.corpus.files import files_of
-from ka2l_ray.corpus.prepare import check_dropped, check_splits, described, join, medmcqa_first, parse_file, shots
+from ka2l_ray.corpus.prepare import described
 from ka2l_ray.corpus.prompts import Prompter, render, resolved
-from ka2l_ray.corpus.world import write_world
+from ka2l_ray.corpus.table import fill
 from ka2l_ray.models.engine import Reach
 from ka2l_ray.models.loading import configuration, load_tokenizer, refused_by_name
 
@@ -46,8 +46,10 @@ class Preview:
     with_gold: int
     groups: list[tuple[str, int]]
     prompt: str
+    answers: list[str]
+    """Gold answers of the question in `prompt`."""
     tokens: dict[str, int]
-    """Least, median and most tokens of a prompt, the tokens that all share, and what the model reads at most."""
+    """Least, median and most tokens of a prompt, their mean rounded up, the tokens that all share, and what the model reads at most."""
     measured: int
     too_long: int
     """Of the prompts measured, those that leave no room for an answer."""
@@ -58,8 +60,7 @@ def preview(config: Config, with_tokens: bool = True) -> Preview:
     with tempfile.TemporaryDirectory(prefix="ka2l-corpus-") as scratch:
         table = Table(Folder.of(scratch) / "questions")
         unusable = Folder.of(scratch) / "dropped"
-        _fill(config, table, Folder.of(scratch), unusable)
-        check_splits(config, table)
+        fill(config, table, Folder.of(scratch), unusable)
         manifest = table.manifest()
         problems = [r for n in unusable.names() for r in pq.read_table((unusable / n).path).to_pylist()]
         groups: Counter[str] = Counter()
@@ -86,23 +87,11 @@ def preview(config: Config, with_tokens: bool = True) -> Preview:
             with_gold=gold,
             groups=groups.most_common(),
             prompt=prompt,
+            answers=next(iter(table.batches(["answers"])))["answers"][0].as_py(),
             tokens=tokens,
             measured=len(lengths),
             too_long=sum(n > room for n in lengths) if tokens.get("context") else 0,
         )
-
-
-def _fill(config: Config, table: Table, scratch: Folder, unusable: Folder) -> None:
-    corpus = config.corpus
-    if corpus.source == "world":
-        write_world(config, table)
-        return
-    files = files_of(corpus.source, corpus.hub)
-    if corpus.format == "medmcqa" and corpus.medmcqa_first == "auto":
-        corpus = corpus.model_copy(update={"medmcqa_first": medmcqa_first(files)})
-    parsed = [parse_file(f, corpus, scratch, unusable, f"{n:06d}") for n, f in enumerate(files)]
-    check_dropped(parsed, config.run.max_error_fraction)
-    join(parsed, scratch, corpus, shots(config), config.run.seed, table)
 
 
 def _prompts(config: Config, table: Table) -> tuple[str, list[int], dict[str, int]]:
@@ -113,7 +102,13 @@ def _prompts(config: Config, table: Table) -> tuple[str, list[int], dict[str, in
     prompt = resolved(config.corpus.prompt, table, tokenizer)
     prompter = Prompter(tokenizer, prompt)
     lengths = [len(p.ids) for p in prompter(questions)]
-    tokens = {"least": min(lengths), "median": round(median(lengths)), "most": max(lengths), "shared": len(prompter.shared)}
+    tokens = {
+        "least": min(lengths),
+        "median": round(median(lengths)),
+        "mean": ceil(fmean(lengths)),
+        "most": max(lengths),
+        "shared": len(prompter.shared),
+    }
     return render(prompt, questions[0]), lengths, tokens | {"context": Reach.of(configuration(config.model), 0).context or 0}
 
 

@@ -1,20 +1,19 @@
 """The `questions` stage: one Ray task per file of the corpus, then one that joins them.
 
 In: the `corpus` section. Out: the `questions` table, one group of files per split, and `questions/dropped`, the rows that cannot be used.
-Refuses to know: formats, duplicates.
+Refuses to know: formats, duplicates, how rows become a table.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
 
 from ka2l_ray import schema
-from ka2l_ray.artifacts import Folder, Run, Table
-from ka2l_ray.config import ConfigError, CorpusSection
-from ka2l_ray.corpus.files import File, files_of
-from ka2l_ray.corpus.prepare import Parsed, check_dropped, check_splits, join, medmcqa_first, parse_file, shots
-from ka2l_ray.corpus.world import write_world
+from ka2l_ray.artifacts import Run
+from ka2l_ray.config import ConfigError
+from ka2l_ray.corpus.prepare import check_budget
+from ka2l_ray.corpus.table import fill
 from ka2l_ray.runtime import fetch, log, telling
 
 SCRATCH, DROPPED = "_parsed", "dropped"
@@ -23,48 +22,37 @@ SCRATCH, DROPPED = "_parsed", "dropped"
 def questions(run: Run) -> dict[str, Any]:
     """Write the `questions` table unless it is there; returns its manifest.
 
-    Raises `ConfigError` for a corpus that cannot be read or split, `StageError` where too many rows cannot be used.
+    Raises `ConfigError` for a corpus that cannot be read or split, or whose pool is smaller than the budget; `StageError` where too many
+    rows cannot be used.
     """
-    table, corpus = run.table("questions"), run.config.corpus
+    table = run.table("questions")
     if table.is_done:
+        check_budget(run.config, table.part_rows("pool"))
         return table.manifest()
-    if corpus.source == "world":
-        write_world(run.config, table)
-    else:
-        _from_files(run, table)
+    table.folder.delete()  # what a killed attempt left
+    scratch = (table.folder / SCRATCH).make()
     try:
-        check_splits(run.config, table)
+        fill(run.config, table, scratch, table.folder / DROPPED, _as_tasks)
+        check_budget(run.config, table.part_rows("pool"))
     except ConfigError:
         table.folder.delete()
         raise
+    scratch.delete()
+    if run.config.corpus.source != "world":
+        log.info("questions  %s", told(table.manifest()))
     return table.manifest()
 
 
-def _from_files(run: Run, table: Table) -> None:
-    corpus = run.config.corpus
-    files = files_of(corpus.source, corpus.hub)
-    table.folder.delete()  # what a killed attempt left
-    scratch = (table.folder / SCRATCH).make()
-    if corpus.format == "medmcqa" and corpus.medmcqa_first == "auto":
-        corpus = corpus.model_copy(update={"medmcqa_first": fetch(ray.remote(medmcqa_first).remote(files))})
-        log.info("questions  cop counts from %d", corpus.medmcqa_first)
-    parsed = _parse_all(files, corpus, table, scratch)
-    check_dropped(parsed, run.config.run.max_error_fraction)
-    fetch(ray.remote(join).remote(parsed, scratch, corpus, shots(run.config), run.config.run.seed, table))
-    scratch.delete()
-    log.info("questions  %s", told(table.manifest()))
-
-
-def _parse_all(files: Sequence[File], corpus: CorpusSection, table: Table, scratch: Folder) -> list[Parsed]:
-    task = ray.remote(parse_file)
-    unusable = table.folder / DROPPED
-    waiting = {task.remote(file, corpus, scratch, unusable, f"{n:06d}"): n for n, file in enumerate(files)}
-    parsed: dict[int, Parsed] = {}
-    with telling("questions", lambda: f"{len(parsed):,} of {len(files):,} files read"):
-        while len(parsed) < len(files):
-            (done,), _ = ray.wait([r for r, n in waiting.items() if n not in parsed])
-            parsed[waiting[done]] = fetch(done)
-    return [parsed[n] for n in range(len(files))]
+def _as_tasks(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Each call as a Ray task, as many at once as the cluster has CPUs for; the first that fails ends all."""
+    task = ray.remote(function)
+    waiting = {task.remote(*arguments): n for n, arguments in enumerate(calls)}
+    done: dict[int, Any] = {}
+    with telling("questions", lambda: f"{len(done):,} of {len(calls):,} files read" if len(calls) > 1 else None):
+        while len(done) < len(calls):
+            (ready,), _ = ray.wait([r for r, n in waiting.items() if n not in done])
+            done[waiting[ready]] = fetch(ready)
+    return [done[n] for n in range(len(calls))]
 
 
 def told(manifest: dict[str, Any]) -> str:

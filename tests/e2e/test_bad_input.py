@@ -5,6 +5,7 @@ All of it is found before Ray starts and before any weights are read, by the com
 
 import bz2
 import gzip
+import hashlib
 import json
 import logging
 import shutil
@@ -15,12 +16,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from commands import ka2l
 
 from ka2l_ray.cli import app
 
 ROOT = Path(__file__).parents[2]
 SMOKE = str(ROOT / "jobs/configs/smoke.yaml")
-GOOD = [{"question": f"Which river crosses the town of number {n * 37}?", "answers": [f"River {n}"]} for n in range(60)]
+GOOD = [
+    {"question": f"Which river crosses {hashlib.sha256(str(n).encode()).hexdigest()[:30]}?", "answers": [f"River {n}"]} for n in range(60)
+]
+"""Questions that are not alike: those that are stand in one split together."""
 Maker = Callable[[Path], object]
 
 
@@ -37,6 +42,12 @@ def raw(name: str, data: bytes) -> Maker:
 def parquet(columns: dict[str, Any]) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def parquet_of(names: list[str]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_arrays([pa.array([n]) for n in names], names=names), sink)
     return sink.getvalue().to_pybytes()
 
 
@@ -70,6 +81,42 @@ REFUSED: dict[str, tuple[Maker, str, list[str], str]] = {
     "another format's columns": (jsonl(), "q.jsonl", ["corpus.format=medmcqa"], "no column opa, opb, opc, opd"),
     "unknown format": (jsonl(), "q.jsonl", ["corpus.format=nq"], "`corpus.format` = 'nq': should be 'generic', 'nq_open'"),
     "column named twice": (raw("q.csv", b"question,answers,question\na,b,c\n"), "q.csv", [], "the header names 'question' twice"),
+    "column named twice in Parquet": (
+        raw("q.parquet", parquet_of(["question", "answers", "answers"])),
+        "q.parquet",
+        [],
+        "q.parquet: names the column(s) 'answers' twice",
+    ),
+    "member named twice in JSON": (
+        raw("q.json", b'[{"question": "Why?", "question": "Who?"}]'),
+        "q.json",
+        [],
+        "q.json: an object names 'question' twice",
+    ),
+    "a quote that is never closed": (
+        raw("q.csv", (CSV + '"Why,so\nWho,me\n').encode()),
+        "q.csv",
+        [],
+        "q.csv: row 62: a quote opens there that is never closed",
+    ),
+    "a quote that swallows rows": (
+        raw("q.csv", (CSV + '"Why,so\nWho,me\n"Where, then",there\n').encode()),
+        "q.csv",
+        [],
+        "q.csv: row 62: a quote opens there that is closed wrongly in line 64",
+    ),
+    "a header in Latin-1": (raw("q.csv", b"question,r\xe9ponse\n" + b"a,b\n" * 60), "q.csv", [], "q.csv: the header is not UTF-8"),
+    "a column name of 10 MB": (
+        raw("q.jsonl", json.dumps({"x" * 10_000_000: 1}).encode()),
+        "q.jsonl",
+        [],
+        "row 1: no column question; there are 'xxx",
+    ),
+    "a JSON number": (raw("q.json", b"42"), "q.json", [], "q.json: must hold an array of JSON objects, not 42"),
+    "a JSON null": (raw("q.json", b"null"), "q.json", [], "q.json: must hold an array of JSON objects, not None"),
+    "a deep JSON nest": (raw("q.json", b"[" * 200_000), "q.json", [], "q.json: cannot be read as JSON"),
+    "keys in the source": (jsonl(), "s3://me:secret@bucket/q.jsonl", [], "`corpus`: source must hold no keys"),
+    "keys in one of several sources": (jsonl(), "[q.jsonl, 's3://b/q.jsonl?secret_key=abc']", [], "`corpus`: source must hold no keys"),
     "doubled ids": (
         jsonl({"id": "a", "question": "One?"}, {"id": "a", "question": "Two?"}),
         "q.jsonl",
@@ -163,6 +210,27 @@ DROPPED: dict[str, tuple[Maker, str, list[str], str]] = {
         [],
         "answers = 2,000 answers must be at most 1,000",
     ),
+    "a member named twice": (
+        jsonl(b'{"question": "Why?", "question": "Who?"}'),
+        "q.jsonl",
+        [],
+        "row 61: line names 'question' twice",
+    ),
+    "a NUL byte in an id": (jsonl({"question": "Why?", "id": "a\0"}), "q.jsonl", [], "row 61: id holds a NUL character"),
+    "half a surrogate pair in a topic": (
+        jsonl(b'{"question": "Why?", "group": "\\ud83d"}'),
+        "q.jsonl",
+        [],
+        "row 61: group holds half of a surrogate pair",
+    ),
+    "a 10 MB id": (jsonl({"question": "Why?", "id": "x" * 10_000_000}), "q.jsonl", [], "id = 10,000,000 characters must have at most 500"),
+    "gold as numpy prints it": (
+        jsonl({"question": "Why?", "answers": "['a' 'b']"}),
+        "q.jsonl",
+        [],
+        "holds texts without commas between them",
+    ),
+    "a quote that is not doubled": (raw("q.csv", (CSV + '"Why "so"?",x\n').encode()), "q.csv", [], "row 62: line is no CSV"),
     "a deep nest": (jsonl(b"[" * 100_000), "q.jsonl", [], "is not JSON"),
     "a CSV row too short": (raw("q.csv", (CSV + "Why\n").encode()), "q.csv", [], "row 62: line = 1 fields must have the header's 2 fields"),
     "a CSV row too long": (raw("q.csv", (CSV + "Why,a,b\n").encode()), "q.csv", [], "line = 3 fields must have the header's 2 fields"),
@@ -228,6 +296,25 @@ READ: dict[str, tuple[Maker, str, list[str], str]] = {
         "60 = 60 questions",
     ),
     "JSON lines called .json": (raw("q.json", b"\n".join(json.dumps(r).encode() for r in GOOD)), "q.json", [], "60 = 60 questions"),
+    "gold as pandas writes it": (
+        raw("q.csv", b"question,answers\n" + b"".join(b"Why %d?,\"['so %d', 'thus']\"\n" % (n, n) for n in range(60))),
+        "q.csv",
+        [],
+        "its gold answers:\nso 0 | thus",
+    ),
+    "a first question without gold": (
+        raw("q.txt", b"".join(b"Why %d?\n" % n for n in range(60))),
+        "q.txt",
+        [],
+        "it has no gold answer",
+    ),
+    "a column whose name has dots": (
+        raw("q.csv", b"doc.q,answers\n" + b"".join(b"Why %d?,so\n" % n for n in range(60))),
+        "q.csv",
+        ["corpus.question_column=doc.q"],
+        "60 = 60 questions",
+    ),
+    "a name in brackets": (raw("q[1].csv", CSV.encode()), "q[1].csv", [], "60 = 60 questions"),
     "a bracket that is no JSON": (
         jsonl({"question": "Which?", "answers": "[sic] that one"}),
         "q.jsonl",
@@ -287,6 +374,7 @@ NESTED = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(f"a{n}: &a{n} [{', '.
 HERE = ["model.name_or_path=model"]
 LONG = jsonl(*[{"question": " ".join(f"{n * m % 9973}" for m in range(1, 400)), "answers": ["x"]} for n in range(9)])
 
+BEYOND_POOL = ["corpus.source=q.jsonl", "active.budget=21"]
 RUNS: dict[str, tuple[Maker, list[str], list[str], str]] = {
     # name: (files, arguments of `ka2l run`, --set, what the one line says)
     "unknown model path": (jsonl(), [SMOKE, "--dry-run"], ["model.name_or_path=/no/such/model"], "model.name_or_path = '/no/such/model'"),
@@ -308,7 +396,7 @@ RUNS: dict[str, tuple[Maker, list[str], list[str], str]] = {
         "model.adapter = '/no/such/adapter'",
     ),
     "layers out of range": (jsonl(), [SMOKE, "--dry-run"], ["collect.layers=[2, 9]"], "world has layers 0 … 6, not [9]"),
-    "a budget beyond the pool": (jsonl(), [SMOKE, "--dry-run"], ["corpus.source=q.jsonl"], "exceeds the pool of"),
+    "a budget beyond the pool": (jsonl(), [SMOKE, "--dry-run"], BEYOND_POOL, "active.budget = 21 exceeds the pool of 20 questions"),
     "prompts beyond the context": (
         LONG,
         [SMOKE, "--dry-run"],
@@ -328,6 +416,7 @@ RUNS: dict[str, tuple[Maker, list[str], list[str], str]] = {
         "run.storage = '/proc/nobody': cannot be written",
     ),
     "a storage of unknown kind": (jsonl(), [SMOKE, "--until", "questions"], ["run.storage=ftp://host/runs"], "run.storage"),
+    "keys in the adapter": (jsonl(), [SMOKE, "--dry-run"], ["model.adapter=s3://me:secret@bucket/x"], "adapter must hold no keys"),
     "keys in the storage": (jsonl(), [SMOKE, "--dry-run"], ["run.storage=s3://me:secret@bucket/x"], "must hold no keys"),
     "another program's folder": (
         run_folder(notes_txt="mine"),
@@ -350,8 +439,18 @@ RUNS: dict[str, tuple[Maker, list[str], list[str], str]] = {
     "no such configuration": (jsonl(), ["no.yaml", "--dry-run"], [], "no.yaml: cannot be read"),
     "a configuration that is a list": (config_file("- run\n"), ["c.yaml", "--dry-run"], [], "must hold sections such as `run:`"),
     "broken YAML": (config_file("run: {name: r\n"), ["c.yaml", "--dry-run"], [], "c.yaml: is not YAML"),
-    "cyclic YAML": (config_file(YAML + "corpus: &c {world: *c}\n"), ["c.yaml", "--dry-run"], [], "c.yaml"),
-    "YAML that swells": (config_file(NESTED), ["c.yaml", "--dry-run"], [], "c.yaml"),
+    "cyclic YAML": (
+        config_file(YAML + "corpus: &c {world: *c}\n"),
+        ["c.yaml", "--dry-run"],
+        [],
+        "c.yaml: its aliases stand for more than 100,000 values, or for themselves",
+    ),
+    "YAML that swells": (
+        config_file(NESTED),
+        ["c.yaml", "--dry-run"],
+        [],
+        "c.yaml: its aliases stand for more than 100,000 values, or for themselves",
+    ),
     "huge YAML": (
         config_file(YAML + "# " + "x" * 2_000_000),
         ["c.yaml", "--dry-run"],
@@ -385,6 +484,17 @@ def test_a_run_that_cannot_go_on_says_so_before_it_starts(case: Any, tmp_path: P
     assert says in line
     assert "Traceback" not in err
     assert sorted(tmp_path.rglob("*")) == before, "something was written"
+
+
+def test_a_budget_beyond_the_pool_ends_a_run_before_a_model_loads(tmp_path: Path) -> None:
+    """Rows and splits are known once the corpus is read, so this one needs Ray: it is a command of its own."""
+    jsonl()(tmp_path)
+    given = [f"run.storage={tmp_path}/runs", f"corpus.source={tmp_path}/q.jsonl", "active.budget=21"]
+    done = ka2l("run", SMOKE, *(part for o in given for part in ("--set", o)))
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("ka2l: ")]
+    assert line == "ka2l: active.budget = 21 exceeds the pool of 20 questions; buy fewer, or give corpus.split.pool more"
+    assert not list(tmp_path.glob("runs/smoke/*/"))
 
 
 @pytest.fixture(autouse=True)

@@ -100,3 +100,59 @@ def test_lines_cross_the_borders_of_what_is_read_at_once(tmp_path: Path) -> None
     rows = [{"question": "why " * 700 + str(n)} for n in range(1000)]
     (tmp_path / "q.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
     assert [r.values for r in files_of(str(tmp_path / "q.jsonl"), HubSection())[0].rows()] == rows
+
+
+def numbers_and_values(path: Path) -> list[tuple[int, object]]:
+    return [(r.number, r.values) for r in files_of(str(path), HubSection())[0].rows()]
+
+
+def test_a_row_of_csv_is_named_by_the_line_it_begins_on(tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text('question,answers\n"Why,\nreally?",so\n\nWho?,me\n')
+    assert numbers_and_values(tmp_path / "q.csv") == [
+        (2, {"question": "Why,\nreally?", "answers": "so"}),
+        (5, {"question": "Who?", "answers": "me"}),
+    ]
+
+
+def test_a_quote_that_is_not_doubled_costs_its_own_row(tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text('question,answers\nOne?,1\n"He said "no"?",2\nThree?,3\n')
+    (one, bad, three) = numbers_and_values(tmp_path / "q.csv")
+    assert (one[0], three) == (2, (4, {"question": "Three?", "answers": "3"}))
+    assert (bad[0], isinstance(bad[1], BadRow)) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('question,answers\nOne?,1\n"Two?,2\nThree?,3\n', r"row 3: a quote opens there that is never closed"),
+        ('question,answers\n"Two?,2\nThree?,3\nFour?,"4"\n', r"row 2: a quote opens there that is closed wrongly in line 4"),
+        ('"question,answers\nOne?,1\n', r"row 1: a quote opens there that is never closed"),
+    ],
+)
+def test_a_quote_that_swallows_rows_is_refused_by_the_row_where_it_opens(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "q.csv").write_text(text)
+    with pytest.raises(ConfigError, match=rf"q\.csv: {says}"):
+        numbers_and_values(tmp_path / "q.csv")
+
+
+def test_of_parquet_only_the_wanted_columns_are_read(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist([r | {"context": "x" * 1000} for r in ROWS]), tmp_path / "q.parquet")
+    (file,) = files_of(str(tmp_path / "q.parquet"), HubSection())
+    assert file.columns() == ["question", "answers", "context"]
+    assert [r.values for r in file.rows(("question", "gone"))] == [{"question": r["question"]} for r in ROWS]
+
+
+def test_names_with_brackets_are_what_they_are_where_they_exist(tmp_path: Path) -> None:
+    (tmp_path / "a[1]").mkdir()
+    for name in ("a[1]/q[2].jsonl", "a[1]/q2.jsonl"):
+        (tmp_path / name).write_bytes(LINES)
+    assert [Path(f.name).name for f in files_of(f"{tmp_path}/a[1]/q[2].jsonl", HubSection())] == ["q[2].jsonl"]
+    assert [Path(f.name).name for f in files_of(f"{tmp_path}/a[1]/*.jsonl", HubSection())] == ["q2.jsonl", "q[2].jsonl"]
+
+
+def test_a_uri_may_hold_spaces_quoted_or_not(tmp_path: Path) -> None:
+    (tmp_path / "my questions").mkdir()
+    (tmp_path / "my questions/q 1.jsonl").write_bytes(LINES)
+    for address in ("my questions/q 1.jsonl", "my%20questions/q%201.jsonl", "my questions/*.jsonl", "my questions"):
+        (file,) = files_of(f"file://{tmp_path}/{address}", HubSection())
+        assert [r.values for r in file.rows()] == ROWS

@@ -6,7 +6,7 @@ import pytest
 
 from ka2l_ray.config import CorpusSection
 from ka2l_ray.corpus.files import BadRow
-from ka2l_ray.corpus.formats import Question, at, first_option, parse
+from ka2l_ray.corpus.formats import Question, at, columns_read, first_option, missing, parse
 
 FORMS: dict[str, tuple[str, dict[str, Any], Question]] = {
     "nq_open": ("nq_open", {"question": "who?", "answer": ["A", "B", "A"]}, Question("who?", ("A", "B"))),
@@ -39,6 +39,11 @@ FORMS: dict[str, tuple[str, dict[str, Any], Question]] = {
         {"question": "Longest bone?", "opa": "Femur", "opb": "Ulna", "opc": "Toe", "opd": "Rib", "cop": -1},
         Question("Longest bone?\nA. Femur\nB. Ulna\nC. Toe\nD. Rib", ()),
     ),
+    "medmcqa, from a table with gaps": (
+        "medmcqa",
+        {"question": "Longest bone?", "opa": "Femur", "opb": "Ulna", "opc": float("nan"), "opd": 4.0, "cop": 1.0, "id": float("nan")},
+        Question("Longest bone?\nA. Femur\nB. Ulna\nD. 4", ("Femur", "A. Femur")),
+    ),
     "popqa, the authors'": (
         "popqa",
         {"id": 7, "question": "What?", "possible_answers": '["pol", "polit."]', "prop": "occupation"},
@@ -53,6 +58,18 @@ FORMS: dict[str, tuple[str, dict[str, Any], Question]] = {
         "squad",
         {"id": "1", "title": "Rivers", "question": "Why?", "answers": {"text": ["so", "so"], "answer_start": [1, 2]}},
         Question("Why?", ("so",), "1", "Rivers"),
+    ),
+    "squad, a text": ("squad", {"id": "1", "question": "Why?", "answers": "so"}, Question("Why?", ("so",), "1")),
+    "squad, a number": ("squad", {"id": "1", "question": "Why?", "answers": 42}, Question("Why?", ("42",), "1")),
+    "squad, a dictionary in a cell": (
+        "squad",
+        {"id": "1", "question": "Why?", "answers": "{'text': ['so', 'thus'], 'answer_start': [1, 2]}"},
+        Question("Why?", ("so", "thus"), "1"),
+    ),
+    "trivia_qa, the hub's in a cell": (
+        "trivia_qa",
+        {"question": "Who?", "question_id": "tc_1", "answer": '{"value": "Ann", "aliases": ["Anna"]}'},
+        Question("Who?", ("Ann", "Anna"), "tc_1"),
     ),
     "squad, impossible": ("squad", {"id": "1", "question": "Why?", "answers": []}, Question("Why?", (), "1")),
     "simpleqa": ("simpleqa", {"problem": "Who?", "answer": "Ann", "metadata": "{'topic': 'Art'}"}, Question("Who?", ("Ann",), None, "Art")),
@@ -108,3 +125,65 @@ def test_dotted_paths_reach_nested_columns_and_cells_of_json(path: str, value: A
 def test_equal_questions_share_an_id_and_a_corpus_own_id_goes_before() -> None:
     assert Question("The Nile?", ()).id == Question("nile", ()).id
     assert Question("The Nile?", (), "n1").id == "n1"
+
+
+GOLD: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "a list": (["a", "b"], ("a", "b")),
+    "a list as JSON": ('["a", "b"]', ("a", "b")),
+    "a list as pandas writes it": ("['a', \"b's\"]", ("a", "b's")),
+    "a text": ("a", ("a",)),
+    "a bracket that opens no list": ("[sic] that", ("[sic] that",)),
+    "a number": (7, ("7",)),
+    "a whole number in a column with gaps": (1969.0, ("1969",)),
+    "a fraction": (2.5, ("2.5",)),
+    "numbers": ([1.0, 2.5, 3], ("1", "2.5", "3")),
+    "nothing": (None, ()),
+    "an empty text": (" ", ()),
+    "NaN": (float("nan"), ()),
+    "NaN among others": ([float("nan"), "a"], ("a",)),
+}
+FIELDS = {
+    "generic": "answers",
+    "nq_open": "answer",
+    "trivia_qa": "answer",
+    "popqa": "answers",
+    "entity_questions": "answers",
+    "squad": "answers",
+}
+
+
+@pytest.mark.parametrize("gold", GOLD.values(), ids=GOLD)
+@pytest.mark.parametrize(("kind", "field"), FIELDS.items())
+def test_gold_reads_alike_in_every_format(kind: str, field: str, gold: tuple[Any, tuple[str, ...]]) -> None:
+    row = {"problem" if kind == "simpleqa" else "question": "Why?", field: gold[0]}
+    found = parse(row, CorpusSection.model_validate({"format": kind}), "f")
+    assert isinstance(found, Question)
+    assert found.answers == gold[1]
+
+
+def test_a_list_as_numpy_prints_it_is_refused_rather_than_glued_together() -> None:
+    found = parse({"question": "Why?", "answers": "['a' 'b']"}, CorpusSection(), "f")
+    assert isinstance(found, BadRow)
+    assert "without commas" in found.problem
+
+
+@pytest.mark.parametrize("field", ["id", "group"])
+@pytest.mark.parametrize(("value", "says"), [("a\0b", "NUL"), ("\ud83d", "surrogate"), ("x" * 10_000_000, "at most 500 characters")])
+def test_ids_and_groups_are_as_clean_and_bounded_as_questions(field: str, value: str, says: str) -> None:
+    found = parse({"question": "Why?", field: value}, CorpusSection(), "f")
+    assert isinstance(found, BadRow)
+    assert found.field == field
+    assert says in found.problem
+
+
+def test_ids_of_a_column_with_gaps_are_whole_numbers() -> None:
+    ids = [parse({"question": "Why?", "id": value}, CorpusSection(), "f") for value in (7.0, float("nan"), " 7 ")]
+    assert [q.own_id for q in ids if isinstance(q, Question)] == ["7", None, "7"]
+
+
+def test_a_column_whose_own_name_has_dots_is_there() -> None:
+    corpus = CorpusSection(question_column="doc.q", answers_column="doc.gold")
+    assert missing({"doc.q": "Why?"}, corpus) == []
+    assert missing({"doc": {"q": "Why?"}}, corpus) == []
+    assert missing({"q": "Why?"}, corpus) == ["doc.q"]
+    assert {"doc.q", "doc", "doc.gold", "id", "group"} == columns_read(corpus)

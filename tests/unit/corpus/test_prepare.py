@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from ka2l_ray.config import ConfigError, CorpusSection
 from ka2l_ray.corpus.duplicates import PERMUTATIONS, groups, ngrams, signatures
 from ka2l_ray.corpus.files import files_of
 from ka2l_ray.corpus.prepare import CHUNK, join, parse_file
+from ka2l_ray.label.grading import normalize
 
 
 def prepared(folder: Path, *files: list[Any], shots: int = 0, seed: int = 0, **fields: Any) -> Table:
@@ -109,10 +111,56 @@ TEXTS = st.lists(st.text("abcde ", min_size=8, max_size=40), min_size=1, max_siz
 
 @given(TEXTS)
 def test_groups_join_equal_texts_and_name_the_first(texts: list[str]) -> None:
-    found = groups(signatures(texts), 1.0)
+    found = groups(signatures(texts), texts, 1.0)
     for i, text in enumerate(texts):
         assert found[i] <= i
         assert found[i] == found[texts.index(text)]
+
+
+def templated() -> list[str]:
+    """Questions in a few templates, as question sets of relations are, some with a word changed, and words of their own around them."""
+    rng = np.random.default_rng(3)
+    names = ["".join(rng.choice(list("abcdefghijklmnoprstuvw"), int(rng.integers(4, 12)))) for _ in range(60)]
+    templates = ("in which city and in which country was {} the composer born", "who is the author of the book that is called {} of the {}")
+    made = [t.format(*(names[int(i)] for i in rng.integers(0, len(names), 2))) for t in templates for _ in range(150)]
+    return [*made, *(f"{text} in {1900 + n % 7}" for n, text in enumerate(made[::5])), *(words(n).lower() for n in range(60))]
+
+
+def real(count: int) -> list[str]:
+    """Questions of EntityQuestions, of one template each relation; none where the data folder is absent."""
+    file = Path(__file__).parents[4] / "shared/data/entityquestions_dev.jsonl"
+    lines = file.read_text().splitlines()[: 60 * count : 60] if file.exists() else []
+    return [normalize(json.loads(line)["question"]) for line in lines]
+
+
+@pytest.mark.parametrize("threshold", [0.7, 0.8, 0.9])
+def test_groups_are_those_of_the_exact_index_over_all_pairs(threshold: float) -> None:
+    """But for pairs within 0.02 above the threshold, which the signatures may miss, and never one below it."""
+    texts = [*templated(), *real(300)]
+    pieces = [ngrams(t) for t in texts]
+    index = np.array([[len(a & b) / len(a | b) for b in pieces] for a in pieces])
+    found = groups(signatures(texts), texts, threshold)
+    assert (index[np.triu_indices(len(texts), 1)] >= threshold).sum() > 40, "too few alike pairs to tell anything"
+    for a, b in zip(*np.nonzero(index >= threshold + 0.02), strict=True):
+        assert found[a] == found[b], (texts[a], texts[b])
+    chains = exact_groups(index >= threshold)
+    for n, group in enumerate(found):
+        assert chains[n] == chains[group], (texts[n], texts[group])
+
+
+def exact_groups(alike: np.ndarray) -> np.ndarray:
+    """Connected components of (N, N), each named by its lowest row."""
+    names = np.arange(len(alike))
+    while (lower := np.where(alike, names[None, :], len(alike)).min(1)).tolist() != names.tolist():
+        names = lower
+    return names
+
+
+def test_more_rows_than_are_compared_share_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"what is the name of the thing called {n % 40:05d} {n % 40:05d} x{n // 40}" for n in range(120)]
+    monkeypatch.setattr("ka2l_ray.corpus.duplicates.COMPARED", 16)
+    found = groups(signatures(texts), texts, 0.8)
+    assert all(found[n] == found[n % 40] for n in range(120))
 
 
 def test_signatures_estimate_the_jaccard_index() -> None:
@@ -128,3 +176,26 @@ def test_signatures_estimate_the_jaccard_index() -> None:
     assert one.shape == (PERMUTATIONS,)
     assert abs(np.mean(errors)) < 0.02
     assert np.std(errors) < 2 * 0.5 / PERMUTATIONS**0.5
+
+
+def test_what_is_held_at_once_is_bounded_in_characters_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ka2l_ray.corpus.prepare.CHUNK_CHARACTERS", 2_000)
+    table = prepared(tmp_path, questions(300))
+    assert len(list((tmp_path / "scratch").iterdir())) > 5
+    assert {r["question"] for r in table.read().to_pylist()} == {words(n) for n in range(300)}
+
+
+def test_a_column_that_is_not_asked_for_is_not_read(tmp_path: Path) -> None:
+    """Its bytes are broken, so that reading them would fail."""
+    path = tmp_path / "0.parquet"
+    pq.write_table(pa.Table.from_pylist([q | {"page": f"{n} " * 1000} for n, q in enumerate(questions(200))]), path)
+    pages = pq.read_metadata(path).row_group(0).column(2)
+    assert pages.path_in_schema == "page"
+    data = bytearray(path.read_bytes())
+    start = pages.dictionary_page_offset or pages.data_page_offset
+    data[start : start + pages.total_compressed_size] = bytes(pages.total_compressed_size)
+    path.write_bytes(data)
+    with pytest.raises(OSError, match="page"):
+        pq.read_table(path)
+    corpus, folder = CorpusSection(source=str(path)), Folder.of(str(tmp_path))
+    assert parse_file(files_of(corpus.source, corpus.hub)[0], corpus, folder, folder / "dropped", "0").rows == 200

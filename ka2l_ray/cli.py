@@ -6,7 +6,7 @@ Refuses to know: how stages work. An expected error is one line and exit status 
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -107,7 +107,7 @@ def run_command(
                 raise ConfigError(f"no stage {name!r}; stages are {', '.join(pipeline.STEP_NAMES)}")
         if dry_run:
             pipeline.check_sections(loaded)
-            _print_plan(loaded)
+            _print_plan(loaded, pipeline.cluster_resources(loaded))
             pipeline.check_decoder_fits(loaded)
             return
         run = _open(loaded)
@@ -292,31 +292,33 @@ def world_build(
         build(output or ASSETS, WorldRecipe(seed=seed), ModelRecipe(seed=seed), workers=workers, with_decoder=decoder)
 
 
-def _print_plan(config: Config) -> None:
+def _print_plan(config: Config, cluster: Mapping[str, float] | None) -> None:
     from ka2l_ray.planning.cost import size, storage_bytes
     from ka2l_ray.planning.plan import make_plan
 
-    plan, console = make_plan(config), Console()
+    plan, console = make_plan(config, cluster), Console()
     shape, extent = plan.shape, plan.extent
     head = f"{config.run.name}: nothing was run"
     table = RichTable("stage", "rows", "tokens read", "written", "memory", "storage", title=head)
     for line in plan.lines:
         counts = (f"{n:,}" if n else "–" for n in (line.rows, line.read_tokens, line.written_tokens))
-        table.add_row(line.stage, *counts, size(line.memory_bytes), size(line.storage_bytes))
+        table.add_row(line.stage, *counts, *(size(n) if n else "–" for n in (line.memory_bytes, line.storage_bytes)))
     console.print(table)
     for line in plan.lines:
-        text = f"{line.stage:<11} {line.actors}: {line.does}; memory of one: {line.memory_is}"
+        memory = f"; memory of one: {line.memory_is}" if line.memory_is else ""
+        text = f"{line.stage:<11} {line.actors}: {line.does}{memory}"
         console.print(text, soft_wrap=True, highlight=False, markup=False)
     quantized = "" if shape.quantization == "none" else f" in {shape.quantization}"
     weights = (
         f"{shape.parameters:,} parameters{quantized}, {size(shape.weight_bytes)} of weights, {size(shape.cache_bytes)} of cache a token"
     )
     splits = ", ".join(f"{split} {n:,}" for split, n in extent.splits.items())
-    prompt = f"a prompt has {extent.shared:,} shared tokens, read once an actor, and {extent.own:,} of its own"
+    prompt = f"a prompt has {extent.shared:,} shared tokens, read once an actor, and {extent.own:,} of its own in the mean"
     for name, text in {
         "model": f"{weights}; from {shape.source}",
         "corpus": f"{splits}; {prompt}; {extent.source}",
         "storage": f"about {size(storage_bytes(plan.lines))}",
+        "price": f"{sum(line.price for line in plan.lines):,.10g} at most, in the unit of annotate.cost",
     }.items():
         console.print(f"{name:<8} {text}", soft_wrap=True, highlight=False, markup=False)
     for note in plan.notes:

@@ -4,12 +4,15 @@ In: a `Run`. Out: its tables, `results.json` and the report.
 Refuses to know: what a stage computes. A stage is done when its manifest (or summary) is there.
 """
 
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
+
+import ray
 
 from ka2l_ray import schema
 from ka2l_ray.active.acquire import SAMPLING, STATES
@@ -31,7 +34,7 @@ from ka2l_ray.models.loading import check_model, commit, refused_by_name
 from ka2l_ray.probe.search import search
 from ka2l_ray.probe.stage import score
 from ka2l_ray.report.page import write_report
-from ka2l_ray.runtime import log, stage_line, versions
+from ka2l_ray.runtime import connect, log, stage_line, versions
 from ka2l_ray.world.facts import build_world
 
 RESULTS, ROWS, TIMES = "results.json", "rows.json", "times.json"
@@ -179,6 +182,17 @@ def check_decoder_fits(config: Config) -> None:
             f"decode.decoder = {name!r} reads states under prompt {card.prompt!r}, not {config.corpus.prompt.template!r}; "
             "use that prompt, or set decode.enabled: false"
         )
+
+
+def cluster_resources(config: Config) -> Mapping[str, float] | None:
+    """What the cluster at `ray.address` or RAY_ADDRESS has now, by Ray's names; None where a run would start one of its own.
+
+    Raises `ConfigError` where none answers there.
+    """
+    if (config.ray.address or os.environ.get("RAY_ADDRESS") or "local") == "local":
+        return None
+    connect(config)
+    return ray.cluster_resources()
 
 
 def pinned(config: Config) -> Config:

@@ -49,7 +49,8 @@ class Preview:
     answers: list[str]
     """Gold answers of the question in `prompt`."""
     tokens: dict[str, int]
-    """Least, median and most tokens of a prompt, their mean rounded up, the tokens that all share, and what the model reads at most."""
+    """Least, median and most tokens of a prompt, their mean rounded up, the tokens that all share, and what the model reads at most;
+    `tuned_` the same of `finetune.prompt`."""
     measured: int
     too_long: int
     """Of the prompts measured, those that leave no room for an answer."""
@@ -109,6 +110,8 @@ def _prompts(config: Config, table: Table) -> tuple[str, list[int], dict[str, in
         "most": max(lengths),
         "shared": len(prompter.shared),
     }
+    tuned = Prompter(tokenizer, resolved(config.finetune.prompt, table, tokenizer))
+    tokens |= {"tuned_mean": ceil(fmean(len(p.ids) for p in tuned(questions))), "tuned_shared": len(tuned.shared)}
     return render(prompt, questions[0]), lengths, tokens | {"context": Reach.of(configuration(config.model), 0).context or 0}
 
 

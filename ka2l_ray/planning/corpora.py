@@ -8,8 +8,8 @@ Refuses to know: models' sizes, stages, Ray.
 from dataclasses import dataclass
 
 from ka2l_ray import schema
-from ka2l_ray.config import Config, ConfigError
-from ka2l_ray.corpus.files import files_of
+from ka2l_ray.config import Config, PromptSection
+from ka2l_ray.corpus.files import File, files_of
 from ka2l_ray.corpus.preview import Preview, preview
 
 PUBLISHED_ROWS = {
@@ -39,46 +39,70 @@ WRAPPING, ANSWER, INSTRUCTION = 5, 6, 12
 
 @dataclass(frozen=True)
 class Extent:
-    """Questions by split, and tokens of a prompt: those that every prompt shares, and a question's own in the median and at most."""
+    """Questions by split, and tokens of a prompt: those that every prompt shares, and a question's own in the mean, under `corpus.prompt`
+    and under `finetune.prompt` (`tuned`); `longest` is the longest prompt under `corpus.prompt`."""
 
     source: str
     splits: dict[str, int]
     shared: int
     own: int
-    longest: int | None
+    tuned_shared: int
+    tuned_own: int
+    longest: int | None = None
     counted: Preview | None = None
+    notes: tuple[str, ...] = ()
 
 
 def extent(config: Config, tokenizer_at_hand: bool) -> Extent:
-    """Raises `ConfigError` for a corpus that cannot be used, and for one on the hub of which nothing is known here."""
+    """Raises `ConfigError` for a corpus that cannot be used. A data set on the hub whose size cannot be known here counts as empty, and a
+    note says so."""
     corpus = config.corpus
-    remote = corpus.source != "world" and [f for f in files_of(corpus.source, corpus.hub) if f.kind == "hub"]
-    if not remote:
+    files = [] if corpus.source == "world" else files_of(corpus.source, corpus.hub)
+    if all(file.kind != "hub" for file in files):
         return _read(config, tokenizer_at_hand)
-    rows = 0
-    for file in remote:
-        known = PUBLISHED_ROWS.get((file.name, file.hub.subset, file.hub.split))
-        if known is None:
-            raise ConfigError(
-                f"corpus.source = {file.name!r}: how many rows subset {file.hub.subset}, split {file.hub.split} has is not known here; "
-                "run `ka2l corpus` where the hub can be reached"
+    rows, notes = 0, []
+    for file in files:
+        count = _rows_on_hub(file) if file.kind == "hub" else sum(1 for _ in file.rows(()))
+        if count is None:
+            notes.append(
+                f"corpus.source = {file.name!r}: how many rows subset {file.hub.subset}, split {file.hub.split} has is not known here, so "
+                "they count as none below; run `ka2l corpus` where the hub can be reached"
             )
-        rows += known
+        rows += count or 0
     shares = {"probe": corpus.split.probe, "pool": corpus.split.pool, "eval": corpus.split.eval}
-    return Extent("published numbers; nothing was read", {s: round(rows * share) for s, share in shares.items()}, *_typical(config), None)
+    splits = {s: round(rows * share) for s, share in shares.items()}
+    return Extent("published numbers; nothing was read", splits, *_typical(config), notes=tuple(notes))
+
+
+def _rows_on_hub(file: File) -> int | None:
+    """Rows as they are known here, or as the hub's own description of the data set says."""
+    if known := PUBLISHED_ROWS.get((file.name, file.hub.subset, file.hub.split)):
+        return known
+    import datasets
+
+    try:
+        info = datasets.load_dataset_builder(file.name, file.hub.subset, revision=file.hub.revision).info
+    except Exception:  # whatever the hub's client or the network says: the number is not known here, which becomes a note
+        return None
+    split = (info.splits or {}).get(file.hub.split)
+    return split.num_examples if split else None
 
 
 def _read(config: Config, tokenizer_at_hand: bool) -> Extent:
     found = preview(config, with_tokens=tokenizer_at_hand)
     splits = {s: found.splits[s] for s in schema.SPLITS}
     if not tokenizer_at_hand:
-        return Extent("read; tokens by a rule of thumb", splits, *_typical(config), None, found)
-    shared = found.tokens["shared"]
-    return Extent("read and counted", splits, shared, found.tokens["median"] - shared, found.tokens["most"], found)
+        return Extent("read; tokens by a rule of thumb", splits, *_typical(config), counted=found)
+    tokens = found.tokens
+    own, tuned_own = tokens["mean"] - tokens["shared"], tokens["tuned_mean"] - tokens["tuned_shared"]
+    return Extent("read and counted", splits, tokens["shared"], own, tokens["tuned_shared"], tuned_own, tokens["most"], found)
 
 
-def _typical(config: Config) -> tuple[int, int]:
-    """(shared, own) tokens of a prompt by its style and the corpus' format."""
-    prompt, question = config.corpus.prompt, TYPICAL_TOKENS[config.corpus.format]
-    instruction = 0 if prompt.style == "bare" else INSTRUCTION
-    return instruction + prompt.solved * (question + WRAPPING + ANSWER), question + WRAPPING
+def _typical(config: Config) -> tuple[int, int, int, int]:
+    """(shared, own) tokens of a prompt by its style and the corpus' format, of `corpus.prompt` and of `finetune.prompt`."""
+    question = TYPICAL_TOKENS[config.corpus.format] + WRAPPING
+    return (_typical_shared(config.corpus.prompt, question), question, _typical_shared(config.finetune.prompt, question), question)
+
+
+def _typical_shared(prompt: PromptSection, question: int) -> int:
+    return (0 if prompt.style == "bare" else INSTRUCTION) + prompt.solved * (question + ANSWER)

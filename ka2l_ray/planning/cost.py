@@ -1,13 +1,15 @@
-"""What a run will do, in passes, tokens and bytes: arithmetic on sizes, each formula beside its number.
+"""What a run will do, in passes, tokens, bytes and annotations: arithmetic on sizes, each formula beside its number.
 
-In: a configuration, an `Extent`, a `Shape`. Out: one `Line` per stage, and what does not fit.
-Estimates are of what is planned at most: every answer as long as it may be, every round played. Refuses to know: files, libraries, Ray.
+In: a configuration, an `Extent`, a `Shape`. Out: one `Line` per stage.
+Rows, answers' lengths and rounds are those planned at most: no strategy stops early, every answer is as long as it may be. Tokens that are
+read count a question by the mean length of its prompt. Refuses to know: files, libraries, Ray.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from ka2l_ray.active.acquire import SAMPLING
+from ka2l_ray.active.acquire import SAMPLING, STATES
 from ka2l_ray.active.replay import replay_counts
 from ka2l_ray.config import Config, Pool
 from ka2l_ray.planning.corpora import Extent
@@ -22,51 +24,86 @@ OPTIMIZER_BYTES = 12
 """AdamW's float32 copy of a trained weight and its two moments."""
 TEXT_BYTES = 64
 """A stored answer with its numbers."""
+TRAINED_ANSWER = 8
+"""Tokens of an answer that is trained on, with its end token."""
+DECODED = 24
+"""Tokens of a decoded question at most: the shipped decoder's."""
+LETTERS_A_TOKEN = 4
+"""For what an annotator's endpoint is told, whose tokenizer is not known."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One stage: rows through it, tokens read and written at most, memory of one actor or worker, bytes it leaves in storage."""
+    """One stage: rows through it, tokens read and written, memory of one actor or worker, bytes it leaves in storage.
+
+    `count` actors or workers of `gpus` each run at the least; `memory_bytes` are spread over the GPUs of one of them."""
 
     stage: str
     rows: int
     actors: str
+    count: int = 0
+    gpus: float = 0.0
     read_tokens: int = 0
     written_tokens: int = 0
     memory_bytes: int = 0
     memory_is: str = ""
     storage_bytes: int = 0
     does: str = ""
+    price: float = 0.0
+    """In the unit of `annotate.cost`."""
+
+    @property
+    def gpu_bytes(self) -> int:
+        """What one GPU must hold: a part of a model that is spread, or several actors that share it. 0 where none is used."""
+        return round(self.memory_bytes / self.gpus) if self.gpus else 0
+
+
+@dataclass(frozen=True)
+class _Curves:
+    """How often what is done: every strategy, `random` once per draw, plays every round."""
+
+    count: int
+    rounds: int
+    sampling: int
+    decoding: int
+
+    @classmethod
+    def of(cls, config: Config) -> "_Curves":
+        active = config.active
+        count = sum(active.random_draws if s == "random" else 1 for s in active.strategies)
+        return cls(count, active.rounds, len({*active.strategies} & {*SAMPLING}), len({*active.strategies} & {"ka2l", "decoded"}))
+
+    @property
+    def trainings(self) -> int:
+        return self.count * self.rounds
 
 
 def lines(config: Config, extent: Extent, shape: Shape, adapter_parameters: int) -> list[Line]:
     """Every stage of a whole run, in order."""
-    probe, pool, evaluated = (extent.splits[s] for s in ("probe", "pool", "eval"))
-    collect, active = config.collect, config.active
-    found = [_collecting("collect", config, extent, shape, probe, collect.samples, _columns(config, shape))]
-    layer = shape.layers if collect.layers == "all" else max(collect.layers)
-    found.append(
-        Line(
-            "score",
-            pool,
-            _actors(config.score.pool),
-            read_tokens=pool * extent.own,
-            memory_bytes=shape.first_blocks_bytes(layer) + _reading_bytes(config.score.pool, extent, shape),
-            memory_is=f"embeddings and blocks 1 … {layer}, one batch",
-            storage_bytes=pool * 8,
-            does=f"P(unknown) from at most {layer} of {shape.layers} blocks",
-        )
-    )
-    if set(active.strategies) & set(SAMPLING):
+    probe, pool = extent.splits["probe"], extent.splits["pool"]
+    collect, curves, replay = config.collect, _Curves.of(config), config.finetune.replay
+    found = []
+    if collect.adaptive.threshold == "pilot":
+        found.append(_collecting("pilot", config, extent, shape, min(probe, collect.adaptive.pilot_rows), collect.samples, 0))
+    found.append(_collecting("collect", config, extent, shape, probe, collect.samples, _columns(config, shape)))
+    found.append(_scoring("score", config, extent, shape, pool))
+    if curves.sampling:
         found.append(_collecting("sample_pool", config, extent, shape, pool, collect.samples, 0))
-    candidates = (
-        min(pool, sum(replay_counts(config.finetune.replay, active.budget)) + 2 * active.budget) if config.finetune.replay.ratio else 0
-    )
-    if candidates:
-        found.append(_collecting("replay", config, extent, shape, candidates, config.finetune.replay.samples, 0))
-    trainings = sum(active.random_draws if s == "random" else 1 for s in active.strategies) * active.rounds
-    found.append(_evaluating(config, extent, shape, evaluated, trainings))
-    found.append(_finetuning(config, extent, shape, adapter_parameters, trainings))
+    if replay.ratio:
+        candidates = min(pool, sum(replay_counts(replay, config.active.budget)) + 2 * config.active.budget)
+        found.append(_collecting("replay", config, extent, shape, candidates, replay.samples, 0))
+    if config.decode.enabled:
+        found.append(_decoding(config, extent, shape, curves))
+    found.append(_annotating(config, extent, curves))
+    found.append(_finetuning(config, extent, shape, adapter_parameters, curves))
+    found.append(_evaluating(config, extent, shape, curves))
+    if config.active.reprobe and (again := curves.rounds - 1):
+        times = again * curves.count
+        found.append(_collecting("reprobe", config, extent, shape, times * probe, collect.samples, _columns(config, shape)))
+        found.append(_scoring("reprobe score", config, extent, shape, times * pool))
+        if curves.sampling:
+            rows = again * curves.sampling * pool
+            found.append(_collecting("reprobe pool", config, extent, shape, rows, collect.samples, 0))
     return found
 
 
@@ -75,72 +112,169 @@ def _columns(config: Config, shape: Shape) -> int:
     return layers * len(config.collect.positions)
 
 
+def _deepest(config: Config, shape: Shape) -> int:
+    return shape.layers if config.collect.layers == "all" else max(config.collect.layers)
+
+
 def _collecting(name: str, config: Config, extent: Extent, shape: Shape, rows: int, samples: int, columns: int) -> Line:
-    collect, answers = config.collect, 1 + samples
-    cache = collect.pool.batch_tokens * shape.cache_bytes + extent.shared * shape.cache_bytes
-    copies = min(collect.pool.batch_rows * answers, max(answers, collect.pool.batch_tokens // (extent.own + collect.max_new_tokens)))
+    collect, answers, pool = config.collect, 1 + samples, config.collect.pool
+    cache = pool.batch_tokens * shape.cache_bytes + extent.shared * shape.cache_bytes
+    copies = min(pool.batch_rows * answers, max(answers, pool.batch_tokens // (extent.own + collect.max_new_tokens)))
     logits = copies * shape.vocabulary * 4
-    states = (collect.pool.batch_rows + collect.pool.block_rows) * columns * shape.width * STATE_BYTES
+    states = (pool.batch_rows + pool.block_rows) * columns * shape.width * STATE_BYTES
+    twice = collect.engine == "vllm" and columns > 0
+    blocks = shape.first_blocks_bytes(_deepest(config, shape)) if twice else 0
+    told = ["weights", f"cache of {pool.batch_tokens:,} tokens", f"logits of {copies:,} rows"]
+    if collect.engine == "vllm":
+        told = [f"vLLM's weights and cache (it takes vllm.memory_share = {collect.vllm.memory_share:g} of each GPU)", *told[2:]]
+    told += [f"blocks 1 … {_deepest(config, shape)} once more, for states"] * twice
+    told += [f"states of a block ({columns} columns)"] * (columns > 0)
     return Line(
         name,
         rows,
-        _actors(collect.pool),
-        read_tokens=rows * extent.own,
+        **_actors(pool),
+        read_tokens=rows * extent.own * (2 if twice else 1),
         written_tokens=rows * answers * collect.max_new_tokens,
-        memory_bytes=shape.weight_bytes + cache + logits + states,
-        memory_is=f"weights, cache of {collect.pool.batch_tokens:,} tokens, logits of {copies:,} rows"
-        + (f", states of a block ({columns} columns)" if columns else ""),
+        memory_bytes=shape.weight_bytes + cache + logits + states + blocks,
+        memory_is=", ".join(told),
         storage_bytes=rows * (columns * shape.width * STORED_BYTES + answers * TEXT_BYTES),
-        does=f"one prompt pass, {answers} answers of at most {collect.max_new_tokens} tokens",
+        does=f"{'two prompt passes' if twice else 'one prompt pass'}, {answers} answers of at most {collect.max_new_tokens} tokens",
     )
 
 
-def _evaluating(config: Config, extent: Extent, shape: Shape, rows: int, trainings: int) -> Line:
-    pool, passes = config.evaluate.pool, (1 + trainings) * (1 if config.corpus.prompt == config.finetune.prompt else 2)
+def _scoring(name: str, config: Config, extent: Extent, shape: Shape, rows: int) -> Line:
+    layer, pool = _deepest(config, shape), config.score.pool
+    states = bool({*config.active.strategies} & {*STATES})
+    return Line(
+        name,
+        rows,
+        **_actors(pool),
+        read_tokens=rows * extent.own,
+        memory_bytes=shape.first_blocks_bytes(layer) + _reading_bytes(pool, extent, shape),
+        memory_is=f"embeddings and blocks 1 … {layer}, one batch",
+        storage_bytes=rows * (8 + (shape.width * STATE_BYTES if states else 0)),
+        does=f"P(unknown) from at most {layer} of {shape.layers} blocks{', with the state' if states else ''}",
+    )
+
+
+def _decoding(config: Config, extent: Extent, shape: Shape, curves: _Curves) -> Line:
+    """Of every unknown question that is bought, `variants` more; each is read once for its state and once as a new question."""
+    decode, layer = config.decode, _deepest(config, shape)
+    checked = min(decode.check_questions, extent.splits["probe"])
+    rows = checked + curves.decoding * config.active.budget * decode.variants
+    return Line(
+        "decode",
+        rows,
+        **_actors(decode.pool),
+        read_tokens=rows * 2 * extent.own,
+        written_tokens=rows * DECODED,
+        memory_bytes=shape.first_blocks_bytes(layer) + _reading_bytes(decode.pool, extent, shape),
+        memory_is=f"embeddings and blocks 1 … {layer}, one batch; the decoder besides",
+        storage_bytes=rows * 2 * TEXT_BYTES,
+        does=f"{checked:,} to measure the decoder, then {decode.variants} per unknown question bought in {curves.decoding} curve(s)",
+    )
+
+
+def _annotating(config: Config, extent: Extent, curves: _Curves) -> Line:
+    annotate, rows = config.annotate, config.active.budget * curves.count
+    price, told = rows * annotate.cost, f"{annotate.cost:g} each"
+    read = written = 0
+    if annotate.source == "endpoint":
+        endpoint = annotate.endpoint
+        read = rows * (extent.own + len(endpoint.system + endpoint.template) // LETTERS_A_TOKEN)
+        written = rows * endpoint.max_tokens
+        tokens = (read * endpoint.cost_per_million_prompt_tokens + written * endpoint.cost_per_million_completion_tokens) / 1e6
+        price, told = price + tokens, f"{told}, and {tokens:,.6g} for tokens"
+    if sampling := curves.sampling * extent.splits["pool"] * config.acquire.sampling_cost:
+        price, told = price + sampling, f"{told}, and {sampling:,.6g} for sampling the pool"
+    return Line(
+        "annotate",
+        rows,
+        annotate.source,
+        read_tokens=read,
+        written_tokens=written,
+        storage_bytes=rows * TEXT_BYTES,
+        does=f"{config.active.budget:,} annotations for each of {curves.count} curves, at {told}: {price:,.10g} at most",
+        price=price,
+    )
+
+
+def _evaluating(config: Config, extent: Extent, shape: Shape, curves: _Curves) -> Line:
+    """The eval split under both prompts, by the base model and after every training; what a round replayed once more after it."""
+    pool, times, asked = config.evaluate.pool, 1 + curves.trainings, extent.splits["eval"]
+    both = config.corpus.prompt != config.finetune.prompt
+    replayed = curves.trainings * _replayed(config, extent)
+    rows = times * asked * (1 + both) + replayed
     cache = pool.batch_tokens * shape.cache_bytes
     return Line(
         "evaluate",
-        rows * passes,
-        _actors(pool),
-        read_tokens=rows * passes * extent.own,
-        written_tokens=rows * passes * config.collect.max_new_tokens,
-        memory_bytes=shape.weight_bytes + cache + min(pool.batch_rows, rows) * shape.vocabulary * 4,
+        rows,
+        **_actors(pool),
+        read_tokens=(times * asked + replayed) * extent.tuned_own + times * asked * extent.own * both,
+        written_tokens=rows * config.collect.max_new_tokens,
+        memory_bytes=shape.weight_bytes + cache + min(pool.batch_rows, max(asked, 1)) * shape.vocabulary * 4,
         memory_is=f"weights, cache of {pool.batch_tokens:,} tokens",
-        storage_bytes=rows * passes * TEXT_BYTES,
-        does=f"{passes} times the eval split: base model and {trainings} trainings"
-        + ("" if passes == 1 + trainings else ", under corpus.prompt and finetune.prompt"),
+        storage_bytes=rows * TEXT_BYTES,
+        does=f"{times} times the eval split (base model and {curves.trainings} trainings)"
+        + (" under corpus.prompt and under finetune.prompt" if both else "")
+        + f", and {replayed:,} replayed questions",
     )
 
 
-def _finetuning(config: Config, extent: Extent, shape: Shape, adapter_parameters: int, trainings: int) -> Line:
-    tune, active = config.finetune, config.active
-    replayed = sum(replay_counts(tune.replay, active.budget))
-    bought = [active.budget * n // active.rounds for n in range(1, active.rounds + 1)]
-    per_curve = sum(tune.epochs * (b + replayed) for b in bought)
-    examples = per_curve * trainings // active.rounds
-    tokens = extent.own + 8
+def _replayed(config: Config, extent: Extent) -> int:
+    """Questions that a round replays."""
+    return min(sum(replay_counts(config.finetune.replay, config.active.budget)), extent.splits["pool"])
+
+
+def _bought(config: Config) -> list[int]:
+    """Annotations that a curve has bought after each round: equal parts, earlier rounds one more where the budget does not divide."""
+    part, more = divmod(config.active.budget, config.active.rounds)
+    return [part * n + min(n, more) for n in range(1, config.active.rounds + 1)]
+
+
+def _finetuning(config: Config, extent: Extent, shape: Shape, adapter_parameters: int, curves: _Curves) -> Line:
+    tune, replayed = config.finetune, _replayed(config, extent)
+    examples = curves.count * sum(tune.epochs * (b + replayed) for b in _bought(config))
+    steps = curves.count * sum(tune.epochs * -(-(b + replayed) // tune.batch_rows) for b in _bought(config))
+    tokens = extent.tuned_shared + extent.tuned_own + TRAINED_ANSWER
     trained = shape.parameters if tune.mode == "full" else adapter_parameters
-    memory = training_bytes(config, shape, trained, tokens)
     saved = trained * (shape.bytes_per_value if tune.mode == "full" else 4)
-    steps = sum(-(-(b + replayed) // tune.batch_rows) * tune.epochs for b in bought) * trainings // active.rounds
+    merged = shape.parameters * _training_width(config, shape) if tune.merge else 0
+    checkpoint = trained * OPTIMIZER_BYTES if tune.checkpoint_every_steps else 0
+    training, loading = training_bytes(config, shape, trained, tokens), loading_bytes(config, shape, trained)
+    parts = ", ".join(f"{name} {size(n)}" for name, n in training.items() if n)
     return Line(
         "finetune",
         examples,
         f"{tune.workers} × {tune.gpus_per_worker} GPU" if tune.gpus_per_worker else f"{tune.workers} × {tune.cpus_per_worker:g} CPU",
+        count=tune.workers,
+        gpus=float(tune.gpus_per_worker),
         read_tokens=examples * tokens * (2 if tune.replay.kl_weight else 1),
-        memory_bytes=sum(memory.values()),
-        memory_is=", ".join(f"{name} {size(n)}" for name, n in memory.items() if n),
-        storage_bytes=trainings * saved + trained * OPTIMIZER_BYTES,
-        does=f"{trainings} trainings, {steps:,} steps of {tune.batch_rows} rows; {size(saved)} each",
+        memory_bytes=max(loading, sum(training.values())),
+        memory_is=f"whole weights while loading and saving {size(loading)}; then {size(sum(training.values()))}: {parts}",
+        storage_bytes=curves.trainings * (saved + merged) + checkpoint,
+        does=f"{curves.trainings} trainings, {steps:,} steps of {tune.batch_rows} rows; each leaves {size(saved)}"
+        + (f" and merged weights of {size(merged)}" if merged else ""),
     )
+
+
+def _training_width(config: Config, shape: Shape) -> int:
+    """Bytes of a weight as it is trained."""
+    return shape.bytes_per_value if config.finetune.precision == "auto" else {"float32": 4, "bfloat16": 2}[config.finetune.precision]
+
+
+def loading_bytes(config: Config, shape: Shape, trained: int) -> int:
+    """Memory of one worker when its model is loaded: every worker loads all of it, ZeRO-3 shards it afterwards, and the first one loads it
+    whole again to check what it saves."""
+    tune, width = config.finetune, _training_width(config, shape)
+    weights = shape.weight_bytes if shape.quantization != "none" else shape.parameters * width
+    adapters = trained * width if tune.mode == "lora" else 0
+    return weights * (2 if tune.replay.kl_weight and tune.mode == "full" else 1) + adapters
 
 
 def training_bytes(config: Config, shape: Shape, trained: int, tokens: int) -> dict[str, int]:
-    """Memory of one worker by part, under ZeRO (Rajbhandari et al., 2020) with what it offloads left out."""
-    tune, width = (
-        config.finetune,
-        shape.bytes_per_value if config.finetune.precision == "auto" else {"float32": 4, "bfloat16": 2}[config.finetune.precision],
-    )
+    """Memory of one worker by part while it trains, under ZeRO (Rajbhandari et al., 2020) with what it offloads left out."""
+    tune, width = config.finetune, _training_width(config, shape)
     shard = tune.workers
     weights = shape.weight_bytes if shape.quantization != "none" else shape.parameters * width
     frozen = shape.parameters * width if tune.replay.kl_weight and tune.mode == "full" else 0
@@ -163,9 +297,11 @@ def _reading_bytes(pool: Pool, extent: Extent, shape: Shape) -> int:
     return tokens * LIVE_VALUES * shape.width * shape.bytes_per_value + extent.shared * shape.cache_bytes
 
 
-def _actors(pool: Pool) -> str:
+def _actors(pool: Pool) -> dict[str, Any]:
+    """Who works, as `Line` says it."""
     count = f"{pool.min}" if pool.min == pool.max else f"{pool.min} … {pool.max}"
-    return f"{count} × {pool.gpus:g} GPU" if pool.gpus else f"{count} × {pool.cpus:g} CPU"
+    told = f"{count} × {pool.gpus:g} GPU" if pool.gpus else f"{count} × {pool.cpus:g} CPU"
+    return {"actors": told, "count": pool.min, "gpus": pool.gpus}
 
 
 def storage_bytes(found: Iterable[Line]) -> int:

@@ -1,11 +1,13 @@
 """`ka2l run --dry-run`: what a run will do, what it costs, and whether it fits here, before a weight is read.
 
-In: a configuration. Out: a `Plan`; `problems` would end the run, `notes` are what this machine lacks or what is only estimated.
+In: a configuration, what a joined cluster has. Out: a `Plan`; `problems` would end the run, `notes` are what this machine or cluster lacks
+or what is only estimated.
 Refuses to know: how stages work, Ray, terminals.
 """
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from transformers import AutoTokenizer
 
 from ka2l_ray.artifacts import Folder
 from ka2l_ray.config import Config, ConfigError, ModelSection
+from ka2l_ray.corpus.prepare import check_budget
 from ka2l_ray.models.loading import check_model, model_path, refused_by_name
 from ka2l_ray.planning.corpora import Extent, extent
 from ka2l_ray.planning.cost import Line, lines, size, storage_bytes
@@ -31,10 +34,13 @@ class Plan:
     notes: list[str]
 
 
-def make_plan(config: Config) -> Plan:
-    """Raises `ConfigError` where corpus or model cannot be used at all."""
-    if has_tokenizer := _has_tokenizer(config.model):
-        with refused_by_name(config.model):
+def make_plan(config: Config, cluster: Mapping[str, float] | None = None) -> Plan:
+    """`cluster`: what a cluster that is joined has, by Ray's names (`CPU`, `GPU`); None plans for this machine.
+
+    Raises `ConfigError` where corpus or model cannot be used at all.
+    """
+    with refused_by_name(config.model):
+        if has_tokenizer := _has_tokenizer(config.model):
             check_model(config.model)
     try:
         shape = shape_of(config.model)
@@ -43,13 +49,19 @@ def make_plan(config: Config) -> Plan:
     found = extent(config, has_tokenizer)
     adapters = adapter_parameters(config.model, config.finetune.lora) if config.finetune.mode == "lora" else 0
     stages = lines(config, found, shape, adapters)
-    return Plan(found, shape, stages, [*_problems(config, found, shape)], [*_notes(config, found, stages)])
+    notes = [*found.notes, *_notes(config, found, stages, cluster)]
+    return Plan(found, shape, stages, [*_problems(config, found, shape)], notes)
 
 
 def _has_tokenizer(model: ModelSection) -> bool:
+    """Whether the tokenizer is here. Only that of a hub id may be elsewhere: a folder without one is refused, as a run refuses it."""
+    path = model_path(model)
+    if Path(path).is_dir():
+        return True
+    options = {"revision": model.revision or "main", "trust_remote_code": model.trust_remote_code}
     try:
-        AutoTokenizer.from_pretrained(model_path(model), revision=model.revision or "main", local_files_only=True)
-    except (OSError, ValueError):
+        AutoTokenizer.from_pretrained(path, local_files_only=True, **options)
+    except OSError:  # not in the hub's cache
         return False
     return True
 
@@ -58,8 +70,11 @@ def _problems(config: Config, found: Extent, shape: Shape) -> list[str]:
     problems = []
     if beyond := [n for n in (config.collect.layers if config.collect.layers != "all" else ()) if n > shape.layers]:
         problems.append(f"collect.layers: {config.model.name_or_path} has layers 0 … {shape.layers}, not {beyond}")
-    if config.active.budget > found.splits["pool"]:
-        problems.append(f"active.budget = {config.active.budget:,} exceeds the pool of {found.splits['pool']:,} questions")
+    if not found.notes:
+        try:
+            check_budget(config, found.splits["pool"])
+        except ConfigError as error:
+            problems.append(str(error))
     if found.counted and shape.context and found.longest is not None and found.counted.too_long:
         share = found.counted.too_long / found.counted.measured
         text = (
@@ -71,37 +86,55 @@ def _problems(config: Config, found: Extent, shape: Shape) -> list[str]:
     return problems
 
 
-def _notes(config: Config, found: Extent, stages: list[Line]) -> list[str]:
-    notes = []
-    if not found.source.startswith("read and"):
-        notes.append(f"corpus: {found.source}")
-    gpus = max(
-        [p.min * p.gpus for p in (config.collect.pool, config.score.pool, config.evaluate.pool)]
-        + [float(config.finetune.workers * config.finetune.gpus_per_worker)]
-    )
-    here = torch.cuda.device_count()
-    cpus = max(
-        [p.min * p.cpus + 2 for p in (config.collect.pool, config.score.pool, config.evaluate.pool)]
-        + [config.finetune.workers * config.finetune.cpus_per_worker]
-    )
-    if cpus > config.ray.local_cpus and config.ray.address in (None, "local"):
+def _notes(config: Config, found: Extent, stages: list[Line], cluster: Mapping[str, float] | None) -> list[str]:
+    notes = [] if found.source.startswith("read and") else [f"corpus: {found.source}"]
+    gpus, cpus = _wanted(config)
+    if cluster is not None:
+        has = {name: cluster.get(name, 0.0) for name in ("CPU", "GPU")}
+        notes += [
+            f"the cluster has {has[name]:g} {name}s now, stages want {wanted:g} at once: they wait unless it grows"
+            for name, wanted in (("CPU", cpus), ("GPU", gpus))
+            if wanted > has[name]
+        ]
+    elif cpus > config.ray.local_cpus:
         notes.append(
             f"a local Ray has ray.local_cpus = {config.ray.local_cpus}, stages want {cpus:g}: raise it, or set ray.address to a cluster's"
         )
-    if gpus > here:
+    return [*notes, *_memory_notes(stages, gpus, cluster is not None), *_storage_notes(config, stages)]
+
+
+def _wanted(config: Config) -> tuple[float, float]:
+    """(GPUs, CPUs) that the largest stage takes at once, at the least."""
+    pools = [config.collect.pool, config.score.pool, config.evaluate.pool, *([config.decode.pool] if config.decode.enabled else [])]
+    tune = config.finetune
+    gpus = max([*(p.min * p.gpus for p in pools), float(tune.workers * tune.gpus_per_worker)])
+    return gpus, max([*(p.min * p.cpus + 2 for p in pools), tune.workers * tune.cpus_per_worker])
+
+
+def _memory_notes(stages: list[Line], gpus: float, elsewhere: bool) -> list[str]:
+    """What one GPU must hold, and, of what runs without, what this machine must."""
+    notes, here = [], torch.cuda.device_count()
+    if gpus > here and not elsewhere:
         notes.append(f"not on this machine: stages want {gpus:g} GPUs at once, it has {here}")
-    elif here:
-        memory, most = torch.cuda.get_device_properties(0).total_memory, max(stages, key=lambda line: line.memory_bytes)
-        if most.memory_bytes > memory:
-            notes.append(f"{most.stage} wants about {size(most.memory_bytes)} on one GPU, which has {size(memory)}")
-    else:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if (most := max(line.memory_bytes for line in stages)) > memory:
-            notes.append(f"not on this machine: {size(most)} are wanted by one process, it has {size(memory)}")
-    storage = Folder.of(config.run.storage) if "://" not in config.run.storage else None
-    wanted = storage_bytes(stages)
-    if storage is not None:
-        folder = next(p for p in [Path(storage.path), *Path(storage.path).parents] if p.exists())
-        if (free := shutil.disk_usage(folder).free) < wanted:
-            notes.append(f"run.storage: the run leaves about {size(wanted)}, {folder} has {size(free)} free")
+    on_gpu = max(stages, key=lambda line: line.gpu_bytes)
+    if on_gpu.gpu_bytes:
+        wants = f"{on_gpu.stage} wants about {size(on_gpu.gpu_bytes)} of memory on each GPU"
+        memory = torch.cuda.get_device_properties(0).total_memory if here and not elsewhere else None
+        if memory is None:
+            notes.append(f"{wants}, the most of all stages; those that will run it cannot be seen from here")
+        elif on_gpu.gpu_bytes > memory:
+            notes.append(f"{wants}, which has {size(memory)} here")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    on_cpu = max(stages, key=lambda line: 0 if line.gpus else line.count * line.memory_bytes)
+    if not elsewhere and not on_cpu.gpus and (most := on_cpu.count * on_cpu.memory_bytes) > memory:
+        notes.append(f"not on this machine: {on_cpu.stage} wants about {size(most)} in {on_cpu.count} process(es), it has {size(memory)}")
     return notes
+
+
+def _storage_notes(config: Config, stages: list[Line]) -> list[str]:
+    storage, wanted = Folder.of(config.run.storage) if "://" not in config.run.storage else None, storage_bytes(stages)
+    if storage is None:
+        return []
+    folder = next(p for p in [Path(storage.path), *Path(storage.path).parents] if p.exists())
+    free = shutil.disk_usage(folder).free
+    return [f"run.storage: the run leaves about {size(wanted)}, {folder} has {size(free)} free"] if free < wanted else []

@@ -102,7 +102,6 @@ def shape_of(model: ModelSection) -> Shape:
     text: Any = config.get_text_config()
     block = sum(p.numel() for b in blocks(whole.base_model, text.num_hidden_layers) for p in b.parameters())
     embedding = sum(p.numel() for p in whole.get_input_embeddings().parameters())
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     stored = model.dtype if model.dtype != "auto" else str(text.dtype or "float32").removeprefix("torch.")
     limited = "max_position_embeddings" in {*text.to_dict(), *text.attribute_map}
@@ -115,10 +114,19 @@ def shape_of(model: ModelSection) -> Shape:
         block_parameters=block,
         embedding_parameters=embedding,
         head_parameters=sum(p.numel() for p in whole.parameters()) - block - embedding,
-        cache_values=2 * text.num_hidden_layers * heads * head_width,
+        cache_values=2 * text.num_hidden_layers * _cached_heads(text) * head_width,
         bytes_per_value=getattr(torch, stored).itemsize,
         quantization=model.quantization,
     )
+
+
+def _cached_heads(text: PreTrainedConfig) -> int:
+    """Heads whose keys and values transformers keeps. Falcon and GPT-BigCode say `multi_query` where all heads share one; of Falcon's newer
+    models, whose heads share theirs in groups, each head's copy is kept."""
+    fields = text.to_dict()
+    if fields.get("multi_query") and not fields.get("new_decoder_architecture"):
+        return 1
+    return fields.get("num_key_value_heads") or text.num_attention_heads
 
 
 def adapter_parameters(model: ModelSection, lora: LoraSection) -> int:

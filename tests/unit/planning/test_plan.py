@@ -1,16 +1,18 @@
 """The plan's arithmetic, against models that are there and against numbers worked out by hand."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import FalconConfig, FalconForCausalLM
 
-from ka2l_ray.config import Config, LoraSection, ModelSection, load_config
+from ka2l_ray.config import Config, ConfigError, LoraSection, ModelSection, load_config
 from ka2l_ray.corpus.prepare import shots
-from ka2l_ray.models.loading import load_blocks, load_model
+from ka2l_ray.models.loading import WORLD_MODEL, load_blocks, load_model
 from ka2l_ray.planning.corpora import extent
-from ka2l_ray.planning.cost import lines, size, storage_bytes, training_bytes
+from ka2l_ray.planning.cost import Line, lines, size, storage_bytes, training_bytes
 from ka2l_ray.planning.plan import make_plan
 from ka2l_ray.planning.shapes import PUBLISHED, UnknownShape, adapter_parameters, shape_of
 
@@ -67,31 +69,150 @@ def test_a_model_of_which_nothing_is_known_is_refused_by_name() -> None:
         shape_of(ModelSection(name_or_path="nobody/nothing"))
 
 
+def by_stage(config: Config) -> dict[str, Line]:
+    return {line.stage: line for line in make_plan(config).lines}
+
+
+def overridden(*overrides: str) -> Config:
+    return load_config(ROOT / "jobs/configs/triviaqa-llama3.1-8b.yaml", overrides)
+
+
 def test_triviaqa_with_llama_worked_out_by_hand() -> None:
-    config = load_config(ROOT / "jobs/configs/triviaqa-llama3.1-8b.yaml")
-    plan = make_plan(config)
-    by_stage = {line.stage: line for line in plan.lines}
-    assert plan.extent.splits == {"probe": 27_677, "pool": 96_869, "eval": 13_838}
-    assert (plan.extent.shared, plan.extent.own) == (12 + 5 * (20 + 5 + 6), 20 + 5)
-    collect = by_stage["collect"]
-    assert collect.read_tokens == 27_677 * 25
-    assert collect.written_tokens == 27_677 * 11 * 32
-    assert collect.storage_bytes == 27_677 * (7 * 4096 * 2 + 11 * 64)
-    rows = 65_536 // (25 + 32)
-    states = (64 + 512) * 7 * 4096 * 4
-    assert collect.memory_bytes == 2 * 8_030_261_248 + (65_536 + 167) * 131_072 + min(64 * 11, rows) * 128_256 * 4 + states
-    assert by_stage["score"].read_tokens == 96_869 * 25
-    assert by_stage["score"].rows == 96_869
-    trainings = (1 + 3) * 4
-    assert by_stage["evaluate"].rows == 13_838 * 2 * (1 + trainings)
-    bought, replayed = (5_000, 10_000, 15_000, 20_000), 20_000
-    assert by_stage["finetune"].rows == sum(4 * (b + replayed) for b in bought) * trainings // 4
+    """138,384 rows; a question of 20 tokens, 5 around it, 6 of a solved example's answer; 12 of an instruction."""
+    config = overridden()
+    plan, stage = make_plan(config), by_stage(config)
+    assert plan.extent.splits == {"probe": 27_677, "pool": 96_869, "eval": 13_838}  # 138,384 × 0.2, 0.7, 0.1
+    assert (plan.extent.shared, plan.extent.own) == (167, 25)  # 12 + 5 × (20 + 5 + 6); 20 + 5
+    assert (plan.extent.tuned_shared, plan.extent.tuned_own) == (0, 25)  # finetune.prompt is bare
+
+    collect = stage["collect"]
+    assert collect.read_tokens == 691_925  # 27,677 × 25
+    assert collect.written_tokens == 9_742_304  # 27,677 × 11 answers × 32 tokens
+    assert collect.storage_bytes == 27_677 * (7 * 4096 * 2 + 11 * 64) == 1_606_594_496
+    weights, cache, logits, states = 16_060_522_496, (65_536 + 167) * 131_072, 704 * 128_256 * 4, (64 + 512) * 7 * 4096 * 4
+    assert collect.memory_bytes == weights + cache + logits + states == 25_099_575_296
+
+    score = stage["score"]
+    assert (score.rows, score.read_tokens) == (96_869, 2_421_725)  # × 25
+    block = 218_112_000  # 8,030,261,248 − 2 × 525,336,576 (embedding, head) − 4,096 (norm), by 32
+    assert score.memory_bytes == 2 * (525_336_576 + 31 * block) + 512 * 25 * 18 * 4096 * 2 + 167 * 131_072
+
+    replay = stage["replay"]
+    assert replay.rows == 60_000  # 20,000 to replay and 20,000 to spare of each predicted class
+    assert replay.written_tokens == 9_600_000  # × 5 answers × 32
+
+    assert stage["annotate"].rows == stage["annotate"].price == 80_000  # 20,000 for ka2l and for each of 3 draws of random
+
+    finetune = stage["finetune"]  # 4 curves × 4 epochs × (5,000 + 10,000 + 15,000 + 20,000 bought, 4 × 20,000 replayed)
+    assert finetune.rows == 4 * 4 * (50_000 + 80_000) == 2_080_000
+    assert finetune.read_tokens == 2_080_000 * (25 + 8) * 2 == 137_280_000  # twice for the KL term
+    assert "16,288 steps" in finetune.does  # 4 × 4 × (196 + 235 + 274 + 313) steps of 128 rows
+    assert finetune.memory_bytes == weights + 2 * 167_772_160 == 16_396_066_816  # loaded whole, with the adapter
+    assert finetune.storage_bytes == 16 * (4 * 167_772_160 + weights) + 12 * 167_772_160 == 269_719_044_096
     parts = training_bytes(config, plan.shape, 167_772_160, 33)
-    assert parts["weights"] == 2 * 8_030_261_248 // 8
+    assert parts["weights"] == weights // 8
     assert parts["gradients"] == 2 * 167_772_160 // 8
     assert parts["optimizer"] == 12 * 167_772_160 // 8
+
+    evaluate = stage["evaluate"]
+    assert evaluate.rows == 17 * 13_838 * 2 + 16 * 20_000 == 790_492  # base and 16 trainings, two prompts; what each replayed
+    assert (evaluate.read_tokens, evaluate.written_tokens) == (790_492 * 25, 790_492 * 32)
     assert storage_bytes(plan.lines) == sum(line.storage_bytes for line in plan.lines)
     assert any("8 GPUs" in note for note in plan.notes)
+    assert any("collect wants about 25.1 GB of memory on each GPU" in note for note in plan.notes)
+
+
+def test_the_other_real_configurations_worked_out_by_hand() -> None:
+    nq, med = (by_stage(load_config(ROOT / f"jobs/configs/{n}.yaml")) for n in ("nq_open-qwen2.5-7b", "medmcqa-llama3.1-8b"))
+    assert (nq["collect"].rows, nq["score"].rows) == (17_585, 61_547)  # 87,925 × 0.2, 0.7
+    assert nq["collect"].read_tokens == 17_585 * (12 + 5)
+    assert nq["evaluate"].rows == 17 * 8_792 * 2 + 16 * 20_000
+    assert nq["finetune"].read_tokens == 2_080_000 * (17 + 8) * 2
+    assert (med["collect"].rows, med["score"].rows) == (27_423, 137_116)  # 182,822 × 0.15, 0.75
+    assert med["collect"].read_tokens == 27_423 * (60 + 5)
+    assert med["evaluate"].rows == 17 * 18_282 * 2 + 16 * 20_000
+    assert med["finetune"].read_tokens == 2_080_000 * (65 + 8) * 2
+
+
+def test_switches_add_what_they_cost() -> None:
+    plain = by_stage(overridden())
+    assert "pilot" not in plain
+    assert "decode" not in plain
+    pilot = by_stage(overridden("collect.adaptive.threshold=pilot"))["pilot"]
+    assert (pilot.rows, pilot.written_tokens) == (500, 500 * 11 * 32)
+    twice = by_stage(overridden("collect.engine=vllm"))
+    assert twice["collect"].read_tokens == 2 * plain["collect"].read_tokens
+    assert twice["collect"].memory_bytes - plain["collect"].memory_bytes == 2 * (525_336_576 + 31 * 218_112_000)
+    assert twice["replay"].memory_bytes == plain["replay"].memory_bytes
+    again = by_stage(overridden("active.reprobe=true"))
+    assert again["reprobe"].rows == 3 * 4 * 27_677  # after every round but the last, of every curve
+    assert again["reprobe score"].rows == 3 * 4 * 96_869
+    decoded = by_stage(overridden("decode.enabled=true", "decode.variants=3", "active.strategies=[ka2l, decoded, random]"))["decode"]
+    assert decoded.rows == 256 + 2 * 20_000 * 3
+    sampled = by_stage(overridden("active.strategies=[entropy, random]", "acquire.sampling_cost=0.5", "annotate.cost=2"))
+    assert sampled["sample_pool"].written_tokens == 96_869 * 11 * 32
+    assert sampled["annotate"].price == 4 * 20_000 * 2 + 96_869 * 0.5
+    compared = by_stage(overridden("active.strategies=[coreset, random]"))["score"]
+    assert compared.storage_bytes - plain["score"].storage_bytes == 96_869 * 4096 * 4
+    tuned = by_stage(overridden("finetune.prompt.style=fewshot"))
+    assert tuned["finetune"].read_tokens == 2_080_000 * (167 + 25 + 8) * 2
+    unmerged = by_stage(overridden("finetune.merge=false"))["finetune"]
+    assert plain["finetune"].storage_bytes - unmerged.storage_bytes == 16 * 16_060_522_496
+
+
+def test_a_model_over_several_gpus_takes_its_part_of_each() -> None:
+    line = by_stage(overridden("collect.pool.gpus=4", "collect.pool.min=2", "collect.pool.max=2"))["collect"]
+    assert line.gpu_bytes == round(line.memory_bytes / 4)
+    half = by_stage(overridden("collect.pool.gpus=0.5"))["collect"]
+    assert half.gpu_bytes == 2 * half.memory_bytes
+
+
+def test_an_endpoint_is_paid_by_token() -> None:
+    prices = ("annotate.endpoint.cost_per_million_prompt_tokens=1", "annotate.endpoint.cost_per_million_completion_tokens=10")
+    line = by_stage(overridden("annotate.source=endpoint", "annotate.cost=0", "annotate.endpoint.system=''", *prices))["annotate"]
+    assert (line.read_tokens, line.written_tokens) == (80_000 * (25 + len("{question}") // 4), 80_000 * 64)
+    assert line.price == pytest.approx((line.read_tokens + 10 * line.written_tokens) / 1e6)
+
+
+def test_a_cluster_that_is_joined_is_what_the_plan_is_held_against() -> None:
+    config = load_config(ROOT / "jobs/configs/triviaqa-llama3.1-8b.yaml")
+    small = make_plan(config, {"CPU": 16.0, "GPU": 4.0}).notes
+    assert "the cluster has 4 GPUs now, stages want 8 at once: they wait unless it grows" in small
+    assert "the cluster has 16 CPUs now, stages want 32 at once: they wait unless it grows" in small
+    assert not [note for note in make_plan(config, {"CPU": 64.0, "GPU": 8.0}).notes if "cluster has" in note or "this machine" in note]
+
+
+FALCONS = {
+    "one head for all": {"multi_query": True, "new_decoder_architecture": False},
+    "groups": {"multi_query": True, "new_decoder_architecture": True, "num_kv_heads": 2},
+    "as many as there are": {"multi_query": False, "new_decoder_architecture": False},
+}
+
+
+@pytest.mark.parametrize("fields", FALCONS.values(), ids=FALCONS)
+def test_falcons_cache_is_as_large_as_its_kind_of_attention_makes_it(tmp_path: Path, fields: dict[str, Any]) -> None:
+    made = FalconForCausalLM(FalconConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, **fields))
+    made.save_pretrained(tmp_path)
+    cache = made(input_ids=torch.ones(1, 5, dtype=torch.long), use_cache=True).past_key_values
+    held = sum(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values)) / 5
+    assert shape_of(ModelSection(name_or_path=str(tmp_path))).cache_bytes == held
+
+
+def test_a_data_set_of_unknown_size_is_a_note_and_files_beside_it_count(tmp_path: Path) -> None:
+    (tmp_path / "more.jsonl").write_text('{"question": "Why?", "answer": "so"}\n' * 1000)
+    unknown = make_plan(overridden("corpus.source=nobody/nothing"))
+    assert set(unknown.extent.splits.values()) == {0}
+    assert unknown.problems == []
+    assert any("corpus.source = 'nobody/nothing': how many rows" in note for note in unknown.notes)
+    both = make_plan(overridden(f"corpus.source=[mandarjoshi/trivia_qa, {tmp_path}/more.jsonl]")).extent
+    assert both.splits == {"probe": 27_877, "pool": 97_569, "eval": 13_938}  # 139,384 × 0.2, 0.7, 0.1
+
+
+def test_a_folder_without_a_tokenizer_fails_as_a_run_does(tmp_path: Path) -> None:
+    shutil.copytree(WORLD_MODEL, tmp_path / "model", ignore=shutil.ignore_patterns("tokenizer*"))
+    config = Config.model_validate({"model": {"name_or_path": str(tmp_path / "model")}})
+    with pytest.raises(ConfigError, match=r"model\.name_or_path"):
+        make_plan(config)
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda f: f.stem)
@@ -113,12 +234,16 @@ def test_the_world_is_read_and_counted() -> None:
     stages = {line.stage: line for line in lines(config, found, shape_of(config.model), 0)}
     assert stages["collect"].rows == 300
     assert stages["finetune"].rows == 2 * 4 * (16 + 20)
+    assert stages["decode"].rows == 40 + 1 * 16 * 2
+
+
+BEYOND = "active.budget = 70 exceeds the pool of 60 questions; buy fewer, or give corpus.split.pool more"
 
 
 def test_a_budget_beyond_the_pool_and_a_layer_beyond_the_model_are_problems() -> None:
     over = {"corpus": {"world": {"pool_questions": 60, "probe_questions": 300}}, "active": {"budget": 70}, "collect": {"layers": [9]}}
     problems = make_plan(Config.model_validate(over)).problems
-    assert problems == ["collect.layers: world has layers 0 … 6, not [9]", "active.budget = 70 exceeds the pool of 60 questions"]
+    assert problems == ["collect.layers: world has layers 0 … 6, not [9]", BEYOND]
 
 
 @pytest.mark.parametrize(

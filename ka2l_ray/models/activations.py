@@ -1,6 +1,7 @@
 """Hidden states from forward hooks on a causal LM's blocks.
 
-In: token ids, layers, positions. Out: states (B, D) per (position, layer), float32, by the convention of `schema`.
+In: token ids, layers, positions. Out: states (B, D) per (position, layer), by the convention of `schema`, in
+float32 whatever the model's own precision.
 Refuses to know: text, sampling, Ray. Hooks see the raw residual stream, so `last_L` is taken before the final norm.
 """
 
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ class Encoded:
         """Positions (B, T) in the whole prompt."""
         return position_ids(self.mask) + self.before
 
+    @property
+    def end(self) -> int:
+        """Tokens of the longest whole prompt: none has a position at or beyond it."""
+        return self.before + self.ids.shape[1]
+
     def inputs(self) -> dict[str, torch.Tensor]:
         """Keyword arguments of a Hugging Face forward pass."""
         return {"input_ids": self.ids, "attention_mask": self.mask, "position_ids": self.positions}
@@ -66,11 +73,13 @@ def pad(prompts: Sequence[Prompt], fill: int, before: int = 0) -> Encoded:
 
 
 def blocks(model: nn.Module, depth: int) -> nn.ModuleList:
-    """The list of transformer blocks: the one `ModuleList` with `depth` members outside the blocks themselves.
+    """The list of transformer blocks: the one `ModuleList` with `depth` members outside the blocks themselves, within the text decoder
+    of a model that has other parts too, such as a vision tower.
 
     Raises `ValueError` where the model has none, for instance because it is not a decoder-only transformer.
     """
-    for module in model.modules():
+    decoder = model.get_decoder() if isinstance(model, PreTrainedModel) else model
+    for module in decoder.modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return module
     raise ValueError(f"{type(model).__name__} has no list of {depth} blocks, so its hidden states cannot be read")

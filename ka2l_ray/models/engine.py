@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ka2l_ray.models.activations import Capture, Encoded, Prompt, pad, pool_states
-from ka2l_ray.models.batching import Limits, plan, run
+from ka2l_ray.models.batching import Allowance, Limits, Load, run
 from ka2l_ray.models.prefix import SharedPrefix
 from ka2l_ray.models.tally import Tally
 
@@ -50,7 +50,7 @@ class Engine:
     """A whole model or its first blocks. `fill` is any valid token id; `shared` the tokens that prompts begin with."""
 
     def __init__(self, model: PreTrainedModel, fill: int, shared: Sequence[int] = (), limits: Limits = Limits()) -> None:
-        self.model, self.limits = model, limits
+        self.model, self._allowance = model, Allowance(limits)
         self.prefix = SharedPrefix(model, shared)
         self.tally = Tally()
         self.depth: int = model.config.get_text_config().num_hidden_layers
@@ -82,8 +82,10 @@ class Engine:
             self._count(encoded, time.monotonic() - started)
 
         for before, rows in groups.items():
-            batches = plan([len(prompts[i].ids) - before for i in rows], self.limits, copies, room)
-            failed |= run([[rows[i] for i in b] for b in batches], lambda part, before=before: batch(part, before))
+            load = Load([len(prompts[i].ids) - before for i in rows], copies, room)
+            lost = run(load, self._allowance, lambda part, rows=rows, before=before: batch([rows[i] for i in part], before))
+            failed |= {rows[i]: error for i, error in lost.items()}
+        self.tally.out_of_memory = self._allowance.out_of_memory
         return failed
 
     @torch.inference_mode()
@@ -96,7 +98,7 @@ class Engine:
         def work(rows: list[int], encoded: Encoded) -> None:
             capture = Capture(self.model, self.depth, layers, stop_early=True)
             with self.prefix.behind(encoded, encoded.positions), capture(pooling(encoded, positions)):
-                self.model(**self.prefix.start(encoded, keeps=False))
+                self.model(**self.prefix.start(encoded))
             place(states, rows, capture.states, positions)
 
         return states, self.each(prompts, work)

@@ -9,7 +9,7 @@ Refuses to know: tables, Ray, what answers mean.
 import copy
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,19 +19,29 @@ from transformers import PreTrainedTokenizerBase
 from ka2l_ray.models.activations import Capture, Encoded, Prompt
 from ka2l_ray.models.answers import Answer, Decoding, Ending, Reading
 from ka2l_ray.models.engine import Engine, place, pooling
+from ka2l_ray.models.prefix import select_rows
 from ka2l_ray.models.sampling import draw, uniforms
 
 
 @dataclass(frozen=True)
 class _Live:
-    """The answers of one batch that are still being written: their rows, the mask (R, T) of what they have read, the last logits (R, V)."""
+    """The answers of one batch that are still being written: their rows, those of them at the greedy temperature and the others (numbers
+    within the R live ones), the mask (R, T) of what they have read, the last logits (R, V). `at` are the rows again, on the host, so that
+    no step has to ask the device for them."""
 
+    at: np.ndarray
     rows: torch.Tensor
+    greedy: torch.Tensor
+    drawn: torch.Tensor
     mask: torch.Tensor
     logits: torch.Tensor
 
-    def keep(self, kept: torch.Tensor) -> "_Live":
-        return _Live(self.rows[kept], self.mask[kept], self.logits[kept])
+    @classmethod
+    def of(cls, at: np.ndarray, is_greedy: np.ndarray, mask: torch.Tensor, logits: torch.Tensor) -> "_Live":
+        """`is_greedy` (all rows) says which rows are at the greedy temperature."""
+        groups = (at, np.flatnonzero(is_greedy[at]), np.flatnonzero(~is_greedy[at]))
+        rows, greedy, drawn = (torch.from_numpy(g).to(mask.device) for g in groups)
+        return cls(at, rows, greedy, drawn, mask, logits)
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,11 @@ class _Asked:
 
 
 class Generator:
-    """A whole model ready to answer; `edge_draws` counts the draws that rounding could have changed."""
+    """A whole model ready to answer. Its engine's tally counts the draws that rounding could have changed.
+
+    In float32 no other draw depends on the batch. In bfloat16 and float16 a matrix product may round otherwise in a batch of another shape,
+    by more than `sampling.EDGE`: answers are then exact samples of the model still, but another batch may draw others.
+    """
 
     def __init__(self, engine: Engine, tokenizer: PreTrainedTokenizerBase, decoding: Decoding) -> None:
         self.engine, self._decoding = engine, decoding
@@ -56,7 +70,7 @@ class Generator:
         end = model.generation_config.eos_token_id if model.generation_config else None
         self._ending = Ending(tokenizer, end, decoding.stop)
         self._may_end = torch.tensor(self._ending.may_come_with(engine.reach.vocabulary), device=model.device)
-        self.edge_draws = 0
+        self.tally = engine.tally
 
     def __call__(self, ids: Sequence[str], prompts: Sequence[Prompt], layers: Sequence[int] = (), positions: Sequence[str] = ()) -> Reading:
         """Read the prompts once and answer them. `ids` name the questions in the draw."""
@@ -79,54 +93,64 @@ class Generator:
         """The prompt pass over one batch, then its answers."""
         engine, spans = self.engine, self._spans()
         capture = Capture(engine.model, engine.depth, layers)
-        inputs = engine.prefix.start(encoded, keeps=True)
+        inputs = engine.prefix.start(encoded, self._decoding.max_new_tokens)
         with engine.prefix.behind(encoded, encoded.positions), capture(pooling(encoded, positions)):
             output: Any = engine.model(**inputs, logits_to_keep=1)
         answers: list[list[Answer]] = [[] for _ in ids]
         asked = _Asked(inputs["attention_mask"], output.logits[:, -1], encoded.positions[:, -1:] + 1)
         for span in spans:
             goes_on = [i for i, row in enumerate(answers) if not (row and self._decoding.enough(row[1:]))]
-            cache: Any = output.past_key_values if len(spans) == 1 else copy.deepcopy(output.past_key_values)
+            if not goes_on:
+                break
+            cache: Any = output.past_key_values if span is spans[-1] else copy.deepcopy(output.past_key_values)
             if len(goes_on) < len(ids):
-                cache.batch_select_indices(torch.tensor(goes_on, device=asked.mask.device, dtype=torch.long))
-            written = self._write([ids[i] for i in goes_on], asked.repeat(goes_on, len(span)), cache, encoded, span) if goes_on else []
+                select_rows(cache, torch.tensor(goes_on, device=asked.mask.device))
+            written = self._write([ids[i] for i in goes_on], asked.repeat(goes_on, len(span)), cache, encoded, span)
             for n, i in enumerate(goes_on):
                 answers[i] += written[n * len(span) : (n + 1) * len(span)]
         return capture.states, answers
 
     def _write(self, ids: Sequence[str], asked: "_Asked", cache: Any, encoded: Encoded, span: range) -> list[Answer]:
-        """Answers of the copies in `span` of each question, copies of a question together."""
+        """Answers of the copies in `span` of each question, copies of a question together. A step waits for the device once."""
         cache.batch_repeat_interleave(len(span))
-        live = _Live(torch.arange(len(asked.mask), device=asked.mask.device), asked.mask, asked.logits)
-        greedy = torch.tensor([c == 0 for c in span] * len(ids), device=asked.mask.device)
-        numbers, position = self._numbers(ids, span), asked.position
-        prefix, steps = self.engine.prefix, self._decoding.max_new_tokens
-        said = np.zeros((len(live.rows), steps), np.int64)
-        logprobs = np.zeros((len(live.rows), steps), np.float32)
-        answers: list[Answer | None] = [None] * len(live.rows)
+        rows, steps = len(ids) * len(span), self._decoding.max_new_tokens
+        is_greedy = np.array([c == 0 for c in span] * len(ids))
+        live = _Live.of(np.arange(rows), is_greedy, asked.mask, asked.logits)
+        numbers = self._numbers(ids, span)
+        edges = torch.zeros((), dtype=torch.long, device=asked.mask.device)
+        said, logprobs = np.zeros((rows, steps), np.int64), np.zeros((rows, steps))
+        answers: list[Answer | None] = [None] * rows
         for step in range(steps):
-            tokens = self._next(live, numbers[live.rows, step], greedy[live.rows])
-            at, logits = live.rows.cpu().numpy(), live.logits.float()
-            said[at, step] = tokens.cpu().numpy()
-            logprobs[at, step] = (logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)).cpu().numpy()
-            self.engine.tally.generated_tokens += len(at)
-            last = step + 1 == steps
-            for row in at if last else at[self._may_end[tokens].cpu().numpy()]:
+            tokens, near = self._next(live, numbers[live.rows, step])
+            edges += near
+            at, last = live.at, step + 1 == steps
+            said[at, step], logprobs[at, step], may_end = self._look(live, tokens)
+            self.tally.generated_tokens += len(at)
+            for row in at if last else at[may_end]:
                 answers[row] = self._ending.close(said[row, : step + 1].tolist(), logprobs[row].tolist(), last)
-            kept = torch.tensor([i for i, row in enumerate(at) if answers[row] is None], device=tokens.device, dtype=torch.long)
+            kept = np.array([i for i, row in enumerate(at) if answers[row] is None], np.int64)
             if not len(kept):
                 break
             if len(kept) < len(at):
-                cache.batch_select_indices(kept)
-                live, tokens = live.keep(kept), tokens[kept]
+                stay = torch.from_numpy(kept).to(tokens.device)
+                select_rows(cache, stay)
+                live, tokens = _Live.of(at[kept], is_greedy, live.mask[stay], live.logits), tokens[stay]
             mask = torch.cat([live.mask, live.mask.new_ones(len(kept), 1)], -1)
-            here = position[live.rows] + step
-            with prefix.behind(encoded, here):
+            here = asked.position[live.rows] + step
+            with self.engine.prefix.behind(encoded, here, step + 1):
                 output: Any = self.engine.model(
                     input_ids=tokens[:, None], attention_mask=mask, position_ids=here, past_key_values=cache, use_cache=True
                 )
-            live = _Live(live.rows, mask, output.logits[:, -1])
+            live = replace(live, mask=mask, logits=output.logits[:, -1])
+        self.tally.edge_draws += int(edges)
         return [a for a in answers if a is not None]
+
+    def _look(self, live: _Live, tokens: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of the tokens said: which, their log-probabilities in nats at T = 1, and whether an answer may end with them."""
+        logits = live.logits.float()
+        logprobs = logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+        said, nats, may_end = torch.stack([tokens.double(), logprobs.double(), self._may_end[tokens].double()]).cpu().numpy()
+        return said.astype(np.int64), nats, may_end > 0
 
     def _spans(self) -> list[range]:
         """Copies (0 is the greedy answer) written together, in order."""
@@ -139,15 +163,15 @@ class Generator:
         numbers = np.concatenate([uniforms(d.seed, i, span.stop, d.max_new_tokens)[span.start :] for i in ids])
         return torch.from_numpy(numbers).to(self.engine.model.device)
 
-    def _next(self, live: _Live, numbers: torch.Tensor, greedy: torch.Tensor) -> torch.Tensor:
-        """Tokens of the live rows: those marked at the greedy temperature, the others at the sampling one."""
-        tokens, d = torch.empty_like(live.rows), self._decoding
-        for rows, temperature in ((greedy, d.greedy_temperature), (~greedy, d.temperature)):
-            if not rows.any():
+    def _next(self, live: _Live, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens of the live rows, each at its own temperature, and how many draws were near an edge, still on the device."""
+        tokens, near, d = torch.empty_like(live.rows), torch.zeros((), dtype=torch.long, device=live.rows.device), self._decoding
+        for rows, temperature in ((live.greedy, d.greedy_temperature), (live.drawn, d.temperature)):
+            if not len(rows):
                 continue
             if temperature == 0:
                 tokens[rows] = live.logits[rows].argmax(-1)
             else:
-                tokens[rows], near = draw(live.logits[rows].float(), numbers[rows], temperature)
-                self.edge_draws += int(near.sum())
-        return tokens
+                tokens[rows], edges = draw(live.logits[rows].float(), numbers[rows], temperature)
+                near = near + edges.sum()
+        return tokens, near

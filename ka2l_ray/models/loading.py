@@ -87,18 +87,25 @@ def load_blocks(model: ModelSection, layers: int) -> PreTrainedModel:
     """
     if model.adapter is not None:
         return _cut(load_model(model), layers)
-    config = AutoConfig.from_pretrained(model_path(model), **_source(model))
-    if not 0 <= layers <= config.num_hidden_layers:
-        raise ValueError(f"layer {layers} is out of range: {model.name_or_path} has blocks 1 … {config.num_hidden_layers} and input 0")
-    config.num_hidden_layers = max(1, layers)  # Hugging Face refuses a model without blocks; layer 0 stops before block 1
+    config = configuration(model)
+    text: Any = config.get_text_config()
+    if not 0 <= layers <= text.num_hidden_layers:
+        raise ValueError(f"layer {layers} is out of range: {model.name_or_path} has blocks 1 … {text.num_hidden_layers} and input 0")
+    text.num_hidden_layers = max(1, layers)  # Hugging Face refuses a model without blocks; layer 0 stops before block 1
     loaded = AutoModel.from_pretrained(model_path(model), config=config, **_options(model), **_source(model))
-    return _placed(loaded)
+    return _text_only(_placed(loaded))
+
+
+def _text_only(backbone: Any) -> PreTrainedModel:
+    """The text decoder of a model that has other parts too, such as a vision tower; those are freed."""
+    decoder: Any = backbone if backbone.config.get_text_config() is backbone.config else backbone.get_decoder()
+    return decoder
 
 
 def _cut(model: PreTrainedModel, layers: int) -> PreTrainedModel:
     """The backbone of a loaded model without the blocks after `layers`; later weights are freed."""
-    backbone: Any = model.base_model
-    depth = model.config.num_hidden_layers
+    backbone: Any = _text_only(model.base_model)
+    depth = backbone.config.num_hidden_layers
     if not 0 <= layers <= depth:
         raise ValueError(f"layer {layers} is out of range: the model has blocks 1 … {depth} and input 0")
     del blocks(backbone, depth)[max(1, layers) :]
@@ -177,8 +184,8 @@ def configuration(model: ModelSection) -> PreTrainedConfig:
 
 def depth_and_width(model: ModelSection) -> tuple[int, int]:
     """(L, D) of the model."""
-    config = configuration(model)
-    return config.num_hidden_layers, config.hidden_size
+    text: Any = configuration(model).get_text_config()
+    return text.num_hidden_layers, text.hidden_size
 
 
 def _dtype(model: ModelSection) -> str | torch.dtype:

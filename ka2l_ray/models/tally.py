@@ -16,5 +16,9 @@ class Tally:
     padding_tokens: int = 0
     prefix_tokens_saved: int = 0
     generated_tokens: int = 0
+    edge_draws: int = 0
+    """Draws so near a boundary of the CDF that rounding may decide the token: where another batch might have drawn otherwise."""
+    out_of_memory: int = 0
+    """Batches that did not fit, after each of which the actor plans smaller ones."""
     model_s: float = 0.0
     """Seconds within passes and answers."""

@@ -26,20 +26,35 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "attn_logit_softcapping": 2.0,
     },
     "gemma3_text": {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": WINDOW, "query_pre_attn_scalar": 8},
+    "gemma3": {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": WINDOW, "query_pre_attn_scalar": 8},
     "phi3": {"num_key_value_heads": 2, "sliding_window": WINDOW},
     "gpt2": {},
     "gpt_neox": {"rotary_pct": 0.5},
     "opt": {"ffn_dim": 2 * WIDTH, "word_embed_proj_dim": WIDTH, "do_layer_norm_before": True},
     "falcon": {"alibi": False},
+    "deepseek_v3": {
+        "q_lora_rank": 12,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 6,
+        "first_k_dense_replace": 1,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_group": 2,
+        "topk_group": 1,
+        "moe_intermediate_size": WIDTH,
+        "num_nextn_predict_layers": 0,
+    },
 }
-"""What a tiny model of each family is given beside the sizes: few key heads, windows shorter than a prompt, soft caps that bite."""
+"""What a tiny model of each family is given beside the sizes: few key heads, windows shorter than a prompt, soft caps that bite, values
+narrower than keys and a cache of latents (DeepSeek), a vision tower of as many blocks (Gemma 3, whose text model is `gemma3_text`)."""
 
 
 def tiny_model(family: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """A random model of `BLOCKS` blocks and width `WIDTH`, with weights large enough that its answers differ from question to question."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        family,
+    sizes: dict[str, Any] = dict(
         vocab_size=len(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
@@ -52,6 +67,11 @@ def tiny_model(family: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedMod
         **{"init_std" if family == "opt" else "initializer_range": 0.3},
         **FAMILIES[family],
     )
+    if family == "gemma3":
+        vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": BLOCKS, "num_attention_heads": 2}
+        vision |= {"image_size": 16, "patch_size": 8}
+        sizes = {"text_config": sizes, "vision_config": vision, "image_token_index": len(tokenizer) - 1, "mm_tokens_per_image": 4}
+    config = AutoConfig.for_model(family, **sizes)
     return AutoModelForCausalLM.from_config(config).eval()
 
 
@@ -59,12 +79,9 @@ class ScriptCache:
     """How many tokens were said; every row of a batch is at the same place, so rows may come and go."""
 
     def __init__(self) -> None:
-        self.said = 0
+        self.said, self.layers = 0, ()
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        pass
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
         pass
 
 

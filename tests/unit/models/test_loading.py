@@ -1,4 +1,4 @@
-"""A model with fine-tuned weights on top: the first blocks of it have the states of the whole merged model."""
+"""Loading: a model with fine-tuned weights on top, and one with parts besides its text decoder, have the states of the whole model."""
 
 import copy
 import shutil
@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_models import BLOCKS, WIDTH, tiny_model
 
 from ka2l_ray.config import ModelSection, PromptSection
 from ka2l_ray.corpus.prompts import encode
 from ka2l_ray.models.activations import blocks, prompt_states
-from ka2l_ray.models.loading import _options, load_blocks, load_model
+from ka2l_ray.models.loading import _options, check_model, depth_and_width, load_blocks, load_model
 
 DEPTH = 3
 LAYERS = list(range(DEPTH + 1))
@@ -106,3 +107,36 @@ def test_training_keeps_a_model_on_one_device_where_an_actor_spreads_it(monkeypa
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     assert _options(ModelSection())["device_map"] == "auto"
     assert "device_map" not in _options(ModelSection(), one_device=True)
+
+
+@pytest.fixture(scope="module")
+def composite(tokenizer, tmp_path_factory):
+    """A Gemma 3 with a vision tower of as many blocks, its folder, and an adapter's."""
+    folder, model = tmp_path_factory.mktemp("gemma3"), tiny_model("gemma3", tokenizer)
+    model.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    return folder, model, save_adapter(model, folder / "adapter", seed=1).merge_and_unload().eval()
+
+
+def test_the_blocks_are_the_text_decoders_where_a_vision_tower_has_as_many(composite):
+    _, model, _ = composite
+    assert len(model.model.vision_tower.encoder.layers) == BLOCKS
+    for part in (model, model.model, model.get_decoder()):
+        assert blocks(part, BLOCKS) is model.model.language_model.layers
+
+
+@pytest.mark.parametrize("adapter", [None, "adapter"])
+def test_a_model_with_a_vision_tower_is_read_by_its_text_decoder_alone(composite, encoded, adapter):
+    folder, base, merged = composite
+    section = ModelSection(name_or_path=str(folder / "base"), adapter=adapter and str(folder / adapter))
+    check_model(section)
+    assert depth_and_width(section) == (BLOCKS, WIDTH)
+    wanted = prompt_states(merged if adapter else base, BLOCKS, encoded, "last", LAYERS)
+    for layer in LAYERS:
+        part = load_blocks(section, layer)
+        assert part.config.num_hidden_layers == len(blocks(part, max(1, layer))) == max(1, layer)
+        assert not {n.partition(".")[0] for n, _ in part.named_parameters()} & {"vision_tower", "multi_modal_projector", "lm_head"}
+        states = prompt_states(part, part.config.num_hidden_layers, encoded, "last", [layer])[layer]
+        torch.testing.assert_close(states, wanted[layer], atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match=r"layer 4 is out of range.*1 … 3"):
+        load_blocks(section, BLOCKS + 1)

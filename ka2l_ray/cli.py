@@ -4,6 +4,7 @@ In: a configuration file. Out: a run folder, a table on the terminal, an exit st
 Refuses to know: how stages work. An expected error is one line and exit status 2; `--debug` shows where it came from.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -57,12 +58,23 @@ def plain_errors(debug: bool) -> Iterator[None]:
     except (ConfigError, StageError, ValueError, FileNotFoundError) as error:
         if debug:
             raise
-        _fail(str(error))
+        _fail(_no_space(error) or str(error))
     except Exception as error:
         if debug:
             raise
+        if full := _no_space(error):
+            _fail(full)
         last = (str(error).strip().splitlines() or ["no message"])[-1]
         _fail(f"{type(error).__name__}: {last} (run again with --debug to see where)")
+
+
+def _no_space(error: BaseException) -> str | None:
+    """What to say where a disk is full, whichever process and library met it: they all carry the system's own words."""
+    words = os.strerror(errno.ENOSPC)
+    told = next((line for line in str(error).splitlines() if words in line), None)
+    if told is None:
+        return None
+    return f"run.storage: {words.lower()}, there or where Ray spills: {told.strip()[:300]}. Make room and type the same command again"
 
 
 def _fail(message: str) -> NoReturn:

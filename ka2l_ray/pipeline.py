@@ -5,6 +5,7 @@ Refuses to know: what a stage computes. A stage is done when its manifest (or su
 """
 
 import os
+import socket
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -39,6 +40,7 @@ from ka2l_ray.world.facts import build_world
 
 RESULTS, ROWS, TIMES = "results.json", "rows.json", "times.json"
 """`ROWS` and `TIMES` are the books of the base steps; a step is in `ROWS` once it is done."""
+ANSWERS_WITHIN_S = 10.0
 SAMPLES_POOL = "K samples of the pool, for the strategies that rank by them (entropy, likelihood, quadrant)"
 ROUND_COMMANDS = {"decode": State.ACQUIRE, "annotate": State.ANNOTATE, "finetune": State.FINETUNE, "evaluate": State.EVALUATE}
 """Up to which state a round command takes the next round."""
@@ -161,6 +163,7 @@ def check(config: Config) -> None:
         wanted_layers(config)
     check_sections(config)
     check_decoder_fits(config)
+    check_address(config)
 
 
 def check_decoder_fits(config: Config) -> None:
@@ -189,10 +192,28 @@ def cluster_resources(config: Config) -> Mapping[str, float] | None:
 
     Raises `ConfigError` where none answers there.
     """
-    if (config.ray.address or os.environ.get("RAY_ADDRESS") or "local") == "local":
+    if _cluster(config) is None:
         return None
+    check_address(config)
     connect(config)
     return ray.cluster_resources()
+
+
+def _cluster(config: Config) -> str | None:
+    """The address of the cluster to join; None where a run starts one of its own."""
+    address = config.ray.address or os.environ.get("RAY_ADDRESS") or "local"
+    return None if address == "local" else address
+
+
+def check_address(config: Config) -> None:
+    """Raise `ConfigError` where nothing listens at a `HOST:PORT`: Ray itself would go on trying for minutes."""
+    if (address := _cluster(config)) is None or "://" in address or ":" not in address:
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWERS_WITHIN_S).close()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"ray.address = {address!r}: no Ray cluster answers there: {error}") from error
 
 
 def pinned(config: Config) -> Config:

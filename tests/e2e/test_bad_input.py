@@ -416,6 +416,24 @@ RUNS: dict[str, tuple[Maker, list[str], list[str], str]] = {
         "run.storage = '/proc/nobody': cannot be written",
     ),
     "a storage of unknown kind": (jsonl(), [SMOKE, "--until", "questions"], ["run.storage=ftp://host/runs"], "run.storage"),
+    "no Ray cluster at the address, for a plan": (
+        jsonl(),
+        [SMOKE, "--dry-run"],
+        ["ray.address=127.0.0.1:1"],
+        "ray.address = '127.0.0.1:1': no Ray cluster answers there",
+    ),
+    "no Ray cluster at the address": (
+        jsonl(),
+        [SMOKE, "--until", "questions"],
+        ["ray.address=127.0.0.1:1"],
+        "ray.address = '127.0.0.1:1': no Ray cluster answers there",
+    ),
+    "a cluster's address without a port": (
+        jsonl(),
+        [SMOKE, "--dry-run"],
+        ["ray.address=127.0.0.1:ray"],
+        "ray.address = '127.0.0.1:ray': no Ray cluster answers there",
+    ),
     "keys in the adapter": (jsonl(), [SMOKE, "--dry-run"], ["model.adapter=s3://me:secret@bucket/x"], "adapter must hold no keys"),
     "keys in the storage": (jsonl(), [SMOKE, "--dry-run"], ["run.storage=s3://me:secret@bucket/x"], "must hold no keys"),
     "another program's folder": (

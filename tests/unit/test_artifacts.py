@@ -268,3 +268,21 @@ def test_rounds_of_draws_have_folders_of_their_own(tmp_path):
     assert run.round("ka2l", 0, 1).path == str(tmp_path / "r/strategies/ka2l/seed_3/round_01")
     assert len({run.round("random", draw, n).path for draw in range(3) for n in range(3)}) == 9
     assert run.base("scores").folder.path == str(tmp_path / "r/base/scores")
+
+
+@pytest.mark.parametrize("text", ['{"files": [', "", "\0\0\0\0", "[" * 100_000])
+@pytest.mark.parametrize("name", ["base/scores/manifest.json", "results.json"])
+def test_a_torn_file_of_a_run_is_named_in_one_line(tmp_path: Path, name: str, text: str) -> None:
+    file = Folder.of(str(tmp_path)) / name
+    file.write_bytes(text.encode())
+    with pytest.raises(StageError, match=rf"{name}: is no whole JSON .*Delete it and run again") as refused:
+        file.read_json_or_empty()
+    assert "\n" not in str(refused.value)
+
+
+def test_a_manifest_that_lists_nothing_is_no_table(tmp_path: Path) -> None:
+    table = Table(Folder.of(str(tmp_path)) / "scores")
+    for text, says in (("{}", "lacks files and rows"), ('{"rows": 3}', "lacks files"), ("[]", "must hold a JSON object, not list")):
+        (table.folder / "manifest.json").write_bytes(text.encode())
+        with pytest.raises(StageError, match=rf"scores/manifest\.json: {says}"):
+            table.manifest()

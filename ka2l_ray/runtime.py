@@ -25,31 +25,41 @@ from ka2l_ray.config import Config, ConfigError, Pool
 from ka2l_ray.models.tally import Tally
 
 STACK = ("ka2l-ray", "ray", "torch", "transformers", "peft", "deepspeed", "pyarrow", "scikit-learn", "numpy")
-WORKER_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+WORKER_ENVIRONMENT = {
+    **{"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"},
+    "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",  # Ray's 32 actors per table are 32 processes; each reads 128 footers at once
+}
 log = logging.getLogger("ka2l")
 T = TypeVar("T")
 
 
 class ActorMetrics:
-    """Ray metrics `ka2l_…_total` of one actor, tagged with its stage: what it counted, and the seconds it waited for work.
+    """Ray metrics `ka2l_…_total` of one actor, tagged with its stage: what it counted, and the seconds it waited between its calls.
 
     A question's cost in tokens, the padding share (padding / (prompt + padding)) and the share of time in the model are ratios of these.
     """
 
     def __init__(self, stage: str, tally: Tally) -> None:
-        self._tally, self._before, self._since, self._stage = tally, replace(tally), time.monotonic(), {"stage": stage}
+        self._tally, self._before, self._idle_since, self._stage = tally, replace(tally), time.monotonic(), {"stage": stage}
         names = [*(f.name for f in fields(tally)), "waiting_s"]
         self._counters = {n: Counter(f"ka2l_{n}_total", description=n.replace("_", " "), tag_keys=("stage",)) for n in names}
 
-    def report(self) -> None:
-        """Add what came since the last report."""
-        now, started = time.monotonic(), self._since
-        added = {n: v - asdict(self._before)[n] for n, v in asdict(self._tally).items()}
-        added["waiting_s"] = max(now - started - added["model_s"], 0.0)
-        for name, value in added.items():
-            if value:
-                self._counters[name].inc(value, self._stage)
-        self._before, self._since = replace(self._tally), now
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """One call of the actor: what it waited before, and what it counted within, are added when it ends."""
+        waited = time.monotonic() - self._idle_since
+        try:
+            yield
+        finally:
+            for name, value in (*self._counted(), ("waiting_s", waited)):
+                if value:
+                    self._counters[name].inc(value, self._stage)
+            self._before, self._idle_since = replace(self._tally), time.monotonic()
+
+    def _counted(self) -> list[tuple[str, float]]:
+        """What the actor counted since its last call ended."""
+        before = asdict(self._before)
+        return [(n, v - before[n]) for n, v in asdict(self._tally).items()]
 
 
 def set_up_logging() -> None:

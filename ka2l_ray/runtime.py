@@ -25,10 +25,12 @@ from ka2l_ray.config import Config, ConfigError, Pool
 from ka2l_ray.models.tally import Tally
 
 STACK = ("ka2l-ray", "ray", "torch", "transformers", "peft", "deepspeed", "pyarrow", "scikit-learn", "numpy")
-WORKER_ENVIRONMENT = {
-    **{"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"},
-    "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",  # Ray's 32 actors per table are 32 processes; each reads 128 footers at once
-}
+FOOTER_READERS = ("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
+"""Ray's default of 32 actors per table starts as many processes for one or a few files; a single one reads 128 footers at once. Every
+process that makes pipelines reads this: the driver, and the tasks of a comparison."""
+WORKER_ENVIRONMENT = dict(
+    [("TOKENIZERS_PARALLELISM", "false"), ("HF_HUB_DISABLE_PROGRESS_BARS", "1"), ("TRANSFORMERS_VERBOSITY", "error"), FOOTER_READERS]
+)
 log = logging.getLogger("ka2l")
 T = TypeVar("T")
 
@@ -76,7 +78,7 @@ def connect(config: Config) -> None:
     if not ray.is_initialized():
         address = config.ray.address or os.environ.get("RAY_ADDRESS") or "local"  # None would join any cluster found on this machine
         local = config.ray.local_cpus if address == "local" else None
-        _quiet()
+        _set_environment()
         try:
             ray.init(
                 address=address,
@@ -97,10 +99,11 @@ def connect(config: Config) -> None:
     context.print_on_execution_start = False
 
 
-def _quiet() -> None:
-    """Leave the terminal to our own lines: Ray's go to its log files all the same."""
+def _set_environment() -> None:
+    """Before Ray starts: leave the terminal to our own lines (Ray's go to its log files all the same), and one footer reader a table."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault(*FOOTER_READERS)
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

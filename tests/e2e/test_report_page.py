@@ -135,3 +135,10 @@ def test_the_comparison_of_runs_opens_too(browser: Browser, tmp_path: Path) -> N
     found = browser.found(Path(write_versus(runs, "ka2l report a b").path), MEASURE)
     assert [name for name, *_ in found["boxes"]] == ["figure-versus"]
     assert found["wide"] <= 0
+
+
+def test_a_table_that_paper_cuts_repeats_its_head(page: Path) -> None:
+    tables = page.read_text().split("<table")[1:]
+    heads = [table.split("</table>")[0] for table in tables if "<th>" in table.split("</table>")[0]]
+    assert len(heads) > 5
+    assert all("<thead>" in table for table in heads)

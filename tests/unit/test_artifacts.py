@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ka2l_ray import artifacts
-from ka2l_ray.artifacts import MANIFEST, Folder, Run, Table, booked
+from ka2l_ray.artifacts import MANIFEST, Folder, Run, StageError, Table, booked
 from ka2l_ray.config import Config, ConfigError, parse_config
 
 STORE = "endpoint_override=http%3A%2F%2F127.0.0.1%3A9&region=eu-west-3"

@@ -30,6 +30,8 @@ from ka2l_ray.runtime import ActorMetrics, one_line, telling
 
 CHECKPOINT = "_checkpoint"
 NO_PROGRESS_S = 600
+BLOCKS_PER_ACTOR = 4
+"""At least so many blocks for each actor that a pool may have, so that none stands idle while others work through a small table."""
 ACTOR_RESTARTS = 5
 """Ray's default is for ever, so that one batch that kills its process would be tried without end."""
 
@@ -77,14 +79,15 @@ class GuardedActor:
         self._metrics = ActorMetrics(stage, self._actor.tally) if isinstance(self._actor, Tallied) else None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        with self._metrics.call() if self._metrics else contextlib.nullcontext():
+            return self._block(batch)
+
+    def _block(self, batch: pa.Table) -> pa.Table:
         try:
             return self._finish(batch, self._actor(batch))
         except Exception as error:  # the actor's code and data are the user's: any failure becomes a row's `error`
             if batch.num_rows == 1:
                 return self._failed(batch, error)
-        finally:
-            if self._metrics:
-                self._metrics.report()
         return pa.concat_tables([self._one(batch.slice(i, 1)) for i in range(batch.num_rows)], promote_options="permissive")
 
     def _one(self, row: pa.Table) -> pa.Table:
@@ -122,11 +125,12 @@ def run_stage(stage: Stage, source: Table, target: Table, part: str | None = Non
     wanted = tuple(dict.fromkeys((*carried, *stage.columns_in)))
     _check_columns(stage, source, wanted)
     data, checkpoint = target.folder.make() / "data", target.folder / CHECKPOINT
+    block = block_rows(stage.pool, rows_in)
     started = time.monotonic()
     if rows_in:
-        with _context(checkpoint), telling(stage.name, lambda: _progress(checkpoint, stage.pool, rows_in)):
+        with _context(checkpoint), telling(stage.name, lambda: _progress(checkpoint, block, rows_in)):
             try:
-                _execute(stage, source.folder, files, wanted, carried, data)
+                _execute(stage, source.folder, files, wanted, carried, data, block)
             except RayError as error:
                 raise StageError(f"{stage.name}: {one_line(error)}") from error
     committed = _committed_files(data, checkpoint)
@@ -146,10 +150,18 @@ def run_stage(stage: Stage, source: Table, target: Table, part: str | None = Non
     return target.manifest()
 
 
-def _progress(checkpoint: Folder, pool: Pool, rows_in: int) -> str:
+def block_rows(pool: Pool, rows_in: int) -> int:
+    """Rows of a block: `pool.block_rows`, fewer where the table would give actors of the pool too few blocks.
+
+    A function of the whole table, so that a run which goes on cuts what is left as before.
+    """
+    return max(1, min(pool.block_rows, -(-rows_in // (BLOCKS_PER_ACTOR * pool.max))))
+
+
+def _progress(checkpoint: Folder, block: int, rows_in: int) -> str:
     """What is committed, from the number of committed blocks alone: cheap on object storage too."""
     blocks = sum(".pending" not in n for n in checkpoint.names())
-    return f"about {min(blocks * pool.block_rows, rows_in):,} of {rows_in:,} rows committed"
+    return f"about {min(blocks * block, rows_in):,} of {rows_in:,} rows committed"
 
 
 def _check_columns(stage: Stage, source: Table, wanted: tuple[str, ...]) -> None:
@@ -158,15 +170,17 @@ def _check_columns(stage: Stage, source: Table, wanted: tuple[str, ...]) -> None
         raise StageError(f"{stage.name}: {source.folder.path} lacks the column(s) {', '.join(missing)}; it has {', '.join(there)}")
 
 
-def _execute(stage: Stage, folder: Folder, files: list[str], wanted: tuple[str, ...], carried: tuple[str, ...], data: Folder) -> None:
+def _execute(
+    stage: Stage, folder: Folder, files: list[str], wanted: tuple[str, ...], carried: tuple[str, ...], data: Folder, block: int
+) -> None:
     pool = stage.pool
     rows = ray.data.read_parquet(files, filesystem=folder.filesystem, columns=list(wanted), partitioning=None)
     # Ray has no named parameter for restarts yet; before 2.64 takes this one away, `ray` stays pinned below it.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-    mapped = rows.repartition(target_num_rows_per_block=pool.block_rows).map_batches(
+    mapped = rows.repartition(target_num_rows_per_block=block).map_batches(
         GuardedActor,  # type: ignore[arg-type]
         fn_constructor_args=(stage.name, stage.actor, dict(stage.arguments), carried, stage.columns_out),
-        batch_size=pool.block_rows,  # the actor sorts a block by length and cuts it by `batch_rows` and `batch_tokens` itself
+        batch_size=block,  # the actor sorts a block by length and cuts it by `batch_rows` and `batch_tokens` itself
         batch_format="pyarrow",
         compute=ActorPoolStrategy(min_size=pool.min, max_size=pool.max),
         num_cpus=pool.cpus,

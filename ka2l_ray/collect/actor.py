@@ -21,7 +21,6 @@ from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
 from ka2l_ray.models.generation import Generator
 from ka2l_ray.models.loading import load_blocks, load_model, load_tokenizer
-from ka2l_ray.models.tally import Tally
 from ka2l_ray.models.tokens import pad_id
 from ka2l_ray.models.vllm import VllmGenerator
 
@@ -63,7 +62,7 @@ class CollectActor:
         else:
             engine = Engine(load_blocks(model, max(layers)), pad_id(tokenizer), self._prompts.shared, limits) if layers else None
             self._generate = VllmGenerator(model, collect.vllm, tokenizer, decoding, engine)
-        self.tally = engine.tally if engine else Tally()
+        self.tally = self._generate.tally
 
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
         """Columns for a batch of any size; questions that cannot be asked, and states that are not finite, are named in `error`."""

@@ -5,6 +5,7 @@ because states and samples of a question come from the same prompt pass and Parq
 Refuses to know: grades, probes; of labels only the γ that adaptive sampling stops by.
 """
 
+import heapq
 from collections import Counter
 from typing import Any
 
@@ -52,14 +53,23 @@ def adaptive_threshold(run: Run) -> float | None:
     if not gamma.exists():
         source = Table(pilot.folder / "questions")
         if not source.is_done:
-            rows = run.table("questions").read(part="probe")
-            chosen = sorted(range(rows.num_rows), key=lambda i: unit("pilot", rows["id"][i].as_py()))[: section.pilot_rows]
-            source.write((None, rows.take(chosen)))
+            source.write((None, pilot_rows(run.table("questions"), section.pilot_rows)))
         _sample_only(run, "pilot", run.config.collect, source, pilot, run.config.run.seed)
-        answers = pilot.read(["samples", "error"])
-        drawn = answers.filter(answers["error"].is_null())["samples"].to_pylist()
-        gamma.write_json({"threshold_nats": otsu(Counter(semantic_entropy(cluster(row)) for row in drawn))})
+        counts: Counter[float] = Counter()
+        for batch in pilot.batches(["samples", "error"]):
+            drawn = batch.filter(batch["error"].is_null())["samples"].to_pylist()
+            counts.update(semantic_entropy(cluster(row)) for row in drawn)
+        gamma.write_json({"threshold_nats": otsu(counts)})
     return gamma.read_json()["threshold_nats"]
+
+
+def pilot_rows(questions: Table, count: int) -> pa.Table:
+    """`count` probe questions, or all where there are fewer, drawn by their ids; of the others no more than ids is ever held."""
+    ids = (i for batch in questions.batches(["id"], "probe") for i in batch["id"].to_pylist())
+    chosen = {i: rank for rank, i in enumerate(heapq.nsmallest(count, ids, key=lambda i: unit("pilot", i)))}
+    batches = questions.batches(part="probe")
+    rows = pa.Table.from_batches([b.filter(pa.array([i in chosen for i in b["id"].to_pylist()], pa.bool_())) for b in batches])
+    return rows.take(sorted(range(rows.num_rows), key=lambda n: chosen[rows["id"][n].as_py()]))
 
 
 def samples_saved(run: Run) -> float:

@@ -70,10 +70,15 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _engine_has_weights(self) -> "Config":
-        """`collect.engine: vllm` with a `model.adapter` or `active.reprobe: true`."""
+        """`collect.engine: vllm` with a `model.adapter`, a `model.quantization` or `active.reprobe: true`."""
         if self.collect.engine == "vllm" and (self.model.adapter is not None or self.active.reprobe):
             raise ValueError(
                 "collect.engine: vllm reads a whole model: it needs model.adapter: null (merge it first) and active.reprobe: false"
+            )
+        if self.collect.engine == "vllm" and self.model.quantization != "none":
+            raise ValueError(
+                f"collect.engine: vllm samples from the weights as stored, while states would come from quantized ones: "
+                f"it needs model.quantization: none, not {self.model.quantization}; use engine: own, or a checkpoint stored quantized"
             )
         return self
 

@@ -8,10 +8,14 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+DIGITS = 12
+"""Of an entropy in nats. Sums of different partitions that are equal (four alike and six apart, four pairs and two apart) round differently
+in their last bits, and must fall on the same side of γ."""
+
 
 def semantic_entropy(cluster_ids: Sequence[int]) -> float:
-    """Entropy in nats; equal partitions give bitwise equal values, so distinct values can be enumerated."""
+    """Entropy in nats to `DIGITS` decimals; equal entropies are bitwise equal, so distinct values can be enumerated."""
     if not cluster_ids:
         raise ValueError("semantic entropy needs at least one answer")
     shares = sorted(n / len(cluster_ids) for n in Counter(cluster_ids).values())
-    return max(0.0, -math.fsum(p * math.log(p) for p in shares))
+    return round(max(0.0, -math.fsum(p * math.log(p) for p in shares)), DIGITS)

@@ -1,11 +1,12 @@
 """Samples → clusters → semantic entropy → γ → known or unknown.
 
 In: `base/samples`. Out: `base/clusters` (before γ) and `base/knowledge`, whose manifest records γ.
-γ has one owner: this stage. It is found from a histogram of distinct entropies (at most 42 at K = 10), never from rows.
+γ has one owner: this stage. It is found from a histogram of distinct entropies (at most 39 at K = 10), never from rows.
 Refuses to know: hidden states, probes.
 """
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -87,28 +88,52 @@ def entropy_histogram(table: Table) -> Counter[float]:
 
 def label_summary(run: Run, gamma: float) -> dict[str, Any]:
     """The `label` part of results.json: shares, quadrants, and, over questions with all K samples, AUROCs of entropy and baselines."""
-    columns = ["entropy_nats", "unknown", "correct", "quadrant", "truth", *BASELINES]
-    rows = run.base("knowledge").read(columns)
-    rows = rows.filter(rows["unknown"].is_valid())
-    correct, entropy = rows["correct"].to_pylist(), rows["entropy_nats"].to_numpy()
-    whole = rows["entropy_nats"].is_valid().to_numpy()
-    graded = np.array([c is not None for c in correct]) & whole
-    wrong = np.array([c is False for c in correct])
-    unseen = unseen_targets(rows["truth"])
-    compared = (unseen >= 0) & whole
-    quadrants = Counter(q for q in rows["quadrant"].to_pylist() if q is not None)
+    found = summarize(run.base("knowledge"))
+    graded, compared = found.wrong >= 0, found.unseen >= 0
     return {
-        "questions": rows.num_rows,
-        "unknown_fraction": float(np.mean(rows["unknown"].to_numpy())),
+        "questions": found.questions,
+        "unknown_fraction": found.unknown / found.questions if found.questions else float("nan"),
         "threshold_nats": gamma,
         "samples_saved": samples_saved(run),
-        "entropy_auroc_vs_incorrect": auroc(wrong[graded], entropy[graded]),
-        "entropy_auroc_vs_truth": auroc(unseen[compared], entropy[compared]),
-        "baselines": {name: auroc(wrong[graded], rows[name].to_numpy()[graded]) for name in BASELINES},
-        "quadrants": {name: quadrants.get(name, 0) for name in schema.QUADRANTS} if quadrants else {},
+        "entropy_auroc_vs_incorrect": auroc(found.wrong[graded] == 1, found.scores["entropy_nats"][graded]),
+        "entropy_auroc_vs_truth": auroc(found.unseen[compared], found.scores["entropy_nats"][compared]),
+        "baselines": {name: auroc(found.wrong[graded] == 1, found.scores[name][graded]) for name in BASELINES},
+        "quadrants": {name: found.quadrants[name] for name in schema.QUADRANTS} if found.quadrants else {},
     }
 
 
-def unseen_targets(truth: pa.ChunkedArray) -> np.ndarray:
+@dataclass(frozen=True)
+class Summary:
+    """What a summary needs of the `knowledge` table: counts over the rows that did not fail and, for AUROCs, of each with all K samples
+    its scores and two targets (N,): `wrong` and `unseen` are 1 or 0, and -1 where no AUROC counts the row."""
+
+    questions: int
+    unknown: int
+    quadrants: Counter[str]
+    scores: dict[str, np.ndarray]
+    wrong: np.ndarray
+    unseen: np.ndarray
+
+
+def summarize(knowledge: Table) -> Summary:
+    """Batch by batch; a row leaves its three scores and two bytes, and no text."""
+    names = ("entropy_nats", *BASELINES)
+    questions, unknown, quadrants = 0, 0, Counter[str]()
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in (*names, "wrong", "unseen")}
+    for batch in knowledge.batches(["unknown", "correct", "quadrant", "truth", *names]):
+        rows = batch.filter(batch["unknown"].is_valid())
+        questions, unknown = questions + rows.num_rows, unknown + int(np.sum(rows["unknown"].to_numpy(zero_copy_only=False)))
+        quadrants.update(q for q in rows["quadrant"].to_pylist() if q is not None)
+        whole = rows.filter(rows["entropy_nats"].is_valid())
+        for name in names:
+            parts[name].append(whole[name].to_numpy(zero_copy_only=False))
+        parts["wrong"].append(np.array([-1 if c is None else int(not c) for c in whole["correct"].to_pylist()], np.int8))
+        parts["unseen"].append(unseen_targets(whole["truth"]).astype(np.int8))
+    joined = {name: np.concatenate(arrays) if arrays else np.array([]) for name, arrays in parts.items()}
+    wrong, unseen = joined.pop("wrong"), joined.pop("unseen")
+    return Summary(questions, unknown, quadrants, joined, wrong, unseen)
+
+
+def unseen_targets(truth: pa.ChunkedArray | pa.Array) -> np.ndarray:
     """1 for unseen facts, 0 for known ones, -1 for what no AUROC against the truth compares (N,)."""
     return np.array([{"unseen": 1, "known": 0}.get(t, -1) for t in truth.to_pylist()])

@@ -8,6 +8,7 @@ Refuses to know: tables, Ray, what answers mean. vLLM is imported when a generat
 import hashlib
 import importlib
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,13 +21,17 @@ from ka2l_ray.models.activations import Prompt
 from ka2l_ray.models.answers import Answer, Decoding, Ending, Reading
 from ka2l_ray.models.engine import Engine, Reach
 from ka2l_ray.models.loading import model_path
+from ka2l_ray.models.tally import Tally
 
 ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 """Gibibytes of cache, and no pinning of threads to cores that other actors use; an environment that says otherwise is kept."""
 
 
 class VllmGenerator:
-    """`states` reads the wanted layers of the same model, None where none are wanted. Raises `ImportError` where vLLM is not installed."""
+    """`states` reads the wanted layers of the same model, None where none are wanted. Raises `ImportError` where vLLM is not installed.
+
+    `tally` counts both readings of a prompt, the answers' without the tokens that vLLM found in its own prefix cache.
+    """
 
     def __init__(
         self, model: ModelSection, section: VllmSection, tokenizer: PreTrainedTokenizerBase, decoding: Decoding, states: Engine | None
@@ -60,6 +65,7 @@ class VllmGenerator:
             self._reach = replace(self._reach, context=section.context)
         self._ending = Ending(tokenizer, self._llm.get_default_sampling_params().stop_token_ids, decoding.stop)
         self._states, self._decoding = states, decoding
+        self.tally = states.tally if states else Tally()
 
     def __call__(self, ids: Sequence[str], prompts: Sequence[Prompt], layers: Sequence[int] = (), positions: Sequence[str] = ()) -> Reading:
         """Read the prompts for their states, then again for their answers. `ids` name the questions in the draw."""
@@ -67,6 +73,8 @@ class VllmGenerator:
         if self._states:
             reading.states, failed = self._states.states(prompts, layers, positions)
             reading.failed |= failed
+        else:
+            self.tally.questions += len(prompts) - len(reading.failed)
         rows = [n for n in range(len(prompts)) if n not in reading.failed]
         asked = [{"prompt_token_ids": list(prompts[n].ids)} for n in rows]
         for answers in (self._said(asked, [self._drawn(ids[n], greedy) for n in rows]) for greedy in (True, False)):
@@ -100,7 +108,15 @@ class VllmGenerator:
     def _said(self, asked: list[dict[str, Any]], parameters: list[Any]) -> list[list[Answer]]:
         if not asked or not parameters[0].n:
             return [[] for _ in asked]
-        return [[self._answer(o) for o in output.outputs] for output in self._llm.generate(asked, parameters, use_tqdm=False)]
+        started = time.monotonic()
+        outputs = self._llm.generate(asked, parameters, use_tqdm=False)
+        self.tally.model_s += time.monotonic() - started
+        for prompt, output in zip(asked, outputs, strict=True):
+            cached = output.num_cached_tokens or 0
+            self.tally.prompt_tokens += len(prompt["prompt_token_ids"]) - cached
+            self.tally.prefix_tokens_saved += cached
+            self.tally.generated_tokens += sum(len(o.token_ids) for o in output.outputs)
+        return [[self._answer(o) for o in output.outputs] for output in outputs]
 
     def _answer(self, output: Any) -> Answer:
         tokens = list(output.token_ids)

@@ -7,7 +7,7 @@ import pytest
 from ka2l_ray import schema
 from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.collect.actor import CollectActor, collect_columns, errors, fixed_size, matrix, not_finite
-from ka2l_ray.config import AdaptiveSection, CollectSection, ModelSection, PromptSection
+from ka2l_ray.config import AdaptiveSection, CollectSection, ConfigError, ModelSection, PromptSection, parse_config
 from ka2l_ray.label.actor import ClusterActor, KnowledgeActor
 from ka2l_ray.label.adaptive import first_decision
 from ka2l_ray.models.batching import Limits
@@ -120,3 +120,12 @@ def test_a_bad_question_costs_itself_alone(section, collected):
     assert [mixed["samples"][i] for i in (0, 2)] == collected["samples"]
     assert [mixed["mean_002"][i].as_py() for i in (0, 2)] == collected["mean_002"].to_pylist()
     assert [mixed["mean_002"][i].as_py() for i in (1, 3)] == [None, None]
+
+
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+def test_vllm_is_refused_beside_weights_that_are_quantized_while_loading(quantization):
+    tree = {"collect": {"engine": "vllm"}, "model": {"quantization": quantization}}
+    with pytest.raises(ConfigError, match=f"collect.engine: vllm .* needs model.quantization: none, not {quantization}"):
+        parse_config(tree, "a file")
+    tree["collect"]["engine"] = "own"
+    assert parse_config(tree, "a file").model.quantization == quantization

@@ -7,12 +7,14 @@ Refuses to know: stages, tables, what a model is.
 import importlib.metadata
 import logging
 import os
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 from typing import TypeVar
 
 import ray
@@ -79,6 +81,8 @@ def connect(config: Config) -> None:
         address = config.ray.address or os.environ.get("RAY_ADDRESS") or "local"  # None would join any cluster found on this machine
         local = config.ray.local_cpus if address == "local" else None
         _set_environment()
+        if local:
+            _warn_of_a_gone_cluster()
         try:
             ray.init(
                 address=address,
@@ -106,6 +110,18 @@ def _set_environment() -> None:
     os.environ.setdefault(*FOOTER_READERS)
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _warn_of_a_gone_cluster() -> None:
+    """`ray start` leaves a file that names its cluster; where that was killed, Ray Train asks it after every training, 12 s in vain."""
+    file = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
+    if not file.exists():
+        return
+    host, _, port = file.read_text().strip().rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=1.0).close()
+    except (OSError, ValueError):
+        log.warning("%s names a Ray cluster that is gone, which costs 12 s after every training; delete the file", file)
 
 
 def check_resources(config: Config) -> None:

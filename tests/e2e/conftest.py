@@ -2,10 +2,12 @@
 
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +41,8 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
     env = environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
     ports = [f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
-    command = [*RAY, "start", "--head", "--block", *ports, "--num-cpus=6"]
+    scratch = tempfile.mkdtemp(prefix="ka2l-")  # of its own: Ray looks in the common one for a cluster that is no more
+    command = [*RAY, "start", "--head", "--block", *ports, "--num-cpus=6", f"--temp-dir={scratch}"]
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     address = f"http://127.0.0.1:{dashboard}"
     try:
@@ -48,6 +51,7 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(timeout=60)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _wait_for_jobs(process: subprocess.Popen[str], address: str, env: dict[str, str]) -> None:

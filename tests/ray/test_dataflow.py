@@ -14,7 +14,9 @@ from actors import Crasher, Doubler, Unloadable
 
 from ka2l_ray.artifacts import Folder, StageError, Table
 from ka2l_ray.config import Pool
-from ka2l_ray.dataflow import Stage, run_stage
+from ka2l_ray.dataflow import Stage, block_rows, run_stage
+from ka2l_ray.models.tally import Tally
+from ka2l_ray.runtime import ActorMetrics
 
 ROWS = 40
 
@@ -128,3 +130,34 @@ def test_a_batch_that_keeps_killing_its_process_ends_the_stage_and_keeps_the_res
 def test_an_actor_that_cannot_load_says_why_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"^double: .*decode\.decoder = 'x' reads states of another model$"):
         run_stage(stage(tmp_path, actor=Unloadable), source(tmp_path), Table(Folder.of(str(tmp_path / "out"))))
+
+
+@pytest.mark.parametrize(
+    ("rows", "actors", "block"), [(100_000, 8, 256), (8192, 8, 256), (2200, 8, 69), (40, 8, 2), (3, 8, 1), (1, 1, 1), (40, 1, 10)]
+)
+def test_a_small_table_has_blocks_for_every_actor(rows: int, actors: int, block: int) -> None:
+    pool = Pool(max=actors, block_rows=256)
+    assert block_rows(pool, rows) == block
+    assert -(-rows // block) >= min(rows, 3 * actors)
+
+
+def test_a_table_smaller_than_a_block_is_cut_for_every_actor_of_the_pool(tmp_path: Path) -> None:
+    target = Table(Folder.of(str(tmp_path / "out")))
+    run_stage(stage(tmp_path, pool=Pool(min=2, max=2, block_rows=256)), source(tmp_path), target)
+    assert sorted(f["rows"] for f in target.manifest()["files"]) == [5] * 8
+
+
+def test_waiting_is_the_time_between_calls_whatever_a_call_does_besides_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock by hand: 3 s before the first call, which takes 10 s, of them 4 in the model; 5 s until the second, of 1 s."""
+    now, added = [100.0], []
+    monkeypatch.setattr("ka2l_ray.runtime.time.monotonic", lambda: now[0])
+    tally = Tally()
+    metrics = ActorMetrics("stage", tally)
+    for name, counter in metrics._counters.items():
+        monkeypatch.setattr(counter, "inc", lambda value, tags, name=name: added.append((name, value, tags["stage"])))
+    for wait, work, model in ((3.0, 10.0, 4.0), (5.0, 1.0, 0.0)):
+        now[0] += wait
+        with metrics.call():
+            now[0] += work
+            tally.model_s += model
+    assert added == [("model_s", 4.0, "stage"), ("waiting_s", 3.0, "stage"), ("waiting_s", 5.0, "stage")]

@@ -8,16 +8,22 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import ray
 from runs import copied, small
 from safetensors.torch import load_file, save_file
 
 from ka2l_ray import pipeline
-from ka2l_ray.artifacts import Run, StageError
-from ka2l_ray.collect.stage import collect
+from ka2l_ray.active.acquire import unit
+from ka2l_ray.artifacts import Folder, Run, StageError, Table
+from ka2l_ray.collect.actor import fixed_size
+from ka2l_ray.collect.stage import PRECISION, _note_precision, collect, pilot_rows
 from ka2l_ray.corpus.stage import questions
+from ka2l_ray.label.stage import BASELINES, summarize
 from ka2l_ray.models.loading import WORLD_MODEL
+from ka2l_ray.probe.metrics import auroc
 
 
 def collected(run: Run) -> dict[str, Any]:
@@ -88,6 +94,8 @@ def test_actors_report_what_they_read_as_ray_metrics(scored: tuple[Run, dict[str
     assert collecting["ka2l_questions_total"] >= 120
     assert scoring["ka2l_questions_total"] >= 40
     assert collecting["ka2l_generated_tokens_total"] > collecting["ka2l_questions_total"]
+    assert 0 < collecting["ka2l_edge_draws_total"] < 0.1 * collecting["ka2l_generated_tokens_total"]
+    assert "ka2l_out_of_memory_total" not in collecting
     assert "ka2l_generated_tokens_total" not in scoring
     assert min(scoring["ka2l_prompt_tokens_total"], scoring["ka2l_model_s_total"], scoring["ka2l_waiting_s_total"]) > 0
 
@@ -112,3 +120,75 @@ def test_a_probe_split_of_one_class_ends_the_search_in_one_line(scored: tuple[Ru
     with pytest.raises(StageError, match=r"search: .*the probe split holds one class only in train or validation") as failed:
         pipeline.execute(run, "search", "a test")
     assert len(str(failed.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("largest", "said", "kept"),
+    [
+        ([1.0, 2.0], "every state fits float16 and is stored so", {"float16_files": 2, "float32_files": 0}),
+        ([1.0, 1e6], "states beyond float16's range: 1 of 2 files hold them as float32", {"float16_files": 1, "float32_files": 1}),
+    ],
+)
+def test_the_run_says_in_which_precision_states_are_stored(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, largest: list[float], said: str, kept: dict[str, int]
+) -> None:
+    table = Table(Folder.of(str(tmp_path)))
+    table.write(
+        *((f"{n}", pa.table({"id": [f"q{n}"], "last_000": fixed_size(np.full((1, 2), v, np.float32))})) for n, v in enumerate(largest))
+    )
+    with caplog.at_level("INFO", "ka2l"):
+        _note_precision(table)
+    assert [r.getMessage() for r in caplog.records] == [f"collect    {said}"]
+    assert (table.folder / PRECISION).read_json() == kept
+
+
+@pytest.fixture
+def streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table can be streamed, not read whole."""
+    monkeypatch.setattr(Table, "read", lambda *_, **__: pytest.fail("read whole"))
+
+
+def knowledge(folder: Path) -> tuple[Table, pa.Table]:
+    """100 rows in three files: every seventh failed, every fifth stopped early, some without gold or truth."""
+    drawn = np.random.default_rng(0)
+    rows = []
+    for n in range(100):
+        row = {
+            "id": f"q{n}",
+            "unknown": int(drawn.integers(2)),
+            "correct": [True, False, None][drawn.integers(3)],
+            "quadrant": [None, "known", "shaky"][drawn.integers(3)],
+            "truth": [None, "known", "unseen", "rare"][drawn.integers(4)],
+            "entropy_nats": None if n % 5 == 0 else float(drawn.integers(4)),
+            "likelihood": float(drawn.random()),
+            "predictive_entropy": None if n % 5 == 0 else float(drawn.random()),
+        }
+        rows.append(row if n % 7 else {"id": row["id"], **dict.fromkeys(list(row)[1:])})
+    whole = pa.Table.from_pylist(rows)
+    table = Table(Folder.of(str(folder)))
+    table.write(*((None, whole.slice(start, 40)) for start in (0, 40, 80)))
+    return table, whole
+
+
+def test_a_summary_by_batches_is_that_of_the_whole_table(tmp_path: Path, streamed: None) -> None:
+    table, whole = knowledge(tmp_path)
+    found = summarize(table)
+    rows = [r for r in whole.to_pylist() if r["unknown"] is not None]
+    assert (found.questions, found.unknown) == (len(rows), sum(r["unknown"] for r in rows))
+    assert found.quadrants == {q: sum(r["quadrant"] == q for r in rows) for q in ("known", "shaky")}
+    graded = [r for r in rows if r["correct"] is not None and r["entropy_nats"] is not None]
+    for name in ("entropy_nats", *BASELINES):
+        mine = auroc(found.wrong[found.wrong >= 0] == 1, found.scores[name][found.wrong >= 0])
+        assert mine == auroc(np.array([not r["correct"] for r in graded]), np.array([r[name] for r in graded]))
+    compared = [r for r in rows if r["truth"] in ("known", "unseen") and r["entropy_nats"] is not None]
+    mine = auroc(found.unseen[found.unseen >= 0], found.scores["entropy_nats"][found.unseen >= 0])
+    assert mine == auroc(np.array([r["truth"] == "unseen" for r in compared]), np.array([r["entropy_nats"] for r in compared]))
+
+
+@pytest.mark.parametrize("count", [10, 1000])
+def test_a_pilot_is_drawn_by_ids_alone_in_their_order(tmp_path: Path, streamed: None, count: int) -> None:
+    table = Table(Folder.of(str(tmp_path)))
+    rows = {part: [{"id": f"{part}{n}", "question": f"Q {part}{n}?"} for n in range(70)] for part in ("probe", "pool")}
+    halves = [(part, pa.Table.from_pylist(rows[part][at : at + 35])) for part in rows for at in (0, 35)]
+    table.write(*halves)
+    assert pilot_rows(table, count).to_pylist() == sorted(rows["probe"], key=lambda r: unit("pilot", r["id"]))[:count]

@@ -1,20 +1,25 @@
 """The engine: states and answers are the full model's, for every family, whatever is shared, padded, batched or left out."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import BLOCKS, FAMILIES, tiny_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
-from ka2l_ray.config import ModelSection, PromptSection
+from ka2l_ray.collect.actor import CollectActor, matrix
+from ka2l_ray.config import CollectSection, ModelSection, PromptSection
 from ka2l_ray.corpus.prompts import Prompter
-from ka2l_ray.models.activations import Prompt
+from ka2l_ray.models.activations import Capture, Encoded, Prompt, blocks, pad
 from ka2l_ray.models.answers import Decoding
 from ka2l_ray.models.batching import Limits
-from ka2l_ray.models.engine import Engine
+from ka2l_ray.models.engine import Engine, pooling
 from ka2l_ray.models.generation import Generator
-from ka2l_ray.models.loading import load_blocks
+from ka2l_ray.models.loading import load_blocks, load_model
+from ka2l_ray.schema import state_column
 
 FEW_SHOT = PromptSection(template="Answer.\n\nQuestion: Who?\nAnswer: no\n\nQuestion: {question}\nAnswer:")
 CHAT = PromptSection(template="<user>{question}</user>\n<bot>")
@@ -44,8 +49,6 @@ def ours(family):
 @torch.inference_mode()
 def reference(model, prompts, side=None):
     """States by (row, position, layer) from whole prompts, alone or padded on a side; the last layer from the last block itself."""
-    from ka2l_ray.models.activations import blocks
-
     raw = {}
     hook = blocks(model, BLOCKS)[-1].register_forward_hook(lambda _, __, out: raw.update(last=out[0] if isinstance(out, tuple) else out))
     width = max(len(p.ids) for p in prompts)
@@ -124,6 +127,92 @@ def test_sharing_changes_no_state_on_random_prompts(llama_pair, shared, rows, ba
     states, failed = engine.states(prompts, LAYERS, POSITIONS)
     assert failed == {}
     close(states, reference(reference_model, prompts, "left"))
+
+
+ROWS = st.lists(st.tuples(TOKENS, st.integers(0, 6)), min_size=1, max_size=5)
+
+
+@given(ROWS, st.sets(st.integers(0, BLOCKS), min_size=1), st.integers(0, 6))
+def test_early_exit_changes_no_state_on_random_prompts(llama_folder, rows, layers, extra):
+    """Blocks 1 … l loaded alone, and the whole model left after l, at any layers, for prompts of any length behind any padding."""
+    whole, section = llama_folder
+    prompts = [Prompt((*range(5, 5 + before), *own), before, before + len(own)) for own, before in rows]
+    encoded = pad(prompts, 0)
+    padded = Encoded(*(torch.cat([t.new_zeros(len(rows), extra), t], -1) for t in (encoded.ids, encoded.mask, encoded.own)))
+    expected = {k: v for k, v in reference(whole, prompts, "right").items() if k[2] in layers}
+    first = load_blocks(section, max(layers))
+    assert len(blocks(first, max(1, *layers))) == max(1, *layers)
+    for model, depth in ((whole, BLOCKS), (first, first.config.num_hidden_layers)):
+        capture = Capture(model, depth, sorted(layers), stop_early=True)
+        with torch.inference_mode(), capture(pooling(padded, POSITIONS)):
+            model(**padded.inputs(), use_cache=False)
+        states = {(p, n): captured[i].numpy() for n, captured in capture.states.items() for i, p in enumerate(POSITIONS)}
+        assert {n for _, n in states} == layers
+        close(states, expected)
+
+
+@pytest.fixture(scope="module")
+def llama_folder(tokenizer, tmp_path_factory):
+    """A model and the section that loads it."""
+    folder, model = tmp_path_factory.mktemp("llama"), tiny_model("llama", tokenizer)
+    model.save_pretrained(folder)
+    return model, ModelSection(name_or_path=str(folder))
+
+
+@pytest.fixture(scope="module")
+def merging():
+    """A byte-level BPE that has learned to merge across the border of a prompt: "go" is a token, and so is "goal"."""
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=330, special_tokens=["<pad>", "<end>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    inner.train_from_iterator(["goal"] * 9 + ["go"] * 9 + ["say: go"] * 9, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<end>", padding_side="left")
+
+
+def test_a_question_that_a_real_tokenizer_merges_with_the_prompt_shares_what_it_can(merging):
+    """The border falls within a token of one question, and not of the others."""
+    prompts = Prompter(merging, PromptSection(template="say: go{question}?"))
+    rows = prompts(["al", " on", "7", "al in"])
+    merged = [row.ids[: len(prompts.shared)] != prompts.shared for row in rows]
+    assert len(prompts.shared) > 0
+    assert merged == [True, False, False, True]
+    assert [merging.decode(list(row.ids)) for row in rows] == ["say: goal?", "say: go on?", "say: go7?", "say: goal in?"]
+    ours, theirs = (tiny_model("llama", merging) for _ in range(2))
+    engine = Engine(ours, merging.pad_token_id, prompts.shared)
+    states, failed = engine.states(rows, LAYERS, POSITIONS)
+    assert failed == {}
+    close(states, reference(theirs, rows, "left"))
+    assert engine.tally.prefix_tokens_saved == 2 * len(prompts.shared)
+    alone, shared = (
+        Generator(Engine(m, merging.pad_token_id, s), merging, DECODING)("abcd", rows).answers
+        for m, s in ((theirs, ()), (ours, prompts.shared))
+    )
+    assert [[a.text for a in row] for row in shared] == [[a.text for a in row] for row in alone]
+
+
+def test_a_model_in_bfloat16_has_its_own_states_stores_them_and_gives_whole_answers(tokenizer, tmp_path):
+    """Seven bits of mantissa: states are the full model's to a few percent of their size, and samples are exact samples of its logits."""
+    tiny_model("llama", tokenizer).to(torch.bfloat16).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    section = ModelSection(name_or_path=str(tmp_path))
+    collect = CollectSection(positions=POSITIONS, samples=4, max_new_tokens=5)
+    actor = CollectActor(section, FEW_SHOT, collect, LAYERS, seed=0, limits=Limits(rows=3))
+    columns = actor(pa.table({"id": [f"q{n}" for n in range(len(QUESTIONS))], "question": QUESTIONS}))
+    whole = load_model(section)
+    assert whole.dtype == torch.bfloat16
+    rows = Prompter(tokenizer, FEW_SHOT)(QUESTIONS)
+    for (row, position, layer), value in reference(whole, rows, "left").items():
+        column = columns[state_column(position, layer)]
+        assert column.type.value_type == pa.float16()
+        difference = matrix(column)[row] - value.float().numpy()
+        assert np.linalg.norm(difference) < 0.05 * np.linalg.norm(value.float().numpy()), (row, position, layer)
+    assert "error" not in columns
+    assert {len(s) for s in columns["samples"]} == {4}
+    assert all(0 < n <= 5 for row in columns["sample_tokens"] for n in row)
+    assert all(np.isfinite(p) and p < 0 for row in columns["sample_logprobs"] for p in row)
 
 
 @pytest.fixture(scope="module")

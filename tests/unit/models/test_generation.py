@@ -98,7 +98,7 @@ def test_greedy_answers_are_hugging_faces(model, tokenizer, answers):
     assert [found[i][0].text for i in IDS] == [t.strip() for t in texts]
 
 
-@pytest.mark.parametrize(("batch_rows", "order"), [(1, range(5)), (2, range(5)), (5, random.Random(0).sample(range(5), 5))])
+@pytest.mark.parametrize(("batch_rows", "order"), [(1, range(5)), (2, range(5)), (64, range(5)), (5, random.Random(0).sample(range(5), 5))])
 def test_batches_and_order_change_no_answer(model, answers, batch_rows, order):
     whole, other = answers(model, decoding()), answers(model, decoding(), order, batch_rows)
     for i in IDS:
@@ -191,3 +191,29 @@ def test_a_prompt_that_leaves_no_room_is_refused(scripted, tokenizer, steps, fit
     else:
         assert reading.answers == [[]]
         assert re.fullmatch(rf"prompt of 6 tokens \+ {steps} new ones exceed the model's context of 64", str(reading.failed[0]))
+
+
+def test_batches_of_64_draw_what_batches_of_seven_and_of_one_do(llama, tokenizer):
+    """130 questions, shuffled. Only a draw that is counted as near an edge may differ; of 791 tokens, about one draw in sixty is."""
+    names = random.Random(1).sample(range(130), 130)
+    questions = [f"Who is {'no' * (n % 5)}{n}?" for n in names]
+    found, edges = [], []
+    for batch_rows in (64, 7, 1):
+        generator, prompts = generator_of(llama, tokenizer, decoding(max_new_tokens=3), batch_rows)
+        reading = generator([f"q{n}" for n in names], prompts(questions))
+        found.append([(a.text, a.tokens) for row in reading.answers for a in row])
+        edges.append(generator.tally.edge_draws)
+    for other in found[1:]:
+        assert sum(a != b for a, b in zip(found[0], other, strict=True)) <= edges[0]
+    assert 0 < edges[0] < 0.05 * len(found[0])
+
+
+def test_draws_near_an_edge_are_counted(scripted, tokenizer, monkeypatch):
+    """A model that says one token with nearly all of the probability: numbers below and beyond it are near no edge, those at 1 are."""
+    generator, prompts = generator_of(scripted(" x", sure=60.0), tokenizer, decoding(samples=3, max_new_tokens=2))
+    monkeypatch.setattr("ka2l_ray.models.generation.uniforms", lambda seed, name, samples, steps: np.full((samples, steps), 0.5))
+    generator(["a", "b"], prompts(["Who?", "Where is it?"]))
+    assert generator.engine.tally.edge_draws == 0
+    monkeypatch.setattr("ka2l_ray.models.generation.uniforms", lambda seed, name, samples, steps: np.full((samples, steps), 1 - 1e-7))
+    generator(["a", "b"], prompts(["Who?", "Where is it?"]))
+    assert generator.engine.tally.edge_draws == 2 * 3 * 2

@@ -304,7 +304,7 @@ def world_build(
         build(output or ASSETS, WorldRecipe(seed=seed), ModelRecipe(seed=seed), workers=workers, with_decoder=decoder)
 
 
-def _print_plan(config: Config, cluster: Mapping[str, float] | None) -> None:
+def _print_plan(config: Config, cluster: Mapping[str, float] | None = None) -> None:
     from ka2l_ray.planning.cost import size, storage_bytes
     from ka2l_ray.planning.plan import make_plan
 

@@ -103,7 +103,9 @@ def tune(a_round: Round) -> None:
     if not examples.is_done:
         rows = [{n: r[n] for n in _EXAMPLES.names} for r in _examples(a_round)]
         examples.write((None, pa.Table.from_pylist(rows, schema=_EXAMPLES)))
-    job = Job(run.config.model, finetune_prompt(run), run.config.finetune, examples, a_round.model, a_round.seed, _watched(a_round))
+    planned = sum(r.budget for r in [*a_round.earlier, a_round]) + a_round.table("finetune/replay_questions").rows
+    tune, watched = run.config.finetune, _watched(a_round)
+    job = Job(run.config.model, finetune_prompt(run), tune, examples, a_round.model, a_round.seed, watched, planned)
     finetune(job, f"finetune-{run.hash}-{a_round.strategy}-{a_round.seed}-{a_round.number}")
 
 

@@ -83,6 +83,24 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _trains_quantized_weights(self) -> "Config":
+        """a `model.quantization` with `finetune.mode: full`, `finetune.zero_stage: 3` or `finetune.merge: true`."""
+        tune, kind = self.finetune, self.model.quantization
+        if kind != "none" and (tune.mode == "full" or tune.zero_stage == 3 or tune.merge):
+            raise ValueError(
+                f"model.quantization = {kind}: quantized weights are not trained, not sharded and not merged into without loss (QLoRA): "
+                "it needs finetune.mode: lora, finetune.zero_stage: 0, 1 or 2, and finetune.merge: false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _decodes(self) -> "Config":
+        """strategy `decoded` with `decode.enabled: false`."""
+        if "decoded" in self.active.strategies and not self.decode.enabled:
+            raise ValueError("active.strategies: `decoded` buys generated questions, so it needs decode.enabled: true and a decoder")
+        return self
+
+    @model_validator(mode="after")
     def _one_threshold(self) -> "Config":
         """a `collect.adaptive.threshold` with a `label.threshold` other than `otsu` or the same value."""
         stops_by, labels_by = self.collect.adaptive.threshold, self.label.threshold

@@ -4,6 +4,7 @@ In: tables of examples and, on request, of questions to evaluate on. Out: a `Job
 Refuses to know: Ray, DeepSpeed, how a model is trained.
 """
 
+import math
 import posixpath
 from dataclasses import dataclass, replace
 
@@ -20,7 +21,9 @@ class Refusal(RuntimeError):
 class Job:
     """Everything a worker needs; small enough to travel.
 
-    `evaluation` has `id`, `question` and gold `answers`, at least one a row; it is used for the record only.
+    `evaluation` has `id`, `question` and gold `answers`, at least one a row; it is used for the record only. `planned_rows`: examples that
+    the number of steps is counted by; more than there are where answers were bought and not given, so that every strategy is trained
+    equally long.
     """
 
     model: ModelSection
@@ -30,6 +33,11 @@ class Job:
     output: Folder
     seed: int
     evaluation: Table | None = None
+    planned_rows: int = 0
+
+    def steps(self, examples: int) -> int:
+        """Optimiser steps of the whole training."""
+        return self.finetune.epochs * math.ceil(max(examples, self.planned_rows) / self.finetune.batch_rows)
 
     @property
     def trained(self) -> ModelSection:

@@ -5,6 +5,7 @@ every rank. deepspeed is imported here, in workers only. Refuses to know: Ray, s
 """
 
 import gc
+import itertools
 import math
 import os
 import tempfile
@@ -55,7 +56,7 @@ def train_rank(job: Job, rank: int, world_size: int, checkpoints: Checkpoints | 
         torch.set_num_threads(max(1, int(job.finetune.cpus_per_worker)))
     tokenizer = load_tokenizer(job.model)
     examples = tokenize_all(tokenizer, job.prompt, read_examples(job.examples))
-    steps = job.finetune.epochs * math.ceil(len(examples) / job.finetune.batch_rows)
+    steps = job.steps(len(examples))
     torch.manual_seed(job.seed)
     stepper = Stepper(job, _engine(job, steps), frozen_base(job), pad_id(tokenizer), rank, world_size)
     torch.manual_seed(job.seed + 1 + rank)  # dropout differs between ranks
@@ -112,8 +113,8 @@ def _train(
             if folder is not None:
                 history = read_state(folder, engine, stepper.rank, belongs)
     recorder = Recorder(job, steps, len(history.losses)) if stepper.rank == 0 else None
-    per_epoch, evaluate_every, seconds = steps // job.finetune.epochs, job.finetune.evaluate_every_epochs, []
-    for epoch, batch in _batches(job, examples, len(history.losses), per_epoch):
+    per_epoch, evaluate_every, seconds = math.ceil(len(examples) / job.finetune.batch_rows), job.finetune.evaluate_every_epochs, []
+    for epoch, batch in itertools.islice(_batches(job, examples, len(history.losses), per_epoch), steps - len(history.losses)):
         started, learning_rate = time.perf_counter(), engine.get_lr()[0]
         loss, kl = stepper.step(batch)
         seconds.append(time.perf_counter() - started)
@@ -136,9 +137,9 @@ def _train(
 
 
 def _batches(job: Job, examples: list[list[Tokens]], done: int, per_epoch: int) -> Iterator[tuple[int, list[Tokens]]]:
-    """(epoch, global batch) from step `done` on."""
+    """(epoch, global batch) from step `done` on, without end."""
     tune = job.finetune
-    for epoch in range(done // per_epoch, tune.epochs):
+    for epoch in itertools.count(done // per_epoch):
         batches = epoch_batches(examples, tune.batch_rows, job.seed, epoch, tune.group_by_length)
         for place, batch in enumerate(batches):
             if epoch * per_epoch + place >= done:

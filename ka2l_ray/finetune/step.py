@@ -40,13 +40,15 @@ class Stepper:
         sums = torch.zeros(2, device=self.engine.device)
         for rows in micro_batches(batch, self.rank, self.world_size, micro_rows(tune), parts):
             inputs, labels = self._inputs(rows)
-            base_logits = self._base_logits(inputs) if held else None
+            replayed = replayed_rows(rows).to(labels.device)
+            compared = replayed if replayed.any() else torch.arange(len(replayed), device=labels.device) == 0  # every rank makes the pass
+            base_logits = self._base_logits({k: v[compared] for k, v in inputs.items()}) if held else None
             logits = self.engine(**inputs).logits
             loss = answer_loss(logits, labels)
             objective = loss / answer_tokens
             sums[0] += loss.detach()
             if base_logits is not None:
-                kl = kl_to_base(logits, base_logits, labels, replayed_rows(rows).to(labels.device))
+                kl = kl_to_base(logits[compared], base_logits, labels[compared], replayed[compared])
                 objective = objective + weight * kl / answer_tokens
                 sums[1] += kl.detach()
             # DeepSpeed averages over ranks and accumulation steps; this undoes both, so that the sum is global.

@@ -42,7 +42,7 @@ CASES: dict[str, dict[str, Any]] = {
     "2-full": {"replay": ReplaySection(ratio=0, kl_weight=0.5)},
     "2-lora": {"merge": True, "evaluate_every_epochs": 2, "tensorboard": True},
     "3-full": {"gradient_checkpointing": True},
-    "3-lora": {"replay": ReplaySection(ratio=0, kl_weight=0.5), "checkpoint_every_steps": 4},
+    "3-lora": {"replay": ReplaySection(ratio=0, kl_weight=0.5), "checkpoint_every_steps": 4, "gradient_checkpointing": True},
 }
 """Every stage and mode once, each with something of its own."""
 TOGETHER = ("1-full", "1-lora", "2-full", "3-full")

@@ -5,6 +5,7 @@ Real DeepSpeed with one rank in this process; test_finetune.py has two ranks and
 
 import shutil
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from ka2l_ray.artifacts import Folder, Table
-from ka2l_ray.config import FinetuneSection, LoraSection, ModelSection, PromptSection
+from ka2l_ray.config import FinetuneSection, LoraSection, ModelSection, PromptSection, ReplaySection
 from ka2l_ray.finetune.checkpoints import is_whole
 from ka2l_ray.finetune.job import Job, Refusal
 from ka2l_ray.finetune.loop import train_rank
@@ -80,6 +81,33 @@ def test_going_on_from_a_checkpoint_is_exact(tmp_path, monkeypatch, fields):
     assert (resumed["resumed_at_steps"], len(resumed["step_seconds"])) == ([3], 3)
     again = load_model(given.model, adapter=given.output.path).state_dict()
     assert all(torch.equal(again[k], v) for k, v in calm.items())
+
+
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+def test_adapters_are_trained_on_quantized_weights_and_evaluated_beside_them(tmp_path, quantization):
+    """QLoRA with bitsandbytes on the CPU: the export reloads to the same logits, or it would be refused; nothing is merged."""
+    pytest.importorskip("bitsandbytes")
+    base = ModelSection(quantization=quantization)
+    given = job(tmp_path, base, mode="lora", zero_stage=2, epochs=8, replay=ReplaySection(kl_weight=0.1))
+    result = train_rank(given, 0, 1)
+    assert result["losses"][-1] < result["losses"][0] - 0.3
+    tuned = load_model(base, adapter=given.output.path)
+    kinds = {type(m).__name__ for m in tuned.modules()}
+    assert {"4bit": "Linear4bit", "8bit": "Linear8bitLt"}[quantization] in kinds
+    ids = torch.arange(5, 17).reshape(2, 6)
+    with torch.no_grad():
+        assert not torch.allclose(tuned(ids).logits, load_model(base)(ids).logits, atol=1e-2)
+
+
+def test_steps_are_counted_by_what_was_planned(tmp_path):
+    """Seven of nine bought answers were given: as many steps as with nine, over seven examples."""
+    whole = job(tmp_path / "a")
+    short = replace(whole, planned_rows=9, output=Folder.of(str(tmp_path / "b/model")))
+    assert (whole.steps(7), short.steps(7)) == (6, 9)
+    result = train_rank(short, 0, 1, Kept(tmp_path / "kept"))
+    assert (result["steps"], len(result["losses"])) == (9, 9)
+    resumed = train_rank(short, 0, 1, Kept(tmp_path / "again", start=tmp_path / "kept/step_6"))
+    assert resumed["losses"] == result["losses"]
 
 
 def test_another_trainings_checkpoint_is_refused_by_what_differs(tmp_path):

@@ -124,6 +124,19 @@ def test_vllm_reads_whole_models_only(load, other):
         load("", "collect.engine=vllm", other)
 
 
+@pytest.mark.parametrize("other", ["mode=full", "zero_stage=3", "merge=true"])
+def test_quantized_weights_are_trained_by_adapters_alone(load, other):
+    qlora = ("model.quantization=4bit", "finetune.mode=lora", "finetune.zero_stage=2")
+    assert load("", *qlora).model.quantization == "4bit"
+    with pytest.raises(ConfigError, match=r"model\.quantization = 4bit: .* needs finetune\.mode: lora, finetune\.zero_stage: 0, 1 or 2"):
+        load("", *qlora, f"finetune.{other}")
+
+
+def test_generated_questions_need_a_decoder(load):
+    with pytest.raises(ConfigError, match=r"`decoded` buys generated questions, so it needs decode\.enabled: true"):
+        load("", "active.strategies=[decoded, random]", "decode.enabled=false")
+
+
 @pytest.mark.parametrize(("stops_by", "labels_by"), [("0.7", "0.8"), ("pilot", "0.8")])
 def test_sampling_and_labels_have_one_threshold(load, stops_by, labels_by):
     with pytest.raises(

@@ -6,6 +6,7 @@ value, is loaded. What is cheap and needs neither Ray nor a network is run; the 
 """
 
 import ast
+import hashlib
 import importlib.util
 import json
 import re
@@ -273,7 +274,8 @@ def test_a_command_is_run_here_or_by_another_test(
 ):
     """`--help`, `corpus` and `--dry-run` are run; a corpus that readers bring is stood in for by 80 rows of the same columns."""
     (tmp_path / "jobs").symlink_to(ROOT / "jobs")
-    rows = [{"question": f"Which river crosses the town of number {n * 37}?", "answers": [f"River {n}"]} for n in range(80)]
+    unlike = (hashlib.sha256(str(n).encode()).hexdigest()[:30] for n in range(80))
+    rows = [{"question": f"Which river crosses {name}?", "answers": [f"River {name[:4]}"]} for name in unlike]
     (tmp_path / "popqa.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")

@@ -1,11 +1,14 @@
 """`make bench`: what Ray Data costs around the engine, and whether memory grows with the corpus.
 
 In: the model and questions of `bench_model`. Out: `results/pool.json`.
-Throughput: scoring in a pool of two actors of one thread each against the same engine in one plain process of two threads, `PAIRS` pairs in
-turn; a pool's rate is that of the blocks after its first ones, so that starting actors is not counted. Memory: the largest resident sets
-of driver and actors, each corpus size in a process and cluster of its own, with an actor that holds no model.
+Throughput: scoring in a pool of two actors of one thread each against the same engine in two plain processes of one thread each, which
+know nothing of Ray and halve the questions between them; both sides after every actor's or process' first block, so that starting and
+loading are not counted; `--pairs` pairs in turn. Memory: the largest resident sets of the driver and of any of Ray's worker processes
+(actors, tasks that read and write, idle ones), each corpus size in a process and cluster of its own, with an actor that holds no model.
+`--rows 400 --pairs 1 --sizes 1000 2000` shows in two minutes that it runs.
 """
 
+import argparse
 import itertools
 import json
 import os
@@ -15,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,7 +30,7 @@ from bench_model import build, prompt, questions
 
 from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.config import Config, ModelSection, Pool
-from ka2l_ray.dataflow import Stage, run_stage
+from ka2l_ray.dataflow import Stage, block_rows, run_stage
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.loading import depth_and_width
 from ka2l_ray.probe.model import LinearProbe, ProbeCard
@@ -36,8 +39,8 @@ from ka2l_ray.runtime import connect
 
 RESULTS = Path(__file__).parent / "results" / "pool.json"
 os.environ.setdefault("RAY_worker_niceness", "0")  # as the plain process; Ray's own default of 15 leaves the machine to others
-ACTORS, PAIRS, ROWS, BLOCK = 2, 5, 20_000, 512
-SIZES = (10_000, 100_000, 1_000_000)
+ACTORS, BLOCK = 2, 512
+LIMITS = Limits(rows=32)
 OUT = pa.schema([pa.field("p_unknown", pa.float32())])
 
 
@@ -70,59 +73,92 @@ def probe(section: ModelSection, folder: Path) -> Folder:
 
 def pool_rate(arguments: dict[str, Any], source: Table, target: Path) -> float:
     """Questions per second of a pool after each actor's first block."""
-    pool = Pool(min=ACTORS, max=ACTORS, batch_rows=32, block_rows=BLOCK)
+    pool = Pool(min=ACTORS, max=ACTORS, batch_rows=LIMITS.rows, block_rows=BLOCK)
     table = Table(Folder.of(str(target)))
     run_stage(Stage("score", ScoreActor, arguments | {"limits": Limits.of(pool)}, ("question",), OUT, pool), source, table)
     written = sorted((Path(f).stat().st_mtime, n["rows"]) for f, n in zip(table.files(), table.manifest()["files"], strict=True))
     return sum(rows for _, rows in written[ACTORS:]) / (written[-1][0] - written[ACTORS - 1][0])
 
 
-def plain_rate(actor: ScoreActor, rows: list[dict[str, Any]]) -> float:
-    """Questions per second of the engine called in a loop, after one block."""
-    blocks = [pa.Table.from_pylist(rows[i : i + BLOCK]) for i in range(0, len(rows), BLOCK)]
-    actor(blocks[0])
+def plain_rate(folder: Path, rows: int) -> float:
+    """Questions per second of as many plain processes together, from the moment that each has done its first block."""
+    command = [sys.executable, __file__, "plain", str(folder)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen([*command, str(n)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        for n in range(ACTORS)
+    ]
+    warmed = sum(int(told(p)) for p in processes)
     started = time.perf_counter()
-    for block in blocks[1:]:
-        actor(block)
-    return (len(rows) - BLOCK) / (time.perf_counter() - started)
+    for process in processes:
+        print("go", file=process.stdin, flush=True)
+    done = sum(int(told(p)) for p in processes)
+    elapsed = time.perf_counter() - started
+    if any(p.wait() for p in processes) or warmed + done != rows:
+        raise RuntimeError("a plain process failed")
+    return done / elapsed
 
 
-def throughput() -> dict[str, Any]:
-    torch.set_num_threads(ACTORS)
+def told(process: "subprocess.Popen[str]") -> str:
+    """The next line of a process."""
+    assert process.stdout
+    return process.stdout.readline()
+
+
+def plain(folder: Path, share: int) -> None:
+    """One plain process: its share of the questions block by block; says when it has done the first one, and waits for the other."""
+    torch.set_num_threads(1)
+    actor = ScoreActor(**engine_of(folder), limits=LIMITS)
+    rows = Table(Folder.of(str(folder / "questions"))).read()
+    block = block_rows(Pool(max=ACTORS, block_rows=BLOCK), rows.num_rows)
+    blocks = [rows.slice(at, block) for at in range(0, rows.num_rows, block)][share::ACTORS]
+    actor(blocks[0])
+    print(blocks[0].num_rows, flush=True)
+    sys.stdin.readline()
+    for part in blocks[1:]:
+        actor(part)
+    print(sum(b.num_rows for b in blocks[1:]), flush=True)
+
+
+def engine_of(folder: Path) -> dict[str, Any]:
+    """What either side's `ScoreActor` is made of."""
+    return {"model": ModelSection(name_or_path=str(folder / "model")), "prompt": prompt(), "probe": Folder.of(str(folder / "probe"))}
+
+
+def throughput(rows: int, pairs: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        section = ModelSection(name_or_path=build(folder / "model"))
-        arguments = {"model": section, "prompt": prompt(), "probe": probe(section, folder / "probe")}
-        source = corpus(folder / "questions", ROWS)
-        rows = source.read().to_pylist()
-        actor = ScoreActor(**arguments, limits=Limits(rows=32))
+        probe(ModelSection(name_or_path=build(folder / "model")), folder / "probe")
+        source = corpus(folder / "questions", rows)
         connect(Config())
-        pairs = []
-        for n in range(PAIRS):
-            pairs.append((pool_rate(arguments, source, folder / f"scores-{n}"), plain_rate(actor, rows)))
-            print(f"pair {n + 1}/{PAIRS}: pool {pairs[-1][0]:,.0f} questions/s, plain process {pairs[-1][1]:,.0f}", flush=True)
-    ratios = [a / b for a, b in pairs]
+        found = []
+        for n in range(pairs):
+            found.append((pool_rate(engine_of(folder), source, folder / f"scores-{n}"), plain_rate(folder, rows)))
+            print(f"pair {n + 1}/{pairs}: pool {found[-1][0]:,.0f} questions/s, plain processes {found[-1][1]:,.0f}", flush=True)
+    ratios = [a / b for a, b in found]
     return {
         "ratio": median(ratios),
         "range": [min(ratios), max(ratios)],
-        "pool_questions_per_s": median(a for a, _ in pairs),
-        "plain_questions_per_s": median(b for _, b in pairs),
-        "seconds_of_work": [ROWS / a for a, _ in pairs],
+        "pool_questions_per_s": median(a for a, _ in found),
+        "plain_questions_per_s": median(b for _, b in found),
+        "seconds_of_work": [rows / a for a, _ in found],
         "actors": ACTORS,
+        "threads_per_actor_and_process": 1,
     }
 
 
 @contextmanager
 def watching() -> Iterator[dict[str, int]]:
-    """The largest resident set in bytes of this process and of any of Ray's actor processes, sampled ten times a second."""
-    peak, done = {"driver": 0, "actor": 0}, threading.Event()
+    """The largest resident set in bytes of this process and of any worker process of its cluster, sampled ten times a second."""
+    peak, done = {"driver": 0, "worker": 0}, threading.Event()
 
     def watch() -> None:
         while not done.wait(0.1):
             peak["driver"] = max(peak["driver"], psutil.Process().memory_info().rss)
-            for process in psutil.process_iter(["cmdline", "memory_info"]):
-                if "MapWorker" in " ".join(process.info["cmdline"] or ()):
-                    peak["actor"] = max(peak["actor"], process.info["memory_info"].rss)
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    if "ray::" in " ".join(process.cmdline()):
+                        peak["worker"] = max(peak["worker"], process.memory_info().rss)
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -146,15 +182,15 @@ def memory(rows: int) -> dict[str, Any]:
     return {"rows": rows, "seconds": round(time.monotonic() - started, 1)} | {k: round(v / 2**20) for k, v in peak.items()}
 
 
-def memories() -> dict[str, Any]:
+def memories(sizes: list[int]) -> dict[str, Any]:
     """Each size in a process of its own, in MiB, and the largest against the smallest."""
     found = []
-    for rows in SIZES:
+    for rows in sizes:
         command = [sys.executable, __file__, "memory", str(rows)]
         shown = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ).stdout
         found.append(json.loads(shown.splitlines()[-1]))
         print(found[-1], flush=True)
-    return {"sizes": found} | {f"{who}_growth": found[-1][who] / found[0][who] for who in ("driver", "actor")}
+    return {"sizes": found} | {f"{who}_growth": found[-1][who] / found[0][who] for who in ("driver", "worker")}
 
 
 def main() -> None:
@@ -164,10 +200,19 @@ def main() -> None:
     if sys.argv[1:2] == ["corpus"]:
         corpus(Path(sys.argv[2]), int(sys.argv[3]))
         return
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"command": "make bench"}
-    results |= {"memory_mib": memories(), "pool_vs_plain": throughput()}
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    print(json.dumps(results, indent=1))
+    if sys.argv[1:2] == ["plain"]:
+        plain(Path(sys.argv[2]), int(sys.argv[3]))
+        return
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=20_000, help="questions of a round, each of which takes half of a pair")
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="corpora of the memory part")
+    arguments = parser.parse_args()
+    found = {"pool_vs_plain": throughput(arguments.rows, arguments.pairs), "memory_mib": memories(arguments.sizes)}
+    print(json.dumps(found, indent=1))
+    if arguments == parser.parse_args([]):  # other sizes show only that it runs
+        results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        RESULTS.write_text(json.dumps(results | found | {"command": "python tests/benchmarks/bench_pool.py"}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ def test_an_actor_that_cannot_load_says_why_in_one_line(tmp_path: Path) -> None:
 def test_a_small_table_has_blocks_for_every_actor(rows: int, actors: int, block: int) -> None:
     pool = Pool(max=actors, block_rows=256)
     assert block_rows(pool, rows) == block
-    assert -(-rows // block) >= min(rows, 3 * actors)
+    assert -(-rows // block) >= min(rows, 2 * actors)
 
 
 def test_a_table_smaller_than_a_block_is_cut_for_every_actor_of_the_pool(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Given:
-    """One imported answer; `cached` where the same answer also serves an earlier round, so that it is paid for once."""
+    """One imported answer; `cached` where the same answer also serves another round, so that it is paid for once."""
 
     got: Annotated
     cached: bool
@@ -75,6 +75,11 @@ def _as_jsonl(records: Sequence[Mapping[str, Any]]) -> bytes:
 def is_waiting(folder: Folder) -> bool:
     """Whether a round's questions were posed and no answers are imported yet."""
     return (folder / ASKED).exists() and not (folder / ANSWERS).exists()
+
+
+def asked_in(folder: Folder) -> set[str]:
+    """Ids of the questions that a round posed."""
+    return {a["id"] for a in (folder / ASKED).read_json()}
 
 
 def answers_in(folder: Folder) -> dict[str, Given]:

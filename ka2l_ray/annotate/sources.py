@@ -40,6 +40,14 @@ class Waiting(Exception):
         self.jsonl, self.csv, self.questions = jsonl, csv, questions
 
 
+class WaitingForOthers(Waiting):
+    """Every question of a round that has no answer yet is asked in another round's file already."""
+
+    def __init__(self, questions: int) -> None:
+        super().__init__("", "", questions)
+        self.args = (f"{questions:,} questions wait for answers in the files of other rounds, which ask the same",)
+
+
 Annotator = Callable[[str, Sequence[str]], Annotated]
 
 

@@ -11,7 +11,7 @@ Refuses to know: how questions were chosen, what is trained on.
 import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -25,10 +25,10 @@ from ray.exceptions import RayError
 from ka2l_ray import schema
 from ka2l_ray.annotate.claims import Claims
 from ka2l_ray.annotate.endpoint import Completion, content_hash, judge, request, token_cost
-from ka2l_ray.annotate.file import answers_in, pose
+from ka2l_ray.annotate.file import answers_in, asked_in, is_waiting, pose
 from ka2l_ray.annotate.ledger import ledger
 from ka2l_ray.annotate.session import Asker, reply
-from ka2l_ray.annotate.sources import Annotated, Asked, Source, ask_reference, ask_world, source_of
+from ka2l_ray.annotate.sources import Annotated, Asked, Source, WaitingForOthers, ask_reference, ask_world, source_of
 from ka2l_ray.artifacts import Folder, Run, StageError, Table
 from ka2l_ray.config import ConfigError, EndpointSection
 from ka2l_ray.runtime import log, telling
@@ -79,12 +79,26 @@ def _row(asked: Asked, source: Source, got: Annotated, cost: float, cached: bool
 
 
 def _from_file(run: Run, questions: Sequence[Asked], folder: Folder) -> Rows:
-    given = answers_in(folder)
-    if not given and questions:
-        raise pose(questions, folder)
-    if given.keys() != {q.id for q in questions}:
+    """People are asked for what no other round has an answer to, and is not asked in the file of one that waits."""
+    others = [f for f in _annotation_folders(run) if f.path != folder.path]
+    own, ids = answers_in(folder), {q.id for q in questions}
+    given = {i: replace(g, cached=True) for f in others for i, g in answers_in(f).items()} | own
+    missing = [q for q in questions if q.id not in given]
+    asked_elsewhere = {i for f in others if is_waiting(f) for i in asked_in(f)}
+    unasked = [q for q in missing if q.id not in asked_elsewhere]
+    if own and (unasked or not own.keys() <= ids):
         raise ConfigError(f"{folder.path}: its imported answers belong to other questions; delete answers.jsonl there and import again")
+    if missing:
+        raise pose(unasked, folder) if unasked else WaitingForOthers(len(missing))
     return [_row(q, "file", given[q.id].got, run.config.annotate.cost, given[q.id].cached) for q in questions]
+
+
+def _annotation_folders(run: Run) -> list[Folder]:
+    """Where the rounds of all strategies and draws keep what they asked."""
+    found = [run.folder / "strategies"]
+    for _ in ("strategy", "draw", "round"):
+        found = [f / name for f in found for name in f.names(files_only=False)]
+    return [f / "annotations" for f in found]
 
 
 def _from_endpoint(run: Run, questions: Sequence[Asked], target: Table) -> tuple[Rows, dict[str, Any]]:

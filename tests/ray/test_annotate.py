@@ -258,8 +258,11 @@ def test_people_answer_in_a_spreadsheet_and_the_round_continues(tmp_path: Path) 
     other = [asked(range(3))[1], Asked("b", "2 + 2 = ?", [], None)]
     with pytest.raises(Waiting) as first:
         annotated(run, questions)
-    with pytest.raises(Waiting):
+    with pytest.raises(Waiting) as second:
         annotated(run, other, "random")
+    assert [r["id"] for r in csv.DictReader(Path(second.value.csv).read_text("utf-8-sig").splitlines())] == ["b"], "asked twice"
+    with pytest.raises(Waiting, match=r"2 questions wait for answers in the files of other rounds"):
+        annotated(run, other, "coreset")
     folders = [run.round(strategy, 0, 1) / "annotations" for strategy in ("ka2l", "random")]
     assert [is_waiting(f) for f in folders] == [True, True]
     written = Path(first.value.csv).read_bytes()
@@ -283,6 +286,11 @@ def test_people_answer_in_a_spreadsheet_and_the_round_continues(tmp_path: Path) 
         annotated(run, other, "random")
     with pytest.raises(ConfigError, match="no round waits for answers"):
         import_file(first.value.csv, folders[:1])
+    Path(second.value.csv).write_text("id,answer\nb,4\n")
+    import_file(second.value.csv, folders)
+    for strategy, cached in (("random", [True, False]), ("coreset", [True, True])):
+        rows = annotated(run, other, strategy).read().to_pylist()
+        assert [(r["answer"], r["cached"]) for r in rows] == list(zip(["Ibsen", "4"], cached, strict=True))
 
 
 def edit(text: str, answers: dict[str, str]) -> str:

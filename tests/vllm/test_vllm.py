@@ -74,6 +74,37 @@ def test_both_draw_from_one_distribution(sides):
     assert variation(theirs, ours) < 1.3 * variation(ours, again)
 
 
+def test_an_answer_is_cut_and_counted_at_a_stop_string_as_by_our_own_engine(sides):
+    """The stop string is the first letter that any of the answers holds beyond its first, so that answers do end there."""
+    _, ours, _ = sides
+    stop = next(letter for text in ours["greedy"] for letter in text[1:] if letter.isalpha())
+    prompt = PromptSection(stop=(stop,))
+    section = SECTION.model_copy(update={"samples": 2})
+    theirs, cut = (
+        CollectActor(ModelSection(), prompt, s, [], seed=0)(questions(QUESTIONS))
+        for s in (section, section.model_copy(update={"engine": "own"}))
+    )
+    assert theirs["greedy"] == cut["greedy"]
+    assert theirs["greedy"] != ours["greedy"]
+    assert not any(stop in text for text in (*theirs["greedy"], *(t for row in theirs["samples"] for t in row)))
+    assert theirs["greedy_logprob"] == pytest.approx(cut["greedy_logprob"], abs=1e-3)
+
+
+def test_what_vllm_read_and_wrote_is_counted_also_where_no_states_are_wanted(sides):
+    """Prompts are read twice, less what its prefix cache held; with states they are read a third time."""
+    *_, actor = sides
+    alone = CollectActor(ModelSection(), PromptSection(), SECTION, [], seed=0)
+    columns = alone(questions(QUESTIONS))
+    prompts = [len(p.ids) for p in alone._prompts(questions(QUESTIONS)["question"].to_pylist())]
+    tally = alone.tally
+    assert tally.questions == QUESTIONS
+    assert tally.prompt_tokens + tally.prefix_tokens_saved == 2 * sum(prompts)
+    assert tally.generated_tokens >= sum(n for row in columns["sample_tokens"] for n in row)
+    assert tally.model_s > 0
+    assert actor.tally.questions % QUESTIONS == 0
+    assert actor.tally.prompt_tokens + actor.tally.prefix_tokens_saved >= 3 * sum(prompts)
+
+
 def test_a_seed_repeats_itself_and_bad_rows_cost_themselves_alone(sides):
     theirs, _, actor = sides
     table = questions(QUESTIONS)

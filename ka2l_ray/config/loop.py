@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from ka2l_ray.config.base import Pool, Positive, Section, Share
+from ka2l_ray.config.subject import refuse_keys
 
 Strategy = Literal["ka2l", "ka2l_diverse", "decoded", "entropy", "likelihood", "coreset", "quadrant", "random", "oracle"]
 Quadrant = Literal["known", "misconception", "shaky", "unknown"]
@@ -90,6 +91,12 @@ class EndpointSection(Section):
         """a `template` that does not hold `{question}` exactly once."""
         if self.template.count("{question}") != 1:
             raise ValueError("template must hold {question} exactly once")
+        return self
+
+    @model_validator(mode="after")
+    def _no_keys(self) -> "EndpointSection":
+        """`replies` that hold a key, a password or a user's name."""
+        refuse_keys("replies", self.replies or "")
         return self
 
 

@@ -14,7 +14,7 @@ from ka2l_ray.config.base import Section, Share
 _SECRET = re.compile(r"(secret|password|token|access_key|account_key|sas|credential)[^=&]*=|//[^/]*@|%2F%2F[^&]*%40", re.IGNORECASE)
 
 
-def _refuse_keys(field: str, address: str) -> None:
+def refuse_keys(field: str, address: str) -> None:
     """Raise `ValueError`, which does not repeat the address, where it is a URI that holds a key, a password or a user's name."""
     place, _, query = address.partition("?")
     user = "://" in place and "@" in place.split("://")[1].split("/")[0]
@@ -37,7 +37,7 @@ class RunSection(Section):
     @model_validator(mode="after")
     def _no_keys(self) -> "RunSection":
         """a `storage` that holds a key, a password or a user's name."""
-        _refuse_keys("storage", self.storage)
+        refuse_keys("storage", self.storage)
         return self
 
 
@@ -69,7 +69,7 @@ class ModelSection(Section):
     @model_validator(mode="after")
     def _no_keys(self) -> "ModelSection":
         """an `adapter` that holds a key, a password or a user's name."""
-        _refuse_keys("adapter", self.adapter or "")
+        refuse_keys("adapter", self.adapter or "")
         return self
 
     @property
@@ -188,5 +188,5 @@ class CorpusSection(Section):
     def _no_keys(self) -> "CorpusSection":
         """a `source` that holds a key, a password or a user's name."""
         for source in (self.source,) if isinstance(self.source, str) else self.source:
-            _refuse_keys("source", source)
+            refuse_keys("source", source)
         return self

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import ray
 from chat_server import ChatServer
 from runs import SMOKE, copied, small
 
@@ -22,6 +23,7 @@ from ka2l_ray.active.rounds import _watched
 from ka2l_ray.annotate.file import import_file
 from ka2l_ray.artifacts import Folder, Run, StageError
 from ka2l_ray.config import load_config
+from ka2l_ray.runtime import curves_at_once
 from ka2l_ray.world.facts import build_world
 
 ROUNDS = (
@@ -60,6 +62,40 @@ def test_a_round_keeps_its_ledger_and_the_same_replay_size_for_every_strategy(co
     wanted = sum(replay_counts(compared[0].config.finetune.replay, 8))
     tables = [Run(r.folder, r.run.config).table("finetune/replay_questions") for r in pipeline.plan(compared[0])]
     assert [t.rows for t in tables] == [wanted, wanted]
+
+
+def test_a_comparison_goes_on_at_the_step_it_was_killed_in(compared: list[Run]) -> None:
+    """Killed between a training and the end of its evaluation: the training stands, the evaluation is made again, with the same figures."""
+    killed, other = pipeline.plan(compared[0])
+    before, trained = killed.record(), Path(killed.model.path, "training.json").stat().st_mtime_ns
+    untouched = Path(other.folder.path, "round.json").stat().st_mtime_ns
+    Path(killed.folder.path, "round.json").unlink()
+    Path(killed.folder.path, "evaluation/manifest.json").unlink()
+    assert killed.state == State.EVALUATE
+    compare(compared, parallel=1, command="a test")
+    figures = {k: v for k, v in killed.record().items() if k != "seconds"}
+    assert figures == {k: v for k, v in before.items() if k != "seconds"}
+    assert Path(killed.model.path, "training.json").stat().st_mtime_ns == trained
+    assert Path(other.folder.path, "round.json").stat().st_mtime_ns == untouched
+
+
+def test_a_strategy_that_has_reached_its_target_buys_nothing_and_says_why(compared: list[Run], tmp_path: Path) -> None:
+    """Random goes on to its whole budget: savings are measured against it."""
+    run = copied(compared[0], small(tmp_path, *ROUNDS, "active.stop.accuracy=0.01"))
+    assert [(r.strategy, r.draw) for r in pipeline.next_rounds(run)] == [("random", 0)]
+    (stop,) = pipeline.gather(run, "a test")["stopped"]
+    assert (stop["strategy"], stop["after_round"], stop["reason"]) == ("ka2l", 0, "accuracy target reached")
+    assert "active.stop.accuracy" not in pipeline.play_curve(run, "ka2l", 0)
+    assert not Path(Round(run, "ka2l", 0, 1).folder.path).exists()
+
+
+def test_as_many_curves_at_once_as_the_cluster_holds(compared: list[Run]) -> None:
+    """Six CPUs: a curve takes a training's workers and one for itself, or a pool's actors and two."""
+    config = compared[0].config
+    cpus = int(ray.cluster_resources()["CPU"])
+    assert curves_at_once(config) == cpus // 3
+    wide = config.model_copy(update={"finetune": config.finetune.model_copy(update={"cpus_per_worker": float(cpus - 1)})})
+    assert curves_at_once(wide) == 1
 
 
 KEY = "sk-SECRET-9876543210"

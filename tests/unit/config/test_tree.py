@@ -177,6 +177,12 @@ def test_keys_in_the_storage_uri_are_refused_and_not_repeated(load):
     assert "sesame" not in str(refused.value)
 
 
+def test_keys_in_the_folder_of_replies_are_refused_and_not_repeated(load):
+    with pytest.raises(ConfigError, match=r"`annotate\.endpoint`.*replies must hold no keys") as refused:
+        load("", "annotate.endpoint.replies=s3://me:sesame@bucket/replies")
+    assert "sesame" not in str(refused.value)
+
+
 def test_a_key_in_the_endpoints_address_is_refused_and_not_repeated(load):
     with pytest.raises(ConfigError, match=r"`annotate\.endpoint\.url`") as refused:
         load("", "annotate.endpoint.url=https://user:sesame@host/chat")

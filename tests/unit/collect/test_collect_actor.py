@@ -124,7 +124,7 @@ def test_a_bad_question_costs_itself_alone(section, collected):
 
 @pytest.mark.parametrize("quantization", ["4bit", "8bit"])
 def test_vllm_is_refused_beside_weights_that_are_quantized_while_loading(quantization):
-    tree = {"collect": {"engine": "vllm"}, "model": {"quantization": quantization}}
+    tree = {"collect": {"engine": "vllm"}, "model": {"quantization": quantization}, "finetune": {"mode": "lora", "zero_stage": 2}}
     with pytest.raises(ConfigError, match=f"collect.engine: vllm .* needs model.quantization: none, not {quantization}"):
         parse_config(tree, "a file")
     tree["collect"]["engine"] = "own"

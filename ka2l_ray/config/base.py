@@ -39,9 +39,10 @@ class Pool(Section):
     """Rows of one forward batch at most. On a CPU some 400 tokens a batch are fastest, because their activations stay in its cache."""
     batch_tokens: Positive = 32_768
     """Tokens of one forward batch at most, padding counted and, where answers are written, every copy with room for its answer: the
-    dial for memory. A batch that does not fit is halved, then done row by row."""
+    dial for memory. A batch that does not fit is halved, then done row by row, and later batches are planned smaller."""
     block_rows: Positive = 256
-    """Rows that are sorted by length into batches and committed together: what a killed run loses at most per actor."""
+    """Rows that are sorted by length into batches and committed together: what a killed run loses at most per actor. Fewer
+    where a small table would leave actors idle: at least four blocks for each of `max`."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "Pool":

@@ -2,7 +2,7 @@
 
 In: an unknown share, a seed, a recipe. Out: what a strategy buys, the tuned model's figures.
 Acquisition, replay, examples, losses, probes and grading are the product's; only the training loop is plain PyTorch, with the same
-global batches, which `tests/ray/test_finetune.py` shows to follow DeepSpeed's loss curve.
+global batches. `bench_cross_check.py` trains the same examples on Ray Train and DeepSpeed.
 """
 
 import math

@@ -17,7 +17,7 @@ from world_lab import Lab, Setting
 
 from ka2l_ray.active.saving import annotations_to_reach
 from ka2l_ray.artifacts import Folder, Table
-from ka2l_ray.config import Config, FinetuneSection
+from ka2l_ray.config import Config, FinetuneSection, Strategy
 from ka2l_ray.finetune.examples import Example
 from ka2l_ray.finetune.job import Job
 from ka2l_ray.finetune.train import finetune
@@ -28,7 +28,7 @@ from ka2l_ray.world.pretrain import PROMPT
 
 RESULT = Path(__file__).parent / "results" / "saving_cross_check.json"
 SEED = 0
-POINTS = (("random", RANDOM_BUDGET), ("ka2l", 150), ("ka2l", 180))
+POINTS: tuple[tuple[Strategy, int], ...] = (("random", RANDOM_BUDGET), ("ka2l", 150), ("ka2l", 180))
 LAST_STEPS = 25
 
 

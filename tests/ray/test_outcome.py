@@ -3,7 +3,7 @@
 from ka2l_ray.active.outcome import _share
 
 
-def row(correct, scope="pool", error=None):
+def row(correct, scope: str | None = "pool", error=None):
     return {"correct": correct, "scope": scope, "error": error}
 
 

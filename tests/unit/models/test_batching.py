@@ -113,7 +113,11 @@ def test_what_follows_a_batch_beyond_memory_is_planned_smaller(caplog):
 
 def test_another_failure_lowers_no_limit():
     allowance = Allowance(Limits(rows=8, tokens=8))
-    run(Load([1] * 8), allowance, lambda batch: 1 // 0)
+
+    def fail(batch: list[int]) -> None:
+        raise ZeroDivisionError
+
+    assert len(run(Load([1] * 8), allowance, fail)) == 8
     assert (allowance.limits, allowance.out_of_memory) == (Limits(rows=8, tokens=8), 0)
 
 

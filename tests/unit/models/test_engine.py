@@ -1,5 +1,7 @@
 """The engine: states and answers are the full model's, for every family, whatever is shared, padded, batched or left out."""
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -138,7 +140,8 @@ def test_early_exit_changes_no_state_on_random_prompts(llama_folder, rows, layer
     whole, section = llama_folder
     prompts = [Prompt((*range(5, 5 + before), *own), before, before + len(own)) for own, before in rows]
     encoded = pad(prompts, 0)
-    padded = Encoded(*(torch.cat([t.new_zeros(len(rows), extra), t], -1) for t in (encoded.ids, encoded.mask, encoded.own)))
+    ids, mask, own = (torch.cat([t.new_zeros(len(rows), extra), t], -1) for t in (encoded.ids, encoded.mask, encoded.own))
+    padded = Encoded(ids, mask, own)
     expected = {k: v for k, v in reference(whole, prompts, "right").items() if k[2] in layers}
     first = load_blocks(section, max(layers))
     assert len(blocks(first, max(1, *layers))) == max(1, *layers)
@@ -195,7 +198,8 @@ def test_a_question_that_a_real_tokenizer_merges_with_the_prompt_shares_what_it_
 
 def test_a_model_in_bfloat16_has_its_own_states_stores_them_and_gives_whole_answers(tokenizer, tmp_path):
     """Seven bits of mantissa: states are the full model's to a few percent of their size, and samples are exact samples of its logits."""
-    tiny_model("llama", tokenizer).to(torch.bfloat16).save_pretrained(tmp_path)
+    made: Any = tiny_model("llama", tokenizer)
+    made.to(torch.bfloat16).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     section = ModelSection(name_or_path=str(tmp_path))
     collect = CollectSection(positions=POSITIONS, samples=4, max_new_tokens=5)

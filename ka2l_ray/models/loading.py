@@ -152,7 +152,7 @@ def refused_by_name(model: ModelSection) -> Iterator[None]:
 
 def check_model(model: ModelSection) -> None:
     """Refuse what can be seen without weights. Raises `ValueError` for a model that is no causal one, a folder that lacks a weights file,
-    and a tokenizer with more tokens than the model knows."""
+    a tokenizer with more tokens than the model knows, and one that cannot say which token stands where in a text."""
     config = configuration(model)
     automatic = getattr(config, "auto_map", None) or {}
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and "AutoModelForCausalLM" not in automatic:
@@ -160,7 +160,10 @@ def check_model(model: ModelSection) -> None:
     folder = Path(model_path(model))
     if folder.is_dir() and (lacks := _missing_weights(folder)):
         raise ValueError(f"the folder lacks {', '.join(lacks)}; weights are read from safetensors only")
-    vocabulary, tokens = config.get_text_config().vocab_size, load_tokenizer(model).vocab_size  # without those added, which may go unused
+    tokenizer = load_tokenizer(model)
+    if not tokenizer.is_fast:
+        raise ValueError(f"its tokenizer {type(tokenizer).__name__} tells no offsets in a text; a fast one, of tokenizer.json, is needed")
+    vocabulary, tokens = config.get_text_config().vocab_size, tokenizer.vocab_size  # without those added, which may go unused
     if tokens > vocabulary:
         raise ValueError(f"its tokenizer has {tokens:,} tokens, the model {vocabulary:,}; is it another model's tokenizer?")
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_models import BLOCKS, WIDTH, tiny_model
+from transformers import ByT5Tokenizer
 
 from ka2l_ray.config import ModelSection, PromptSection
 from ka2l_ray.corpus.prompts import encode
@@ -140,3 +141,11 @@ def test_a_model_with_a_vision_tower_is_read_by_its_text_decoder_alone(composite
         torch.testing.assert_close(states, wanted[layer], atol=1e-4, rtol=1e-4)
     with pytest.raises(ValueError, match=r"layer 4 is out of range.*1 … 3"):
         load_blocks(section, BLOCKS + 1)
+
+
+def test_a_tokenizer_without_offsets_is_refused(tmp_path, llama):
+    """ByT5's has no fast form."""
+    llama.save_pretrained(tmp_path)
+    ByT5Tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="its tokenizer ByT5Tokenizer tells no offsets in a text; a fast one"):
+        check_model(ModelSection(name_or_path=str(tmp_path)))

@@ -15,7 +15,7 @@ help:
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: .venv/.ready ## the whole loop on the knowledge world, local Ray (about 15 minutes on two cores)
+demo: .venv/.ready ## the whole loop on the knowledge world, local Ray (about 14 minutes on two cores)
 	@echo "== ka2l run jobs/configs/world.yaml: find out what the world model does not know, teach it that, report the cost"
 	$(BIN)/ka2l run jobs/configs/world.yaml
 

@@ -29,7 +29,11 @@ test: .venv/.ready ## every test (under 25 minutes on two cores)
 
 test-vllm: .venv-vllm/.ready ## vLLM as sampling engine, in an environment of its own (its CPU build, 3 GB; five minutes to install)
 	@echo "== vLLM on the CPU: same answers' distribution, log-probabilities and states as the project's own engine"
-	.venv-vllm/bin/python -m pytest tests/vllm
+	@# a process for each engine: one that ends takes the process groups of another with it
+	.venv-vllm/bin/python -m pytest tests/vllm/test_vllm.py -k "not stop_string and not read_and_wrote"
+	.venv-vllm/bin/python -m pytest tests/vllm/test_vllm.py -k stop_string
+	.venv-vllm/bin/python -m pytest tests/vllm/test_vllm.py -k read_and_wrote
+	.venv-vllm/bin/python -m pytest tests/vllm/test_adapter.py
 
 bench-vllm: .venv-vllm/.ready ## our engine against vLLM on the same CPU
 	.venv-vllm/bin/python tests/benchmarks/bench_vllm.py

@@ -2,7 +2,7 @@
 
 In: a source table, a plain actor class, a `Pool`. Out: the target table with every source row once, and its counts.
 Promises: columns are checked on the driver before any actor starts; a failed row stays in the table with `error` set;
-a killed run continues at its last committed block; the manifest is written last.
+a killed run continues at its last committed block (`attempts`); the manifest is written last.
 Refuses to know: what the actors compute.
 """
 
@@ -24,6 +24,7 @@ from ray.data.checkpoint import CheckpointConfig
 from ray.exceptions import RayError
 
 from ka2l_ray.artifacts import Folder, StageError, Table
+from ka2l_ray.attempts import Attempt
 from ka2l_ray.config import Pool
 from ka2l_ray.models.tally import Tally
 from ka2l_ray.runtime import ActorMetrics, one_line, telling
@@ -124,16 +125,17 @@ def run_stage(stage: Stage, source: Table, target: Table, part: str | None = Non
     carried = tuple(dict.fromkeys(("id", *stage.keep)))
     wanted = tuple(dict.fromkeys((*carried, *stage.columns_in)))
     _check_columns(stage, source, wanted)
-    data, checkpoint = target.folder.make() / "data", target.folder / CHECKPOINT
+    data, checkpoints = target.folder.make() / "data", target.folder / CHECKPOINT
+    attempt = Attempt.begin(checkpoints, data)
     block = block_rows(stage.pool, rows_in)
     started = time.monotonic()
     if rows_in:
-        with _context(checkpoint), telling(stage.name, lambda: _progress(checkpoint, block, rows_in)):
+        with _context(attempt.checkpoint), telling(stage.name, lambda: _progress(attempt, block, rows_in)):
             try:
                 _execute(stage, source.folder, files, wanted, carried, data, block)
             except RayError as error:
                 raise StageError(f"{stage.name}: {one_line(error)}") from error
-    committed = _committed_files(data, checkpoint)
+    committed = attempt.files()
     rows, errors = sum(f["rows"] for f in committed), _write_errors(target.folder, data, committed)
     if rows != rows_in:
         raise StageError(f"{stage.name}: {rows_in:,} rows in, {rows:,} rows out; delete {target.folder.path} and run again")
@@ -146,7 +148,7 @@ def run_stage(stage: Stage, source: Table, target: Table, part: str | None = Non
         )
     listed = [f | {"name": f"data/{f['name']}"} for f in committed]
     target.close(listed, rows_in=rows_in, errors=errors, seconds=round(time.monotonic() - started, 3))
-    checkpoint.delete()
+    checkpoints.delete()
     return target.manifest()
 
 
@@ -158,10 +160,8 @@ def block_rows(pool: Pool, rows_in: int) -> int:
     return max(1, min(pool.block_rows, -(-rows_in // (BLOCKS_PER_ACTOR * pool.max))))
 
 
-def _progress(checkpoint: Folder, block: int, rows_in: int) -> str:
-    """What is committed, from the number of committed blocks alone: cheap on object storage too."""
-    blocks = sum(".pending" not in n for n in checkpoint.names())
-    return f"about {min(blocks * block, rows_in):,} of {rows_in:,} rows committed"
+def _progress(attempt: Attempt, block: int, rows_in: int) -> str:
+    return f"about {min(attempt.rows_about(block), rows_in):,} of {rows_in:,} rows committed"
 
 
 def _check_columns(stage: Stage, source: Table, wanted: tuple[str, ...]) -> None:
@@ -174,7 +174,9 @@ def _execute(
     stage: Stage, folder: Folder, files: list[str], wanted: tuple[str, ...], carried: tuple[str, ...], data: Folder, block: int
 ) -> None:
     pool = stage.pool
-    rows = ray.data.read_parquet(files, filesystem=folder.filesystem, columns=list(wanted), partitioning=None)
+    rows = ray.data.read_parquet(
+        files, filesystem=folder.filesystem, columns=list(wanted), partitioning=None, override_num_blocks=len(files)
+    )
     # Ray has no named parameter for restarts yet; before 2.64 takes this one away, `ray` stays pinned below it.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     mapped = rows.repartition(target_num_rows_per_block=block).map_batches(
@@ -193,9 +195,12 @@ def _execute(
 
 @contextlib.contextmanager
 def _context(checkpoint: Folder) -> Iterator[None]:
-    """Row-level resume for the one pipeline inside: the setting is process-wide, so it is put back."""
+    """Settings of the one pipeline inside; they are process-wide, so they are put back: row-level resume, a limit on standing still, and
+    Ray Data's reader of one file per task. Its newer reader packs files up to 128 MiB into one, so that a corpus of small files is read
+    and cut by a single worker, whose memory grows with it (`tests/benchmarks/bench_pool.py`)."""
     context = DataContext.get_current()
-    before = (context.checkpoint_config, context.execution_no_progress_timeout_s)
+    before = (context.checkpoint_config, context.execution_no_progress_timeout_s, context.use_datasource_v2)
+    context.use_datasource_v2 = False
     context.checkpoint_config = CheckpointConfig(
         id_column="id",
         checkpoint_path=checkpoint.path,
@@ -206,14 +211,7 @@ def _context(checkpoint: Folder) -> Iterator[None]:
     try:
         yield
     finally:
-        context.checkpoint_config, context.execution_no_progress_timeout_s = before
-
-
-def _committed_files(data: Folder, checkpoint: Folder) -> list[dict[str, Any]]:
-    """Data files whose checkpoint was committed; leftovers of a killed attempt have none."""
-    committed = tuple(n.removesuffix(".parquet") for n in checkpoint.names() if ".pending" not in n)
-    names = [n for n in data.names() if committed and n.startswith(committed)]
-    return [{"name": n, "rows": pq.read_metadata((data / n).path, filesystem=data.filesystem).num_rows} for n in names]
+        context.checkpoint_config, context.execution_no_progress_timeout_s, context.use_datasource_v2 = before
 
 
 def _error_rows(data: Folder, files: list[dict[str, Any]]) -> Iterator[dict[str, str]]:

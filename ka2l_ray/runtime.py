@@ -27,12 +27,12 @@ from ka2l_ray.config import Config, ConfigError, Pool
 from ka2l_ray.models.tally import Tally
 
 STACK = ("ka2l-ray", "ray", "torch", "transformers", "peft", "deepspeed", "pyarrow", "scikit-learn", "numpy")
-FOOTER_READERS = ("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
-"""Ray's default of 32 actors per table starts as many processes for one or a few files; a single one reads 128 footers at once. Every
-process that makes pipelines reads this: the driver, and the tasks of a comparison."""
-WORKER_ENVIRONMENT = dict(
-    [("TOKENIZERS_PARALLELISM", "false"), ("HF_HUB_DISABLE_PROGRESS_BARS", "1"), ("TRANSFORMERS_VERBOSITY", "error"), FOOTER_READERS]
-)
+WORKER_ENVIRONMENT = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",  # gives back what a block took; pyarrow's own default keeps it
+}
 log = logging.getLogger("ka2l")
 T = TypeVar("T")
 
@@ -104,10 +104,9 @@ def connect(config: Config) -> None:
 
 
 def _set_environment() -> None:
-    """Before Ray starts: leave the terminal to our own lines (Ray's go to its log files all the same), and one footer reader a table."""
+    """Before Ray starts: leave the terminal to our own lines; Ray's go to its log files all the same."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    os.environ.setdefault(*FOOTER_READERS)
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

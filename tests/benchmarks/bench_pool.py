@@ -3,8 +3,9 @@
 In: the model and questions of `bench_model`. Out: `results/pool.json`.
 Throughput: scoring in a pool of two actors of one thread each against the same engine in two plain processes of one thread each, which
 know nothing of Ray and halve the questions between them; both sides after every actor's or process' first block, so that starting and
-loading are not counted; `--pairs` pairs in turn. Memory: the largest resident sets of the driver and of any of Ray's worker processes
-(actors, tasks that read and write, idle ones), each corpus size in a process and cluster of its own, with an actor that holds no model.
+loading are not counted; `--pairs` pairs in turn. Memory: the most that the driver and any of Ray's worker processes (actors, tasks that
+read and write, idle ones) hold of their own, and the most that one maps of Ray's object store, which they share and Ray bounds; each
+corpus size in a process and cluster of its own, with an actor that holds no model.
 `--rows 400 --pairs 1 --sizes 1000 2000` shows in two minutes that it runs.
 """
 
@@ -147,18 +148,26 @@ def throughput(rows: int, pairs: int) -> dict[str, Any]:
     }
 
 
+def held(process: psutil.Process) -> tuple[int, int]:
+    """Resident memory in bytes: of its own (heap, code), and shared pages, which are the object store's."""
+    lines = dict(line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
+    anonymous, file, shared = (int(lines[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile", "RssShmem"))
+    return anonymous + file, shared
+
+
 @contextmanager
 def watching() -> Iterator[dict[str, int]]:
-    """The largest resident set in bytes of this process and of any worker process of its cluster, sampled ten times a second."""
-    peak, done = {"driver": 0, "worker": 0}, threading.Event()
+    """The most that this process and any worker process of its cluster hold in bytes, sampled ten times a second."""
+    peak, done = {"driver": 0, "worker": 0, "store": 0}, threading.Event()
 
     def watch() -> None:
         while not done.wait(0.1):
-            peak["driver"] = max(peak["driver"], psutil.Process().memory_info().rss)
+            peak["driver"] = max(peak["driver"], held(psutil.Process())[0])
             for process in psutil.Process().children(recursive=True):
-                with suppress(psutil.NoSuchProcess):
+                with suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError, KeyError):  # it has ended
                     if "ray::" in " ".join(process.cmdline()):
-                        peak["worker"] = max(peak["worker"], process.memory_info().rss)
+                        own, shared = held(process)
+                        peak["worker"], peak["store"] = max(peak["worker"], own), max(peak["store"], shared)
 
     thread = threading.Thread(target=watch)
     thread.start()

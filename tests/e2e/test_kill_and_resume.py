@@ -27,8 +27,8 @@ def test_killed_in_collecting_search_and_finetuning(tmp_path: Path, job_run: Job
     run, rng = tmp_path / "killed/r", random.Random(7)
 
     checkpoint = run / "base/activations/_checkpoint"
-    kill_when(arguments("killed"), lambda: any(".pending" not in f.name for f in checkpoint.glob("*.parquet")), rng)
-    committed = {f.name.removesuffix(".parquet") for f in checkpoint.glob("*.parquet") if ".pending" not in f.name}
+    kill_when(arguments("killed"), lambda: any(".pending" not in f.name for f in checkpoint.glob("*/*.parquet")), rng)
+    committed = {f.name.removesuffix(".parquet") for f in checkpoint.glob("*/*.parquet") if ".pending" not in f.name}
     written = {f.name for f in (run / "base/activations/data").iterdir() if f.name.startswith(tuple(committed))}
     assert written
 

@@ -34,10 +34,23 @@ class Killer(Doubler):
     def __call__(self, batch: pa.Table) -> dict[str, Any]:
         done = len(Path(self.log).read_text().split()) if Path(self.log).exists() else 0
         if done >= self.after:
-            while not any(".pending" not in f.name for f in self.checkpoint.glob("*.parquet")):
+            while not any(".pending" not in f.name for f in self.checkpoint.glob("*/*.parquet")):
                 time.sleep(0.1)
             os.kill(self.driver, signal.SIGKILL)
             time.sleep(60)
+        return super().__call__(batch)
+
+
+class Late(Doubler):
+    """A `Doubler` that moves files into place before its first block: what a worker of a killed driver may still do then."""
+
+    def __init__(self, log: str, moves: list[tuple[str, str]]) -> None:
+        super().__init__(log)
+        self.moves = moves
+
+    def __call__(self, batch: pa.Table) -> dict[str, Any]:
+        while self.moves:
+            Path(self.moves[0][0]).rename(self.moves.pop(0)[1])
         return super().__call__(batch)
 
 

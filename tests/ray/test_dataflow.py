@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from actors import Crasher, Doubler, Unloadable
+from actors import Crasher, Doubler, Late, Unloadable
 
 from ka2l_ray.artifacts import Folder, StageError, Table
 from ka2l_ray.config import Pool
@@ -106,7 +107,7 @@ def test_a_killed_driver_continues_at_the_last_committed_block(tmp_path: Path) -
     killed = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     target = Table(Folder.of(str(tmp_path / "out")))
-    committed = len([f for f in (tmp_path / "out/_checkpoint").iterdir() if ".pending" not in f.name])
+    committed = len([f for f in (tmp_path / "out/_checkpoint").glob("*/*.parquet") if ".pending" not in f.name])
     assert committed > 0
     assert not target.is_done
     before = (tmp_path / "log").read_text().split()
@@ -125,6 +126,22 @@ def test_a_batch_that_keeps_killing_its_process_ends_the_stage_and_keeps_the_res
     assert not target.is_done
     run_stage(stage(tmp_path), rows, target)
     assert sorted(target.read(["id"])["id"].to_pylist()) == [f"q{i:03d}" for i in range(ROWS)]
+
+
+def test_a_block_that_an_earlier_attempt_commits_late_is_not_there_twice(tmp_path: Path) -> None:
+    target, rows = Table(Folder.of(str(tmp_path / "out"))), source(tmp_path)
+    with pytest.raises(StageError, match="double: "):
+        run_stage(stage(tmp_path, actor=Crasher, arguments={"log": str(tmp_path / "log"), "poison": 39}), rows, target)
+    (checkpoint, *_) = [f for f in (tmp_path / "out/_checkpoint").glob("*/*.parquet") if ".pending" not in f.name]
+    (written,) = (tmp_path / "out/data").glob(f"{checkpoint.stem}*")
+    late, before = pq.read_table(written)["id"].to_pylist(), len((tmp_path / "log").read_text().split())
+    moves = [(str(tmp_path / f.name), str(f)) for f in (written, checkpoint)]
+    for aside, place in moves:
+        Path(place).rename(aside)
+    run_stage(stage(tmp_path, actor=Late, arguments={"log": str(tmp_path / "log"), "moves": moves}), rows, target)
+    assert written.exists()
+    assert sorted(target.read(["id"])["id"].to_pylist()) == [f"q{i:03d}" for i in range(ROWS)]
+    assert set(late) <= set((tmp_path / "log").read_text().split()[before:]), "it was not given out again, so nothing was shown"
 
 
 def test_an_actor_that_cannot_load_says_why_in_one_line(tmp_path: Path) -> None:

@@ -84,13 +84,14 @@ def _fail(message: str) -> NoReturn:
 
 def _open(config: Config) -> Any:
     """Check, connect, open the run folder: everything that can refuse before work starts."""
-    from ka2l_ray import pipeline
+    from ka2l_ray import driver, pipeline
     from ka2l_ray.artifacts import Run
     from ka2l_ray.runtime import connect, log, set_up_logging
 
     set_up_logging()
     pipeline.check(config)
     run = Run.open(config, pipeline.pinned)
+    driver.hold(run.folder)
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not Path(config.run.storage).is_absolute() and "://" not in config.run.storage:
         log.warning("run.storage = %r is relative: this job's results lie in %s and go with it", config.run.storage, run.folder.path)
     connect(config)
@@ -212,6 +213,7 @@ def compare(
 ) -> None:
     """Learning curves of several strategies over several seeds, and what each saves against random choice; a killed one continues."""
     with plain_errors(debug):
+        from ka2l_ray import driver
         from ka2l_ray.active import compare as comparing
         from ka2l_ray.runtime import connect, set_up_logging
 
@@ -219,6 +221,8 @@ def compare(
         chosen = [f"active.strategies=[{strategies}]"] if strategies else []
         loaded = load_config(config, [*(overrides or ()), *chosen])
         runs = comparing.open_runs(loaded, seeds)
+        for run in runs:
+            driver.hold(run.folder)
         connect(loaded)
         words = ("--seeds", str(seeds), *(("--strategies", strategies) if strategies else ()))
         typed = command_line("ka2l", "compare", str(config), *words, overrides=overrides or ())

@@ -21,6 +21,7 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, SaveMode
 from ray.data.checkpoint import CheckpointConfig
+from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 
 from ka2l_ray.artifacts import Folder, StageError, Table
@@ -30,7 +31,8 @@ from ka2l_ray.models.tally import Tally
 from ka2l_ray.runtime import ActorMetrics, one_line, telling
 
 CHECKPOINT = "_checkpoint"
-NO_PROGRESS_S = 600
+NO_PROGRESS_S = 2 * 3600
+"""A stage that finishes no block for so long is ended. Nodes take minutes to come, large models to load, and one block may take an hour."""
 BLOCKS_PER_ACTOR = 4
 """At least so many blocks for each actor that a pool may have, so that none stands idle while others work through a small table."""
 ACTOR_RESTARTS = 5
@@ -119,6 +121,7 @@ def run_stage(stage: Stage, source: Table, target: Table, part: str | None = Non
     and for an actor that cannot load or keeps dying.
     """
     if target.is_done:
+        (target.folder / CHECKPOINT).delete()  # there after a kill between manifest and cleaning
         return target.manifest()
     files = source.files(part)
     rows_in = source.rows if part is None else source.part_rows(part)
@@ -133,8 +136,8 @@ def run_stage(stage: Stage, source: Table, target: Table, part: str | None = Non
         with _context(attempt.checkpoint), telling(stage.name, lambda: _progress(attempt, block, rows_in)):
             try:
                 _execute(stage, source.folder, files, wanted, carried, data, block)
-            except RayError as error:
-                raise StageError(f"{stage.name}: {one_line(error)}") from error
+            except (RayError, ExecutionTimeoutError) as error:
+                raise StageError(f"{stage.name}: {_why(stage, block, error)}") from error
     committed = attempt.files()
     rows, errors = sum(f["rows"] for f in committed), _write_errors(target.folder, data, committed)
     if rows != rows_in:
@@ -158,6 +161,15 @@ def block_rows(pool: Pool, rows_in: int) -> int:
     A function of the whole table, so that a run which goes on cuts what is left as before.
     """
     return max(1, min(pool.block_rows, -(-rows_in // (BLOCKS_PER_ACTOR * pool.max))))
+
+
+def _why(stage: Stage, block: int, error: Exception) -> str:
+    if isinstance(error, ExecutionTimeoutError):
+        return (
+            f"no block of {block} rows was finished within {NO_PROGRESS_S / 3600:g} h. Either the cluster has no free "
+            f"{stage.pool.cpus:g} CPUs and {stage.pool.gpus:g} GPUs for an actor, or a block takes longer: lower `block_rows` of its pool"
+        )
+    return one_line(error)
 
 
 def _progress(attempt: Attempt, block: int, rows_in: int) -> str:
@@ -201,12 +213,15 @@ def _context(checkpoint: Folder) -> Iterator[None]:
     context = DataContext.get_current()
     before = (context.checkpoint_config, context.execution_no_progress_timeout_s, context.use_datasource_v2)
     context.use_datasource_v2 = False
-    context.checkpoint_config = CheckpointConfig(
+    config = CheckpointConfig(
         id_column="id",
         checkpoint_path=checkpoint.path,
         override_filesystem=checkpoint.filesystem,
         delete_checkpoint_on_success=False,  # the manifest comes first: a kill between the two must lose nothing
     )
+    # Of the actors that leave out what is done, Ray would start up to ten, each with 1 GiB set aside: on a small machine they never start.
+    config.checkpoint_actor_pool_max_size, config.checkpoint_actor_memory_bytes = 1, 0
+    context.checkpoint_config = config
     context.execution_no_progress_timeout_s = NO_PROGRESS_S
     try:
         yield

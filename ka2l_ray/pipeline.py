@@ -38,7 +38,7 @@ from ka2l_ray.report.page import write_report
 from ka2l_ray.runtime import connect, log, stage_line, versions
 from ka2l_ray.world.facts import build_world
 
-RESULTS, ROWS, TIMES = "results.json", "rows.json", "times.json"
+RESULTS, ROWS, TIMES, REDO = "results.json", "rows.json", "times.json", "redo.json"
 """`ROWS` and `TIMES` are the books of the base steps; a step is in `ROWS` once it is done."""
 ANSWERS_WITHIN_S = 10.0
 SAMPLES_POOL = "K samples of the pool, for the strategies that rank by them (entropy, likelihood, quadrant)"
@@ -253,6 +253,8 @@ def execute(run: Run, until: str | None, command: str) -> dict[str, Any]:
 
 def run_steps(run: Run, until: str | None) -> None:
     """Run every step up to and with `until`, all where it is None."""
+    if unfinished := (run.folder / REDO).read_json_or_empty():
+        redo(run, unfinished["from"])
     last = STEP_NAMES.index(until) if until else len(STEPS) - 1
     for step in STEPS[: last + 1]:
         done_before = step.name in (run.folder / ROWS).read_json_or_empty()
@@ -298,15 +300,20 @@ def waiting_rounds(run: Run) -> list[Round]:
 
 
 def redo(run: Run, name: str) -> None:
-    """Delete the output of a step and of all that follow it."""
-    for step in STEPS[STEP_NAMES.index(name) :]:
+    """Delete the output of a step and of all that follow it. Killed half-way, it is finished before any step runs: else results of later
+    steps would stand on new inputs, and object storage, where files go one by one, would show a table whose files are gone."""
+    note = run.folder / REDO
+    first = min([name, *note.read_json_or_empty().values()], key=STEP_NAMES.index)
+    note.write_json({"from": first})
+    for step in STEPS[STEP_NAMES.index(first) :]:
         for folder in step.folders:
             (run.folder / folder).delete()
-    kept = STEP_NAMES[: STEP_NAMES.index(name)]
+    kept = STEP_NAMES[: STEP_NAMES.index(first)]
     for book in (run.folder / ROWS, run.folder / TIMES):
         if book.exists():
             book.write_json({k: v for k, v in book.read_json().items() if k in kept})
     (run.folder / RESULTS).delete()
+    note.delete()
 
 
 def plan(run: Run) -> Sequence[Round]:

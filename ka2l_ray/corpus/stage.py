@@ -27,6 +27,7 @@ def questions(run: Run) -> dict[str, Any]:
     """
     table = run.table("questions")
     if table.is_done:
+        (table.folder / SCRATCH).delete()  # there after a kill between manifest and cleaning
         check_budget(run.config, table.part_rows("pool"))
         return table.manifest()
     table.folder.delete()  # what a killed attempt left

@@ -6,7 +6,9 @@ again comes back as a value, for Ray Train retries whatever is raised. Refuses t
 """
 
 import json
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +38,7 @@ def finetune(job: Job, name: str) -> dict[str, Any]:
     Raises `StageError` for what another try would not mend, else what a worker raised last.
     """
     if job.record.exists():
+        _clean(job)
         return job.record.read_json()
     if not job.examples.rows:
         raise StageError(
@@ -59,14 +62,32 @@ def finetune(job: Job, name: str) -> dict[str, Any]:
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
-    with telling("finetune", lambda: progress_line(job)):
+    with telling("finetune", lambda: progress_line(job)), _own_interrupts():
         result: Any = trainer.fit().return_value
     if "refused" in result:
         raise StageError(f"fine-tuning: {result['refused']}")
     job.record.write_json(result)
+    _clean(job)
+    return result
+
+
+def _clean(job: Job) -> None:
+    """Also after a kill between record and cleaning: checkpoints hold the optimiser's state, twice the size of what is trained."""
     job.checkpoints.delete()
     job.progress.delete()
-    return result
+
+
+@contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """Ray Train leaves its handler of Ctrl-C behind, which ends the process with status 0 now and does nothing after the training."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as end:
+        raise KeyboardInterrupt from end
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:

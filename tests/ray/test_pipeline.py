@@ -17,7 +17,7 @@ from ka2l_ray.active.outcome import base_record
 from ka2l_ray.active.round import Round, State
 from ka2l_ray.annotate.file import ASKED
 from ka2l_ray.annotate.sources import Waiting
-from ka2l_ray.artifacts import Run
+from ka2l_ray.artifacts import Folder, Run
 from ka2l_ray.config import parse_config
 
 SMOKE = Path(__file__).parents[2] / "jobs/configs/smoke.yaml"
@@ -129,6 +129,25 @@ def test_redoing_a_base_step_books_it_anew(run: Run, marks: Marks) -> None:
     pipeline.execute(run, "evaluate", "a test")
     pipeline.redo(run, "evaluate")
     assert pipeline.execute(run, "evaluate", "a test")["time_s"] == {"evaluate": BASE_EVALUATION_S}
+
+
+def test_a_redo_killed_half_way_is_finished_before_any_step_runs(run: Run, marks: Marks, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline.execute(run, None, "a test")
+    delete = Folder.delete
+
+    def dies(folder: Folder) -> None:
+        if folder.path.endswith("/strategies"):
+            raise KeyboardInterrupt
+        delete(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "delete", dies)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.redo(run, "evaluate")
+    assert not (run.folder / "base/evaluation").exists()
+    assert (run.folder / "strategies").exists()
+    assert pipeline.execute(run, "evaluate", "a test")["time_s"] == {"evaluate": BASE_EVALUATION_S}
+    assert not (run.folder / "strategies").exists()
 
 
 @pytest.mark.parametrize("name", ["annotate", "finetune", "evaluate", "run"])

@@ -71,3 +71,17 @@ def test_an_attempt_killed_before_its_note_has_not_begun(folders: tuple[Folder, 
             Attempt.begin(*folders)
     write(first, "b", ["q2"])
     assert counted(Attempt.begin(*folders)) == {"a": 1, "b": 1}
+
+
+def test_a_block_written_a_second_time_or_cut_short_is_done_again(folders: tuple[Folder, Folder]) -> None:
+    """A write task that died after its commit is tried again by Ray, over the same data file; a power cut leaves a file cut short."""
+    first = Attempt.begin(*folders)
+    write(first, "whole", ["q1"])
+    write(first, "again", ["q2"])
+    write(first, "again", ["q2"], pending=True)
+    write(first, "cut", ["q3"])
+    file = Path(first.data.path, "cut_000000-0.parquet")
+    file.write_bytes(file.read_bytes()[:-20])
+    second = Attempt.begin(*folders)
+    assert counted(second) == {"whole": 1}
+    assert taken_over(second) == ["q1"]

@@ -57,19 +57,19 @@ class ChatServer:
 
     def deal_with(self, handler: BaseHTTPRequestHandler, asked: dict[str, Any]) -> None:
         question = asked["messages"][-1]["content"]
-        trouble = self._enter(question, dict(handler.headers))
+        kind, _, value = (self._enter(question, dict(handler.headers)) or "").partition(" ")
         try:
             self.before(question)
-            if trouble == "hang":
-                return
-            self._respond(handler, question, trouble)
+            if kind == "slow":
+                time.sleep(float(value))
         finally:
-            self._leave()
-        if trouble == "hang":
+            self._leave()  # before the response, which the client's next request may overtake
+        if kind == "hang":
             self._closing.wait()
+        else:
+            self._respond(handler, question, kind, value)
 
-    def _respond(self, handler: BaseHTTPRequestHandler, question: str, trouble: str | None) -> None:
-        kind, _, value = (trouble or "").partition(" ")
+    def _respond(self, handler: BaseHTTPRequestHandler, question: str, kind: str, value: str) -> None:
         if kind == "wait":  # "wait 1": 429, come back in a second
             self._not_before[question] = time.monotonic() + float(value)
             send(handler, 429, b'{"error": "too many"}', {"Retry-After": value})
@@ -89,8 +89,6 @@ class ChatServer:
         elif kind == "drop":
             handler.close_connection = True
         else:
-            if kind == "slow":
-                time.sleep(float(value))
             with self._lock:
                 self.answered[question] += 1
             send(handler, 200, json.dumps(self._completion(question, kind)).encode())

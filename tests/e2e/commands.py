@@ -2,15 +2,17 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).parents[2]
 LIGHTER = ["--set", "finetune.workers=1"]
@@ -36,8 +38,8 @@ def ka2l(*arguments: str, timeout_s: float = 600) -> subprocess.CompletedProcess
     return subprocess.run([*KA2L, *arguments], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout_s)
 
 
-def kill_when(arguments: list[str], ready: Callable[[], bool], rng: random.Random, timeout_s: float = 600) -> None:
-    """Start a command and send it SIGKILL up to two seconds after `ready`; fails where it ends before."""
+def kill_when(arguments: list[str], ready: Callable[[], bool], wait_s: float = 0.0, timeout_s: float = 600) -> None:
+    """Start a command and send it SIGKILL `wait_s` after `ready`; fails where it ends before. Its local cluster is gone at the return."""
     process = subprocess.Popen(
         [*KA2L, *arguments],
         cwd=ROOT,
@@ -50,12 +52,20 @@ def kill_when(arguments: list[str], ready: Callable[[], bool], rng: random.Rando
     deadline = time.monotonic() + timeout_s
     while not ready():
         if process.poll() is not None or time.monotonic() > deadline:
+            signal_group(process, signal.SIGKILL)
             raise AssertionError(f"the command ended or hung before the moment to kill it: {process.communicate()[1]}")
         time.sleep(0.05)
-    time.sleep(rng.uniform(0.0, 2.0))
-    process.send_signal(signal.SIGKILL)
+    time.sleep(wait_s)
+    cluster = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
     process.wait()
-    time.sleep(3)  # the local cluster notices that its driver is gone
+    psutil.wait_procs(cluster, timeout=60)
+
+
+def signal_group(process: subprocess.Popen[str], number: signal.Signals) -> None:
+    """To a process started in a session of its own and to what it has started there, as far as they are left."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
 
 
 def results(run: Path) -> dict[str, Any]:

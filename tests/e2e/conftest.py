@@ -10,11 +10,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from commands import LIGHTER, ROOT, JobRun, environment
+from commands import LIGHTER, ROOT, JobRun, environment, signal_group
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
@@ -28,29 +28,52 @@ def job_run(tmp_path_factory: pytest.TempPathFactory) -> JobRun:
         return JobRun(refused, submit(address, env, *command), storage / "smoke")
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+def free_ports(count: int) -> list[int]:
+    """Free at this moment, no two the same."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for s in sockets:
+            s.bind(("127.0.0.1", 0))
+        return [s.getsockname()[1] for s in sockets]
 
 
 @contextmanager
 def head() -> Iterator[tuple[str, dict[str, str]]]:
-    """A head node: (dashboard address, environment with the token). Ended by its process group, never `ray stop`."""
-    port, dashboard, agent = free_port(), free_port(), free_port()
+    """A head node: (dashboard address, environment with the token)."""
     env = environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
-    ports = [f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
+    with ExitStack() as stack:
+        try:
+            address = stack.enter_context(head_node(env))
+        except AssertionError:  # another process may have taken one of its ports
+            address = stack.enter_context(head_node(env))
+        yield address, env
+
+
+@contextmanager
+def head_node(env: dict[str, str]) -> Iterator[str]:
+    """The dashboard's address. Ended by its process group, never `ray stop`."""
+    port, dashboard, agent, client = free_ports(4)
+    ports = [
+        f"--port={port}",
+        f"--dashboard-port={dashboard}",
+        f"--dashboard-agent-listen-port={agent}",
+        f"--ray-client-server-port={client}",
+    ]
     scratch = tempfile.mkdtemp(prefix="ka2l-")  # of its own: Ray looks in the common one for a cluster that is no more
     command = [*RAY, "start", "--head", "--block", *ports, "--num-cpus=6", f"--temp-dir={scratch}"]
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     address = f"http://127.0.0.1:{dashboard}"
     try:
         _wait_for_jobs(process, address, env)
-        yield address, env
+        yield address
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=60)
+        signal_group(process, signal.SIGTERM)
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            signal_group(process, signal.SIGKILL)
+            process.wait()
         shutil.rmtree(scratch, ignore_errors=True)
 
 

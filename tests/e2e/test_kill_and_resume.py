@@ -6,6 +6,7 @@ The undisturbed run is the one made as a job (`conftest.py`). With `KA2L_KILL_CO
 
 import os
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,23 @@ def test_killed_in_collecting_search_and_finetuning(tmp_path: Path, job_run: Job
     run, rng = tmp_path / "killed/r", random.Random(7)
 
     checkpoint = run / "base/activations/_checkpoint"
-    kill_when(arguments("killed"), lambda: any(".pending" not in f.name for f in checkpoint.glob("*/*.parquet")), rng)
-    committed = {f.name.removesuffix(".parquet") for f in checkpoint.glob("*/*.parquet") if ".pending" not in f.name}
-    written = {f.name for f in (run / "base/activations/data").iterdir() if f.name.startswith(tuple(committed))}
-    assert written
 
-    kill_when(arguments("killed"), lambda: any((run / "base/search/layers").glob("*/fit.json")), rng)
+    def committed() -> tuple[str, ...]:
+        return tuple(f.stem for f in checkpoint.glob("*/*.parquet") if ".pending" not in f.name)
+
+    kill_when(arguments("killed"), lambda: bool(committed()))
+    if not committed():  # collecting ended between the look and the kill
+        shutil.rmtree(run)
+        kill_when(arguments("killed"), lambda: bool(committed()))
+    written = {f.name for f in (run / "base/activations/data").iterdir() if f.name.startswith(committed())}
+    assert written, "collecting was never killed with a block committed"
+
+    kill_when(arguments("killed"), lambda: any((run / "base/search/layers").glob("*/fit.json")), rng.uniform(0.0, 2.0))
     collected = (run / "base/activations/manifest.json").read_bytes()
     assert written <= {Path(n).name for n in listed(run / "base/activations/manifest.json")}, "committed rows were computed again"
     fitted = {f: f.read_bytes() for f in (run / "base/search/layers").glob("*/fit.json")}
 
-    kill_when(arguments("killed"), lambda: any(run.glob("strategies/*/*/*/finetune/examples/manifest.json")), rng)
+    kill_when(arguments("killed"), lambda: any(run.glob("strategies/*/*/*/finetune/examples/manifest.json")), rng.uniform(0.0, 2.0))
     searched = (run / "base/search/search.json").read_bytes()
 
     resumed = ka2l(*arguments("killed"), timeout_s=1800)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 from pyarrow import fs
@@ -45,7 +46,8 @@ def bucket() -> Iterator[str]:
         port = s.getsockname()[1]
     server = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while socket.socket().connect_ex(("127.0.0.1", port)) != 0:
+    while all(c.laddr.port != port for c in psutil.Process(server.pid).net_connections() if c.laddr):  # itself, no other process
+        assert server.poll() is None, "moto's server ended: another process may have taken its port"
         assert time.monotonic() < deadline, "moto's server did not start"
         time.sleep(0.2)
     query = f"endpoint_override=http://127.0.0.1:{port}&allow_bucket_creation=true&region=us-east-1"

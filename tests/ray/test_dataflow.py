@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -144,6 +145,41 @@ def test_a_block_that_an_earlier_attempt_commits_late_is_not_there_twice(tmp_pat
     assert set(late) <= set((tmp_path / "log").read_text().split()[before:]), "it was not given out again, so nothing was shown"
 
 
+SMALL = """
+    import sys
+    sys.path.insert(0, {tests!r})
+    from pathlib import Path
+    import pyarrow as pa, pyarrow.parquet as pq, ray
+    from ka2l_ray.attempts import Attempt
+    from test_dataflow import Folder, Table, run_stage, source, stage
+
+    ray.init(address="local", num_cpus=4, _memory=300e6, include_dashboard=False)
+    folder, out = Path({folder!r}), Folder.of({folder!r}) / "out"
+    first = Attempt.begin(out / "_checkpoint", (out / "data").make())
+    pq.write_table(pa.table({{"id": ["q000"]}}), first.checkpoint.path + "/a.parquet")
+    pq.write_table(pa.table({{"id": ["q000"], "doubled": [0], "error": pa.nulls(1, pa.string())}}), first.data.path + "/a_0.parquet")
+    run_stage(stage(folder), source(folder), Table(out))
+"""
+
+
+def test_a_machine_with_little_memory_resumes_too(tmp_path: Path) -> None:
+    """Ray would set aside 1 GiB for what leaves out the rows that are done; here it has less, and would wait."""
+    script = textwrap.dedent(SMALL).format(tests=str(Path(__file__).parent), folder=str(tmp_path))
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    resumed = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
+    assert resumed.returncode == 0, resumed.stderr
+    assert sorted(Table(Folder.of(str(tmp_path / "out"))).read(["id"])["id"].to_pylist()) == [f"q{i:03d}" for i in range(ROWS)]
+    assert "q000" not in (tmp_path / "log").read_text()
+
+
+def test_a_stage_that_no_node_can_hold_ends_and_says_what_it_waits_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ka2l_ray.dataflow.NO_PROGRESS_S", 5)
+    with pytest.raises(StageError, match=r"double: no block of 5 rows was finished within .* no free 64 CPUs and 0 GPUs for an actor"):
+        run_stage(
+            stage(tmp_path, pool=Pool(cpus=64, batch_rows=4, block_rows=5)), source(tmp_path), Table(Folder.of(str(tmp_path / "out")))
+        )
+
+
 def test_an_actor_that_cannot_load_says_why_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"^double: .*decode\.decoder = 'x' reads states of another model$"):
         run_stage(stage(tmp_path, actor=Unloadable), source(tmp_path), Table(Folder.of(str(tmp_path / "out"))))
@@ -167,7 +203,7 @@ def test_a_table_smaller_than_a_block_is_cut_for_every_actor_of_the_pool(tmp_pat
 def test_waiting_is_the_time_between_calls_whatever_a_call_does_besides_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock by hand: 3 s before the first call, which takes 10 s, of them 4 in the model; 5 s until the second, of 1 s."""
     now, added = [100.0], []
-    monkeypatch.setattr("ka2l_ray.runtime.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("ka2l_ray.runtime.time", SimpleNamespace(monotonic=lambda: now[0]))
     tally = Tally()
     metrics = ActorMetrics("stage", tally)
     for name, counter in metrics._counters.items():

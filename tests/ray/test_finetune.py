@@ -165,15 +165,16 @@ def test_a_killed_worker_and_a_killed_driver_cost_the_steps_since_the_last_check
     wait_for(lambda: last_listed(snapshot) > 0, driver)
     first_group = train_workers(driver.pid)
     assert len(first_group) == 2
-    before_worker = last_listed(snapshot)
+    before_worker = last_listed(snapshot, wait_s=30)
     first_group[1].send_signal(signal.SIGKILL)
     wait_for(lambda: len(again := train_workers(driver.pid)) == 2 and not {p.pid for p in again} & {p.pid for p in first_group}, driver)
-    at_restart = last_listed(snapshot)
+    at_restart = last_listed(snapshot, wait_s=30)
     wait_for(lambda: last_listed(snapshot) > at_restart, driver)
+    cluster = psutil.Process(driver.pid).children(recursive=True)
     driver.kill()
     driver.wait()
-    time.sleep(5)  # its cluster notices and goes
-    before_driver = last_listed(snapshot)
+    psutil.wait_procs(cluster, timeout=60)
+    before_driver = last_listed(snapshot, wait_s=30)
 
     resumed = finetune(killed, NAME)
     assert resumed["resumed_at_steps"] == [at_restart, before_driver]
@@ -187,12 +188,16 @@ def test_a_killed_worker_and_a_killed_driver_cost_the_steps_since_the_last_check
     assert not killed.checkpoints.exists()
 
 
-def last_listed(snapshot: Folder) -> int:
-    """The step of the last checkpoint that Ray Train counts, 0 where there is none."""
-    try:
-        return int(json.loads(snapshot.read_bytes())["latest_checkpoint_result"]["checkpoint_dir_name"].removeprefix("step_"))
-    except (OSError, ValueError, TypeError):  # not there yet, or being written
-        return 0
+def last_listed(snapshot: Folder, wait_s: float = 0.0) -> int:
+    """The step of the last checkpoint that Ray Train counts; 0 where there is none, or its list is not whole within `wait_s`."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            return int(json.loads(snapshot.read_bytes())["latest_checkpoint_result"]["checkpoint_dir_name"].removeprefix("step_"))
+        except (OSError, ValueError, TypeError):  # not there yet, or being written
+            if time.monotonic() >= deadline:
+                return 0
+            time.sleep(0.05)
 
 
 def train_workers(driver: int) -> list[psutil.Process]:

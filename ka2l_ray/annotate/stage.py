@@ -2,9 +2,9 @@
 
 In: the round's questions, in order. Out: the table, each id once; `status` says what became of it, `cost` what it is worth.
 A chat endpoint is asked through Ray Data's HTTP processor: one actor, so that its limits hold over the whole pipeline. Replies lie
-in `RUN/annotation_cache/` (of a comparison: beside its runs), named by content, one file each: a killed run asks again what was under way, equal
-questions of rounds, strategies and seeds are asked once, and the table is made from these files alone. People are asked for what no
-round of the run has an answer to.
+in `RUN/annotation_cache/` (of a comparison: beside its runs), named by content, one file each: a killed run asks again what was under
+way, equal questions of rounds, strategies and seeds are asked once, and the table is made from these files alone. People are asked for
+what no round of the run has an answer to.
 Refuses to know: how questions were chosen, what is trained on.
 """
 

@@ -62,7 +62,7 @@ def finetune(job: Job, name: str) -> dict[str, Any]:
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
-    with telling("finetune", lambda: progress_line(job)), _own_interrupts():
+    with telling("finetune", lambda: progress_line(job)), own_interrupts():
         result: Any = trainer.fit().return_value
     if "refused" in result:
         raise StageError(f"fine-tuning: {result['refused']}")
@@ -78,7 +78,7 @@ def _clean(job: Job) -> None:
 
 
 @contextmanager
-def _own_interrupts() -> Iterator[None]:
+def own_interrupts() -> Iterator[None]:
     """Ray Train leaves its handler of Ctrl-C behind, which ends the process with status 0 now and does nothing after the training."""
     before = signal.getsignal(signal.SIGINT)
     try:

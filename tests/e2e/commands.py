@@ -57,7 +57,7 @@ def kill_when(arguments: list[str], ready: Callable[[], bool], wait_s: float = 0
         time.sleep(0.05)
     time.sleep(wait_s)
     cluster = psutil.Process(process.pid).children(recursive=True)
-    process.kill()
+    signal_group(process, signal.SIGKILL)  # with Ray's agents, which would outlive it by a minute; workers have groups of their own
     process.wait()
     psutil.wait_procs(cluster, timeout=60)
 

@@ -80,7 +80,7 @@ def test_an_endpoint_that_misbehaves_loses_nothing_and_is_asked_nothing_twice(
         server.troubles[text[i]] = list(troubles)
     server.says = {text["q08"]: "I don’t know.", text["q09"]: "There is no such book.", text["q10"]: "  ", text["q11"]: f" It is {KEY} \n"}
     server.troubles[text["q12"]] = ["long"]
-    run = open_run(tmp_path, "endpoint", url=server.url)
+    run = open_run(tmp_path, "endpoint", url=server.url, timeout_s=10.0)  # which one question waits out
     with caplog.at_level(logging.INFO):
         table = annotated(run, questions)
     rows = table.read().to_pylist()

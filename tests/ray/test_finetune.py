@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from ka2l_ray.finetune.export import logits_of
 from ka2l_ray.finetune.job import Job, read_examples
 from ka2l_ray.finetune.losses import answer_loss, kl_to_base
 from ka2l_ray.finetune.model import trainable_model
-from ka2l_ray.finetune.train import SNAPSHOT, fallback, finetune
+from ka2l_ray.finetune.train import SNAPSHOT, fallback, finetune, own_interrupts
 from ka2l_ray.models.loading import load_model, load_tokenizer
 from ka2l_ray.models.tokens import pad_id
 
@@ -152,7 +153,9 @@ def test_a_killed_worker_and_a_killed_driver_cost_the_steps_since_the_last_check
     (calm_folder := tmp_path / "calm").mkdir()
     (killed_folder := tmp_path / "killed").mkdir()
     calm, killed = job(calm_folder, tune), job(killed_folder, tune)
+    ctrl_c = signal.getsignal(signal.SIGINT)
     undisturbed = finetune(calm, "calm")
+    assert signal.getsignal(signal.SIGINT) is ctrl_c
     assert undisturbed["resumed_at_steps"] == []
 
     snapshot = killed.checkpoints / NAME / SNAPSHOT
@@ -171,7 +174,7 @@ def test_a_killed_worker_and_a_killed_driver_cost_the_steps_since_the_last_check
     at_restart = last_listed(snapshot, wait_s=30)
     wait_for(lambda: last_listed(snapshot) > at_restart, driver)
     cluster = psutil.Process(driver.pid).children(recursive=True)
-    driver.kill()
+    os.killpg(driver.pid, signal.SIGKILL)  # with Ray's agents, which would outlive it by a minute; workers have groups of their own
     driver.wait()
     psutil.wait_procs(cluster, timeout=60)
     before_driver = last_listed(snapshot, wait_s=30)
@@ -244,6 +247,21 @@ def test_a_torn_list_of_checkpoints_costs_no_whole_checkpoint(tmp_path: Path) ->
     (folder / "step_00000014").delete()
     (folder / "step_00000007").delete()
     assert fallback(given, folder) is None, "none is whole: a fresh training"
+
+
+def test_ctrl_c_means_what_it_did_before_a_training() -> None:
+    """Ray Train's handler ends the process by `sys.exit`, and stays."""
+
+    def interrupted() -> None:
+        with own_interrupts():
+            signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_what_would_fail_again_is_not_tried_again(tmp_path: Path) -> None:

@@ -120,19 +120,11 @@ def test_a_killed_driver_continues_at_the_last_committed_block(tmp_path: Path) -
     assert not (tmp_path / "out/_checkpoint").exists()
 
 
-def test_a_batch_that_keeps_killing_its_process_ends_the_stage_and_keeps_the_rest(tmp_path: Path) -> None:
+def test_a_batch_that_keeps_killing_its_process_ends_the_stage_and_what_is_then_committed_late_is_not_there_twice(tmp_path: Path) -> None:
     target, rows = Table(Folder.of(str(tmp_path / "out"))), source(tmp_path)
     with pytest.raises(StageError, match="double: "):
         run_stage(stage(tmp_path, actor=Crasher, arguments={"log": str(tmp_path / "log"), "poison": 39}), rows, target)
     assert not target.is_done
-    run_stage(stage(tmp_path), rows, target)
-    assert sorted(target.read(["id"])["id"].to_pylist()) == [f"q{i:03d}" for i in range(ROWS)]
-
-
-def test_a_block_that_an_earlier_attempt_commits_late_is_not_there_twice(tmp_path: Path) -> None:
-    target, rows = Table(Folder.of(str(tmp_path / "out"))), source(tmp_path)
-    with pytest.raises(StageError, match="double: "):
-        run_stage(stage(tmp_path, actor=Crasher, arguments={"log": str(tmp_path / "log"), "poison": 39}), rows, target)
     (checkpoint, *_) = [f for f in (tmp_path / "out/_checkpoint").glob("*/*.parquet") if ".pending" not in f.name]
     (written,) = (tmp_path / "out/data").glob(f"{checkpoint.stem}*")
     late, before = pq.read_table(written)["id"].to_pylist(), len((tmp_path / "log").read_text().split())

@@ -78,7 +78,8 @@ def _lives(folder: Folder, theirs: dict[str, Any]) -> bool:
 def _runs(theirs: dict[str, Any]) -> bool:
     """Whether that process of this machine still runs, and is not another one with its number."""
     try:
-        return abs(psutil.Process(theirs["pid"]).create_time() - theirs["started_unix_s"]) < 1.0
+        process = psutil.Process(theirs["pid"])
+        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - theirs["started_unix_s"]) < 1.0
     except psutil.NoSuchProcess:
         return False
 

@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ka2l_ray import driver
@@ -42,8 +43,10 @@ def test_a_second_driver_is_refused_until_the_first_is_gone(tmp_path: Path) -> N
             driver.hold(Folder.of(str(tmp_path)))
     finally:
         first.kill()
-    first.communicate()
+    while psutil.Process(first.pid).status() != psutil.STATUS_ZOMBIE:  # as where nobody asks how it ended
+        time.sleep(0.01)
     driver.hold(Folder.of(str(tmp_path)))
+    first.communicate()
     assert json.loads((tmp_path / driver.FILE).read_text())["pid"] == os.getpid()
 
 

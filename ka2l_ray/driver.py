@@ -7,6 +7,7 @@ Refuses to know: what a run is; tasks and actors of a driver never ask.
 
 import atexit
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -19,12 +20,13 @@ import psutil
 
 from ka2l_ray.artifacts import Folder
 from ka2l_ray.config import ConfigError
-from ka2l_ray.runtime import log
 
 FILE = "driver.json"
 BEAT_S = 15.0
 LOOKS = 4
 """A file of another machine that is the same for so many beats belongs to a driver that is gone."""
+
+log = logging.getLogger("ka2l")
 
 
 def hold(folder: Folder) -> None:

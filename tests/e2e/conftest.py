@@ -45,7 +45,7 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
     with ExitStack() as stack:
         try:
             address = stack.enter_context(head_node(env))
-        except AssertionError:  # another process may have taken one of its ports
+        except (AssertionError, subprocess.TimeoutExpired):  # another process may have taken one of its ports
             address = stack.enter_context(head_node(env))
         yield address, env
 
@@ -80,12 +80,12 @@ def head_node(env: dict[str, str]) -> Iterator[str]:
 def _wait_for_jobs(process: subprocess.Popen[str], address: str, env: dict[str, str]) -> None:
     """The dashboard answers before the agent that starts jobs does: ready means that a job of one word has run."""
     deadline = time.monotonic() + 240
-    while (ready := submit(address, env, "true")).returncode != 0:
+    while (ready := submit(address, env, "true", timeout_s=120)).returncode != 0:
         if process.poll() is not None or time.monotonic() > deadline:
             raise AssertionError(f"the head node took no job: {ready.stdout}{ready.stderr}")
         time.sleep(2)
 
 
-def submit(address: str, env: dict[str, str], *command: str) -> subprocess.CompletedProcess[str]:
+def submit(address: str, env: dict[str, str], *command: str, timeout_s: float = 900) -> subprocess.CompletedProcess[str]:
     arguments = [*RAY, "job", "submit", "--address", address, "--working-dir", ".", "--", *command]
-    return subprocess.run(arguments, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
+    return subprocess.run(arguments, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout_s)

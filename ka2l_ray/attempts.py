@@ -22,7 +22,7 @@ NOTE = "attempt.json"
 EARLIER = "earlier.parquet"
 PENDING = ".pending"
 """In the name of a checkpoint whose data file may not be whole: Ray Data writes it first and takes this out of the name last."""
-FOOTERS_AT_ONCE = 16
+READS_AT_ONCE = 16
 """On object storage each takes tens of milliseconds of waiting."""
 IDS = pa.schema([("id", pa.string())])
 
@@ -52,7 +52,7 @@ class Attempt:
         """The earlier files, and this attempt's data files whose checkpoint was committed and whose Parquet footer can be read."""
         committed = tuple(n.removesuffix(".parquet") for n in self._committed())
         names = [n for n in self.data.names() if committed and n.startswith(committed)]
-        with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
+        with ThreadPoolExecutor(READS_AT_ONCE) as pool:
             rows = list(pool.map(lambda name: _rows(self.data / name), names))
         return [*self.earlier, *({"name": n, "rows": r} for n, r in zip(names, rows, strict=True) if r is not None)]
 
@@ -82,6 +82,6 @@ def _write_ids(data: Folder, names: Sequence[str], target: Folder) -> None:
         with pq.ParquetFile((data / name).path, filesystem=data.filesystem) as file:
             return file.read(columns=["id"]).cast(IDS)
 
-    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool, pq.ParquetWriter(target.path, IDS, filesystem=target.filesystem) as writer:
+    with ThreadPoolExecutor(READS_AT_ONCE) as pool, pq.ParquetWriter(target.path, IDS, filesystem=target.filesystem) as writer:
         for table in pool.map(ids, names):
             writer.write_table(table)

@@ -141,7 +141,8 @@ def run_stage(stage: Stage, source: Table, target: Table, part: str | None = Non
     committed = attempt.files()
     rows, errors = sum(f["rows"] for f in committed), _write_errors(target.folder, data, committed)
     if rows != rows_in:
-        raise StageError(f"{stage.name}: {rows_in:,} rows in, {rows:,} rows out; delete {target.folder.path} and run again")
+        mend = "run again, which does what is missing" if rows < rows_in else f"delete {target.folder.path} and run again"
+        raise StageError(f"{stage.name}: {rows_in:,} rows in, {rows:,} rows out; {mend}")
     if errors > stage.max_error_fraction * max(rows_in, 1):
         first = next(_error_rows(data, committed))
         raise StageError(

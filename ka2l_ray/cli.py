@@ -7,7 +7,7 @@ Refuses to know: how stages work. An expected error is one line and exit status 
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -19,6 +19,7 @@ from rich.table import Table as RichTable
 from ka2l_ray.artifacts import StageError
 from ka2l_ray.config import Config, ConfigError, load_config
 from ka2l_ray.jobs import command_line
+from ka2l_ray.terminal import print_comparison, print_plan, print_preview, print_results
 
 app = typer.Typer(
     name="ka2l",
@@ -33,8 +34,6 @@ ConfigFile = Annotated[Path, typer.Argument(help="The run's YAML file, such as j
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override one field: section.field=value. May be repeated.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
 
-MOST_SHOWN = 20
-"""Files and topics that a preview names."""
 PAUSED = 3
 """Exit status of a run that waits for people."""
 STAGES = {
@@ -120,7 +119,7 @@ def run_command(
                 raise ConfigError(f"no stage {name!r}; stages are {', '.join(pipeline.STEP_NAMES)}")
         if dry_run:
             pipeline.check_sections(loaded)
-            _print_plan(loaded, pipeline.cluster_resources(loaded))
+            print_plan(loaded, pipeline.cluster_resources(loaded))
             pipeline.check_decoder_fits(loaded)
             return
         run = _open(loaded)
@@ -128,7 +127,7 @@ def run_command(
             pipeline.redo(run, redo)
         stop = ("--until", until) if until else ()
         results = pipeline.execute(run, until, command_line("ka2l", "run", str(config), *stop, overrides=overrides or ()))
-        _print_results(run.folder.path, results)
+        print_results(run.folder.path, results)
         _end_paused(config, overrides, pipeline.waiting_rounds(run))
 
 
@@ -227,7 +226,7 @@ def compare(
         words = ("--seeds", str(seeds), *(("--strategies", strategies) if strategies else ()))
         typed = command_line("ka2l", "compare", str(config), *words, overrides=overrides or ())
         folder, summary = comparing.compare(runs, parallel, typed)
-        _print_comparison(folder, summary)
+        print_comparison(folder, summary)
 
 
 @app.command()
@@ -237,7 +236,7 @@ def corpus(config: ConfigFile, overrides: Overrides = None, debug: Debug = False
         loaded = load_config(config, overrides or ())
         from ka2l_ray.corpus.preview import preview
 
-        _print_preview(preview(loaded))
+        print_preview(preview(loaded))
 
 
 @app.command()
@@ -306,108 +305,6 @@ def world_build(
         set_up_logging()
         connect(Config())
         build(output or ASSETS, WorldRecipe(seed=seed), ModelRecipe(seed=seed), workers=workers, with_decoder=decoder)
-
-
-def _print_plan(config: Config, cluster: Mapping[str, float] | None = None) -> None:
-    from ka2l_ray.planning.cost import size, storage_bytes
-    from ka2l_ray.planning.plan import make_plan
-
-    plan, console = make_plan(config, cluster), Console()
-    shape, extent = plan.shape, plan.extent
-    head = f"{config.run.name}: nothing was run"
-    table = RichTable("stage", "rows", "tokens read", "written", "memory", "storage", title=head)
-    for line in plan.lines:
-        counts = (f"{n:,}" if n else "–" for n in (line.rows, line.read_tokens, line.written_tokens))
-        table.add_row(line.stage, *counts, *(size(n) if n else "–" for n in (line.memory_bytes, line.storage_bytes)))
-    console.print(table)
-    for line in plan.lines:
-        memory = f"; memory of one: {line.memory_is}" if line.memory_is else ""
-        text = f"{line.stage:<11} {line.actors}: {line.does}{memory}"
-        console.print(text, soft_wrap=True, highlight=False, markup=False)
-    quantized = "" if shape.quantization == "none" else f" in {shape.quantization}"
-    weights = (
-        f"{shape.parameters:,} parameters{quantized}, {size(shape.weight_bytes)} of weights, {size(shape.cache_bytes)} of cache a token"
-    )
-    splits = ", ".join(f"{split} {n:,}" for split, n in extent.splits.items())
-    prompt = f"a prompt has {extent.shared:,} shared tokens, read once an actor, and {extent.own:,} of its own in the mean"
-    for name, text in {
-        "model": f"{weights}; from {shape.source}",
-        "corpus": f"{splits}; {prompt}; {extent.source}",
-        "storage": f"about {size(storage_bytes(plan.lines))}",
-        "price": f"{sum(line.price for line in plan.lines):,.10g} at most, in the unit of annotate.cost",
-    }.items():
-        console.print(f"{name:<8} {text}", soft_wrap=True, highlight=False, markup=False)
-    for note in plan.notes:
-        console.print(f"note     {note}", style="yellow", soft_wrap=True, highlight=False, markup=False)
-    if plan.problems:
-        raise ConfigError("; ".join(plan.problems))
-
-
-def _print_results(folder: str, results: dict[str, Any]) -> None:
-    console = Console()
-    if results["rounds"]:
-        shown = ("annotations", "cost", "accuracy", "domain_accuracy", "known_accuracy", "replayed_accuracy")
-        heads = ("bought", "cost", "accuracy", "domain", "known", "replayed")
-        table = RichTable("strategy", "seed", "round", *heads, title="Rounds")
-        for r in results["rounds"]:
-            table.add_row(r["strategy"], str(r["seed"]), str(r["round"]), *(_number(r[k]) for k in shown))
-        console.print(table)
-    for s in results["saving"]:
-        console.print(f"saving of {s['strategy']} (seed {s['seed']}) against random: {_number(s['saving'])}")
-    console.print(f"results: {folder}/results.json\nreport:  {folder}/report/index.html", soft_wrap=True)
-
-
-def _print_preview(found: Any) -> None:
-    console = Console()
-    if found.sources:
-        table = RichTable("file", "rows", "dropped", title="Corpus")
-        for source in found.sources[:MOST_SHOWN]:
-            table.add_row(source["file"], f"{source['rows']:,}", f"{source['dropped']:,}")
-        console.print(table)
-        if more := len(found.sources) - MOST_SHOWN:
-            console.print(f"… and {more:,} more files" if more > 0 else "", end="\n" if more > 0 else "")
-    for problem, count in found.dropped.items():
-        console.print(f"dropped {count:,}: {problem}", style="red", highlight=False, markup=False)
-    for example in found.examples:
-        console.print(f"  {example}", highlight=False, markup=False)
-    splits = ", ".join(f"{split} {n:,}" for split, n in found.splits.items())
-    lines = {
-        "rows": f"{found.rows:,} = {found.questions:,} questions + {found.merged:,} merged with an equal one + {found.lost:,} dropped",
-        "splits": splits + (f", solved examples {found.set_aside:,}" if found.set_aside else ""),
-        "gold": f"{found.with_gold:,} of {found.questions:,} questions have answers to grade by",
-        "alike": f"{found.near_duplicates:,} questions repeat another almost word by word, and share its split",
-        "topics": ", ".join(f"{g} {n:,}" for g, n in found.groups[:MOST_SHOWN]) or "none",
-        "tokens": "a prompt has {least:,} to {most:,} tokens, {median:,} in the median; {shared:,} are the same for all, read once".format(
-            **found.tokens
-        ),
-        "context": f"{found.tokens['context']:,} tokens; {found.too_long:,} of {found.measured:,} prompts leave no room for an answer",
-    }
-    for name, text in lines.items():
-        console.print(f"{name:<8} {text}", soft_wrap=True, highlight=False, markup=False)
-    console.print("prompt of the first question:", style="bold")
-    console.print(found.prompt, highlight=False, markup=False, soft_wrap=True)
-    gold = " | ".join(found.answers[:MOST_SHOWN]) + (f" | and {more:,} more" if (more := len(found.answers) - MOST_SHOWN) > 0 else "")
-    console.print("its gold answers:" if gold else "it has no gold answer", style="bold")
-    if gold:
-        console.print(gold, highlight=False, markup=False, soft_wrap=True)
-
-
-def _print_comparison(folder: str, summary: dict[str, Any]) -> None:
-    console = Console()
-    heads = ("saving", "95 % interval", "of the oracle's", "compute saving", "area under curve", "known, never replayed")
-    table = RichTable("strategy", *heads, title=f"{len(summary['seeds'])} seeds, against random's {summary['random_budget']} annotations")
-    for s in summary["strategies"]:
-        interval = "–" if s["saving_ci"] is None else "{:.3f} … {:.3f}".format(*s["saving_ci"])
-        figures = (s["of_oracle"], s["compute_saving"], s["area"], s["known_accuracy"])
-        table.add_row(s["strategy"], _number(s["saving"]), interval, *(_number(f) for f in figures))
-    console.print(table)
-    console.print(f"results: {folder}/compare.json\nreport:  {folder}/index.html", soft_wrap=True)
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.3f}" if (isinstance(value, float) and value != int(value)) or 0 < abs(value) <= 1 else f"{value:g}"
 
 
 def main() -> None:

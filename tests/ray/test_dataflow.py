@@ -85,6 +85,13 @@ def test_a_missing_column_is_named_before_any_actor_starts(tmp_path: Path) -> No
     assert not (tmp_path / "log").exists()
 
 
+def in_own_cluster(script: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    """Run a script in a process that starts a cluster of its own."""
+    text = textwrap.dedent(script).format(tests=str(Path(__file__).parent), folder=str(folder))
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    return subprocess.run([sys.executable, "-c", text], env=environment, capture_output=True, text=True, timeout=300)
+
+
 KILLED = """
     import os, sys
     sys.path.insert(0, {tests!r})
@@ -103,9 +110,7 @@ KILLED = """
 
 
 def test_a_killed_driver_continues_at_the_last_committed_block(tmp_path: Path) -> None:
-    script = textwrap.dedent(KILLED).format(tests=str(Path(__file__).parent), folder=str(tmp_path))
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    killed = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
+    killed = in_own_cluster(KILLED, tmp_path)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     target = Table(Folder.of(str(tmp_path / "out")))
     committed = len([f for f in (tmp_path / "out/_checkpoint").glob("*/*.parquet") if ".pending" not in f.name])
@@ -156,9 +161,7 @@ SMALL = """
 
 def test_a_machine_with_little_memory_resumes_too(tmp_path: Path) -> None:
     """Ray would set aside 1 GiB for what leaves out the rows that are done; here it has less, and would wait."""
-    script = textwrap.dedent(SMALL).format(tests=str(Path(__file__).parent), folder=str(tmp_path))
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    resumed = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
+    resumed = in_own_cluster(SMALL, tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert sorted(Table(Folder.of(str(tmp_path / "out"))).read(["id"])["id"].to_pylist()) == [f"q{i:03d}" for i in range(ROWS)]
     assert "q000" not in (tmp_path / "log").read_text()

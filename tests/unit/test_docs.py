@@ -25,6 +25,7 @@ from ka2l_ray import cli
 from ka2l_ray.config import Config, ConfigError, load_config, parse_config
 from ka2l_ray.config.base import Section
 from ka2l_ray.config.reference import section_of
+from ka2l_ray.terminal import print_plan
 
 ROOT = Path(__file__).parents[2]
 SMOKE = "jobs/configs/smoke.yaml"
@@ -288,7 +289,7 @@ def test_a_command_is_run_here_or_by_another_test(
         assert "Usage" in shown.out or "prompt of the first question:" in shown.out
     elif "--dry-run" in words:
         given = parsed(words)
-        cli._print_plan(load_config(given["config"], given["overrides"] or []))  # the command itself loads Ray: tests/e2e/test_errors.py
+        print_plan(load_config(given["config"], given["overrides"] or []))  # the command itself loads Ray: tests/e2e/test_errors.py
         assert "nothing was run" in capfd.readouterr().out
     else:
         file, _, name = RUN_BY[words[0]].partition("::")

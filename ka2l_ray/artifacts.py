@@ -174,17 +174,18 @@ class Table:
 
     def files(self, part: str | None = None) -> list[str]:
         """Paths of the files that count; `part` keeps those of one part (for `questions`: a split)."""
-        return [posixpath.normpath(posixpath.join(self.folder.path, f["name"])) for f in self._listed(part)]
+        return [posixpath.normpath(posixpath.join(self.folder.path, f["name"])) for f in self.entries(part)]
 
     def listed_from(self, folder: Folder, part: str | None = None) -> list[dict[str, Any]]:
         """Manifest entries of these files as a table in another folder of this filesystem lists them: by relative path, no copy."""
-        return [f | {"name": posixpath.relpath(posixpath.join(self.folder.path, f["name"]), folder.path)} for f in self._listed(part)]
+        return [f | {"name": posixpath.relpath(posixpath.join(self.folder.path, f["name"]), folder.path)} for f in self.entries(part)]
 
-    def _listed(self, part: str | None) -> list[dict[str, Any]]:
+    def entries(self, part: str | None = None) -> list[dict[str, Any]]:
+        """What the manifest says of the files that count: `name`, `rows`, and `part` where it has parts."""
         return [f for f in self.manifest()["files"] if part is None or f.get("part") == part]
 
     def part_rows(self, part: str) -> int:
-        return sum(f["rows"] for f in self._listed(part))
+        return sum(f["rows"] for f in self.entries(part))
 
     def schema(self) -> pa.Schema:
         files = self.files()
@@ -214,6 +215,10 @@ class Table:
             pq.write_table(table, (self.folder / name).path, filesystem=self.folder.filesystem)
             files.append({"name": name, "rows": table.num_rows} | ({"part": label} if label else {}))
         self.close(files, **facts)
+
+    def open_again(self) -> None:
+        """Take the manifest away: from now on the table is not done."""
+        (self.folder / MANIFEST).delete()
 
     def close(self, files: list[dict[str, Any]], **facts: Any) -> None:
         """Write the manifest: from now on the table is done."""

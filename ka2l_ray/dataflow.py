@@ -1,42 +1,45 @@
-"""The one call to `map_batches`: a table through a pool of actors into a table.
+"""The one call to `map_batches`: a table through a pool of actors into a table, shard by shard.
 
 In: a source table, a plain actor class, a `Pool`. Out: the target table with every source row once, and its counts.
-Promises: columns are checked on the driver before any actor starts; a failed row stays in the table with `error` set;
-a killed run continues at its last committed block (`attempts`); the manifest is written last.
-Refuses to know: what the actors compute.
+A shard is a range of source rows, fixed before the stage starts. It is one row of Ray Data (its columns are lists), so that it stays one
+block from the task that reads and tokenises it through the actor to the task that writes the one file of its number (`attempts`).
+Promises: columns are checked on the driver before any actor starts; a failed row stays in the table with its first `error`; a killed run
+loses the shards under way; a stage whose errors pass the limit stops then; the manifest is written last.
+Refuses to know: what the actors compute, what an error means (`failures`).
 """
 
 import contextlib
-import posixpath
+import os
 import time
-import warnings
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy, DataContext, SaveMode
-from ray.data.checkpoint import CheckpointConfig
+from ray.data import ActorPoolStrategy, DataContext
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ka2l_ray import shards
 from ka2l_ray.artifacts import Folder, StageError, Table
-from ka2l_ray.attempts import Attempt
+from ka2l_ray.attempts import Attempt, ShardFile, Shards, listed, reopen, retry
 from ka2l_ray.config import Pool
+from ka2l_ray.deaths import Register
+from ka2l_ray.failures import ActorBroken, StageStopped, Verdict, each_row, most_errors, on_failed_rows
 from ka2l_ray.models.tally import Tally
-from ka2l_ray.runtime import ActorMetrics, one_line, telling
+from ka2l_ray.runtime import ActorMetrics, log, one_line, telling
+from ka2l_ray.shard_size import row_bytes, shard_rows
 
-CHECKPOINT = "_checkpoint"
+STATE = "_attempt"
+"""Folder of a stage that is not finished, beside its `data`."""
 NO_PROGRESS_S = 2 * 3600
-"""A stage that finishes no block for so long is ended. Nodes take minutes to come, large models to load, and one block may take an hour."""
-BLOCKS_PER_ACTOR = 4
-"""At least so many blocks for each actor that a pool may have, so that none stands idle while others work through a small table."""
-ACTOR_RESTARTS = 5
-"""Ray's default is for ever, so that one batch that kills its process would be tried without end."""
+"""A stage that finishes no shard for so long is ended. Nodes take minutes to come, large models to load, and one shard may take an hour."""
 
 
 class Actor(Protocol):
@@ -57,7 +60,8 @@ class Tallied(Protocol):
 
 @dataclass(frozen=True)
 class Stage:
-    """One pass over a table. `keep` are source columns carried into the target beside `id`."""
+    """One pass over a table. `keep` are source columns carried into the target beside `id`; `prepare` adds columns for the actor on a CPU,
+    in the task that reads a shard. `row_seconds` is what a row takes an 8B model on one GPU (`shard_size`)."""
 
     name: str
     actor: Callable[..., Actor]
@@ -67,183 +71,222 @@ class Stage:
     pool: Pool
     keep: tuple[str, ...] = ()
     max_error_fraction: float = 0.01
+    prepare: shards.Prepare | None = None
+    row_seconds: float = 0.0
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(("id", *self.keep)))
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.carried, *self.columns_in)))
 
 
-class GuardedActor:
-    """Runs the actor on a block. Rows that it names in `error` lose their columns; where it raises instead, the block goes row by row,
-    so that in either case a bad row costs only itself."""
+class ShardActor:
+    """Runs the actor on a shard: whole or, where it has ended actors before, in pieces. Ends its own process where that is broken, and Ray
+    starts another that is given the same shard."""
 
-    def __init__(
-        self, stage: str, make: Callable[..., Actor], arguments: Mapping[str, Any], carried: tuple[str, ...], columns_out: pa.Schema
-    ) -> None:
-        self._actor = make(**arguments)
-        self._carried = carried
-        self._out = columns_out
-        self._metrics = ActorMetrics(stage, self._actor.tally) if isinstance(self._actor, Tallied) else None
+    def __init__(self, stage: Stage, register: Any) -> None:
+        self._stage, self._register, name = stage, register, uuid.uuid4().hex
+        if why := ray.get(register.load.remote(name)):
+            raise StageStopped(why)
+        self._actor = stage.actor(**stage.arguments)
+        register.loaded.remote(name)
+        self._metrics = ActorMetrics(stage.name, self._actor.tally) if isinstance(self._actor, Tallied) else None
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
+    def __call__(self, packed: pa.Table) -> pa.Table:
+        head, rows = shards.unpacked(packed)
+        suspicion, why = ray.get(self._register.begin.remote(head.shard, rows.num_rows))
+        if why:
+            raise StageStopped(why)
         with self._metrics.call() if self._metrics else contextlib.nullcontext():
-            return self._block(batch)
+            pieces = [self._piece(head.shard, rows, piece, suspicion.given_up.get(piece[0], "")) for piece in suspicion.pieces]
+        self._register.over.remote(head.shard)
+        return shards.packed(head, pa.concat_tables(pieces, promote_options="permissive"))
 
-    def _block(self, batch: pa.Table) -> pa.Table:
+    def _piece(self, number: int, rows: pa.Table, piece: tuple[int, int], given_up: str) -> pa.Table:
+        start, stop = piece
+        part = rows.slice(start, stop - start)
+        if given_up:
+            return shards.lost(part, self._stage.carried, self._stage.columns_out, given_up)
+        if stop - start < rows.num_rows:
+            ray.get(self._register.at.remote(number, piece))
         try:
-            return self._finish(batch, self._actor(batch))
-        except Exception as error:  # the actor's code and data are the user's: any failure becomes a row's `error`
-            if batch.num_rows == 1:
-                return self._failed(batch, error)
-        return pa.concat_tables([self._one(batch.slice(i, 1)) for i in range(batch.num_rows)], promote_options="permissive")
-
-    def _one(self, row: pa.Table) -> pa.Table:
-        try:
-            return self._finish(row, self._actor(row))
-        except Exception as error:  # as above
-            return self._failed(row, error)
-
-    def _failed(self, row: pa.Table, error: Exception) -> pa.Table:
-        nulls = {f.name: pa.nulls(1, f.type) for f in self._out}
-        return self._finish(row, {**nulls, "error": [f"{type(error).__name__}: {error}"]})
-
-    def _finish(self, batch: pa.Table, added: Mapping[str, Any]) -> pa.Table:
-        columns: dict[str, Any] = {name: batch[name] for name in self._carried}
-        error = pa.array(added.get("error", [None] * batch.num_rows), pa.string())
-        kept = pa.array([i if fine else None for i, fine in enumerate(error.is_null().to_pylist())], pa.int64())
-        for column in self._out:
-            values = added[column.name]
-            array = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values, column.type)
-            columns[column.name] = array.take(kept) if kept.null_count else array
-        return pa.table(columns | {"error": error})
+            return shards.through(partial(each_row, self._actor, columns=self._stage.columns_out), part, self._stage)
+        except ActorBroken as broken:
+            ray.get(self._register.ends.remote(number, str(broken)))
+            os._exit(1)  # an exception would reach the driver, and the actor, idle at once, would fail every shard that waits
 
 
 def run_stage(stage: Stage, source: Table, target: Table, part: str | None = None) -> dict[str, Any]:
     """Run a stage unless its table is done; returns the manifest (`rows_in`, `rows`, `errors`, `seconds`).
 
-    Raises `StageError` for a missing column (before any actor starts), for lost or doubled rows, for too many failed rows,
-    and for an actor that cannot load or keeps dying.
+    Shards whose files are gone from a finished table are done again. Raises `StageError` for a missing column (before any actor starts),
+    for too many failed rows as soon as there are, and for actors that cannot load or keep dying.
     """
-    if target.is_done:
-        (target.folder / CHECKPOINT).delete()  # there after a kill between manifest and cleaning
+    data, state = target.folder / "data", target.folder / STATE
+    if target.is_done and not _reopened(stage, target):
+        state.delete()  # there after a kill between manifest and cleaning
         return target.manifest()
-    files = source.files(part)
     rows_in = source.rows if part is None else source.part_rows(part)
-    carried = tuple(dict.fromkeys(("id", *stage.keep)))
-    wanted = tuple(dict.fromkeys((*carried, *stage.columns_in)))
-    _check_columns(stage, source, wanted)
-    data, checkpoints = target.folder.make() / "data", target.folder / CHECKPOINT
-    attempt = Attempt.begin(checkpoints, data)
-    block = block_rows(stage.pool, rows_in)
+    _check_columns(stage, source)
+    size = shard_rows(stage.pool, rows_in, row_bytes(stage.columns_out), stage.row_seconds)
+    attempt = Attempt.begin(state, data.make(), Shards(stage.name, rows_in, size))
     started = time.monotonic()
-    if rows_in:
-        with _context(attempt.checkpoint), telling(stage.name, lambda: _progress(attempt, block, rows_in)):
-            try:
-                _execute(stage, source.folder, files, wanted, carried, data, block)
-            except (RayError, ExecutionTimeoutError) as error:
-                raise StageError(f"{stage.name}: {_why(stage, block, error)}") from error
-    committed = attempt.files()
-    rows, errors = sum(f["rows"] for f in committed), _write_errors(target.folder, data, committed)
-    if rows != rows_in:
-        mend = "run again, which does what is missing" if rows < rows_in else f"delete {target.folder.path} and run again"
-        raise StageError(f"{stage.name}: {rows_in:,} rows in, {rows:,} rows out; {mend}")
-    if errors > stage.max_error_fraction * max(rows_in, 1):
-        first = next(_error_rows(data, committed))
-        raise StageError(
-            f"{stage.name}: {errors:,} of {rows_in:,} rows failed, more than run.max_error_fraction allows "
-            f"({stage.max_error_fraction:g}); see {target.folder.path}/errors. First: row {first['id']}: {first['error']}. "
-            f"Mend the cause, then delete {target.folder.path} and run again"
-        )
-    listed = [f | {"name": f"data/{f['name']}"} for f in committed]
-    target.close(listed, rows_in=rows_in, errors=errors, seconds=round(time.monotonic() - started, 3))
-    checkpoints.delete()
+    if attempt.missing:
+        _check_errors(stage, attempt, data)
+        _execute(stage, attempt, source, part, data)
+    _check_errors(stage, attempt, data)
+    files = [_entry(attempt, n) for n in range(attempt.shards.count)]
+    errors = _write_errors(target.folder, data, [f for f in attempt.counted.values() if f.errors])
+    seconds = round(time.monotonic() - started, 3)
+    target.close(files, rows_in=rows_in, errors=errors, seconds=seconds, stage=stage.name, shard_rows=attempt.shards.size)
+    state.delete()
     return target.manifest()
 
 
-def block_rows(pool: Pool, rows_in: int) -> int:
-    """Rows of a block: `pool.block_rows`, fewer where the table would give actors of the pool too few blocks.
-
-    A function of the whole table, so that a run which goes on cuts what is left as before.
-    """
-    return max(1, min(pool.block_rows, -(-rows_in // (BLOCKS_PER_ACTOR * pool.max))))
-
-
-def _why(stage: Stage, block: int, error: Exception) -> str:
-    if isinstance(error, ExecutionTimeoutError):
-        return (
-            f"no block of {block} rows was finished within {NO_PROGRESS_S / 3600:g} h. Either the cluster has no free "
-            f"{stage.pool.cpus:g} CPUs and {stage.pool.gpus:g} GPUs for an actor, or a block takes longer: lower `block_rows` of its pool"
-        )
-    return one_line(error)
+def reopen_errors(target: Table) -> int:
+    """Take back that a table is done, or that a shard of an unfinished one is, where rows failed: its stage does those again and keeps the
+    others. Returns how many. Nothing is lost by a kill at any moment: the next run of the stage does what is still missing."""
+    state, data = target.folder / STATE, target.folder / "data"
+    if not target.is_done:
+        return retry(state, data)
+    manifest = target.manifest()
+    if not manifest.get("errors") or "shard_rows" not in manifest:
+        return 0
+    files = _files_of(manifest)
+    reopen(state, _shards_of(manifest), files, [f.shard for f in files if f.errors])
+    target.open_again()
+    return manifest["errors"]
 
 
-def _progress(attempt: Attempt, block: int, rows_in: int) -> str:
-    return f"about {min(attempt.rows_about(block), rows_in):,} of {rows_in:,} rows committed"
+def _reopened(stage: Stage, target: Table) -> bool:
+    """Whether files of a finished table are gone; its manifest then goes too, once what is left is noted."""
+    manifest = target.manifest()
+    if "shard_rows" not in manifest:
+        return False
+    shards_, files = _shards_of(manifest), _files_of(manifest)
+    there = set(listed(target.folder / "data", shards_))
+    kept = [f for f in files if f.name in there]
+    if len(kept) == len(files):
+        return False
+    log.warning("%-10s %d of %d files of %s are gone: doing them again", stage.name, len(files) - len(kept), len(files), target.folder.path)
+    reopen(target.folder / STATE, shards_, kept, ())
+    target.open_again()
+    return True
 
 
-def _check_columns(stage: Stage, source: Table, wanted: tuple[str, ...]) -> None:
+def _shards_of(manifest: Mapping[str, Any]) -> Shards:
+    return Shards(manifest["stage"], manifest["rows_in"], manifest["shard_rows"])
+
+
+def _files_of(manifest: Mapping[str, Any]) -> list[ShardFile]:
+    return [file for f in manifest["files"] if (file := ShardFile.parse(f["name"].removeprefix("data/")))]
+
+
+def _entry(attempt: Attempt, shard: int) -> dict[str, Any]:
+    return {"name": f"data/{attempt.counted[shard].name}", "rows": attempt.shards.length(shard)}
+
+
+def _check_columns(stage: Stage, source: Table) -> None:
     there = source.schema().names
-    if missing := [c for c in wanted if c not in there]:
+    if missing := [c for c in stage.wanted if c not in there]:
         raise StageError(f"{stage.name}: {source.folder.path} lacks the column(s) {', '.join(missing)}; it has {', '.join(there)}")
 
 
-def _execute(
-    stage: Stage, folder: Folder, files: list[str], wanted: tuple[str, ...], carried: tuple[str, ...], data: Folder, block: int
-) -> None:
-    pool = stage.pool
-    rows = ray.data.read_parquet(
-        files, filesystem=folder.filesystem, columns=list(wanted), partitioning=None, override_num_blocks=len(files)
+def _check_errors(stage: Stage, attempt: Attempt, data: Folder, first: str = "") -> None:
+    """Raise `StageError` where more rows failed in this stage than are allowed."""
+    rows, errors = attempt.shards.rows, attempt.own_errors
+    if on_failed_rows(errors, rows, stage.max_error_fraction) != Verdict.STOP_STAGE:
+        return
+    first = first or next((f"row {r['id']}: {r['error']}" for f in attempt.counted.values() if f.own for r in _failed_rows(data, f)), "")
+    raise StageError(
+        f"{stage.name}: {errors:,} of {rows:,} rows failed, more than run.max_error_fraction allows ({stage.max_error_fraction:g}, here "
+        f"{most_errors(rows, stage.max_error_fraction):,}). First: {first}. Mend the cause and run again with --retry-errors, which does "
+        "the failed rows anew and keeps the others"
     )
-    # Ray has no named parameter for restarts yet; before 2.64 takes this one away, `ray` stays pinned below it.
-    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-    mapped = rows.repartition(target_num_rows_per_block=block).map_batches(
-        GuardedActor,  # type: ignore[arg-type]
-        fn_constructor_args=(stage.name, stage.actor, dict(stage.arguments), carried, stage.columns_out),
-        batch_size=block,  # the actor sorts a block by length and cuts it by `batch_rows` and `batch_tokens` itself
+
+
+def _execute(stage: Stage, attempt: Attempt, source: Table, part: str | None, data: Folder) -> None:
+    """Every missing shard through the pipeline; what the driver hears of counts."""
+    reading = shards.Reading.of(source, part, stage.wanted, attempt, data)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # where the driver dies with it anyway
+    register: Any = ray.remote(Register).options(num_cpus=0, scheduling_strategy=here).remote(stage.pool.max)
+    with _context(), telling(stage.name, lambda: _progress(attempt)):
+        try:
+            for outcome in _outcomes(stage, reading, register):
+                file = ShardFile.parse(outcome["name"])
+                assert file is not None, outcome
+                attempt.accept(file)
+                _check_errors(stage, attempt, data, f"row {outcome['first_id']}: {outcome['first_error']}")
+        except (RayError, ExecutionTimeoutError) as error:
+            raise StageError(f"{stage.name}: {_why(stage, attempt.shards.size, error)}") from error
+    if missing := attempt.missing:
+        raise StageError(f"{stage.name}: {len(missing):,} of {attempt.shards.count:,} shards were not written; run again")
+
+
+def _progress(attempt: Attempt) -> str:
+    done, cut = attempt.done, attempt.shards
+    rows = sum(map(cut.length, done))
+    return f"{rows:,} of {cut.rows:,} rows done ({len(done):,} of {cut.count:,} shards), {attempt.own_errors:,} failed"
+
+
+def _outcomes(stage: Stage, reading: shards.Reading, register: Any) -> Iterator[dict[str, Any]]:
+    """The pipeline: what became of each shard, as it is written."""
+    pool, entries = stage.pool, len(reading.entries)
+    data = ray.data.range(entries, override_num_blocks=entries)
+    data = data.map_batches(partial(shards.read, reading=reading, stage=stage), batch_size=1, batch_format="pyarrow")
+    data = data.map_batches(
+        ShardActor,  # type: ignore[arg-type]
+        fn_constructor_args=(stage, register),
+        batch_size=1,  # a shard is one row; the actor sorts its rows by length and cuts them by `batch_rows` and `batch_tokens` itself
         batch_format="pyarrow",
         compute=ActorPoolStrategy(min_size=pool.min, max_size=pool.max),
         num_cpus=pool.cpus,
         num_gpus=pool.gpus or None,
-        max_restarts=ACTOR_RESTARTS,
-        max_task_retries=ACTOR_RESTARTS,
     )
-    mapped.write_parquet(data.path, filesystem=data.filesystem, mode=SaveMode.APPEND)
+    data = data.map_batches(partial(shards.write, reading=reading), batch_size=1, batch_format="pyarrow")
+    batches: Any = data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    for batch in batches:
+        yield from batch.to_pylist()
+
+
+def _why(stage: Stage, size: int, error: Exception) -> str:
+    if isinstance(error, ExecutionTimeoutError):
+        return (
+            f"no shard of {size} rows was finished within {NO_PROGRESS_S / 3600:g} h. Either the cluster has no free "
+            f"{stage.pool.cpus:g} CPUs and {stage.pool.gpus:g} GPUs for an actor, or a shard takes longer: lower `shard_rows` of its pool"
+        )
+    return one_line(error)
 
 
 @contextlib.contextmanager
-def _context(checkpoint: Folder) -> Iterator[None]:
-    """Settings of the one pipeline inside; they are process-wide, so they are put back: row-level resume, a limit on standing still, and
-    Ray Data's reader of one file per task. Its newer reader packs files up to 128 MiB into one, so that a corpus of small files is read
-    and cut by a single worker, whose memory grows with it (`tests/benchmarks/bench_pool.py`)."""
+def _context() -> Iterator[None]:
+    """A limit on standing still for the one pipeline inside; the setting is process-wide, so it is put back."""
     context = DataContext.get_current()
-    before = (context.checkpoint_config, context.execution_no_progress_timeout_s, context.use_datasource_v2)
-    context.use_datasource_v2 = False
-    config = CheckpointConfig(
-        id_column="id",
-        checkpoint_path=checkpoint.path,
-        override_filesystem=checkpoint.filesystem,
-        delete_checkpoint_on_success=False,  # the manifest comes first: a kill between the two must lose nothing
-    )
-    # Of the actors that leave out what is done, Ray would start up to ten, each with 1 GiB set aside: on a small machine they never start.
-    config.checkpoint_actor_pool_max_size, config.checkpoint_actor_memory_bytes = 1, 0
-    context.checkpoint_config = config
+    before = context.execution_no_progress_timeout_s
     context.execution_no_progress_timeout_s = NO_PROGRESS_S
     try:
         yield
     finally:
-        context.checkpoint_config, context.execution_no_progress_timeout_s, context.use_datasource_v2 = before
+        context.execution_no_progress_timeout_s = before
 
 
-def _error_rows(data: Folder, files: list[dict[str, Any]]) -> Iterator[dict[str, str]]:
-    """Failed rows; of files whose statistics show none, nothing is read."""
-    paths = [posixpath.join(data.path, f["name"]) for f in files]
-    failed = ds.dataset(paths, filesystem=data.filesystem).scanner(columns=["id", "error"], filter=ds.field("error").is_valid())
-    for batch in failed.to_batches():
-        yield from batch.to_pylist()
+def _failed_rows(data: Folder, file: ShardFile) -> list[dict[str, str]]:
+    with pq.ParquetFile((data / file.name).path, filesystem=data.filesystem) as opened:
+        table = opened.read(columns=["id", "error"])
+    return table.filter(table["error"].is_valid()).to_pylist()
 
 
-def _write_errors(folder: Folder, data: Folder, files: list[dict[str, Any]]) -> int:
+def _write_errors(folder: Folder, data: Folder, files: list[ShardFile]) -> int:
     """Derive `errors/` from the table's failed rows, one file per data file that has any; returns their number."""
     (folder / "errors").delete()
     count = 0
     for file in files:
-        if failed := list(_error_rows(data, [file])):
-            count += len(failed)
-            pq.write_table(pa.Table.from_pylist(failed), ((folder / "errors").make() / file["name"]).path, filesystem=folder.filesystem)
+        failed = _failed_rows(data, file)
+        count += len(failed)
+        pq.write_table(
+            pa.Table.from_pylist(failed), ((folder / "errors").make() / f"{file.shard:06d}.parquet").path, filesystem=folder.filesystem
+        )
     return count

@@ -18,10 +18,11 @@ from ka2l_ray.active.round import Round, pool_rows, replay_samples
 from ka2l_ray.annotate.ledger import ledger
 from ka2l_ray.artifacts import Folder, Run, Table
 from ka2l_ray.config import PromptSection
-from ka2l_ray.corpus.prompts import corpus_prompt, finetune_prompt
+from ka2l_ray.corpus.prompts import Tokenize, corpus_prompt, finetune_prompt
 from ka2l_ray.dataflow import Stage, run_stage
 from ka2l_ray.finetune.evaluate import EvaluateActor
 from ka2l_ray.models.batching import Limits
+from ka2l_ray.shard_size import row_seconds
 
 GRADES = ["correct", "scope", "error"]
 """Columns of an evaluation that an accuracy is made from."""
@@ -77,6 +78,8 @@ def evaluation_stage(run: Run, tuned: Folder | None, prompt: PromptSection) -> S
         config.evaluate.pool,
         ("scope", "fact_id"),
         config.run.max_error_fraction,
+        Tokenize(config.model, prompt),
+        row_seconds(config.evaluate.pool, 1, config.collect.max_new_tokens),
     )
 
 

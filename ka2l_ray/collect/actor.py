@@ -1,6 +1,6 @@
 """The collecting actor: hidden states, the greedy answer and K samples of a batch, from one prompt pass.
 
-In: batches with `id` and `question`. Out: the columns of `collect_columns`.
+In: batches with `id` and the questions' prompts (`prompts.PROMPT_COLUMNS`). Out: the columns of `collect_columns`.
 Refuses to know: Ray, files, labels. Call it like a function to test it.
 """
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from ka2l_ray import schema
 from ka2l_ray.config import CollectSection, ModelSection, PromptSection
-from ka2l_ray.corpus.prompts import Prompter
+from ka2l_ray.corpus.prompts import Prompter, prompts_of
 from ka2l_ray.label.adaptive import first_decision, is_decided
 from ka2l_ray.label.clusters import cluster
 from ka2l_ray.models.answers import Answer, Decoding
@@ -51,23 +51,22 @@ class CollectActor:
         threshold_nats: float | None = None,
     ) -> None:
         tokenizer = load_tokenizer(model)
-        self._prompts, self._collect, self._layers = Prompter(tokenizer, prompt), collect, tuple(layers)
+        shared, self._collect, self._layers = Prompter(tokenizer, prompt).shared, collect, tuple(layers)
         decoding = Decoding(seed, collect.samples, collect.temperature, collect.greedy_temperature, collect.max_new_tokens, prompt.stop)
         if threshold_nats is not None:
             decoding = adaptive(decoding, threshold_nats, collect.adaptive.wave)
         self._generate: Generator | VllmGenerator
         if collect.engine == "own":
-            engine = Engine(load_model(model), pad_id(tokenizer), self._prompts.shared, limits)
+            engine = Engine(load_model(model), pad_id(tokenizer), shared, limits)
             self._generate = Generator(engine, tokenizer, decoding)
         else:
-            engine = Engine(load_blocks(model, max(layers)), pad_id(tokenizer), self._prompts.shared, limits) if layers else None
+            engine = Engine(load_blocks(model, max(layers)), pad_id(tokenizer), shared, limits) if layers else None
             self._generate = VllmGenerator(model, collect.vllm, tokenizer, decoding, engine)
         self.tally = self._generate.tally
 
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
         """Columns for a batch of any size; questions that cannot be asked, and states that are not finite, are named in `error`."""
-        prompts = self._prompts(batch["question"].to_pylist())
-        reading = self._generate(batch["id"].to_pylist(), prompts, self._layers, self._collect.positions)
+        reading = self._generate(batch["id"].to_pylist(), prompts_of(batch), self._layers, self._collect.positions)
         failed = reading.failed | not_finite(reading.states)
         answers = [row or [NO_ANSWER] for row in reading.answers]
         columns: dict[str, Any] = {schema.state_column(p, n): fixed_size(v, failed) for (p, n), v in reading.states.items()}

@@ -16,7 +16,7 @@ from ka2l_ray.active.acquire import unit
 from ka2l_ray.artifacts import Run, Table
 from ka2l_ray.collect.actor import CollectActor, collect_columns
 from ka2l_ray.config import CollectSection, Config
-from ka2l_ray.corpus.prompts import corpus_prompt
+from ka2l_ray.corpus.prompts import Tokenize, corpus_prompt
 from ka2l_ray.dataflow import Stage, run_stage
 from ka2l_ray.label.clusters import cluster
 from ka2l_ray.label.entropy import semantic_entropy
@@ -24,6 +24,7 @@ from ka2l_ray.label.thresholds import otsu
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.loading import depth_and_width
 from ka2l_ray.runtime import log
+from ka2l_ray.shard_size import row_seconds
 
 KEPT = ("question", "answers", "group", "entity", "truth")
 PRECISION = "precision.json"
@@ -141,23 +142,25 @@ def _stage(
     keep: tuple[str, ...],
     threshold_nats: float | None = None,
 ) -> Stage:
-    config = run.config
+    config, pool, prompt = run.config, run.config.collect.pool, corpus_prompt(run)
     width = depth_and_width(config.model)[1] if layers else 0
     return Stage(
         name=name,
         actor=CollectActor,
         arguments={
             "model": config.model,
-            "prompt": corpus_prompt(run),
+            "prompt": prompt,
             "collect": section,
             "layers": layers,
             "seed": seed,
-            "limits": Limits.of(config.collect.pool),
+            "limits": Limits.of(pool),
             "threshold_nats": threshold_nats,
         },
         columns_in=("question",),
         columns_out=collect_columns(section, layers, width),
-        pool=config.collect.pool,
+        pool=pool,
         keep=keep,
         max_error_fraction=config.run.max_error_fraction,
+        prepare=Tokenize(config.model, prompt),
+        row_seconds=row_seconds(pool, 1 + section.samples, section.max_new_tokens),
     )

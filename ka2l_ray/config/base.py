@@ -40,9 +40,11 @@ class Pool(Section):
     batch_tokens: Positive = 32_768
     """Tokens of one forward batch at most, padding counted and, where answers are written, every copy with room for its answer: the
     dial for memory. A batch that does not fit is halved, then done row by row, and later batches are planned smaller."""
-    block_rows: Positive = 256
-    """Rows that are sorted by length into batches and committed together: what a killed run loses at most per actor. Fewer
-    where a small table would leave actors idle: at least four blocks for each of `max`."""
+    shard_rows: Positive | None = None
+    """Rows that are sorted by length into batches and go into one file together: what a killed run loses at most per actor. Null: as many
+    as an 8B model on one GPU does in two and a half minutes, and at most 4,096. Fewer where they would not fit one of Ray's blocks (128
+    MiB: about 490 rows with all of 33 states of width 4,096), or where a small table would leave actors idle: at least four for each of
+    `max`."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "Pool":

@@ -128,4 +128,4 @@ class DecodeSection(Section):
     """A decoded question is kept only where the probe gives at least this."""
     check_questions: Positive = 256
     """Probe questions whose own text the decoder must find again, to measure it."""
-    pool: Pool = Pool(block_rows=64)
+    pool: Pool = Pool(shard_rows=64)

@@ -32,7 +32,8 @@ class RunSection(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of splits, samples, acquisition and training."""
     max_error_fraction: Share = 0.01
-    """A stage fails when more than this share of its rows failed."""
+    """A stage stops as soon as more than this share of its rows has failed in it; up to five rows are no reason to stop where they are at
+    most a tenth of them. 0 allows none."""
 
     @model_validator(mode="after")
     def _no_keys(self) -> "RunSection":
@@ -47,7 +48,7 @@ class RaySection(Section):
     address: str | None = None
     """`auto`, `local`, `host:port` or `ray://…`; null uses RAY_ADDRESS where set and else starts a local cluster of its own."""
     local_cpus: Annotated[int, Field(ge=4)] = 6
-    """Logical CPUs of a local cluster (at least 4: row-level resume needs a slot beside read, map and write)."""
+    """Logical CPUs of a local cluster (at least 4: to read and to write take one each beside the actors)."""
 
 
 class ModelSection(Section):

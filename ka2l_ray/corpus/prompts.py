@@ -6,13 +6,17 @@ Refuses to know: models, answers, Ray.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar
 
+import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from ka2l_ray import schema
 from ka2l_ray.artifacts import Run, Table
-from ka2l_ray.config import ConfigError, PromptSection
+from ka2l_ray.config import ConfigError, ModelSection, PromptSection
 from ka2l_ray.models.activations import Encoded, Prompt, pad
 from ka2l_ray.models.loading import load_tokenizer
 from ka2l_ray.models.tokens import pad_id
@@ -111,6 +115,44 @@ def _own(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int,
     """The tokens [first, after the last) that hold characters of text[start:end]; (0, 0) where none does."""
     own = [n for n, (left, right) in enumerate(offsets) if right > start and left < end and right > left]
     return (own[0], own[-1] + 1) if own else (0, 0)
+
+
+PROMPT_COLUMNS = pa.schema([("prompt_ids", pa.list_(pa.int32())), ("own_start", pa.int32()), ("own_end", pa.int32())])
+"""A `Prompt` as columns."""
+
+
+@dataclass(frozen=True)
+class Tokenize:
+    """Questions → `PROMPT_COLUMNS`, where a shard is read, so that a GPU waits for no tokenizer. The tokenizer is loaded once a process."""
+
+    model: ModelSection
+    prompt: PromptSection
+    columns: ClassVar[pa.Schema] = PROMPT_COLUMNS
+
+    def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
+        prompts = _prompter(self)(batch["question"].to_pylist())
+        return {
+            "prompt_ids": [p.ids for p in prompts],
+            "own_start": [p.own_start for p in prompts],
+            "own_end": [p.own_end for p in prompts],
+        }
+
+    def add(self, batch: pa.Table) -> pa.Table:
+        """The batch with the columns."""
+        for name, values in self(batch).items():
+            batch = batch.append_column(self.columns.field(name), pa.array(values, self.columns.field(name).type))
+        return batch
+
+
+@lru_cache(maxsize=4)
+def _prompter(tokenize: Tokenize) -> Prompter:
+    return Prompter(load_tokenizer(tokenize.model), tokenize.prompt)
+
+
+def prompts_of(batch: pa.Table) -> list[Prompt]:
+    """The prompts in a batch with `PROMPT_COLUMNS`."""
+    columns = (batch[name].to_pylist() for name in PROMPT_COLUMNS.names)
+    return [Prompt(tuple(ids), start, end) for ids, start, end in zip(*columns, strict=True)]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: PromptSection, questions: Sequence[str]) -> Encoded:

@@ -1,6 +1,6 @@
 """The decoding actor: the state of a source question, plus noise, becomes a new question, re-embedded and scored.
 
-In: batches with `id`, `source_id`, `variant`, `question` (the source's text). Out: `decoded_question`, `similarity`, `p_unknown`.
+In: batches with `id` and the sources' prompts (`prompts.PROMPT_COLUMNS`). Out: `decoded_question`, `similarity`, `p_unknown`.
 Holds blocks 1 … max(decoder's layer, probe's layer) of the model and nothing later. Refuses to know: Ray, which questions exist.
 """
 
@@ -15,8 +15,9 @@ import torch
 from ka2l_ray.artifacts import Folder
 from ka2l_ray.collect.actor import errors
 from ka2l_ray.config import DecodeSection, ModelSection, PromptSection
-from ka2l_ray.corpus.prompts import Prompter
+from ka2l_ray.corpus.prompts import Prompter, prompts_of
 from ka2l_ray.decode.model import StateDecoder
+from ka2l_ray.models.activations import Prompt
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
 from ka2l_ray.models.loading import ASSETS, device, load_blocks, load_tokenizer
@@ -54,21 +55,21 @@ class DecodeActor:
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
         """Columns for a batch of any size; questions that cannot be read are named in `error`."""
         ids = batch["id"].to_pylist()
-        source, _, failed = self._states(batch["question"].to_pylist())
+        source, _, failed = self._states(prompts_of(batch))
         noisy = source + self._noise(ids).to(source) * self._decoder.scale
         written = self._decoder.write(noisy, ids, self._seed, self._decode.temperature)
         questions = [text_of(self._tokenizer, tokens) for tokens in written]
-        again, p_unknown, unreadable = self._states([q or "?" for q in questions])
+        again, p_unknown, unreadable = self._states(self._prompts([q or "?" for q in questions]))
         centred = [(s - self._decoder.mean) / self._decoder.scale for s in (source, again)]
         similarity = torch.cosine_similarity(*centred, dim=-1).cpu().numpy()
         columns = {"decoded_question": questions, "similarity": similarity, "p_unknown": p_unknown.astype("float32")}
         return columns | errors(unreadable | failed, batch.num_rows)
 
-    def _states(self, questions: list[str]) -> tuple[torch.Tensor, np.ndarray, dict[int, Exception]]:
+    def _states(self, prompts: list[Prompt]) -> tuple[torch.Tensor, np.ndarray, dict[int, Exception]]:
         """States (B, D) that the decoder reads, and P(unknown) (B,), from one pass; the errors of questions that cannot be read."""
         mine, probe = self._card, self._probe.card
         layers, positions = sorted({mine.layer, probe.layer}), sorted({mine.position, probe.position})
-        states, failed = self._engine.states(self._prompts(questions), layers, positions)
+        states, failed = self._engine.states(prompts, layers, positions)
         read = torch.from_numpy(states[mine.position, mine.layer]).to(self._decoder.mean)
         return read, self._probe(states[probe.position, probe.layer]), failed
 

@@ -16,12 +16,13 @@ from ka2l_ray import schema
 from ka2l_ray.active.acquire import unit
 from ka2l_ray.artifacts import Folder, Run, Table
 from ka2l_ray.config import DecodeSection
-from ka2l_ray.corpus.prompts import corpus_prompt
+from ka2l_ray.corpus.prompts import Tokenize, corpus_prompt
 from ka2l_ray.dataflow import Stage, run_stage
 from ka2l_ray.decode.actor import DecodeActor
 from ka2l_ray.decode.filters import hashes, statuses
 from ka2l_ray.decode.metrics import reconstruction
 from ka2l_ray.models.batching import Limits
+from ka2l_ray.shard_size import row_seconds
 
 _REQUESTS = pa.schema([schema.ID, ("source_id", pa.string()), ("variant", pa.int32()), ("question", pa.string())])
 _WRITTEN = pa.schema([("decoded_question", pa.string()), ("similarity", pa.float32()), ("p_unknown", pa.float32())])
@@ -83,18 +84,29 @@ def check_decoder(run: Run) -> dict[str, Any]:
 
 
 def _stage(run: Run, decode_section: DecodeSection) -> Stage:
-    config, probe = run.config, run.folder / "base/search/probe"
+    config, prompt = run.config, corpus_prompt(run)
     arguments: dict[str, Any] = {
         "model": config.model,
-        "prompt": corpus_prompt(run),
+        "prompt": prompt,
         "decode": decode_section,
         "decoder": decode_section.decoder,
-        "probe": probe,
+        "probe": run.folder / "base/search/probe",
         "seed": config.run.seed,
         "limits": Limits.of(decode_section.pool),
     }
     kept = ("source_id", "variant", "question")
-    return Stage("decode", DecodeActor, arguments, ("question",), _WRITTEN, decode_section.pool, kept, config.run.max_error_fraction)
+    return Stage(
+        "decode",
+        DecodeActor,
+        arguments,
+        ("question",),
+        _WRITTEN,
+        decode_section.pool,
+        kept,
+        config.run.max_error_fraction,
+        Tokenize(config.model, prompt),
+        row_seconds(decode_section.pool),
+    )
 
 
 def _existing(run: Run) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,7 @@
 """The evaluating actor: greedy answers of the base model or of a fine-tuned one, graded against gold.
 
-In: batches with `id`, `question`, `answers`. Out: `answer`, `correct`. Refuses to know: Ray, what the accuracy is used for.
+In: batches with `id`, gold `answers` and the questions' prompts (`prompts.PROMPT_COLUMNS`). Out: `answer`, `correct`.
+Refuses to know: Ray, what the accuracy is used for.
 """
 
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ import pyarrow as pa
 from ka2l_ray.artifacts import Folder
 from ka2l_ray.collect.actor import errors
 from ka2l_ray.config import CollectSection, ModelSection, PromptSection
-from ka2l_ray.corpus.prompts import Prompter
+from ka2l_ray.corpus.prompts import Prompter, prompts_of
 from ka2l_ray.label.grading import is_correct
 from ka2l_ray.models.answers import Decoding
 from ka2l_ray.models.batching import Limits
@@ -34,20 +35,19 @@ class EvaluateActor:
         limits: Limits = Limits(),
     ) -> None:
         tokenizer = load_tokenizer(model)
-        self._prompts = Prompter(tokenizer, prompt)
         decoding = Decoding(seed, 0, 1.0, collect.greedy_temperature, collect.max_new_tokens, prompt.stop)
         if tuned is None:
             loaded = load_model(model)
         else:
             with tuned.local() as folder:
                 loaded = load_model(model, adapter=folder)
-        engine = Engine(loaded, pad_id(tokenizer), self._prompts.shared, limits)
+        engine = Engine(loaded, pad_id(tokenizer), Prompter(tokenizer, prompt).shared, limits)
         self.tally = engine.tally
         self._generate = Generator(engine, tokenizer, decoding)
 
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
         """Columns for a batch of any size; questions that cannot be asked are named in `error`."""
-        reading = self._generate(batch["id"].to_pylist(), self._prompts(batch["question"].to_pylist()))
+        reading = self._generate(batch["id"].to_pylist(), prompts_of(batch))
         texts = [row[0].text if row else "" for row in reading.answers]
         correct = [is_correct(t, g) for t, g in zip(texts, batch["answers"].to_pylist(), strict=True)]
         return {"answer": texts, "correct": correct, **errors(reading.failed, batch.num_rows)}

@@ -22,7 +22,7 @@ from ka2l_ray.label.thresholds import otsu
 from ka2l_ray.probe.metrics import auroc
 
 CARRIED = ("group", "entity", "truth")
-POOL = Pool(batch_rows=1024, block_rows=4096)
+POOL = Pool(batch_rows=1024, shard_rows=4096)
 BASELINES = ("likelihood", "predictive_entropy")
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ka2l_ray.config import Pool
+from ka2l_ray.failures import ActorBroken, Verdict, is_out_of_memory, named, on_error
 
 log = logging.getLogger("ka2l")
 
@@ -77,16 +78,12 @@ def plan(load: Load, limits: Limits) -> list[list[int]]:
     return batches
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or on the host."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator: can't allocate memory" in str(error)
-
-
 def run(load: Load, allowance: Allowance, work: Callable[[list[int]], None]) -> dict[int, Exception]:
     """Do the work of every row, in batches as `plan` makes them; returns the error of each row that failed.
 
     A batch that runs out of memory is halved once, then done row by row, and later batches are planned smaller; any other failure goes
-    row by row at once, so that a poisonous row costs itself alone.
+    row by row at once, so that a poisonous row costs itself alone. Raises `ActorBroken` for an error that every later batch would meet
+    too, such as a CUDA error.
     """
     failed: dict[int, Exception] = {}
     rows = load.longest_first()
@@ -105,7 +102,9 @@ def _attempt(batch: list[int], load: Load, allowance: Allowance, work: Callable[
         try:
             work(part)
             continue
-        except Exception as error:  # the model's code and the data are the user's: any failure becomes a row's error
+        except Exception as error:  # the model's code and the data are the user's
+            if on_error(error, len(part)) == Verdict.REPLACE_ACTOR:
+                raise ActorBroken(named(error)) from error
             memory = is_out_of_memory(error)
             if len(part) == 1:
                 failed[part[0]] = _alone(error)

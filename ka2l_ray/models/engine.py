@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ka2l_ray.failures import ActorBroken, Verdict, named, on_lost_block
 from ka2l_ray.models.activations import Capture, Encoded, Prompt, pad, pool_states
 from ka2l_ray.models.batching import Allowance, Limits, Load, run
 from ka2l_ray.models.prefix import SharedPrefix
@@ -63,7 +64,8 @@ class Engine:
     ) -> dict[int, Exception]:
         """Do the work batch by batch, given row numbers and the batch on the model's device; returns the error of each row that failed.
 
-        `copies` and `room`: answers written per prompt, and tokens of each.
+        `copies` and `room`: answers written per prompt, and tokens of each. Raises `ActorBroken` where a device is broken, or where every
+        row that could be read fails with an error of an unknown kind.
         """
         failed: dict[int, Exception] = {}
         groups: dict[int, list[int]] = {len(self.prefix.ids): [], 0: []}
@@ -81,12 +83,15 @@ class Engine:
             work(rows, encoded.to(self.model.device))
             self._count(encoded, time.monotonic() - started)
 
+        lost: dict[int, Exception] = {}
         for before, rows in groups.items():
             load = Load([len(prompts[i].ids) - before for i in rows], copies, room)
-            lost = run(load, self._allowance, lambda part, rows=rows, before=before: batch([rows[i] for i in part], before))
-            failed |= {rows[i]: error for i, error in lost.items()}
+            errors = run(load, self._allowance, lambda part, rows=rows, before=before: batch([rows[i] for i in part], before))
+            lost |= {rows[i]: error for i, error in errors.items()}
         self.tally.out_of_memory = self._allowance.out_of_memory
-        return failed
+        if lost and len(lost) == len(prompts) - len(failed) and on_lost_block(lost) == Verdict.REPLACE_ACTOR:
+            raise ActorBroken(named(next(iter(lost.values()))))
+        return failed | lost
 
     @torch.inference_mode()
     def states(

@@ -17,6 +17,7 @@ import torch
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from ka2l_ray.config import ModelSection, VllmSection
+from ka2l_ray.failures import ActorBroken, named
 from ka2l_ray.models.activations import Prompt
 from ka2l_ray.models.answers import Answer, Decoding, Ending, Reading
 from ka2l_ray.models.engine import Engine, Reach
@@ -109,7 +110,10 @@ class VllmGenerator:
         if not asked or not parameters[0].n:
             return [[] for _ in asked]
         started = time.monotonic()
-        outputs = self._llm.generate(asked, parameters, use_tqdm=False)
+        try:
+            outputs = self._llm.generate(asked, parameters, use_tqdm=False)
+        except Exception as error:  # prompts are checked before, so it is the engine's own, which holds its unfinished requests for good
+            raise ActorBroken(named(error)) from error
         self.tally.model_s += time.monotonic() - started
         for prompt, output in zip(asked, outputs, strict=True):
             cached = output.num_cached_tokens or 0

@@ -14,6 +14,7 @@ from ka2l_ray.active.replay import replay_counts
 from ka2l_ray.config import Config, Pool
 from ka2l_ray.planning.corpora import Extent
 from ka2l_ray.planning.shapes import Shape
+from ka2l_ray.shard_size import row_seconds, shard_rows
 
 STATE_BYTES, STORED_BYTES = 4, 2
 """A state's value in an actor (float32) and on disk (float16)."""
@@ -121,14 +122,16 @@ def _collecting(name: str, config: Config, extent: Extent, shape: Shape, rows: i
     cache = pool.batch_tokens * shape.cache_bytes + extent.shared * shape.cache_bytes
     copies = min(pool.batch_rows * answers, max(answers, pool.batch_tokens // (extent.own + collect.max_new_tokens)))
     logits = copies * shape.vocabulary * 4
-    states = (pool.batch_rows + pool.block_rows) * columns * shape.width * STATE_BYTES
+    stored = answers * TEXT_BYTES + columns * shape.width * STORED_BYTES
+    shard = shard_rows(pool, rows, stored, row_seconds(pool, answers, collect.max_new_tokens))
+    states = (pool.batch_rows + shard) * columns * shape.width * STATE_BYTES
     twice = collect.engine == "vllm" and columns > 0
     blocks = shape.first_blocks_bytes(_deepest(config, shape)) if twice else 0
     told = ["weights", f"cache of {pool.batch_tokens:,} tokens", f"logits of {copies:,} rows"]
     if collect.engine == "vllm":
         told = [f"vLLM's weights and cache (it takes vllm.memory_share = {collect.vllm.memory_share:g} of each GPU)", *told[2:]]
     told += [f"blocks 1 … {_deepest(config, shape)} once more, for states"] * twice
-    told += [f"states of a block ({columns} columns)"] * (columns > 0)
+    told += [f"states of a shard ({columns} columns)"] * (columns > 0)
     return Line(
         name,
         rows,
@@ -137,7 +140,7 @@ def _collecting(name: str, config: Config, extent: Extent, shape: Shape, rows: i
         written_tokens=rows * answers * collect.max_new_tokens,
         memory_bytes=shape.weight_bytes + cache + logits + states + blocks,
         memory_is=", ".join(told),
-        storage_bytes=rows * (columns * shape.width * STORED_BYTES + answers * TEXT_BYTES),
+        storage_bytes=rows * stored,
         does=f"{'two prompt passes' if twice else 'one prompt pass'}, {answers} answers of at most {collect.max_new_tokens} tokens",
     )
 

@@ -10,16 +10,17 @@ import pyarrow as pa
 from ka2l_ray import schema
 from ka2l_ray.active.acquire import STATES
 from ka2l_ray.artifacts import Run
-from ka2l_ray.corpus.prompts import corpus_prompt
+from ka2l_ray.corpus.prompts import Tokenize, corpus_prompt
 from ka2l_ray.dataflow import Stage, run_stage
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.loading import depth_and_width
 from ka2l_ray.probe.score import ScoreActor
+from ka2l_ray.shard_size import row_seconds
 
 
 def score(run: Run) -> dict[str, Any]:
     """Score the pool; `truth` is carried along for `oracle`, `group` for group balance, states where a strategy compares them."""
-    config = run.config
+    config, prompt = run.config, corpus_prompt(run)
     with_state = bool(set(config.active.strategies) & set(STATES))
     _, width = depth_and_width(config.model)
     state = [pa.field("state", pa.list_(pa.float32(), width))] if with_state else []
@@ -28,7 +29,7 @@ def score(run: Run) -> dict[str, Any]:
         actor=ScoreActor,
         arguments={
             "model": config.model,
-            "prompt": corpus_prompt(run),
+            "prompt": prompt,
             "probe": run.folder / "base/search/probe",
             "with_state": with_state,
             "limits": Limits.of(config.score.pool),
@@ -38,5 +39,7 @@ def score(run: Run) -> dict[str, Any]:
         pool=config.score.pool,
         keep=("truth", "group"),
         max_error_fraction=config.run.max_error_fraction,
+        prepare=Tokenize(config.model, prompt),
+        row_seconds=row_seconds(config.score.pool),
     )
     return run_stage(stage, run.table("questions"), run.base("scores"), part="pool")

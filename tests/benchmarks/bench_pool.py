@@ -31,7 +31,7 @@ from bench_model import build, prompt, questions
 
 from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.config import Config, ModelSection, Pool
-from ka2l_ray.dataflow import Stage, block_rows, run_stage
+from ka2l_ray.dataflow import Stage, run_stage, shard_rows
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.loading import depth_and_width
 from ka2l_ray.probe.model import LinearProbe, ProbeCard
@@ -74,7 +74,7 @@ def probe(section: ModelSection, folder: Path) -> Folder:
 
 def pool_rate(arguments: dict[str, Any], source: Table, target: Path) -> float:
     """Questions per second of a pool after each actor's first block."""
-    pool = Pool(min=ACTORS, max=ACTORS, batch_rows=LIMITS.rows, block_rows=BLOCK)
+    pool = Pool(min=ACTORS, max=ACTORS, batch_rows=LIMITS.rows, shard_rows=BLOCK)
     table = Table(Folder.of(str(target)))
     run_stage(Stage("score", ScoreActor, arguments | {"limits": Limits.of(pool)}, ("question",), OUT, pool), source, table)
     written = sorted((Path(f).stat().st_mtime, n["rows"]) for f, n in zip(table.files(), table.manifest()["files"], strict=True))
@@ -111,7 +111,7 @@ def plain(folder: Path, share: int) -> None:
     torch.set_num_threads(1)
     actor = ScoreActor(**engine_of(folder), limits=LIMITS)
     rows = Table(Folder.of(str(folder / "questions"))).read()
-    block = block_rows(Pool(max=ACTORS, block_rows=BLOCK), rows.num_rows)
+    block = shard_rows(Pool(max=ACTORS, shard_rows=BLOCK), rows.num_rows)
     blocks = [rows.slice(at, block) for at in range(0, rows.num_rows, block)][share::ACTORS]
     actor(blocks[0])
     print(blocks[0].num_rows, flush=True)
@@ -184,7 +184,7 @@ def memory(rows: int) -> dict[str, Any]:
         subprocess.run([sys.executable, __file__, "corpus", f"{scratch}/questions", str(rows)], check=True)  # its memory is not the stage's
         source = Table(Folder.of(f"{scratch}/questions"))
         connect(Config())
-        pool = Pool(min=ACTORS, max=ACTORS, block_rows=4096)
+        pool = Pool(min=ACTORS, max=ACTORS, shard_rows=4096)
         started = time.monotonic()
         with watching() as peak:
             run_stage(Stage("stub", StubActor, {}, ("question",), OUT, pool), source, Table(Folder.of(scratch) / "scores"))

@@ -16,7 +16,7 @@ from actors import Crasher, Doubler, Late, Unloadable
 
 from ka2l_ray.artifacts import Folder, StageError, Table
 from ka2l_ray.config import Pool
-from ka2l_ray.dataflow import Stage, block_rows, run_stage
+from ka2l_ray.dataflow import Stage, run_stage, shard_rows
 from ka2l_ray.models.tally import Tally
 from ka2l_ray.runtime import ActorMetrics
 
@@ -36,7 +36,7 @@ def stage(folder: Path, **changes: Any) -> Stage:
         "arguments": {"log": str(folder / "log")},
         "columns_in": ("value",),
         "columns_out": pa.schema([("doubled", pa.int64())]),
-        "pool": Pool(batch_rows=4, block_rows=5),
+        "pool": Pool(batch_rows=4, shard_rows=5),
         "max_error_fraction": 0.05,
     }
     return Stage(**(given | changes))
@@ -171,7 +171,7 @@ def test_a_stage_that_no_node_can_hold_ends_and_says_what_it_waits_for(tmp_path:
     monkeypatch.setattr("ka2l_ray.dataflow.NO_PROGRESS_S", 5)
     with pytest.raises(StageError, match=r"double: no block of 5 rows was finished within .* no free 64 CPUs and 0 GPUs for an actor"):
         run_stage(
-            stage(tmp_path, pool=Pool(cpus=64, batch_rows=4, block_rows=5)), source(tmp_path), Table(Folder.of(str(tmp_path / "out")))
+            stage(tmp_path, pool=Pool(cpus=64, batch_rows=4, shard_rows=5)), source(tmp_path), Table(Folder.of(str(tmp_path / "out")))
         )
 
 
@@ -184,14 +184,14 @@ def test_an_actor_that_cannot_load_says_why_in_one_line(tmp_path: Path) -> None:
     ("rows", "actors", "block"), [(100_000, 8, 256), (8192, 8, 256), (2200, 8, 69), (40, 8, 2), (3, 8, 1), (1, 1, 1), (40, 1, 10)]
 )
 def test_a_small_table_has_blocks_for_every_actor(rows: int, actors: int, block: int) -> None:
-    pool = Pool(max=actors, block_rows=256)
-    assert block_rows(pool, rows) == block
+    pool = Pool(max=actors, shard_rows=256)
+    assert shard_rows(pool, rows) == block
     assert -(-rows // block) >= min(rows, 2 * actors)
 
 
 def test_a_table_smaller_than_a_block_is_cut_for_every_actor_of_the_pool(tmp_path: Path) -> None:
     target = Table(Folder.of(str(tmp_path / "out")))
-    run_stage(stage(tmp_path, pool=Pool(min=2, max=2, block_rows=256)), source(tmp_path), target)
+    run_stage(stage(tmp_path, pool=Pool(min=2, max=2, shard_rows=256)), source(tmp_path), target)
     assert sorted(f["rows"] for f in target.manifest()["files"]) == [5] * 8
 
 

@@ -36,7 +36,7 @@ def collected(run: Run) -> dict[str, Any]:
 
 def test_pool_size_and_batch_size_change_no_sample(scored: tuple[Run, dict[str, Any]], tmp_path: Path) -> None:
     """One actor with blocks of 32 rows in batches of 16, and four with blocks of 13 in batches of 7."""
-    pool = "collect.pool={min: 4, max: 4, cpus: 0.5, batch_rows: 7, batch_tokens: 900, block_rows: 13}"
+    pool = "collect.pool={min: 4, max: 4, cpus: 0.5, batch_rows: 7, batch_tokens: 900, shard_rows: 13}"
     other = collected(Run.open(small(tmp_path, pool)))
     assert len(other) == 120
     assert other == collected(scored[0])

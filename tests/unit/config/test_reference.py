@@ -90,5 +90,5 @@ def test_bounds_are_those_that_are_checked():
 
 
 def test_a_section_with_other_defaults_says_so():
-    assert Config().decode.pool == Pool(block_rows=64)
-    assert "The fields of [`collect.pool`](#collectpool), but `block_rows` is `64`. Changes no result." in reference()
+    assert Config().decode.pool == Pool(shard_rows=64)
+    assert "The fields of [`collect.pool`](#collectpool), but `shard_rows` is `64`. Changes no result." in reference()

@@ -121,7 +121,7 @@ def test_a_stored_configuration_reads_back_equal(load):
         "report.title=Other",
         "collect.pool.batch_rows=3",
         "score.pool.max=5",
-        "decode.pool.block_rows=7",
+        "decode.pool.shard_rows=7",
         "evaluate.pool.cpus=2",
         "finetune.cpus_per_worker=2",
         "finetune.checkpoint_every_steps=0",

@@ -19,7 +19,7 @@ from rich.table import Table as RichTable
 from ka2l_ray.artifacts import StageError
 from ka2l_ray.config import Config, ConfigError, load_config
 from ka2l_ray.jobs import command_line
-from ka2l_ray.terminal import print_comparison, print_plan, print_preview, print_results
+from ka2l_ray.terminal import print_comparison, print_plan, print_preview, print_results, print_retried
 
 app = typer.Typer(
     name="ka2l",
@@ -106,6 +106,9 @@ def run_command(
         typer.Option(help="Stop after this stage: questions, collect, label, search, score, sample_pool, replay, decode, evaluate."),
     ] = None,
     redo: Annotated[str | None, typer.Option(help="Delete this stage and all after it, then run.")] = None,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Do the rows that failed anew, in every stage, and keep the others; then run.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, do nothing.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -125,6 +128,8 @@ def run_command(
         run = _open(loaded)
         if redo:
             pipeline.redo(run, redo)
+        if retry_errors:
+            print_retried(pipeline.retry_errors(run), (run.folder / "base/search/search.json").exists())
         stop = ("--until", until) if until else ()
         results = pipeline.execute(run, until, command_line("ka2l", "run", str(config), *stop, overrides=overrides or ()))
         print_results(run.folder.path, results)

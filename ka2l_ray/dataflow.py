@@ -26,7 +26,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ka2l_ray import shards
+from ka2l_ray import failures, shards
 from ka2l_ray.artifacts import Folder, StageError, Table
 from ka2l_ray.attempts import Attempt, ShardFile, Shards, listed, reopen, retry
 from ka2l_ray.config import Pool
@@ -34,7 +34,7 @@ from ka2l_ray.deaths import Register
 from ka2l_ray.failures import ActorBroken, StageStopped, Verdict, each_row, most_errors, on_failed_rows
 from ka2l_ray.models.tally import Tally
 from ka2l_ray.runtime import ActorMetrics, log, one_line, telling
-from ka2l_ray.shard_size import row_bytes, shard_rows
+from ka2l_ray.shard_size import BLOCK_BYTES, row_bytes, shard_rows
 
 STATE = "_attempt"
 """Folder of a stage that is not finished, beside its `data`."""
@@ -212,7 +212,7 @@ def _execute(stage: Stage, attempt: Attempt, source: Table, part: str | None, da
     """Every missing shard through the pipeline; what the driver hears of counts."""
     reading = shards.Reading.of(source, part, stage.wanted, attempt, data)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # where the driver dies with it anyway
-    register: Any = ray.remote(Register).options(num_cpus=0, scheduling_strategy=here).remote(stage.pool.max)
+    register: Any = ray.remote(Register).options(num_cpus=0, scheduling_strategy=here).remote(stage.pool.max, failures.DEATHS)
     with _context(), telling(stage.name, lambda: _progress(attempt)):
         try:
             for outcome in _outcomes(stage, reading, register):
@@ -236,7 +236,12 @@ def _outcomes(stage: Stage, reading: shards.Reading, register: Any) -> Iterator[
     """The pipeline: what became of each shard, as it is written."""
     pool, entries = stage.pool, len(reading.entries)
     data = ray.data.range(entries, override_num_blocks=entries)
-    data = data.map_batches(partial(shards.read, reading=reading, stage=stage), batch_size=1, batch_format="pyarrow")
+    data = data.map_batches(
+        partial(shards.read, reading=reading, stage=stage),
+        batch_size=1,
+        batch_format="pyarrow",
+        memory=2 * BLOCK_BYTES,  # for a shard as it comes and as it goes; besides, Ray would run this in the actor, whose GPU then waits
+    )
     data = data.map_batches(
         ShardActor,  # type: ignore[arg-type]
         fn_constructor_args=(stage, register),

@@ -46,10 +46,10 @@ class Suspicion:
 
 
 class Register:
-    """What the actors of one stage are at. `actors`: how many the pool may have."""
+    """What the actors of one stage are at. `actors`: how many the pool may have; `least`: how many deaths are never too many."""
 
-    def __init__(self, actors: int) -> None:
-        self._actors = actors
+    def __init__(self, actors: int, least: int) -> None:
+        self._actors, self._least = actors, least
         self._at: dict[int, Suspicion] = {}
         self._loading: set[str] = set()
         self._deaths = self._finished = 0
@@ -89,7 +89,7 @@ class Register:
 
     def _stop(self) -> str:
         deaths = self._deaths + max(0, len(self._loading) - self._actors)
-        if on_death(deaths, self._actors, self._finished) != Verdict.STOP_STAGE:
+        if on_death(deaths, self._actors, self._finished, self._least) != Verdict.STOP_STAGE:
             return ""
         last = f" Last: {self._last}." if self._last else ""
         return f"{deaths} actors have ended while {self._finished:,} shards were finished.{last}"

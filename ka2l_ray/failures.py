@@ -75,9 +75,10 @@ def on_lost_block(errors: Mapping[int, Exception]) -> Verdict:
     return Verdict.REPLACE_ACTOR if own and len(own) == len(errors) else Verdict.ROW
 
 
-def on_death(deaths: int, actors: int, finished: int) -> Verdict:
-    """Whether a stage goes on after `deaths` of its actors, with a pool of `actors` and so many shards finished."""
-    most = max(DEATHS, DEATHS_PER_ACTOR * actors) + DEATHS_PER_SHARD * finished
+def on_death(deaths: int, actors: int, finished: int, least: int = DEATHS) -> Verdict:
+    """Whether a stage goes on after `deaths` of its actors, with a pool of `actors` and so many shards finished; `least` are never too
+    many."""
+    most = max(least, DEATHS_PER_ACTOR * actors) + DEATHS_PER_SHARD * finished
     return Verdict.STOP_STAGE if deaths > most else Verdict.REPLACE_ACTOR
 
 

@@ -27,10 +27,11 @@ from ka2l_ray.artifacts import Folder, Run, booked
 from ka2l_ray.collect.stage import collect, sample_pool, wanted_layers
 from ka2l_ray.config import Config, ConfigError, Strategy
 from ka2l_ray.corpus.stage import questions
+from ka2l_ray.dataflow import reopen_errors
 from ka2l_ray.decode.actor import decoder_folder
 from ka2l_ray.decode.model import read_card
 from ka2l_ray.decode.stage import check_decoder
-from ka2l_ray.label.stage import label, label_pool, label_summary
+from ka2l_ray.label.stage import gamma_file, label, label_pool, label_summary
 from ka2l_ray.models.loading import check_model, commit, refused_by_name
 from ka2l_ray.probe.search import search
 from ka2l_ray.probe.stage import score
@@ -40,6 +41,12 @@ from ka2l_ray.world.facts import build_world
 
 RESULTS, ROWS, TIMES, REDO = "results.json", "rows.json", "times.json", "redo.json"
 """`ROWS` and `TIMES` are the books of the base steps; a step is in `ROWS` once it is done."""
+EVALUATIONS = ("evaluation", "evaluation/corpus_prompt")
+ROWWISE = (
+    *("pilot", "activations", "clusters", "knowledge", "scores", "pool_samples", "pool_clusters", "pool_knowledge"),
+    *("replay", "reconstruction", *EVALUATIONS),
+)
+"""Tables of the base model that are made row by row."""
 ANSWERS_WITHIN_S = 10.0
 SAMPLES_POOL = "K samples of the pool, for the strategies that rank by them (entropy, likelihood, quadrant)"
 ROUND_COMMANDS = {"decode": State.ACQUIRE, "annotate": State.ANNOTATE, "finetune": State.FINETUNE, "evaluate": State.EVALUATE}
@@ -60,15 +67,14 @@ class Step:
 
 def _label(run: Run) -> Counts:
     manifest = label(run)
-    run_gamma = run.folder / "base/knowledge/gamma.json"
-    if not run_gamma.exists():
-        run_gamma.write_json({"threshold_nats": manifest["threshold_nats"]})
+    if not gamma_file(run).exists():
+        gamma_file(run).write_json({"threshold_nats": manifest["threshold_nats"]})
     return manifest
 
 
 def gamma(run: Run) -> float:
     """γ as the labelling stage wrote it."""
-    return (run.folder / "base/knowledge/gamma.json").read_json()["threshold_nats"]
+    return gamma_file(run).read_json()["threshold_nats"]
 
 
 def _search(run: Run) -> Counts:
@@ -314,6 +320,26 @@ def redo(run: Run, name: str) -> None:
             book.write_json({k: v for k, v in book.read_json().items() if k in kept})
     (run.folder / RESULTS).delete()
     note.delete()
+
+
+def retry_errors(run: Run) -> dict[str, int]:
+    """Have the next run of the steps do failed rows anew and keep the others; returns how many by table, the tables without any left out.
+
+    Rows are mended where they stand; what was computed from a whole table before (γ, the probe, what rounds bought and trained on) stays
+    as it is, but for the figures of a round whose evaluation is mended.
+    """
+    found = {name: n for name in ROWWISE if (n := reopen_errors(run.base(name)))}
+    if "activations" in found:
+        run.base("samples").open_again()
+    if "reconstruction" in found:
+        (run.folder / "base/reconstruction/metrics.json").delete()
+    for a_round in plan(run):
+        names = {f"{a_round.strategy} seed {a_round.seed} round {a_round.number}: {name}": name for name in EVALUATIONS}
+        mended = {text: n for text, name in names.items() if (n := reopen_errors(a_round.table(name)))}
+        if mended:
+            (a_round.folder / "round.json").delete()
+        found |= mended
+    return found
 
 
 def plan(run: Run) -> Sequence[Round]:

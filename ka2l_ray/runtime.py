@@ -7,6 +7,7 @@ Refuses to know: stages, tables, what a model is.
 import importlib.metadata
 import logging
 import os
+import re
 import socket
 import sys
 import threading
@@ -167,9 +168,18 @@ def fetch(reference: "ray.ObjectRef[T]") -> T:
         raise
 
 
+_RAISED = re.compile(
+    r"(?!ray\.exceptions\.UserCodeException|UDF failed|Failed to apply|To change retry)[A-Za-z_][\w.]*(?:Error|Exception|Stopped|Exit): "
+)
+
+
 def one_line(error: BaseException) -> str:
-    """What an error of Ray says: its last line, where a traceback ends; the first where the last only points to documentation."""
+    """What an error of Ray says: the last line that ends a traceback, before Ray's own account of it and advice; else the last line, or the
+    first where the last only points to documentation."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if lines[-1].startswith("To change retry attempts"):  # what a function raised that Ray Data called
+        lines = [line for line in lines if _RAISED.match(line)] or lines
+        return lines[-1].removeprefix("ka2l_ray.failures.StageStopped: ")
     return lines[0] if lines[-1].startswith(("Refer to", "See ")) else lines[-1]
 
 

@@ -52,6 +52,17 @@ def print_plan(config: Config, cluster: Mapping[str, float] | None = None) -> No
         raise ConfigError("; ".join(plan.problems))
 
 
+def print_retried(rows: dict[str, int], searched: bool) -> None:
+    """Which rows `--retry-errors` has done anew."""
+    console = Console()
+    for name, count in rows.items():
+        console.print(f"{name}: {count:,} failed rows are done anew", highlight=False, markup=False)
+    if not rows:
+        console.print("no row has failed: nothing is done anew")
+    elif searched:
+        console.print("γ and the probe stay as they were fitted without them; --redo label fits them again")
+
+
 def print_results(folder: str, results: dict[str, Any]) -> None:
     """A row per round, the savings, and where results and report lie."""
     console = Console()

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from ka2l_ray import schema
-from ka2l_ray.artifacts import Run, Table
+from ka2l_ray.artifacts import Folder, Run, Table
 from ka2l_ray.collect.stage import adaptive_threshold, samples_saved
 from ka2l_ray.config import Pool
 from ka2l_ray.dataflow import Stage, run_stage
@@ -39,11 +39,18 @@ def label(run: Run) -> dict[str, Any]:
 
 
 def _threshold(run: Run, clusters: Table) -> float:
-    """γ: the one that sampling stopped by, else `label.threshold`."""
+    """γ: the one that this split was labelled by before, the one that sampling stopped by, else `label.threshold`."""
+    if (written := gamma_file(run)).exists():
+        return written.read_json()["threshold_nats"]
     fixed, threshold = adaptive_threshold(run), run.config.label.threshold
     if fixed is not None:
         return fixed
     return otsu(entropy_histogram(clusters)) if threshold == "otsu" else float(threshold)
+
+
+def gamma_file(run: Run) -> Folder:
+    """Where γ stands once the probe split is labelled: rows that are labelled later get the same."""
+    return run.folder / "base/knowledge/gamma.json"
 
 
 def label_pool(run: Run, gamma: float) -> dict[str, Any]:

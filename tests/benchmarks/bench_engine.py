@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 
 from ka2l_ray.collect.actor import CollectActor
 from ka2l_ray.config import CollectSection, ModelSection
-from ka2l_ray.corpus.prompts import Prompter
+from ka2l_ray.corpus.prompts import Prompter, Tokenize
 from ka2l_ray.models.activations import Encoded, pad
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
@@ -51,6 +51,7 @@ class Sides:
         self.layer = self.model.config.num_hidden_layers // 2
         self.scorer = Engine(load_blocks(section, self.layer), pad_id(self.tokenizer), self.prompts.shared, Limits(rows=OURS))
         collect = CollectSection(samples=SAMPLES, max_new_tokens=NEW_TOKENS)
+        self.tokenize = Tokenize(section, prompt())
         self.collector = CollectActor(section, prompt(), collect, [self.layer], seed=0, limits=Limits(rows=OURS))
 
     def score(self) -> None:
@@ -59,7 +60,7 @@ class Sides:
 
     def collect(self) -> None:
         """States, the greedy answer and K samples from one pass."""
-        self.collector(pa.table({"id": [str(i) for i in range(SAMPLED)], "question": self.texts[:SAMPLED]}))
+        self.collector(self.tokenize.add(pa.table({"id": [str(i) for i in range(SAMPLED)], "question": self.texts[:SAMPLED]})))
 
     @torch.inference_mode()
     def prompt_passes(self, count: int = SCORED) -> None:

@@ -1,11 +1,11 @@
 """`make bench`: what Ray Data costs around the engine, and whether memory grows with the corpus.
 
 In: the model and questions of `bench_model`. Out: `results/pool.json`.
-Throughput: scoring in a pool of two actors of one thread each against the same engine in two plain processes of one thread each, which
-know nothing of Ray and halve the questions between them; both sides after every actor's or process' first block, so that starting and
-loading are not counted; `--pairs` pairs in turn. Memory: the most that the driver and any of Ray's worker processes (actors, tasks that
-read and write, idle ones) hold of their own, and the most that one maps of Ray's object store, which they share and Ray bounds; each
-corpus size in a process and cluster of its own, with an actor that holds no model.
+Throughput: scoring in a pool of one actor of one thread against the same engine in a plain process of one thread that knows nothing of
+Ray, with a core to spare for either: Ray reads, tokenises and writes there, the plain process leaves it alone. Both sides after their
+first block, so that starting and loading are not counted; `--pairs` pairs in turn. Memory: the most that the driver and any of Ray's
+worker processes (actors, tasks that read and write, idle ones) hold of their own, and the most that one maps of Ray's object store, which
+they share and Ray bounds; each corpus size in a process and cluster of its own, with an actor that holds no model.
 `--rows 400 --pairs 1 --sizes 1000 2000` shows in two minutes that it runs.
 """
 
@@ -31,16 +31,18 @@ from bench_model import build, prompt, questions
 
 from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.config import Config, ModelSection, Pool
-from ka2l_ray.dataflow import Stage, run_stage, shard_rows
+from ka2l_ray.corpus.prompts import Tokenize
+from ka2l_ray.dataflow import Stage, run_stage
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.loading import depth_and_width
 from ka2l_ray.probe.model import LinearProbe, ProbeCard
 from ka2l_ray.probe.score import ScoreActor
 from ka2l_ray.runtime import connect
+from ka2l_ray.shard_size import SHARDS_PER_ACTOR
 
 RESULTS = Path(__file__).parent / "results" / "pool.json"
 os.environ.setdefault("RAY_worker_niceness", "0")  # as the plain process; Ray's own default of 15 leaves the machine to others
-ACTORS, BLOCK = 2, 512
+ACTORS, BLOCK = 1, 512
 LIMITS = Limits(rows=32)
 OUT = pa.schema([pa.field("p_unknown", pa.float32())])
 
@@ -76,7 +78,10 @@ def pool_rate(arguments: dict[str, Any], source: Table, target: Path) -> float:
     """Questions per second of a pool after each actor's first block."""
     pool = Pool(min=ACTORS, max=ACTORS, batch_rows=LIMITS.rows, shard_rows=BLOCK)
     table = Table(Folder.of(str(target)))
-    run_stage(Stage("score", ScoreActor, arguments | {"limits": Limits.of(pool)}, ("question",), OUT, pool), source, table)
+    tokenize = Tokenize(arguments["model"], arguments["prompt"])
+    run_stage(
+        Stage("score", ScoreActor, arguments | {"limits": Limits.of(pool)}, ("question",), OUT, pool, prepare=tokenize), source, table
+    )
     written = sorted((Path(f).stat().st_mtime, n["rows"]) for f, n in zip(table.files(), table.manifest()["files"], strict=True))
     return sum(rows for _, rows in written[ACTORS:]) / (written[-1][0] - written[ACTORS - 1][0])
 
@@ -111,13 +116,16 @@ def plain(folder: Path, share: int) -> None:
     torch.set_num_threads(1)
     actor = ScoreActor(**engine_of(folder), limits=LIMITS)
     rows = Table(Folder.of(str(folder / "questions"))).read()
-    block = shard_rows(Pool(max=ACTORS, shard_rows=BLOCK), rows.num_rows)
+    block, tokenize = (
+        min(BLOCK, -(-rows.num_rows // (SHARDS_PER_ACTOR * ACTORS))),
+        Tokenize(ModelSection(name_or_path=str(folder / "model")), prompt()),
+    )
     blocks = [rows.slice(at, block) for at in range(0, rows.num_rows, block)][share::ACTORS]
-    actor(blocks[0])
+    actor(tokenize.add(blocks[0]))
     print(blocks[0].num_rows, flush=True)
     sys.stdin.readline()
     for part in blocks[1:]:
-        actor(part)
+        actor(tokenize.add(part))
     print(sum(b.num_rows for b in blocks[1:]), flush=True)
 
 

@@ -21,6 +21,7 @@ from sklearn.preprocessing import OneHotEncoder
 
 from ka2l_ray.collect.actor import CollectActor, matrix
 from ka2l_ray.config import CollectSection, ModelSection, SearchSection
+from ka2l_ray.corpus.prompts import Tokenize
 from ka2l_ray.decode.actor import decoder_folder
 from ka2l_ray.decode.metrics import reconstruction
 from ka2l_ray.decode.model import StateDecoder
@@ -60,7 +61,7 @@ def collect(phrasing: int, seed: int) -> dict[str, Any]:
         part = facts[start : start + BATCH]
         ids = [f"{f.fact_id}-p{phrasing}" for f in part]
         questions = [word(f.attribute, phrasing, f.person.name) for f in part]
-        columns = dict(actor(pa.table({"id": ids, "question": questions})))
+        columns = dict(actor(Tokenize(ModelSection(), PROMPT).add(pa.table({"id": ids, "question": questions}))))
         for layer in LAYERS:
             states[layer].append(matrix(columns.pop(f"last_{layer:03d}")))
         labels = ClusterActor()(pa.table(columns | {"answers": [[f.value] for f in part]}))

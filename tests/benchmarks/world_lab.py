@@ -30,7 +30,7 @@ from ka2l_ray.config import (
     Strategy,
     WorldCorpusSection,
 )
-from ka2l_ray.corpus.prompts import Prompter
+from ka2l_ray.corpus.prompts import Prompter, Tokenize
 from ka2l_ray.corpus.world import world_questions
 from ka2l_ray.decode.actor import DecodeActor
 from ka2l_ray.decode.filters import hashes, statuses
@@ -86,13 +86,14 @@ class Lab:
             misconceptions=setting.misconceptions,
         )
         self.tables = world_questions(world, corpus, setting.seed)
-        self.tokenizer = load_tokenizer(self.model_section)
+        self.tokenizer, self.tokenize = load_tokenizer(self.model_section), Tokenize(self.model_section, PROMPT)
         self._kept_logits: dict[tuple[int, ...], torch.Tensor] = {}
         self.pool = {r["id"]: r for r in self.tables["pool"].to_pylist()}
 
     def collected(self, table: pa.Table, samples: int, layers: Sequence[int], seed: int) -> dict[str, Any]:
         """Columns of the collecting actor for a whole table."""
-        columns = CollectActor(self.model_section, PROMPT, CollectSection(samples=samples), layers, seed, Limits(rows=BATCH))(table)
+        actor = CollectActor(self.model_section, PROMPT, CollectSection(samples=samples), layers, seed, Limits(rows=BATCH))
+        columns = actor(self.tokenize.add(table))
         return {name: matrix(values) if name.startswith("last_") else values for name, values in columns.items()}
 
     def labels(self, columns: dict[str, Any], table: pa.Table) -> dict[str, Any]:
@@ -175,7 +176,7 @@ class Lab:
             LinearProbe(fit.weight, fit.bias, card).save(Folder.of(scratch))
             actor = DecodeActor(self.model_section, PROMPT, section, section.decoder, Folder.of(scratch), self.setting.seed)
             asked = [(decoded_id(i, v), self.pool[i]["question"]) for i in sources for v in range(section.variants)]
-            written = actor(pa.table({"id": [i for i, _ in asked], "question": [q for _, q in asked]}))
+            written = actor(self.tokenize.add(pa.table({"id": [i for i, _ in asked], "question": [q for _, q in asked]})))
         texts, p_unknown = list(written["decoded_question"]), [float(p) for p in written["p_unknown"]]
         existing = np.union1d(*(hashes(self.tables[s]["question"].to_pylist()) for s in ("probe", "pool")))
         status = statuses(texts, p_unknown, existing, hashes(self.tables["eval"]["question"].to_pylist()), section.min_p_unknown)

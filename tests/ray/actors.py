@@ -3,9 +3,11 @@
 import os
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 
 
@@ -25,32 +27,19 @@ class Doubler:
 
 
 class Killer(Doubler):
-    """A `Doubler` that, once `after` rows are done and a block of them is committed, kills the driver with SIGKILL."""
+    """A `Doubler` that, once `after` rows are done and a shard of them is written, kills the driver with SIGKILL."""
 
-    def __init__(self, log: str, driver: int, after: int, checkpoint: str) -> None:
+    def __init__(self, log: str, driver: int, after: int, data: str) -> None:
         super().__init__(log)
-        self.driver, self.after, self.checkpoint = driver, after, Path(checkpoint)
+        self.driver, self.after, self.data = driver, after, Path(data)
 
     def __call__(self, batch: pa.Table) -> dict[str, Any]:
         done = len(Path(self.log).read_text().split()) if Path(self.log).exists() else 0
         if done >= self.after:
-            while not any(".pending" not in f.name for f in self.checkpoint.glob("*/*.parquet")):
+            while not any(self.data.glob("*/*.parquet")):
                 time.sleep(0.1)
             os.kill(self.driver, signal.SIGKILL)
             time.sleep(60)
-        return super().__call__(batch)
-
-
-class Late(Doubler):
-    """A `Doubler` that moves files into place before its first block: what a worker of a killed driver may still do then."""
-
-    def __init__(self, log: str, moves: list[tuple[str, str]]) -> None:
-        super().__init__(log)
-        self.moves = moves
-
-    def __call__(self, batch: pa.Table) -> dict[str, Any]:
-        while self.moves:
-            Path(self.moves[0][0]).rename(self.moves.pop(0)[1])
         return super().__call__(batch)
 
 
@@ -71,3 +60,82 @@ class Unloadable:
 
     def __call__(self, batch: pa.Table) -> dict[str, Any]:
         raise AssertionError("never called")
+
+
+class Halver:
+    """Halves `doubled`, notes how many rows each call had, and cannot halve nothing."""
+
+    def __init__(self, log: str) -> None:
+        self.log = log
+
+    def __call__(self, batch: pa.Table) -> dict[str, Any]:
+        with open(self.log, "a") as file:
+            file.write(f"{batch.num_rows}\n")
+        return {"half": [v // 2 for v in batch["doubled"].to_pylist()]}
+
+
+class OddOnes(Doubler):
+    """A slow `Doubler` that names odd values as failed."""
+
+    def __call__(self, batch: pa.Table) -> dict[str, Any]:
+        time.sleep(0.05)
+        values = batch["value"].to_pylist()
+        return super().__call__(batch) | {"error": [f"ValueError: value {v} is odd" if v % 2 else None for v in values]}
+
+
+@dataclass(frozen=True)
+class Square:
+    """What prepares rows on a CPU."""
+
+    poison: int
+    columns: ClassVar[pa.Schema] = pa.schema([("square", pa.int64()), ("pid", pa.int64())])
+
+    def __call__(self, batch: pa.Table) -> dict[str, Any]:
+        values = batch["value"].to_pylist()
+        if self.poison in values:
+            raise ValueError(f"{self.poison} has no square here")
+        return {"square": [v * v for v in values], "pid": [os.getpid()] * len(values)}
+
+
+class Sum(Doubler):
+    """Adds the prepared square to the value, and tells whether another process prepared it."""
+
+    def __call__(self, batch: pa.Table) -> dict[str, Any]:
+        sums = [v + s for v, s in zip(batch["value"].to_pylist(), batch["square"].to_pylist(), strict=True)]
+        return {"sum": sums, "apart": [pid != os.getpid() for pid in batch["pid"].to_pylist()]}
+
+
+class Stater(Doubler):
+    """Returns states (B, 3): float16 in the shard that holds row 0, float32 in the others."""
+
+    def __call__(self, batch: pa.Table) -> dict[str, Any]:
+        values = np.repeat(np.array(batch["value"].to_pylist(), np.float32), 3)
+        kind = np.float16 if 0 in values else np.float32
+        return {"state": pa.FixedSizeListArray.from_arrays(pa.array(values.astype(kind)), 3)}
+
+
+class Sticky(Doubler):
+    """A `Doubler` whose device breaks at the poisonous row, the first time that any actor meets it: from then on its process fails at every
+    call. What it did to the device is an error of torch's own type."""
+
+    def __init__(self, log: str, mark: str, poison: int) -> None:
+        super().__init__(log)
+        self.mark, self.trigger, self.broken = Path(mark), poison, False
+
+    def __call__(self, batch: pa.Table) -> dict[str, Any]:
+        if self.trigger in batch["value"].to_pylist() and not self.mark.exists():
+            self.broken = True
+        if self.broken:
+            with self.mark.open("a") as file:
+                file.write(f"{os.getpid()}\n")
+            import torch
+
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+        return super().__call__(batch)
+
+
+class Useless(Doubler):
+    """Fails at every row, in a way that says nothing about the row."""
+
+    def __call__(self, batch: pa.Table) -> dict[str, Any]:
+        raise RuntimeError("no such kernel")

@@ -1,87 +1,171 @@
-"""`attempts`: what counts when a stage is begun again and again."""
+"""`attempts`: what counts when a stage is begun again and again. Spark's rules for committing output, as pure tests."""
 
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from ka2l_ray.artifacts import Folder
-from ka2l_ray.attempts import EARLIER, Attempt
+from ka2l_ray.artifacts import Folder, StageError
+from ka2l_ray.attempts import NOTE, SHARDS_PER_FOLDER, Attempt, ShardFile, Shards, chosen, listed, reopen, retry
+
+CUT = Shards("collect", rows=25, size=10)
 
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Folder, Folder]:
-    return Folder.of(str(tmp_path / "_checkpoint")), Folder.of(str(tmp_path / "data")).make()
+    return Folder.of(str(tmp_path / "_attempt")), Folder.of(str(tmp_path / "data")).make()
 
 
-def write(attempt: Attempt, name: str, ids: list[str], pending: bool = False) -> None:
-    """A block as Ray Data writes it: a checkpoint with its ids, and a data file whose name begins as the checkpoint's."""
-    mark = ".pending" if pending else ""
-    pq.write_table(pa.table({"id": ids}), f"{attempt.checkpoint.path}/{name}{mark}.parquet")
-    pq.write_table(pa.table({"id": ids, "value": [1] * len(ids)}), f"{attempt.data.path}/{name}_000000-0.parquet")
+def write(data: Folder, attempt: Attempt, shard: int, errors: int = 0, own: int | None = None) -> ShardFile:
+    """A file as a writing task leaves it."""
+    file = ShardFile.new(shard, attempt.token, errors, errors if own is None else own)
+    (data / file.name).write_bytes(b"rows")
+    return file
 
 
-def counted(attempt: Attempt) -> dict[str, int]:
-    return {f["name"].split("_")[0]: f["rows"] for f in attempt.files()}
+def test_shards_cover_every_row_once() -> None:
+    assert [CUT.span(n) for n in range(CUT.count)] == [(0, 10), (10, 20), (20, 25)]
+    assert sum(map(CUT.length, range(CUT.count))) == 25
+    assert Shards("s", 0, 10).count == 0
 
 
-def taken_over(attempt: Attempt) -> list[str]:
-    return pq.read_table(f"{attempt.checkpoint.path}/{EARLIER}")["id"].to_pylist()
+def test_a_name_says_what_it_holds_and_other_names_are_no_shards() -> None:
+    file = ShardFile.new(1234567, "0123abcd", 12, 3)
+    assert ShardFile.parse(file.name) == file
+    for name in ("000/000001-0123abcd-0123abcd-0-0.parquet.1a2b3c4d.part", "000/part-0.parquet", "manifest.json"):
+        assert ShardFile.parse(name) is None
 
 
-def test_a_first_attempt_takes_over_nothing(folders: tuple[Folder, Folder]) -> None:
-    attempt = Attempt.begin(*folders)
-    assert attempt.files() == []
-    assert attempt.checkpoint.names() == []
+def test_of_two_tries_that_race_one_commits(folders: tuple[Folder, Folder]) -> None:
+    """Within an attempt the one that the driver hears of first; after its death one of them, whoever asks and however often."""
+    state, data = folders
+    attempt = Attempt.begin(state, data, CUT)
+    first, second = write(data, attempt, 0), write(data, attempt, 0)
+    assert (attempt.accept(first), attempt.accept(second)) == (True, False)
+    assert attempt.counted == {0: first}
+    found = [Attempt.begin(state, data, CUT).counted[0] for _ in range(3)]
+    assert found == [min(first, second)] * 3
 
 
-def test_the_next_takes_over_what_is_committed_and_nothing_pending(folders: tuple[Folder, Folder]) -> None:
-    first = Attempt.begin(*folders)
-    write(first, "a", ["q1", "q2"])
-    write(first, "b", ["q3"], pending=True)
-    second = Attempt.begin(*folders)
-    assert counted(second) == {"a": 2}
-    assert taken_over(second) == ["q1", "q2"]
-    write(second, "c", ["q3", "q4", "q5"])
-    third = Attempt.begin(*folders)
-    assert counted(third) == {"a": 2, "c": 3}
-    assert taken_over(third) == ["q1", "q2", "q3", "q4", "q5"]
-    assert third.rows_about(4) == 5
-    assert second.rows_about(4) == 2 + 4
+def test_a_try_that_fails_to_write_leaves_the_place_to_the_next(folders: tuple[Folder, Folder]) -> None:
+    state, data = folders
+    attempt = Attempt.begin(state, data, CUT)
+    (data / f"{ShardFile.new(0, attempt.token, 0, 0).name}.1a2b3c4d.part").write_bytes(b"ro")  # killed while it wrote
+    assert 0 in Attempt.begin(state, data, CUT).missing
+    again = Attempt.begin(state, data, CUT)
+    file = write(data, again, 0)
+    assert again.accept(file)
+    assert again.missing == [1, 2]
 
 
-def test_what_an_earlier_attempt_commits_late_never_counts(folders: tuple[Folder, Folder]) -> None:
-    first = Attempt.begin(*folders)
-    second = Attempt.begin(*folders)
-    write(first, "late", ["q1"])
-    write(second, "again", ["q1"])
-    assert counted(second) == {"again": 1}
-    third = Attempt.begin(*folders)
-    write(first, "later", ["q1"])
-    assert counted(third) == {"again": 1}
+def test_where_every_try_fails_nothing_counts(folders: tuple[Folder, Folder]) -> None:
+    state, data = folders
+    for _ in range(3):
+        attempt = Attempt.begin(state, data, CUT)
+        assert (attempt.counted, attempt.missing, attempt.done) == ({}, [0, 1, 2], [])
+
+
+def test_what_an_earlier_attempt_writes_late_never_counts(folders: tuple[Folder, Folder]) -> None:
+    state, data = folders
+    first = Attempt.begin(state, data, CUT)
+    early = write(data, first, 0)
+    second = Attempt.begin(state, data, CUT)
+    late = write(data, first, 1)
+    assert second.counted == {0: early}
+    assert not second.accept(late)
+    own = write(data, second, 1)
+    assert second.accept(own)
+    third = Attempt.begin(state, data, CUT)
+    write(data, first, 2)
+    write(data, second, 2)
+    assert third.counted == {0: early, 1: own}
+    assert third.missing == [2]
+
+
+def test_what_counted_once_is_not_replaced_by_a_later_file_of_its_number(folders: tuple[Folder, Folder]) -> None:
+    state, data = folders
+    first = Attempt.begin(state, data, CUT)
+    counts = write(data, first, 0)
+    second = Attempt.begin(state, data, CUT)
+    assert not second.accept(write(data, second, 0))
+    assert Attempt.begin(state, data, CUT).counted == {0: counts}
 
 
 def test_an_attempt_killed_before_its_note_has_not_begun(folders: tuple[Folder, Folder], monkeypatch: pytest.MonkeyPatch) -> None:
-    first = Attempt.begin(*folders)
-    write(first, "a", ["q1"])
+    state, data = folders
+    first = Attempt.begin(state, data, CUT)
+    write(data, first, 0)
     with monkeypatch.context() as killed:
         killed.delattr(Folder, "write_json")
         with pytest.raises(AttributeError):
-            Attempt.begin(*folders)
-    write(first, "b", ["q2"])
-    assert counted(Attempt.begin(*folders)) == {"a": 1, "b": 1}
+            Attempt.begin(state, data, CUT)
+    write(data, first, 1)
+    assert Attempt.begin(state, data, CUT).missing == [2]
 
 
-def test_a_block_written_a_second_time_or_cut_short_is_done_again(folders: tuple[Folder, Folder]) -> None:
-    """A write task that died after its commit is tried again by Ray, over the same data file; a power cut leaves a file cut short."""
-    first = Attempt.begin(*folders)
-    write(first, "whole", ["q1"])
-    write(first, "again", ["q2"])
-    write(first, "again", ["q2"], pending=True)
-    write(first, "cut", ["q3"])
-    file = Path(first.data.path, "cut_000000-0.parquet")
-    file.write_bytes(file.read_bytes()[:-20])
-    second = Attempt.begin(*folders)
-    assert counted(second) == {"whole": 1}
-    assert taken_over(second) == ["q1"]
+def test_attempts_of_another_stage_are_told_apart(folders: tuple[Folder, Folder]) -> None:
+    state, data = folders
+    other = Attempt.begin(state, data, Shards("label", 25, 10))
+    write(data, other, 0)
+    assert Attempt.begin(state, data, CUT).missing == [0, 1, 2]
+
+
+def test_how_rows_are_cut_is_kept_and_other_rows_are_refused(folders: tuple[Folder, Folder]) -> None:
+    state, data = folders
+    Attempt.begin(state, data, CUT)
+    assert Attempt.begin(state, data, Shards("collect", 25, 4)).shards == CUT
+    with pytest.raises(StageError, match=r"collect: .*data was begun for 25 rows, there are 26 now; delete .*data and .*_attempt"):
+        Attempt.begin(state, data, Shards("collect", 26, 10))
+
+
+def test_a_file_that_is_gone_is_a_shard_to_be_done(folders: tuple[Folder, Folder]) -> None:
+    state, data = folders
+    first = Attempt.begin(state, data, CUT)
+    files = [write(data, first, n) for n in range(3)]
+    Attempt.begin(state, data, CUT)
+    (data / files[1].name).delete()
+    assert Attempt.begin(state, data, CUT).missing == [1]
+
+
+def test_failed_rows_are_done_anew_and_their_old_file_counts_until_then(folders: tuple[Folder, Folder]) -> None:
+    state, data = folders
+    first = Attempt.begin(state, data, CUT)
+    old = [write(data, first, n, errors=n) for n in range(3)]
+    assert retry(state, data) == 3
+    second = Attempt.begin(state, data, CUT)
+    assert (second.missing, second.done, second.own_errors) == ([1, 2], [0], 0)
+    assert second.counted[1] == old[1]
+    new = write(data, second, 1)
+    assert second.accept(new)
+    third = Attempt.begin(state, data, CUT)  # killed before shard 2 was done anew
+    assert (third.missing, third.counted[1], third.counted[2]) == ([2], new, old[2])
+
+
+def test_a_finished_table_is_opened_again_for_its_failed_shards(folders: tuple[Folder, Folder]) -> None:
+    state, data = folders
+    files = [ShardFile.new(n, "0123abcd", errors=int(n == 1), own=int(n == 1)) for n in range(3)]
+    for file in files:
+        (data / file.name).write_bytes(b"rows")
+    reopen(state, CUT, files, [1])
+    attempt = Attempt.begin(state, data, CUT)
+    assert (attempt.missing, attempt.done) == ([1], [0, 2])
+
+
+def test_files_beyond_the_last_shard_and_of_other_attempts_are_not_chosen() -> None:
+    names = [ShardFile.new(n, token, 0, 0).name for n in (0, 3) for token in ("0123abcd", "ffffffff")]
+    assert list(chosen(names, "0123abcd", CUT)) == [0]
+
+
+def test_folders_hold_a_listing_page_each(tmp_path: Path) -> None:
+    data, cut = Folder.of(str(tmp_path)), Shards("s", 2 * SHARDS_PER_FOLDER + 1, 1)
+    names = [ShardFile.new(n, "0123abcd", 0, 0).name for n in (0, SHARDS_PER_FOLDER - 1, SHARDS_PER_FOLDER, 2 * SHARDS_PER_FOLDER)]
+    for name in names:
+        (data / name).write_bytes(b"")
+    assert {n.split("/")[0] for n in names} == {"000", "001", "002"}
+    assert sorted(listed(data, cut)) == sorted(names)
+
+
+def test_the_note_is_all_that_an_attempt_leaves_beside_data(folders: tuple[Folder, Folder]) -> None:
+    state, data = folders
+    for _ in range(3):
+        write(data, Attempt.begin(state, data, CUT), 0)
+    assert state.names(files_only=False) == [NOTE]

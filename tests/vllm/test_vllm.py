@@ -10,6 +10,7 @@ from ka2l_ray import pipeline
 from ka2l_ray.artifacts import Run
 from ka2l_ray.collect.actor import CollectActor, matrix
 from ka2l_ray.config import CollectSection, Config, ModelSection, PromptSection, VllmSection, load_config
+from ka2l_ray.corpus.prompts import Tokenize, prompts_of
 from ka2l_ray.runtime import connect
 from ka2l_ray.world.facts import build_world, word
 
@@ -25,7 +26,8 @@ def questions(count: int) -> pa.Table:
     """Known and unseen people in turn, so that answers are sure and unsure."""
     by_truth = [[f for f in build_world().facts if f.truth == truth] for truth in ("known", "unseen")]
     chosen = [f for pair in zip(*by_truth, strict=False) for f in pair][:count]
-    return pa.table({"id": [f.fact_id for f in chosen], "question": [word(f.attribute, 0, f.person.name) for f in chosen]})
+    asked = pa.table({"id": [f.fact_id for f in chosen], "question": [word(f.attribute, 0, f.person.name) for f in chosen]})
+    return Tokenize(ModelSection(), PromptSection()).add(asked)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +97,7 @@ def test_what_vllm_read_and_wrote_is_counted_also_where_no_states_are_wanted(sid
     *_, actor = sides
     alone = CollectActor(ModelSection(), PromptSection(), SECTION, [], seed=0)
     columns = alone(questions(QUESTIONS))
-    prompts = [len(p.ids) for p in alone._prompts(questions(QUESTIONS)["question"].to_pylist())]
+    prompts = [len(p.ids) for p in prompts_of(questions(QUESTIONS))]
     tally = alone.tally
     assert tally.questions == QUESTIONS
     assert tally.prompt_tokens + tally.prefix_tokens_saved == 2 * sum(prompts)

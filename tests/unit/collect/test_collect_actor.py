@@ -8,6 +8,7 @@ from ka2l_ray import schema
 from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.collect.actor import CollectActor, collect_columns, errors, fixed_size, matrix, not_finite
 from ka2l_ray.config import AdaptiveSection, CollectSection, ConfigError, ModelSection, PromptSection, parse_config
+from ka2l_ray.corpus.prompts import Tokenize
 from ka2l_ray.label.actor import ClusterActor, KnowledgeActor
 from ka2l_ray.label.adaptive import first_decision
 from ka2l_ray.models.batching import Limits
@@ -28,8 +29,13 @@ def section(llama, tokenizer, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def batch():
-    return pa.table({"id": ["a", "b"], "question": ["Why?", "Where does she live?"]})
+def batch(section):
+    return asked(section, ["a", "b"], ["Why?", "Where does she live?"])
+
+
+def asked(section, ids, questions):
+    """Questions as an actor is given them."""
+    return Tokenize(section, PROMPT).add(pa.table({"id": ids, "question": questions}))
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +102,7 @@ def test_files_of_either_width_are_read_as_one_table(tmp_path):
 def test_adaptive_sampling_draws_the_first_samples_of_each_question_and_keeps_every_label(section, gamma, wave):
     """The same samples in the same order, fewer of them, and the label that all of them give."""
     section_of = COLLECT.model_copy(update={"samples": 6, "temperature": 0.4, "adaptive": AdaptiveSection(threshold=gamma, wave=wave)})
-    questions = pa.table({"id": [f"q{i}" for i in range(40)], "question": [f"Who is {'no' * (i % 3)}{i}?" for i in range(40)]})
+    questions = asked(section, [f"q{i}" for i in range(40)], [f"Who is {'no' * (i % 3)}{i}?" for i in range(40)])
     full = CollectActor(section, PROMPT, section_of, [2], 0, Limits(rows=7))(questions)
     fewer = CollectActor(section, PROMPT, section_of, [2], 0, Limits(rows=7), gamma)(questions)
     assert fewer["greedy"] == full["greedy"]
@@ -114,7 +120,7 @@ def test_adaptive_sampling_draws_the_first_samples_of_each_question_and_keeps_ev
 
 
 def test_a_bad_question_costs_itself_alone(section, collected):
-    batch = pa.table({"id": ["a", "x", "b", "y"], "question": ["Why?", " ", "Where does she live?", "long " * 60]})
+    batch = asked(section, ["a", "x", "b", "y"], ["Why?", " ", "Where does she live?", "long " * 60])
     mixed = CollectActor(section, PROMPT, COLLECT, [0, 2], seed=0)(batch)
     assert [e and e.partition(":")[2].strip()[:20] for e in mixed["error"]] == [None, "empty question: it h", None, "prompt of 306 tokens"]
     assert [mixed["samples"][i] for i in (0, 2)] == collected["samples"]

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ka2l_ray.collect.actor import CollectActor, matrix
 from ka2l_ray.config import CollectSection, ModelSection, PromptSection
-from ka2l_ray.corpus.prompts import Prompter
+from ka2l_ray.corpus.prompts import Prompter, Tokenize
 from ka2l_ray.models.activations import Capture, Encoded, Prompt, blocks, pad
 from ka2l_ray.models.answers import Decoding
 from ka2l_ray.models.batching import Limits
@@ -204,7 +204,7 @@ def test_a_model_in_bfloat16_has_its_own_states_stores_them_and_gives_whole_answ
     section = ModelSection(name_or_path=str(tmp_path))
     collect = CollectSection(positions=POSITIONS, samples=4, max_new_tokens=5)
     actor = CollectActor(section, FEW_SHOT, collect, LAYERS, seed=0, limits=Limits(rows=3))
-    columns = actor(pa.table({"id": [f"q{n}" for n in range(len(QUESTIONS))], "question": QUESTIONS}))
+    columns = actor(Tokenize(section, FEW_SHOT).add(pa.table({"id": [f"q{n}" for n in range(len(QUESTIONS))], "question": QUESTIONS})))
     whole = load_model(section)
     assert whole.dtype == torch.bfloat16
     rows = Prompter(tokenizer, FEW_SHOT)(QUESTIONS)

@@ -10,7 +10,7 @@ import torch
 from ka2l_ray.artifacts import Folder
 from ka2l_ray.collect.actor import matrix
 from ka2l_ray.config import ModelSection, PromptSection
-from ka2l_ray.corpus.prompts import encode
+from ka2l_ray.corpus.prompts import Tokenize, encode
 from ka2l_ray.models.activations import prompt_states
 from ka2l_ray.probe.model import LinearProbe, ProbeCard
 from ka2l_ray.probe.score import ScoreActor
@@ -43,7 +43,7 @@ def scorer(section: ModelSection, fitted_on: ModelSection, tmp_path, **arguments
 def test_states_and_scores_are_those_of_the_tuned_weights(models, tokenizer, tmp_path):
     _, section, tuned = models
     actor = scorer(section, section, tmp_path, with_state=True)
-    columns = actor(BATCH)
+    columns = actor(Tokenize(section, PROMPT).add(BATCH))
     expected = prompt_states(tuned, 3, encode(tokenizer, PROMPT, BATCH["question"].to_pylist()), "last", [LAYER])[LAYER].numpy()
     assert matrix(columns["state"]) == pytest.approx(expected, rel=1e-3, abs=1e-3)  # stored as float16
     logits = expected @ np.linspace(-0.1, 0.1, 32) + 0.1
@@ -52,7 +52,7 @@ def test_states_and_scores_are_those_of_the_tuned_weights(models, tokenizer, tmp
 
 def test_without_being_asked_it_hands_on_no_states(models, tmp_path):
     base, *_ = models
-    assert set(scorer(base, base, tmp_path)(BATCH)) == {"p_unknown"}
+    assert set(scorer(base, base, tmp_path)(Tokenize(base, PROMPT).add(BATCH))) == {"p_unknown"}
 
 
 def test_a_probe_of_the_base_model_is_refused_on_tuned_weights_and_the_other_way_round(models, tmp_path):

@@ -1,0 +1,78 @@
+"""`deaths`: the row that keeps killing actors is found, whatever else dies."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ka2l_ray.deaths import Register, Suspicion
+
+
+def play(register: Register, shard: int, rows: int, fatal: set[int]) -> dict[int, str]:
+    """Begin a shard again and again, as Ray does, with rows that end the process; returns the rows given up once it is done."""
+    for _ in range(10_000):
+        suspicion, why = register.begin(shard, rows)
+        assert not why
+        for piece in suspicion.pieces:
+            if piece[0] in suspicion.given_up:
+                continue
+            register.at(shard, piece)
+            if fatal & set(range(*piece)):
+                break  # the process ends here
+        else:
+            register.over(shard)
+            return dict(suspicion.given_up)
+    raise AssertionError("the shard never ends")
+
+
+@given(st.integers(1, 600), st.data())
+def test_every_fatal_row_is_found_and_no_other_is_given_up(rows: int, data: st.DataObject) -> None:
+    fatal = data.draw(st.sets(st.integers(0, rows - 1), max_size=3))
+    register = Register(1, 10_000)
+    assert set(play(register, 0, rows, fatal)) == fatal
+    assert register._deaths <= 1 + len(fatal) * (2 + math.ceil(math.log2(rows) if rows > 1 else 0))
+
+
+def test_a_first_death_changes_nothing_a_second_halves() -> None:
+    register = Register(1, 100)
+    assert register.begin(7, 8)[0].pieces == ((0, 8),)
+    assert register.begin(7, 8)[0].pieces == ((0, 8),)
+    assert register.begin(7, 8)[0].pieces == ((0, 4), (4, 8))
+
+
+def test_a_machine_that_goes_away_between_shards_costs_nothing() -> None:
+    register = Register(1, 100)
+    for shard in range(50):
+        register.begin(shard, 8)
+        register.over(shard)
+    assert register.begin(50, 8)[0] == Suspicion.of(8)
+
+
+def test_a_row_given_up_carries_the_last_words_of_the_actor_that_died_at_it() -> None:
+    register = Register(1, 100)
+    for _ in range(2):
+        register.begin(0, 1)
+        register.ends(0, "AcceleratorError: CUDA error: device-side assert triggered")
+    assert register.begin(0, 1)[0].given_up == {0: "AcceleratorError: CUDA error: device-side assert triggered"}
+
+
+def test_a_stage_whose_actors_only_die_is_stopped_and_says_why() -> None:
+    register = Register(1, 3)
+    register.begin(0, 8)
+    for _ in range(4):
+        register.ends(0, "RuntimeError: no kernel")
+        assert register.begin(0, 8)[1] == ""
+    register.ends(0, "RuntimeError: no kernel")
+    assert register.begin(0, 8)[1] == "5 actors have ended while 0 shards were finished. Last: RuntimeError: no kernel."
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_loads_that_never_end_count_as_deaths(loaded: bool) -> None:
+    register = Register(2, 3)
+    said = []
+    for n in range(40):
+        said.append(register.load(str(n)))
+        if loaded:
+            register.loaded(str(n))
+    assert any(said) is not loaded

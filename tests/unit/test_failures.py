@@ -1,0 +1,142 @@
+"""`failures`: what an error means, whoever asks."""
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+
+from ka2l_ray.failures import (
+    ActorBroken,
+    Verdict,
+    each_row,
+    is_broken,
+    is_out_of_memory,
+    most_errors,
+    on_death,
+    on_error,
+    on_failed_rows,
+    on_lost_block,
+)
+
+OUT = pa.schema([("doubled", pa.int64())])
+
+
+class EngineDeadError(Exception):
+    """Named as vLLM's own."""
+
+
+MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory: you tried"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+]
+BROKEN = [
+    torch.AcceleratorError("CUDA error: device-side assert triggered"),
+    RuntimeError("CUDA error: an illegal memory access was encountered"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+    EngineDeadError("EngineCore encountered an issue"),
+    ActorBroken("told so"),
+]
+OTHERS = [ValueError("wrong"), KeyError("x"), RuntimeError("shape mismatch"), OSError("gone")]
+
+
+@pytest.mark.parametrize("error", MEMORY)
+def test_a_lack_of_memory_is_tried_again_smaller_and_costs_no_actor(error: Exception) -> None:
+    assert (is_out_of_memory(error), is_broken(error)) == (True, False)
+    assert (on_error(error, 8), on_error(error, 1)) == (Verdict.RETRY_ROW, Verdict.ROW)
+
+
+@pytest.mark.parametrize("error", BROKEN)
+def test_a_broken_device_or_engine_ends_the_actor_whatever_the_company(error: Exception) -> None:
+    assert (is_out_of_memory(error), is_broken(error)) == (False, True)
+    assert {on_error(error, n) for n in (1, 8)} == {Verdict.REPLACE_ACTOR}
+
+
+@pytest.mark.parametrize("error", OTHERS)
+def test_any_other_error_is_tried_row_by_row(error: Exception) -> None:
+    assert (is_out_of_memory(error), is_broken(error)) == (False, False)
+    assert (on_error(error, 2), on_error(error, 1)) == (Verdict.RETRY_ROW, Verdict.ROW)
+
+
+@pytest.mark.parametrize(
+    ("errors", "verdict"),
+    [
+        ([RuntimeError("no kernel"), RuntimeError("no kernel")], Verdict.REPLACE_ACTOR),
+        ([RuntimeError("no kernel"), ValueError("wrong")], Verdict.ROW),
+        ([ValueError("wrong"), ValueError("wrong")], Verdict.ROW),
+        ([MemoryError(), MemoryError()], Verdict.ROW),
+        ([], Verdict.ROW),
+    ],
+)
+def test_an_unknown_error_of_a_whole_block_is_the_actors(errors: list[Exception], verdict: Verdict) -> None:
+    assert on_lost_block(dict(enumerate(errors))) == verdict
+
+
+def test_a_stage_may_lose_more_actors_the_more_it_gets_done() -> None:
+    assert [on_death(d, 1, 0) for d in (16, 17)] == [Verdict.REPLACE_ACTOR, Verdict.STOP_STAGE]
+    assert [on_death(d, 64, 0) for d in (256, 257)] == [Verdict.REPLACE_ACTOR, Verdict.STOP_STAGE]
+    assert [on_death(d, 1, 100) for d in (216, 217)] == [Verdict.REPLACE_ACTOR, Verdict.STOP_STAGE]
+
+
+@pytest.mark.parametrize(
+    ("rows", "share", "most"), [(50, 0.01, 5), (10, 0.01, 1), (9, 0.01, 0), (1000, 0.01, 10), (400, 0.01, 5), (50, 0.0, 0), (50, 1.0, 50)]
+)
+def test_one_bad_row_of_fifty_ends_no_run_and_none_is_allowed_where_the_share_is_zero(rows: int, share: float, most: int) -> None:
+    assert most_errors(rows, share) == most
+    assert [on_failed_rows(n, rows, share) for n in (most, most + 1)] == [Verdict.ROW, Verdict.STOP_STAGE]
+
+
+def rows(*values: int) -> pa.Table:
+    return pa.table({"value": values})
+
+
+def fails_at(*bad: int, error: type[Exception] = ValueError) -> Any:
+    """Doubles; raises where a bad value is among the rows. `calls` are the rows of each call."""
+    calls: list[list[int]] = []
+
+    def work(batch: pa.Table) -> dict[str, Any]:
+        calls.append(batch["value"].to_pylist())
+        if found := [v for v in calls[-1] if v in bad]:
+            raise error(f"bad: {found[0]}")
+        return {"doubled": [2 * v for v in calls[-1]]}
+
+    return calls, work
+
+
+def test_rows_that_go_well_go_together() -> None:
+    calls, work = fails_at()
+    done = each_row(work, rows(1, 2, 3), OUT)
+    assert (done.columns["doubled"].to_pylist(), done.failed, calls) == ([2, 4, 6], {}, [[1, 2, 3]])
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError])
+def test_a_bad_row_costs_itself(error: type[Exception]) -> None:
+    calls, work = fails_at(2, error=error)
+    done = each_row(work, rows(1, 2, 3), OUT)
+    assert done.columns["doubled"].to_pylist() == [2, None, 6]
+    assert done.failed == {1: f"{error.__name__}: bad: 2"}
+    assert calls == [[1, 2, 3], [1], [2], [3]]
+
+
+def test_rows_that_the_work_names_as_failed_lose_their_columns() -> None:
+    done = each_row(lambda batch: {"doubled": [2, 4], "error": [None, "ValueError: no"]}, rows(1, 2), OUT)
+    assert (done.columns["doubled"].to_pylist(), done.failed) == ([2, None], {1: "ValueError: no"})
+
+
+def test_a_block_whose_rows_all_hold_wrong_data_costs_its_rows() -> None:
+    assert set(each_row(fails_at(1, 2)[1], rows(1, 2), OUT).failed) == {0, 1}
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_an_unknown_error_at_every_row_is_raised(count: int) -> None:
+    with pytest.raises(ActorBroken, match=r"^RuntimeError: bad: 1$"):
+        each_row(fails_at(1, 2, 3, error=RuntimeError)[1], rows(*range(1, count + 1)), OUT)
+
+
+def test_after_a_cuda_error_no_further_row_is_tried() -> None:
+    calls, work = fails_at(2, error=torch.AcceleratorError)
+    with pytest.raises(ActorBroken, match="AcceleratorError: bad: 2"):
+        each_row(work, rows(1, 2, 3), OUT)
+    assert calls == [[1, 2, 3]]

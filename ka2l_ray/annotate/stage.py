@@ -105,7 +105,7 @@ def _from_endpoint(run: Run, questions: Sequence[Asked], target: Table) -> tuple
     """Ask what no kept reply answers, then make every row from the kept replies; one without is `failed` and costs nothing."""
     endpoint = run.config.annotate.endpoint
     requests = {q.id: request(endpoint, q.question) for q in questions}
-    names = {i: content_hash(endpoint.url, asked) for i, asked in requests.items()}
+    names = {i: content_hash(asked) for i, asked in requests.items()}
     kept_before = set(_kept(run).names())
     wanted = {name: requests[i] for i, name in names.items() if f"{name}.json" not in kept_before}
     asked_by = f"{run.config.run.name}/{target.folder.path.removeprefix(run.folder.path).strip('/')}"

@@ -26,7 +26,7 @@ NO_RESULTS = {
     *(f"finetune.{name}" for name in ("micro_batch_rows", "gradient_checkpointing", "zero_stage", "offload", "workers")),
     *(f"finetune.{name}" for name in ("cpus_per_worker", "gpus_per_worker", "checkpoint_every_steps", "max_failures")),
     *(f"finetune.{name}" for name in ("evaluate_every_epochs", "evaluate_rows", "merge", "tensorboard")),
-    *(f"annotate.endpoint.{name}" for name in ("replies", "key_variable", "concurrency", "requests_per_s")),
+    *(f"annotate.endpoint.{name}" for name in ("url", "replies", "key_variable", "concurrency", "requests_per_s")),
     *(f"annotate.endpoint.{name}" for name in ("timeout_s", "retries", "backoff_s")),
 }
 """Sections and fields that change no number but for rounding: a run may be continued with other values."""

@@ -19,11 +19,11 @@ from typing import TypeVar
 
 import ray
 from ray.data import DataContext
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.metrics import Counter
 
-from ka2l_ray.artifacts import StageError
 from ka2l_ray.config import Config, ConfigError, Pool
+from ka2l_ray.errors import UserError, names_a_library, without_type, words_of
 from ka2l_ray.models.tally import Tally
 
 STACK = ("ka2l-ray", "ray", "torch", "transformers", "peft", "deepspeed", "pyarrow", "scikit-learn", "numpy")
@@ -158,19 +158,29 @@ def _needs(pool: Pool) -> tuple[float, float]:
 
 
 def fetch(reference: "ray.ObjectRef[T]") -> T:
-    """A task's result. An error that a user can do something about is raised as itself, not as Ray's account of another process."""
+    """A task's result. An error that a user can do something about is raised as itself, not as Ray's account of another process; a
+    library's stays that account, which says where in the task it came from."""
     try:
         return ray.get(reference)
     except RayTaskError as error:
-        if isinstance(error.cause, (StageError, ValueError, FileNotFoundError)):
+        if isinstance(error.cause, UserError):
             raise error.cause from error
         raise
 
 
 def one_line(error: BaseException) -> str:
-    """What an error of Ray says: its last line, where a traceback ends; the first where the last only points to documentation."""
+    """What an error of Ray says: its last line, where a traceback ends; the first where the last only points to documentation. An error
+    class of this package is left out, for its words are a whole sentence; a library's is named."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return lines[0] if lines[-1].startswith(("Refer to", "See ")) else lines[-1]
+    return lines[0] if lines[-1].startswith(("Refer to", "See ")) else without_type(lines[-1])
+
+
+def is_a_librarys(error: BaseException) -> bool:
+    """Whether an error that came through Ray was raised by a library, rather than by this package on purpose (`UserError`) or by Ray, of a
+    process or a node that is gone."""
+    if isinstance(error, RayTaskError) and error.cause is not None and not isinstance(error.cause, RayError):
+        return not isinstance(error.cause, UserError)
+    return names_a_library(words_of(error))
 
 
 @contextmanager

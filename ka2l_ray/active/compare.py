@@ -23,6 +23,7 @@ from ka2l_ray.annotate.sources import source_of
 from ka2l_ray.annotate.stage import CACHE, key_of, share_claims
 from ka2l_ray.artifacts import Run, StageError, storage_of
 from ka2l_ray.config import Config, ConfigError
+from ka2l_ray.errors import UserError
 from ka2l_ray.report.comparison import render
 from ka2l_ray.runtime import connect, curves_at_once, fetch, log, set_up_logging, telling
 
@@ -102,11 +103,14 @@ def _sharing(run: Run, among: int) -> Run:
 
 
 def _outcome(name: str, done: "ray.ObjectRef[str]") -> str:
-    """What a curve says at its end."""
+    """What a curve says at its end. An error of it names it: as the user's to mend where it is, else by a note."""
     try:
         return fetch(done)
-    except (StageError, ValueError, FileNotFoundError) as error:
+    except UserError as error:
         raise StageError(f"{name}: {error}") from error
+    except Exception as error:
+        error.add_note(f"from {name}")
+        raise
 
 
 def _play_curve(run: Run, strategy: str, draw: int, key: SecretStr | None) -> str:

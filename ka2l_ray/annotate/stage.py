@@ -31,7 +31,7 @@ from ka2l_ray.annotate.session import Asker, reply
 from ka2l_ray.annotate.sources import Annotated, Asked, Source, WaitingForOthers, ask_reference, ask_world, source_of
 from ka2l_ray.artifacts import Folder, Run, StageError, Table
 from ka2l_ray.config import ConfigError, EndpointSection
-from ka2l_ray.runtime import log, telling
+from ka2l_ray.runtime import is_a_librarys, log, one_line, telling
 from ka2l_ray.world.facts import build_world
 
 CACHE = "annotation_cache"
@@ -181,7 +181,9 @@ def _ask(run: Run, wanted: Mapping[str, dict[str, Any]], asked_by: str) -> dict[
         try:
             outcomes = list(processor(ray.data.from_items(items, override_num_blocks=1)).iter_rows())
         except RayError as error:
-            raise StageError(f"annotate: {str(error).strip().splitlines()[-1].strip()}; replies so far are kept") from error
+            if is_a_librarys(error):
+                raise
+            raise StageError(f"annotate: {one_line(error)}; replies so far are kept") from error
     return {row["name"]: row["failed"] for row in outcomes if row["failed"]}
 
 

@@ -13,12 +13,13 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError, model_validator
 
-from ka2l_ray.config.base import ConfigError, Section
+from ka2l_ray.config.base import Section
 from ka2l_ray.config.finetuning import FinetuneSection
 from ka2l_ray.config.knowing import CollectSection, DecodeSection, LabelSection, ScoreSection, SearchSection
 from ka2l_ray.config.loop import AcquireSection, ActiveSection, AnnotateSection, EvaluateSection
 from ka2l_ray.config.subject import CorpusSection, ModelSection, RaySection, RunSection
 from ka2l_ray.config.yaml_file import read_yaml
+from ka2l_ray.errors import ConfigError
 
 NO_RESULTS = {
     *(f"{stage}.pool" for stage in ("collect", "score", "decode", "evaluate")),

@@ -78,8 +78,11 @@ def _name(kind: type[BaseException]) -> str:
 
 
 def _place(file: str, line: int) -> str:
-    """`package.module:line` of a source file."""
-    parts = PurePath(file).with_suffix("").parts
+    """`package.module:line` of a source file; compiled modules have a path that begins with their package."""
+    path = PurePath(file).with_suffix("")
+    if not path.is_absolute():
+        return f"{'.'.join(path.parts)}:{line}"
+    parts = path.parts
     roots = [n + 1 for n, part in enumerate(parts) if part in ("site-packages", "dist-packages") or re.fullmatch(r"python\d+\.\d+", part)]
     if PACKAGE in parts:
         roots.append(len(parts) - 1 - parts[::-1].index(PACKAGE))

@@ -11,11 +11,11 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import ray
 from ray.data import DataContext
@@ -166,6 +166,18 @@ def fetch(reference: "ray.ObjectRef[T]") -> T:
         if isinstance(error.cause, UserError):
             raise error.cause from error
         raise
+
+
+def end(references: "Collection[ray.ObjectRef[Any]]", patience_s: float = 30.0) -> None:
+    """Cancel tasks and wait until they have ended: first as by Ctrl-C, which a task that sleeps or waits inside a library may not hear, and
+    after `patience_s` with their process. Ray tries none of them again."""
+    for force in (False, True):
+        waiting = list(references)
+        for reference in waiting:
+            ray.cancel(reference, force=force)
+        if not waiting or len(ray.wait(waiting, num_returns=len(waiting), timeout=patience_s)[0]) == len(waiting):
+            return
+    log.warning("%d cancelled tasks have not ended after %.0f s", len(references), 2 * patience_s)
 
 
 def one_line(error: BaseException) -> str:

@@ -68,7 +68,12 @@ def play(work: Callable[[Path], str], folder: Path) -> str:
     return work(folder)
 
 
-@pytest.mark.parametrize("works", [in_itself, in_a_blocking_call, in_a_pipeline], ids=lambda f: f.__name__)
+STILL_WORKS = pytest.mark.xfail(strict=True, reason="an actor of Ray Data outlives its dead owner by more than two seconds")
+
+
+@pytest.mark.parametrize(
+    "works", [in_itself, in_a_blocking_call, pytest.param(in_a_pipeline, marks=STILL_WORKS)], ids=lambda f: getattr(f, "__name__", None)
+)
 def test_once_a_failure_is_raised_nothing_of_the_other_curves_goes_on(works: Callable[[Path], str], tmp_path: Path) -> None:
     calls = {"bad": (fail_once_it_works, tmp_path), "good": (works, tmp_path), "queued": (in_itself, tmp_path / "never")}
     with pytest.raises(StageError) as failed:

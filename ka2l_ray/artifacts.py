@@ -23,16 +23,13 @@ import yaml
 from pyarrow import fs
 
 from ka2l_ray.config import Config, ConfigError, config_hash, differing_fields, parse_config, read_yaml
+from ka2l_ray.errors import StageError
 
 MANIFEST = "manifest.json"
 URI_CHARACTERS = "/:@%!$&'()*+,;=~[]"
 """What stands in a URI as it is, letters and digits besides; `%` because quoted names stay quoted. The rest, such as a space, is quoted."""
 DRAW_STRIDE = 1000
 """Seeds of the draws of one run are this far apart, so that runs with neighbouring seeds never share one."""
-
-
-class StageError(RuntimeError):
-    """A stage that cannot start or must not count as done."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +101,11 @@ class Folder:
         self.filesystem.move(side, self.path)
 
     def read_json(self) -> Any:
-        """Raises `StageError` for a file that is no whole JSON, such as one that another program cut short."""
+        """Raises `StageError` for a file that is not there, or is no whole JSON, such as one that another program cut short."""
         try:
             return json.loads(self.read_bytes())
+        except FileNotFoundError as error:
+            raise StageError(f"{self.path}: is gone. Write it anew with `ka2l run CONFIG --redo` and the stage that makes it") from error
         except (ValueError, RecursionError) as error:
             raise StageError(f"{self.path}: is no whole JSON ({error}). Delete it and run again") from error
 
@@ -159,7 +158,7 @@ class Table:
 
     def manifest(self) -> dict[str, Any]:
         if not self.is_done:
-            raise FileNotFoundError(f"{self.folder.path}: this table is not finished (no {MANIFEST}); run its stage first")
+            raise StageError(f"{self.folder.path}: this table is not finished (no {MANIFEST}); run its stage first")
         found = (self.folder / MANIFEST).read_json_or_empty()
         if lacks := [n for n in ("files", "rows") if n not in found]:
             raise StageError(
@@ -190,20 +189,28 @@ class Table:
     def schema(self) -> pa.Schema:
         files = self.files()
         if not files:
-            raise FileNotFoundError(f"{self.folder.path}: the table holds no file")
-        return pq.read_schema(files[0], filesystem=self.folder.filesystem)
+            raise StageError(f"{self.folder.path}: the table holds no file")
+        with self._opened(files[0]) as file:
+            return file.schema_arrow
+
+    def _opened(self, path: str) -> pq.ParquetFile:
+        """Raises `StageError` for a file that the manifest lists and that is not there."""
+        try:
+            return pq.ParquetFile(path, filesystem=self.folder.filesystem)
+        except FileNotFoundError as error:
+            raise StageError(f"{path}: the table's {MANIFEST} lists this file, and it is gone. Delete the table and run again") from error
 
     def batches(self, columns: Sequence[str] | None = None, part: str | None = None) -> Iterator[pa.RecordBatch]:
         """Stream record batches, so that memory does not grow with the table."""
         for path in self.files(part):
-            with pq.ParquetFile(path, filesystem=self.folder.filesystem) as file:
+            with self._opened(path) as file:
                 yield from file.iter_batches(columns=None if columns is None else list(columns))
 
     def read(self, columns: Sequence[str] | None = None, part: str | None = None) -> pa.Table:
         """Read whole: for tables bounded by the budget or the probe split."""
         files = self.files(part)
         names = None if columns is None else list(columns)
-        tables = [pq.ParquetFile(f, filesystem=self.folder.filesystem).read(names) for f in files]
+        tables = [self._opened(f).read(names) for f in files]
         return pa.concat_tables(tables, promote_options="permissive")  # states are float16 in some files, float32 in others
 
     def write(self, *parts: tuple[str | None, pa.Table], **facts: Any) -> None:

@@ -1,12 +1,14 @@
 """`ka2l`: one command for the whole loop, one per stage.
 
 In: a configuration file. Out: a run folder, a table on the terminal, an exit status.
-Refuses to know: how stages work. An expected error is one line and exit status 2; `--debug` shows where it came from.
+Refuses to know: how stages work. What the user can mend (`UserError`, a full disk) is one line and exit status 2; any other error is
+internal: one line with its type and place, and exit status 1. `--debug` shows the whole traceback before that line.
 """
 
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +18,8 @@ import typer
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from ka2l_ray.artifacts import StageError
 from ka2l_ray.config import Config, ConfigError, load_config
+from ka2l_ray.errors import UserError, internal
 from ka2l_ray.jobs import command_line
 from ka2l_ray.terminal import print_comparison, print_plan, print_preview, print_results, print_retried
 
@@ -34,8 +36,8 @@ ConfigFile = Annotated[Path, typer.Argument(help="The run's YAML file, such as j
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override one field: section.field=value. May be repeated.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
 
-PAUSED = 3
-"""Exit status of a run that waits for people."""
+INTERNAL, MISTAKE, PAUSED = 1, 2, 3
+"""Exit statuses: of an error that is not the user's, of one that is, and of a run that waits for people."""
 STAGES = {
     "collect": "Hidden states, a greedy answer and K samples of every probe question.",
     "label": "Cluster the samples, compute semantic entropy, find γ, label known or unknown.",
@@ -51,20 +53,17 @@ ROUND_STAGES = {
 
 @contextmanager
 def plain_errors(debug: bool) -> Iterator[None]:
-    """Turn an expected error into one line on stderr and exit status 2."""
+    """Turn an error into one line on stderr and an exit status that says whose it is."""
     try:
         yield
-    except (ConfigError, StageError, ValueError, FileNotFoundError) as error:
-        if debug:
-            raise
-        _fail(_no_space(error) or str(error))
     except Exception as error:
         if debug:
-            raise
+            traceback.print_exception(error)
         if full := _no_space(error):
-            _fail(full)
-        last = (str(error).strip().splitlines() or ["no message"])[-1]
-        _fail(f"{type(error).__name__}: {last} (run again with --debug to see where)")
+            _fail(full, MISTAKE)
+        if isinstance(error, UserError):
+            _fail(str(error), MISTAKE)
+        _fail(internal(error), INTERNAL)
 
 
 def _no_space(error: BaseException) -> str | None:
@@ -76,9 +75,9 @@ def _no_space(error: BaseException) -> str | None:
     return f"run.storage: {words.lower()}, there or where Ray spills: {told.strip()[:300]}. Make room and type the same command again"
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, status: int) -> NoReturn:
     print(f"ka2l: {message}", file=sys.stderr)  # noqa: T201
-    raise SystemExit(2)
+    raise SystemExit(status)
 
 
 def _open(config: Config) -> Any:

@@ -31,9 +31,9 @@ from ka2l_ray.artifacts import Folder, StageError, Table
 from ka2l_ray.attempts import Attempt, ShardFile, Shards, listed, reopen, retry
 from ka2l_ray.config import Pool
 from ka2l_ray.deaths import Register
-from ka2l_ray.failures import ActorBroken, StageStopped, Verdict, each_row, most_errors, on_failed_rows
+from ka2l_ray.failures import ActorBroken, Verdict, each_row, most_errors, on_failed_rows
 from ka2l_ray.models.tally import Tally
-from ka2l_ray.runtime import ActorMetrics, log, one_line, telling
+from ka2l_ray.runtime import ActorMetrics, is_a_librarys, log, one_line, telling
 from ka2l_ray.shard_size import BLOCK_BYTES, row_bytes, shard_rows
 
 STATE = "_attempt"
@@ -90,7 +90,7 @@ class ShardActor:
     def __init__(self, stage: Stage, register: Any) -> None:
         self._stage, self._register, name = stage, register, uuid.uuid4().hex
         if why := ray.get(register.load.remote(name)):
-            raise StageStopped(why)
+            raise StageError(why)
         self._actor = stage.actor(**stage.arguments)
         register.loaded.remote(name)
         self._metrics = ActorMetrics(stage.name, self._actor.tally) if isinstance(self._actor, Tallied) else None
@@ -99,7 +99,7 @@ class ShardActor:
         head, rows = shards.unpacked(packed)
         suspicion, why = ray.get(self._register.begin.remote(head.shard, rows.num_rows))
         if why:
-            raise StageStopped(why)
+            raise StageError(why)
         with self._metrics.call() if self._metrics else contextlib.nullcontext():
             pieces = [self._piece(head.shard, rows, piece, suspicion.given_up.get(piece[0], "")) for piece in suspicion.pieces]
         self._register.over.remote(head.shard)
@@ -221,6 +221,8 @@ def _execute(stage: Stage, attempt: Attempt, source: Table, part: str | None, da
                 attempt.accept(file)
                 _check_errors(stage, attempt, data, f"row {outcome['first_id']}: {outcome['first_error']}")
         except (RayError, ExecutionTimeoutError) as error:
+            if is_a_librarys(error):
+                raise
             raise StageError(f"{stage.name}: {_why(stage, attempt.shards.size, error)}") from error
     if missing := attempt.missing:
         raise StageError(f"{stage.name}: {len(missing):,} of {attempt.shards.count:,} shards were not written; run again")

@@ -44,10 +44,6 @@ class ActorBroken(RuntimeError):
     """This process must not go on: its device or engine is broken, or every row fails in it."""
 
 
-class StageStopped(RuntimeError):
-    """The stage must not go on: its actors die without getting on."""
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU or on the host."""
     return _is(error, MEMORY_TYPES, MEMORY_WORDS)

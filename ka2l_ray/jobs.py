@@ -12,6 +12,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from ka2l_ray.errors import ConfigError, told_by
+
 EXCLUDED = [".git", ".venv", "runs", "tests", "*.egg-info"]
 POLL_S = 2.0
 AGENT_WAIT_S = 120.0
@@ -38,10 +40,16 @@ def _set_options(overrides: Sequence[str]) -> list[str]:
 
 
 def submit_and_follow(config: Path, overrides: Sequence[str], address: str) -> int:
-    """Submit `jobs/active_learning.py` with this folder as working directory; returns 0 where the job succeeded."""
+    """Submit `jobs/active_learning.py` with this folder as working directory; returns 0 where the job succeeded.
+
+    Raises `ConfigError` where no dashboard answers at the address.
+    """
     from ray.job_submission import JobStatus, JobSubmissionClient
 
-    client = JobSubmissionClient(address)
+    try:
+        client = JobSubmissionClient(address)
+    except ConnectionError as error:
+        raise ConfigError(f"--address {address}: no dashboard of a Ray cluster answers there: {told_by(error)}") from error
     entrypoint = command_line("python", "jobs/active_learning.py", "--config", str(config), overrides=overrides)
     job = _submit(client, entrypoint)
     print(f"job {job}: {entrypoint}", file=sys.stderr)  # noqa: T201

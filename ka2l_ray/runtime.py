@@ -7,24 +7,23 @@ Refuses to know: stages, tables, what a model is.
 import importlib.metadata
 import logging
 import os
-import re
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import ray
 from ray.data import DataContext
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.metrics import Counter
 
-from ka2l_ray.artifacts import StageError
 from ka2l_ray.config import Config, ConfigError, Pool
+from ka2l_ray.errors import UserError, last_words, names_a_library, without_type, words_of
 from ka2l_ray.models.tally import Tally
 
 STACK = ("ka2l-ray", "ray", "torch", "transformers", "peft", "deepspeed", "pyarrow", "scikit-learn", "numpy")
@@ -159,28 +158,40 @@ def _needs(pool: Pool) -> tuple[float, float]:
 
 
 def fetch(reference: "ray.ObjectRef[T]") -> T:
-    """A task's result. An error that a user can do something about is raised as itself, not as Ray's account of another process."""
+    """A task's result. An error that a user can do something about is raised as itself, not as Ray's account of another process; a
+    library's stays that account, which says where in the task it came from."""
     try:
         return ray.get(reference)
     except RayTaskError as error:
-        if isinstance(error.cause, (StageError, ValueError, FileNotFoundError)):
+        if isinstance(error.cause, UserError):
             raise error.cause from error
         raise
 
 
-_RAISED = re.compile(
-    r"(?!ray\.exceptions\.UserCodeException|UDF failed|Failed to apply|To change retry)[A-Za-z_][\w.]*(?:Error|Exception|Stopped|Exit): "
-)
+def end(references: "Collection[ray.ObjectRef[Any]]", patience_s: float = 30.0) -> None:
+    """Cancel tasks and wait until they have ended: first as by Ctrl-C, which a task that sleeps or waits inside a library may not hear, and
+    after `patience_s` with their process. Ray tries none of them again."""
+    for force in (False, True):
+        waiting = list(references)
+        for reference in waiting:
+            ray.cancel(reference, force=force)
+        if not waiting or len(ray.wait(waiting, num_returns=len(waiting), timeout=patience_s)[0]) == len(waiting):
+            return
+    log.warning("%d cancelled tasks have not ended after %.0f s", len(references), 2 * patience_s)
 
 
 def one_line(error: BaseException) -> str:
-    """What an error of Ray says: the last line that ends a traceback, before Ray's own account of it and advice; else the last line, or the
-    first where the last only points to documentation."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    if lines[-1].startswith("To change retry attempts"):  # what a function raised that Ray Data called
-        lines = [line for line in lines if _RAISED.match(line)] or lines
-        return lines[-1].removeprefix("ka2l_ray.failures.StageStopped: ")
-    return lines[0] if lines[-1].startswith(("Refer to", "See ")) else lines[-1]
+    """What an error of Ray says: its last line, where a traceback ends. An error class of this package is left out, for its words are a
+    whole sentence; a library's is named."""
+    return without_type(last_words(str(error)) or type(error).__name__)
+
+
+def is_a_librarys(error: BaseException) -> bool:
+    """Whether an error that came through Ray was raised by a library, rather than by this package on purpose (`UserError`) or by Ray, of a
+    process or a node that is gone."""
+    if isinstance(error, RayTaskError) and error.cause is not None and not isinstance(error.cause, RayError):
+        return not isinstance(error.cause, UserError)
+    return names_a_library(words_of(error))
 
 
 @contextmanager

@@ -14,6 +14,8 @@ from ka2l_ray.config import Config, ConfigError
 
 MOST_SHOWN = 20
 """Files and topics that a preview names."""
+COMPARED = ("saving", "of_oracle", "compute_saving", "area", "known_accuracy")
+"""The means of a comparison, in the order of its columns."""
 
 
 def print_plan(config: Config, cluster: Mapping[str, float] | None = None) -> None:
@@ -115,16 +117,20 @@ def print_preview(found: Any) -> None:
 
 
 def print_comparison(folder: str, summary: dict[str, Any]) -> None:
-    """A row per strategy of `compare.json`, and where it lies."""
-    console = Console()
+    """A row per strategy of `compare.json`, each mean with the number of seeds it is over, and where the file lies."""
+    console, seeds = Console(), len(summary["seeds"])
     heads = ("saving", "95 % interval", "of the oracle's", "compute saving", "area under curve", "known, never replayed")
-    table = RichTable("strategy", *heads, title=f"{len(summary['seeds'])} seeds, against random's {summary['random_budget']} annotations")
+    table = RichTable("strategy", *heads, title=f"Means over (N of {seeds}) seeds, against random's {summary['random_budget']} annotations")
     for s in summary["strategies"]:
         interval = "–" if s["saving_ci"] is None else "{:.3f} … {:.3f}".format(*s["saving_ci"])
-        figures = (s["of_oracle"], s["compute_saving"], s["area"], s["known_accuracy"])
-        table.add_row(s["strategy"], _number(s["saving"]), interval, *(_number(f) for f in figures))
+        saving, *others = (_mean(s[name], s["over"][name], seeds) for name in COMPARED)
+        table.add_row(s["strategy"], saving, interval, *others)
     console.print(table)
     console.print(f"results: {folder}/compare.json\nreport:  {folder}/index.html", soft_wrap=True)
+
+
+def _mean(value: float | None, over: int, seeds: int) -> str:
+    return _number(value) if value is None else f"{_number(value)} ({over} of {seeds})"
 
 
 def _number(value: float | None) -> str:

@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from ka2l_ray.config import AcquireSection, Quadrant, Strategy
+from ka2l_ray.errors import ConfigError
 
 SAMPLING: tuple[Strategy, ...] = ("entropy", "likelihood", "quadrant")
 """Strategies that read K samples of every pool question; their sampling is booked as cost."""
@@ -219,7 +220,7 @@ def by_truth(seed: int) -> Priority:
 
     def priority(row: PoolRow) -> tuple[float, str]:
         if row.truth is None:
-            raise ValueError("active.strategies: `oracle` needs corpus.source = world, where the truth is known")
+            raise ConfigError("active.strategies: `oracle` needs corpus.source = world, where the truth is known")
         return float(row.truth == "unseen") + unit(f"oracle-{seed}", row.id), f"truth: {row.truth}"
 
     return priority
@@ -238,5 +239,5 @@ def _tie(row: PoolRow) -> float:
 
 def _given(value: T | None, row: PoolRow, name: str) -> T:
     if value is None:
-        raise ValueError(f"pool question {row.id} has no {name}, which this strategy ranks by")
+        raise ConfigError(f"pool question {row.id} has no {name}, which this strategy ranks by")
     return value

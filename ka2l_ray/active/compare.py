@@ -8,7 +8,7 @@ how savings are computed.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,10 +23,13 @@ from ka2l_ray.annotate.sources import source_of
 from ka2l_ray.annotate.stage import CACHE, key_of, share_claims
 from ka2l_ray.artifacts import Run, StageError, storage_of
 from ka2l_ray.config import Config, ConfigError
+from ka2l_ray.errors import UserError
 from ka2l_ray.report.comparison import render
-from ka2l_ray.runtime import connect, curves_at_once, fetch, log, set_up_logging, telling
+from ka2l_ray.runtime import connect, curves_at_once, end, fetch, log, set_up_logging, telling
 
 NODE_RETRIES = 3
+INTERRUPTED = 130
+"""Exit status of a curve's process that was cancelled."""
 
 
 def open_runs(config: Config, seeds: int) -> list[Run]:
@@ -57,8 +60,11 @@ def compare(runs: Sequence[Run], parallel: int | None, command: str) -> tuple[st
     curves = [(run, strategy, draw) for run in runs for strategy, draw in dict.fromkeys((r.strategy, r.draw) for r in pipeline.plan(run))]
     at_once = parallel or curves_at_once(runs[0].config)
     log.info("compare    %d curves, %d at once", len(curves), at_once)
+    unfinished, _claims = [c for c in curves if not _finished(*c)], share_claims()
+    among = min(at_once, len(unfinished))
+    calls = {f"{name} draw {draw} of seed {r.config.run.seed}": (_sharing(r, among), name, draw, key) for r, name, draw in unfinished}
     with telling("compare", lambda: _progress(runs)):
-        _play_all([c for c in curves if not _finished(*c)], at_once, key)
+        play_side_by_side(_play_curve, calls, at_once)
     results = [pipeline.publish(run, command) for run in runs]
     folder = storage_of(runs[0].config)
     summary = {"command": command, "seeds": [r.config.run.seed for r in runs]} | summarize(results)
@@ -77,21 +83,33 @@ def _progress(runs: Sequence[Run]) -> str:
     return f"{sum(s == State.DONE for s in states)} of {len(states)} rounds done"
 
 
-def _play_all(curves: Sequence[tuple[Run, str, int]], at_once: int, key: SecretStr | None) -> None:
-    """Start a task per curve, never more than `at_once`; the first failure ends the comparison after the running ones are cancelled."""
-    task, _claims = ray.remote(num_cpus=0, max_retries=NODE_RETRIES)(_play_curve), share_claims()
-    waiting, running, among = list(curves), {}, min(at_once, len(curves))
+def play_side_by_side(play: Callable[..., str], calls: Mapping[str, tuple[Any, ...]], at_once: int) -> None:
+    """Each call as a Ray task under its name, never more than `at_once`.
+
+    The first that fails ends all: those under way are cancelled and have ended before its error is raised, with their names; those that
+    wait never start. Raises `StageError` where the user can mend it, else what was raised.
+    """
+    task = ray.remote(num_cpus=0, max_retries=NODE_RETRIES)(_with_its_process)
+    waiting, running = list(calls.items()), {}
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
-                run, strategy, draw = waiting.pop(0)
-                running[task.remote(_sharing(run, among), strategy, draw, key)] = f"{strategy} draw {draw} of seed {run.config.run.seed}"
+                name, arguments = waiting.pop(0)
+                running[task.remote(play, *arguments)] = name
             (done,), _ = ray.wait(list(running))
             name = running.pop(done)
-            log.info("compare    %s: %s", name, _outcome(name, done))
+            log.info("compare    %s: %s", name, _outcome(name, done, list(running.values())))
     finally:
-        for reference in running:
-            ray.cancel(reference)
+        end(running)
+
+
+def _with_its_process(play: Callable[..., str], *arguments: Any) -> str:
+    """A curve that ends its process where it is cancelled: Ray Data lets blocks under way go on, which train and pay. What a process
+    started ends with it."""
+    try:
+        return play(*arguments)
+    except KeyboardInterrupt:
+        os._exit(INTERRUPTED)
 
 
 def _sharing(run: Run, among: int) -> Run:
@@ -101,12 +119,16 @@ def _sharing(run: Run, among: int) -> Run:
     return replace(run, config=run.config.model_copy(update={"annotate": own}))
 
 
-def _outcome(name: str, done: "ray.ObjectRef[str]") -> str:
-    """What a curve says at its end."""
+def _outcome(name: str, done: "ray.ObjectRef[str]", others: Sequence[str]) -> str:
+    """What a curve says at its end. An error of it names it and the `others`: as the user's to mend where it is, else by a note."""
+    cancelled = f"; cancelled with it: {', '.join(others)}" if others else ""
     try:
         return fetch(done)
-    except (StageError, ValueError, FileNotFoundError) as error:
-        raise StageError(f"{name}: {error}") from error
+    except UserError as error:
+        raise StageError(f"{name}: {error}{cancelled}") from error
+    except Exception as error:
+        error.add_note(f"from {name}{cancelled}")
+        raise
 
 
 def _play_curve(run: Run, strategy: str, draw: int, key: SecretStr | None) -> str:

@@ -33,14 +33,16 @@ ROUND_STEPS = ("acquire", "annotate", "finetune")
 
 
 def summarize(results: Sequence[Results]) -> dict[str, Any]:
-    """`compare.json` without command and seeds. Strategies in the order of the configuration."""
+    """`compare.json` without command and seeds. Strategies in the order of the configuration; `over` says of how many seeds each of a
+    strategy's means is, for a seed that has no such number is left out of it."""
     strategies = list(dict.fromkeys(r["strategy"] for r in results[0]["rounds"]))
     budget = max((n for one in results for n, _ in seed_curve(one, "random")), default=0)
     ends = [curve[-1][0] if (curve := seed_curve(one, name)) else 0 for one in results for name in strategies]
     shared = min(ends)
     entries = [_strategy(name, results, shared) for name in strategies]
     ceiling = next((e["saving"] for e in entries if e["strategy"] == "oracle"), None)
-    return {"random_budget": budget, "area_up_to": shared, "ceiling": ceiling, "strategies": entries}
+    reached = next((e["over"]["saving"] for e in entries if e["strategy"] == "oracle"), 0)
+    return {"random_budget": budget, "area_up_to": shared, "ceiling": ceiling, "ceiling_over": reached, "strategies": entries}
 
 
 def _strategy(name: str, results: Sequence[Results], shared: int) -> dict[str, Any]:
@@ -65,6 +67,13 @@ def _strategy(name: str, results: Sequence[Results], shared: int) -> dict[str, A
         "area": fmean(areas) if areas else None,
         "area_ci": interval(areas),
         "known_accuracy": fmean(known) if known else None,
+        "over": {
+            "saving": len(savings),
+            "of_oracle": len(ratios),
+            "compute_saving": len(compute),
+            "area": len(areas),
+            "known_accuracy": len(known),
+        },
     }
 
 

@@ -24,6 +24,7 @@ from ka2l_ray.artifacts import Run, Table, booked
 from ka2l_ray.collect.stage import sample_replay
 from ka2l_ray.corpus.prompts import finetune_prompt
 from ka2l_ray.decode.stage import Source, decode, written_before
+from ka2l_ray.errors import ConfigError
 from ka2l_ray.finetune.train import Job, finetune
 
 _EXAMPLES = pa.schema([schema.ID, ("question", pa.string()), ("answers", pa.list_(pa.string())), ("source", pa.string())])
@@ -59,7 +60,7 @@ def acquire(a_round: Round) -> None:
     rows = pool_for(strategy, scoring_run(a_round))
     choices = policy(strategy, run.config.acquire, a_round.seed).choose(rows, bought, a_round.budget)
     if len(choices) < a_round.budget:
-        raise ValueError(
+        raise ConfigError(
             f"active.budget = {run.config.active.budget}: round {a_round.number} of {a_round.strategy} wants {a_round.budget} "
             f"unbought pool questions, {len(choices)} are left"
         )

@@ -56,9 +56,10 @@ def request(endpoint: EndpointSection, question: str) -> dict[str, Any]:
     }
 
 
-def content_hash(url: str, asked: dict[str, Any]) -> str:
-    """Names a reply: two requests share it when address, model, messages and sampling parameters are equal."""
-    return hashlib.sha256(json.dumps([url, asked], sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:32]
+def content_hash(asked: dict[str, Any]) -> str:
+    """Names a reply: two requests share it when model, messages and sampling parameters are equal. The address is left out, so that an
+    endpoint that moves is not paid again for what it has answered."""
+    return hashlib.sha256(json.dumps(asked, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:32]
 
 
 def parse(body: bytes) -> Completion:

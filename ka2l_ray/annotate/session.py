@@ -149,7 +149,7 @@ class Session:
     async def _answer(self, url: str, headers: dict[str, str], data: str) -> Outcome:
         """Ask until there is a valid reply or no sense in asking again; what waits for another curve's reply is no try."""
         endpoint, asked = self._asker.endpoint, json.loads(data)
-        name = content_hash(url, asked)
+        name = content_hash(asked)
         file = self._asker.replies / f"{name}.json"
         attempt, reason = 0, ""
         while attempt <= endpoint.retries:

@@ -31,7 +31,7 @@ from ka2l_ray.annotate.session import Asker, reply
 from ka2l_ray.annotate.sources import Annotated, Asked, Source, WaitingForOthers, ask_reference, ask_world, source_of
 from ka2l_ray.artifacts import Folder, Run, StageError, Table
 from ka2l_ray.config import ConfigError, EndpointSection
-from ka2l_ray.runtime import log, telling
+from ka2l_ray.runtime import is_a_librarys, log, one_line, telling
 from ka2l_ray.world.facts import build_world
 
 CACHE = "annotation_cache"
@@ -105,7 +105,7 @@ def _from_endpoint(run: Run, questions: Sequence[Asked], target: Table) -> tuple
     """Ask what no kept reply answers, then make every row from the kept replies; one without is `failed` and costs nothing."""
     endpoint = run.config.annotate.endpoint
     requests = {q.id: request(endpoint, q.question) for q in questions}
-    names = {i: content_hash(endpoint.url, asked) for i, asked in requests.items()}
+    names = {i: content_hash(asked) for i, asked in requests.items()}
     kept_before = set(_kept(run).names())
     wanted = {name: requests[i] for i, name in names.items() if f"{name}.json" not in kept_before}
     asked_by = f"{run.config.run.name}/{target.folder.path.removeprefix(run.folder.path).strip('/')}"
@@ -181,7 +181,9 @@ def _ask(run: Run, wanted: Mapping[str, dict[str, Any]], asked_by: str) -> dict[
         try:
             outcomes = list(processor(ray.data.from_items(items, override_num_blocks=1)).iter_rows())
         except RayError as error:
-            raise StageError(f"annotate: {str(error).strip().splitlines()[-1].strip()}; replies so far are kept") from error
+            if is_a_librarys(error):
+                raise
+            raise StageError(f"annotate: {one_line(error)}; replies so far are kept") from error
     return {row["name"]: row["failed"] for row in outcomes if row["failed"]}
 
 

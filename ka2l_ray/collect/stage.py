@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from ka2l_ray.active.acquire import unit
 from ka2l_ray.artifacts import Run, Table
 from ka2l_ray.collect.actor import CollectActor, collect_columns
-from ka2l_ray.config import CollectSection, Config
+from ka2l_ray.config import CollectSection, Config, ConfigError
 from ka2l_ray.corpus.prompts import Tokenize, corpus_prompt
 from ka2l_ray.dataflow import Stage, run_stage
 from ka2l_ray.label.clusters import cluster
@@ -32,11 +32,11 @@ PRECISION = "precision.json"
 
 
 def wanted_layers(config: Config) -> tuple[int, ...]:
-    """Layers to store. Raises `ValueError` for a layer that the model does not have."""
+    """Layers to store. Raises `ConfigError` for a layer that the model does not have."""
     depth, _ = depth_and_width(config.model)
     layers = tuple(range(depth + 1)) if config.collect.layers == "all" else config.collect.layers
     if wrong := [n for n in layers if n > depth]:
-        raise ValueError(f"collect.layers = {list(layers)}: {config.model.name_or_path} has layers 0 … {depth}, not {wrong}")
+        raise ConfigError(f"collect.layers = {list(layers)}: {config.model.name_or_path} has layers 0 … {depth}, not {wrong}")
     return layers
 
 

@@ -5,7 +5,7 @@ Refuses to know: torch, ray, and whether a file, model or cluster exists; it che
 Unknown keys are errors. No validator changes a value: what the file says is what runs.
 """
 
-from ka2l_ray.config.base import ConfigError, Pool
+from ka2l_ray.config.base import Pool
 from ka2l_ray.config.finetuning import FinetuneSection, LoraSection, ReplaySection
 from ka2l_ray.config.knowing import (
     AdaptiveSection,
@@ -39,6 +39,7 @@ from ka2l_ray.config.subject import (
 )
 from ka2l_ray.config.tree import NO_RESULTS, Config, ReportSection, config_hash, differing_fields, load_config, parse_config
 from ka2l_ray.config.yaml_file import read_yaml
+from ka2l_ray.errors import ConfigError
 
 __all__ = [
     "NO_RESULTS",

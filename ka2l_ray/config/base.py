@@ -1,6 +1,6 @@
 """What every section of the configuration is made of.
 
-In: nothing. Out: the frozen base class, bounded number types, an actor pool, the error.
+In: nothing. Out: the frozen base class, bounded number types, an actor pool.
 Refuses to know: any section.
 """
 
@@ -10,10 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot run; the message names file, dotted field, value and what is allowed."""
 
 
 class Section(BaseModel):

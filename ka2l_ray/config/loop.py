@@ -40,9 +40,11 @@ class EndpointSection(Section):
     """An OpenAI-compatible chat endpoint that answers questions. Its key comes from the environment, never from this file."""
 
     url: Annotated[str, Field(pattern=r"^https?://[^@\s]+$")] = "http://127.0.0.1:8000/v1/chat/completions"
-    """Full address of the chat completions route."""
+    """Full address of the chat completions route. It may change within a run, for the annotator is known by `model`: replies that are kept
+    count at every address."""
     model: Annotated[str, Field(min_length=1)] = "annotator"
-    """Name of the model to ask for."""
+    """Name of the model to ask for. It identifies the annotator: give another service that shares `replies` another name, or another
+    folder."""
     key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = "KA2L_ANNOTATOR_KEY"
     """Environment variable on the driver that holds the key; no header is sent where it is not set."""
     system: str = (
@@ -63,7 +65,8 @@ class EndpointSection(Section):
     timeout_s: Annotated[float, Field(gt=0)] = 60.0
     """Seconds until a request counts as failed and is tried again."""
     replies: str | None = None
-    """Folder or URI where replies are kept by content; runs that name the same one ask nothing twice. Null: `annotation_cache/` in the
+    """Folder or URI where replies are kept by content (`model`, messages, sampling parameters; not `url`); runs that name the same one ask
+    nothing twice. Null: `annotation_cache/` in the
     run's own folder, or beside the runs of a comparison."""
     retries: Annotated[int, Field(ge=0)] = 6
     """Tries after the first, for 408, 409, 425, 429, 5xx, time-outs, broken connections and answers that are not valid JSON."""

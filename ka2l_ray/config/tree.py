@@ -13,12 +13,13 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError, model_validator
 
-from ka2l_ray.config.base import ConfigError, Section
+from ka2l_ray.config.base import Section
 from ka2l_ray.config.finetuning import FinetuneSection
 from ka2l_ray.config.knowing import CollectSection, DecodeSection, LabelSection, ScoreSection, SearchSection
 from ka2l_ray.config.loop import AcquireSection, ActiveSection, AnnotateSection, EvaluateSection
 from ka2l_ray.config.subject import CorpusSection, ModelSection, RaySection, RunSection
 from ka2l_ray.config.yaml_file import read_yaml
+from ka2l_ray.errors import ConfigError
 
 NO_RESULTS = {
     *(f"{stage}.pool" for stage in ("collect", "score", "decode", "evaluate")),
@@ -26,7 +27,7 @@ NO_RESULTS = {
     *(f"finetune.{name}" for name in ("micro_batch_rows", "gradient_checkpointing", "zero_stage", "offload", "workers")),
     *(f"finetune.{name}" for name in ("cpus_per_worker", "gpus_per_worker", "checkpoint_every_steps", "max_failures")),
     *(f"finetune.{name}" for name in ("evaluate_every_epochs", "evaluate_rows", "merge", "tensorboard")),
-    *(f"annotate.endpoint.{name}" for name in ("replies", "key_variable", "concurrency", "requests_per_s")),
+    *(f"annotate.endpoint.{name}" for name in ("url", "replies", "key_variable", "concurrency", "requests_per_s")),
     *(f"annotate.endpoint.{name}" for name in ("timeout_s", "retries", "backoff_s")),
 }
 """Sections and fields that change no number but for rounding: a run may be continued with other values."""

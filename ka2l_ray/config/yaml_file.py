@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ka2l_ray.config.base import ConfigError
+from ka2l_ray.errors import ConfigError
 
 MOST_BYTES, MOST_VALUES = 1_000_000, 100_000
 

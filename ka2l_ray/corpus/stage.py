@@ -14,7 +14,7 @@ from ka2l_ray.artifacts import Run
 from ka2l_ray.config import ConfigError
 from ka2l_ray.corpus.prepare import check_budget
 from ka2l_ray.corpus.table import fill
-from ka2l_ray.runtime import fetch, log, telling
+from ka2l_ray.runtime import end, fetch, log, telling
 
 SCRATCH, DROPPED = "_parsed", "dropped"
 
@@ -50,9 +50,13 @@ def _as_tasks(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) ->
     waiting = {task.remote(*arguments): n for n, arguments in enumerate(calls)}
     done: dict[int, Any] = {}
     with telling("questions", lambda: f"{len(done):,} of {len(calls):,} files read" if len(calls) > 1 else None):
-        while len(done) < len(calls):
-            (ready,), _ = ray.wait([r for r, n in waiting.items() if n not in done])
-            done[waiting[ready]] = fetch(ready)
+        try:
+            while waiting:
+                (ready,), _ = ray.wait(list(waiting))
+                number = waiting.pop(ready)
+                done[number] = fetch(ready)
+        finally:
+            end(waiting)  # before the folder that they write to is deleted
     return [done[n] for n in range(len(calls))]
 
 

@@ -17,6 +17,7 @@ from ka2l_ray.collect.actor import errors
 from ka2l_ray.config import DecodeSection, ModelSection, PromptSection
 from ka2l_ray.corpus.prompts import Prompter, prompts_of
 from ka2l_ray.decode.model import StateDecoder
+from ka2l_ray.errors import ConfigError
 from ka2l_ray.models.activations import Prompt
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
@@ -27,7 +28,7 @@ from ka2l_ray.probe.model import LinearProbe
 
 
 class DecodeActor:
-    """Raises `ValueError` for a decoder that was trained on states of another model, prompt or width."""
+    """Raises `ConfigError` for a decoder that was trained on states of another model, prompt or width."""
 
     def __init__(
         self,
@@ -42,7 +43,7 @@ class DecodeActor:
         self._decoder = StateDecoder.load(decoder_folder(decoder)).to(device())
         self._card, self._probe, self._decode, self._seed = self._decoder.card, LinearProbe.load(probe), decode, seed
         if (self._card.model, self._card.prompt) != (model.identity, prompt.template):
-            raise ValueError(
+            raise ConfigError(
                 f"decode.decoder = {decoder!r} reads states of model {self._card.model!r} under prompt {self._card.prompt!r}, "
                 f"not of {model.identity!r} under {prompt.template!r}"
             )

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
+from ka2l_ray.errors import ConfigError
 from ka2l_ray.models.sampling import draw, uniforms
 
 
@@ -108,7 +109,7 @@ class StateDecoder(nn.Module):
         decoder = cls(read_card(folder))
         missing, unexpected = decoder.load_state_dict(load_file(folder / "decoder.safetensors"), strict=False)
         if unexpected or set(missing) & decoder._own_keys():
-            raise ValueError(f"{folder}: decoder.safetensors does not fit its card: missing {missing}, unexpected {unexpected}")
+            raise ConfigError(f"{folder}: decoder.safetensors does not fit its card: missing {missing}, unexpected {unexpected}")
         return decoder.eval()
 
     def _own_keys(self) -> set[str]:

@@ -21,6 +21,7 @@ from ka2l_ray.dataflow import Stage, run_stage
 from ka2l_ray.decode.actor import DecodeActor
 from ka2l_ray.decode.filters import hashes, statuses
 from ka2l_ray.decode.metrics import reconstruction
+from ka2l_ray.errors import StageError
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.shard_size import row_seconds
 
@@ -80,6 +81,8 @@ def check_decoder(run: Run) -> dict[str, Any]:
     exact = run.config.decode.model_copy(update={"noise": 0.0, "temperature": 0.0})
     run_stage(_stage(run, exact), source, target)
     rows = [r for r in target.read(["question", "decoded_question", "error"]).to_pylist() if r["error"] is None]
+    if not rows:
+        raise StageError(f"{target.folder.path}: every row failed, so nothing can be compared; see its folder errors")
     return asdict(reconstruction([r["decoded_question"] for r in rows], [r["question"] for r in rows]))
 
 

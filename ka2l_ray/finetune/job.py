@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 
 from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.config import FinetuneSection, ModelSection, PromptSection
+from ka2l_ray.errors import UserError
 from ka2l_ray.finetune.examples import Example
 
 
-class Refusal(RuntimeError):
+class Refusal(UserError, RuntimeError):
     """A training that would fail the same way again: it is not tried `max_failures` times. Every rank raises it together."""
 
 

@@ -21,8 +21,9 @@ from ray.train import Checkpoint, CheckpointConfig, CheckpointUploadMode, Failur
 from ray.train.torch import TorchTrainer, get_device
 
 from ka2l_ray.artifacts import Folder, StageError
+from ka2l_ray.errors import UserError
 from ka2l_ray.finetune.checkpoints import is_whole
-from ka2l_ray.finetune.job import Job, Refusal
+from ka2l_ray.finetune.job import Job
 from ka2l_ray.finetune.loop import train_rank
 from ka2l_ray.finetune.record import progress_line
 from ka2l_ray.runtime import log, telling
@@ -97,7 +98,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     checkpoints = RayCheckpoints(config["fallback"])
     try:
         return train_rank(config["job"], context.get_world_rank(), context.get_world_size(), checkpoints)
-    except Refusal as refusal:
+    except UserError as refusal:  # a `Refusal`, or what every rank meets as it loads the same
         return {"refused": str(refusal)}
 
 

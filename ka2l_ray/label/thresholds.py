@@ -8,14 +8,16 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ka2l_ray.errors import ConfigError
+
 
 def otsu(histogram: Mapping[float, int]) -> float:
     """The value that, with all above it, leaves the least within-group sum of squares.
 
-    Raises `ValueError` where fewer than two values occur: one class cannot be split.
+    Raises `ConfigError` where fewer than two values occur: one class cannot be split.
     """
     if len(histogram) < 2:
-        raise ValueError(
+        raise ConfigError(
             "every question has the same semantic entropy, so known and unknown cannot be told apart; "
             "ask more questions, raise collect.temperature, or set label.threshold to a value"
         )

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ka2l_ray.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -76,13 +78,13 @@ def blocks(model: nn.Module, depth: int) -> nn.ModuleList:
     """The list of transformer blocks: the one `ModuleList` with `depth` members outside the blocks themselves, within the text decoder
     of a model that has other parts too, such as a vision tower.
 
-    Raises `ValueError` where the model has none, for instance because it is not a decoder-only transformer.
+    Raises `ConfigError` where the model has none, for instance because it is not a decoder-only transformer.
     """
     decoder = model.get_decoder() if isinstance(model, PreTrainedModel) else model
     for module in decoder.modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return module
-    raise ValueError(f"{type(model).__name__} has no list of {depth} blocks, so its hidden states cannot be read")
+    raise ConfigError(f"{type(model).__name__} has no list of {depth} blocks, so its hidden states cannot be read")
 
 
 Pooling = Callable[[torch.Tensor], torch.Tensor]

@@ -26,6 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from ka2l_ray.artifacts import Folder
 from ka2l_ray.config import ConfigError, ModelSection
+from ka2l_ray.errors import is_from, told_by
 from ka2l_ray.models.activations import blocks
 
 ASSETS = Path(__file__).parent.parent / "world" / "assets"
@@ -72,11 +73,11 @@ def load_model(model: ModelSection, adapter: str | None = None, one_device: bool
 
 
 def with_adapter(model: PreTrainedModel, folder: str) -> Any:
-    """A PEFT adapter on a loaded model, not merged yet. Raises `ValueError` for weights in a pickle."""
+    """A PEFT adapter on a loaded model, not merged yet. Raises `ConfigError` for weights in a pickle."""
     from peft import PeftModel
 
     if not (Path(folder) / "adapter_model.safetensors").exists():
-        raise ValueError(f"{folder}: holds no adapter_model.safetensors; pickles are not read")
+        raise ConfigError(f"{folder}: holds no adapter_model.safetensors; pickles are not read")
     return PeftModel.from_pretrained(model, folder)
 
 
@@ -128,7 +129,7 @@ def _options(model: ModelSection, one_device: bool = False) -> dict[str, Any]:
 def _quantized(model: ModelSection) -> BitsAndBytesConfig:
     """bitsandbytes' 8-bit integers, or its 4-bit normal floats computed in bfloat16 (QLoRA, Dettmers et al., 2023)."""
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ImportError(f"model.quantization = {model.quantization}: needs bitsandbytes: pip install 'ka2l-ray[quantization]'")
+        raise ConfigError(f"model.quantization = {model.quantization}: needs bitsandbytes: pip install 'ka2l-ray[quantization]'")
     if model.quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
@@ -141,31 +142,33 @@ def _placed(model: Any) -> PreTrainedModel:
 
 @contextmanager
 def refused_by_name(model: ModelSection) -> Iterator[None]:
-    """Turn what a library says of a model that cannot be opened into a `ConfigError` that names it."""
+    """Turn what a library says of a model that cannot be opened into a `ConfigError` that names the model, and the words as the library's.
+    An error of this package passes as it is: either it says so itself, or it is no user's mistake."""
     try:
         yield
-    except ConfigError:
-        raise
     except (OSError, ValueError) as error:
-        raise ConfigError(f"model.name_or_path = {model.name_or_path!r}: {str(error).splitlines()[0]}") from error
+        if isinstance(error, ConfigError) or is_from(error):
+            raise
+        raise ConfigError(f"model.name_or_path = {model.name_or_path!r}: {told_by(error)}") from error
 
 
 def check_model(model: ModelSection) -> None:
-    """Refuse what can be seen without weights. Raises `ValueError` for a model that is no causal one, a folder that lacks a weights file,
+    """Refuse what can be seen without weights. Raises `ConfigError` for a model that is no causal one, a folder that lacks a weights file,
     a tokenizer with more tokens than the model knows, and one that cannot say which token stands where in a text."""
-    config = configuration(model)
+    config, named = configuration(model), f"model.name_or_path = {model.name_or_path!r}"
     automatic = getattr(config, "auto_map", None) or {}
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and "AutoModelForCausalLM" not in automatic:
-        raise ValueError(f"model type {config.model_type!r} is no causal language model")
+        raise ConfigError(f"{named}: model type {config.model_type!r} is no causal language model")
     folder = Path(model_path(model))
     if folder.is_dir() and (lacks := _missing_weights(folder)):
-        raise ValueError(f"the folder lacks {', '.join(lacks)}; weights are read from safetensors only")
+        raise ConfigError(f"{named}: the folder lacks {', '.join(lacks)}; weights are read from safetensors only")
     tokenizer = load_tokenizer(model)
     if not tokenizer.is_fast:
-        raise ValueError(f"its tokenizer {type(tokenizer).__name__} tells no offsets in a text; a fast one, of tokenizer.json, is needed")
+        kind = type(tokenizer).__name__
+        raise ConfigError(f"{named}: its tokenizer {kind} tells no offsets in a text; a fast one, of tokenizer.json, is needed")
     vocabulary, tokens = config.get_text_config().vocab_size, tokenizer.vocab_size  # without those added, which may go unused
     if tokens > vocabulary:
-        raise ValueError(f"its tokenizer has {tokens:,} tokens, the model {vocabulary:,}; is it another model's tokenizer?")
+        raise ConfigError(f"{named}: its tokenizer has {tokens:,} tokens, the model {vocabulary:,}; is it another model's tokenizer?")
 
 
 def _missing_weights(folder: Path) -> list[str]:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from ka2l_ray.errors import ConfigError
+
 
 def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """The text of some tokens, without special ones and outer spaces."""
@@ -19,16 +21,16 @@ def ids_of(tokenizer: PreTrainedTokenizerBase, text: str, special_tokens: bool =
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The padding token. Raises `ValueError` where there is none."""
+    """The padding token. Raises `ConfigError` where there is none."""
     return _one(tokenizer.pad_token_id, "padding", tokenizer)
 
 
 def end_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that ends an answer. Raises `ValueError` where there is none."""
+    """The token that ends an answer. Raises `ConfigError` where there is none."""
     return _one(tokenizer.eos_token_id, "end", tokenizer)
 
 
 def _one(token: object, name: str, tokenizer: PreTrainedTokenizerBase) -> int:
     if not isinstance(token, int):
-        raise ValueError(f"the tokenizer {tokenizer.name_or_path!r} has no {name} token")
+        raise ConfigError(f"the tokenizer {tokenizer.name_or_path!r} has no {name} token")
     return token

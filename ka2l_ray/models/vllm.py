@@ -17,6 +17,7 @@ import torch
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from ka2l_ray.config import ModelSection, VllmSection
+from ka2l_ray.errors import ConfigError
 from ka2l_ray.failures import ActorBroken, named
 from ka2l_ray.models.activations import Prompt
 from ka2l_ray.models.answers import Answer, Decoding, Ending, Reading
@@ -29,7 +30,7 @@ ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
 class VllmGenerator:
-    """`states` reads the wanted layers of the same model, None where none are wanted. Raises `ImportError` where vLLM is not installed.
+    """`states` reads the wanted layers of the same model, None where none are wanted. Raises `ConfigError` where vLLM is not installed.
 
     `tally` counts both readings of a prompt, the answers' without the tokens that vLLM found in its own prefix cache.
     """
@@ -44,7 +45,7 @@ class VllmGenerator:
         try:
             self._vllm: Any = importlib.import_module("vllm")
         except ImportError as error:
-            raise ImportError(f"collect.engine: vllm needs vLLM where actors run: pip install 'ka2l-ray[vllm]' ({error})") from error
+            raise ConfigError(f"collect.engine: vllm needs vLLM where actors run: pip install 'ka2l-ray[vllm]' ({error})") from error
         path = model_path(model)
         config = AutoConfig.from_pretrained(path, revision=model.revision or "main", trust_remote_code=model.trust_remote_code)
         stored = str(config.get_text_config().dtype or "auto").removeprefix("torch.")  # vLLM's own `auto` halves float32

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from ka2l_ray.config import LoraSection, ModelSection
+from ka2l_ray.errors import ConfigError, UserError, told_by
 from ka2l_ray.models.activations import blocks
 from ka2l_ray.models.loading import ASSETS, model_path
 
@@ -51,7 +52,7 @@ QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.5}
 """Bytes of a quantized weight; norms, embeddings and the head stay in the model's own precision."""
 
 
-class UnknownShape(ValueError):
+class UnknownShape(UserError, ValueError):
     """Neither the model's configuration nor a network is at hand."""
 
 
@@ -130,14 +131,20 @@ def _cached_heads(text: PreTrainedConfig) -> int:
 
 
 def adapter_parameters(model: ModelSection, lora: LoraSection) -> int:
-    """Trainable parameters of LoRA adapters on this model, counted by PEFT itself on the `meta` device."""
+    """Trainable parameters of LoRA adapters on this model, counted by PEFT itself on the `meta` device.
+
+    Raises `ConfigError` for targets that the model lacks.
+    """
     from peft import LoraConfig, get_peft_model
 
     config, _ = _configuration(model)
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     with torch.device("meta"):
         whole: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
-        adapted = get_peft_model(whole, LoraConfig(r=lora.rank, target_modules=targets, task_type="CAUSAL_LM"))
+        try:
+            adapted = get_peft_model(whole, LoraConfig(r=lora.rank, target_modules=targets, task_type="CAUSAL_LM"))
+        except ValueError as error:
+            raise ConfigError(f"finetune.lora.targets = {lora.targets!r}: {told_by(error)}") from error
     return sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 
 
@@ -152,4 +159,4 @@ def _configuration(model: ModelSection) -> tuple[PreTrainedConfig, str]:
     try:
         return AutoConfig.from_pretrained(path, **options), "its config.json on the hub"
     except (OSError, ValueError) as error:
-        raise UnknownShape(f"model.name_or_path = {model.name_or_path!r}: {str(error).splitlines()[0]}") from error
+        raise UnknownShape(f"model.name_or_path = {model.name_or_path!r}: {told_by(error)}") from error

@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from ka2l_ray.config import SearchSection
+from ka2l_ray.errors import ConfigError
 from ka2l_ray.label.thresholds import candidates
 from ka2l_ray.probe.metrics import auroc, auroc_interval
 
@@ -69,13 +70,13 @@ def fit_layer(states: np.ndarray, rows: ProbeRows, threshold_nats: float, search
 
     With objective `correctness` every threshold competes on the same target, wrong greedy answers; with `entropy` only the
     given γ is tried, because AUROCs against different targets do not compare; likewise where sampling stopped by γ.
-    Raises `ValueError` where a part holds one class only.
+    Raises `ConfigError` where a part holds one class only.
     """
     part = divide(rows.entity, search.validation_share, search.test_share, seed)
     train, validation, test = (part == i for i in range(3))
     by_correctness = rows.wrong is not None and search.objective != "entropy"
     if search.objective == "correctness" and rows.wrong is None:
-        raise ValueError("search.objective = correctness needs gold answers; this corpus has none")
+        raise ConfigError("search.objective = correctness needs gold answers; this corpus has none")
     tried = candidates(Counter(rows.entropy_nats.tolist()), search.min_class_share) if by_correctness and rows.whole else []
     scaler = StandardScaler().fit(states[train])
     scaled = scaler.transform(states)
@@ -92,7 +93,7 @@ def fit_layer(states: np.ndarray, rows: ProbeRows, threshold_nats: float, search
                 heat.append(Cell(gamma, c, score))
                 models[heat[-1]] = model
     if not heat:
-        raise ValueError("the probe split holds one class only in train or validation; ask more questions or set label.threshold")
+        raise ConfigError("the probe split holds one class only in train or validation; ask more questions or set label.threshold")
     best = max(heat, key=lambda cell: cell.auroc)
     weight, bias = _unscaled(models[best], scaler)
     score = states[test] @ weight + bias

@@ -13,6 +13,7 @@ from ka2l_ray.artifacts import Folder
 from ka2l_ray.collect.actor import errors, fixed_size, not_finite
 from ka2l_ray.config import ModelSection, PromptSection
 from ka2l_ray.corpus.prompts import Prompter, prompts_of
+from ka2l_ray.errors import StageError
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
 from ka2l_ray.models.loading import load_blocks, load_tokenizer
@@ -21,7 +22,7 @@ from ka2l_ray.probe.model import LinearProbe
 
 
 class ScoreActor:
-    """Raises `ValueError` for a probe that was fitted on another model or prompt."""
+    """Raises `StageError` for a probe that was fitted on another model or prompt."""
 
     def __init__(
         self,
@@ -34,7 +35,7 @@ class ScoreActor:
         self._probe, self._with_state = LinearProbe.load(probe), with_state
         card = self._probe.card
         if (card.model, card.prompt) != (model.identity, prompt.template):
-            raise ValueError(f"the probe reads states of {card.model!r} under prompt {card.prompt!r}, not of {model.identity!r}")
+            raise StageError(f"the probe reads states of {card.model!r} under prompt {card.prompt!r}, not of {model.identity!r}")
         self._layer, self._position = card.layer, card.position
         tokenizer = load_tokenizer(model)
         self._engine = Engine(load_blocks(model, card.layer), pad_id(tokenizer), Prompter(tokenizer, prompt).shared, limits)

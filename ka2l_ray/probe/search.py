@@ -22,7 +22,7 @@ from ka2l_ray.corpus.prompts import corpus_prompt
 from ka2l_ray.label.stage import unseen_targets
 from ka2l_ray.probe.fit import ProbeRows, fit_layer
 from ka2l_ray.probe.model import LinearProbe, ProbeCard
-from ka2l_ray.runtime import one_line
+from ka2l_ray.runtime import is_a_librarys, one_line
 
 SUMMARY = "search.json"
 
@@ -37,7 +37,7 @@ def search(run: Run, threshold_nats: float) -> dict[str, Any]:
     if missing:
         _tune(run, missing, threshold_nats)
     if failed := [c for c in columns if not _trial_done(folder, c)]:
-        raise RuntimeError(f"search: no probe was fitted for {', '.join(schema.state_column(*c) for c in failed)}; see the errors above")
+        raise StageError(f"search: no probe was fitted for {', '.join(schema.state_column(*c) for c in failed)}; see the errors above")
     return _choose(folder, columns)
 
 
@@ -67,7 +67,10 @@ def _tune(run: Run, columns: list[tuple[str, int]], threshold_nats: float) -> No
         )
         results = tuner.fit()
     if results.errors:
-        raise StageError(f"search: {one_line(results.errors[0])}")
+        error = results.errors[0]
+        if is_a_librarys(error):
+            raise error
+        raise StageError(f"search: {one_line(error)}") from error
 
 
 def _trial(params: dict[str, Any], config: Config, prompt: str, activations: Table, knowledge: Table, gamma: float, output: Folder) -> None:

@@ -123,6 +123,21 @@ def test_equal_questions_are_asked_once_and_paid_once_but_cost_each_strategy(tmp
     assert (second["cost"], second["paid"], second["cached"]) == (pytest.approx(3 * each), pytest.approx(2 * each), 1)
 
 
+def test_an_endpoint_that_moved_is_not_paid_again(tmp_path: Path, server: ChatServer) -> None:
+    """The same run goes on at another port: what was answered at the first is not asked for, and is in the books as before."""
+    run = open_run(tmp_path, "endpoint", url=server.url)
+    run.table("questions").close([])  # from now on the run refuses another configuration
+    table = annotated(run, asked(range(4)))
+    before = table.read().to_pylist()
+    table.folder.delete()
+    with ChatServer().running() as moved:
+        run = open_run(tmp_path, "endpoint", url=moved.url)
+        assert annotated(run, asked(range(4))).read().to_pylist() == before
+        assert moved.asked.total() == 0
+        assert ledger(annotated(run, asked(range(6)), "random"))["paid"] == pytest.approx(2 * cost("Who wrote book q00?"))
+        assert moved.asked == {q.question: 1 for q in asked(range(4, 6))}
+
+
 def test_the_limit_on_requests_at_once_holds_over_all_batches(tmp_path: Path, server: ChatServer) -> None:
     questions = [Asked(str(n), f"question {n}", [], None) for n in range(4 * BATCH_ROWS + 10)]
     for q in questions:

@@ -54,7 +54,7 @@ def test_files_without_a_manifest_are_not_a_table(table, tmp_path):
     pq.write_table(ids("ghost"), tmp_path / "table" / "part-1.parquet")
     assert not table.is_done
     for read in (table.read, table.manifest, table.schema, lambda: list(table.batches())):
-        with pytest.raises(FileNotFoundError, match=rf"{tmp_path}/table.*not finished.*{MANIFEST}"):
+        with pytest.raises(StageError, match=rf"{tmp_path}/table.*not finished.*{MANIFEST}"):
             read()
 
 

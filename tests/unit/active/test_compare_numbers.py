@@ -82,6 +82,16 @@ def test_a_strategy_that_never_reaches_random_has_no_saving_of_any_kind():
     assert found["area"] == pytest.approx(0.5125)
 
 
+def test_every_mean_says_over_how_many_seeds_it_is():
+    """Random's 0.7 is reached on two seeds of three; the third has no saving, share of the oracle or compute saving, but an area."""
+    rise, never, oracle = [(0.5, 0.7, 0.8)], [(0.5, 0.5, 0.55)], {"oracle": [(0.5, 0.75, 0.8)]}
+    seeds = [RANDOM | {"ka2l": curve} | oracle for curve in (rise, never, rise)]
+    summary = summarize([one_seed(s) for s in seeds])
+    found = {e["strategy"]: e for e in summary["strategies"]}
+    assert found["ka2l"]["over"] == {"saving": 2, "of_oracle": 2, "compute_saving": 2, "area": 3, "known_accuracy": 3}
+    assert found["oracle"]["over"]["saving"] == summary["ceiling_over"] == 3
+
+
 def test_a_single_seed_has_means_but_no_interval():
     found = entries(RANDOM | {"ka2l": [(0.5, 0.7, 0.8)]})["ka2l"]
     assert (found["saving"], found["saving_ci"], found["area_ci"]) == (pytest.approx(0.5), None, None)

@@ -72,6 +72,15 @@ def test_a_redirect_is_not_followed_for_it_would_carry_the_key_along(server, tmp
         assert not elsewhere.headers
 
 
+def test_a_reply_that_is_kept_counts_at_another_address(server, tmp_path):
+    assert ask(server, tmp_path, "q", "r") == [Outcome(""), Outcome("")]
+    with ChatServer().running() as moved:
+        assert ask(moved, tmp_path, "q", "r", "new") == [Outcome("")] * 3
+        assert moved.asked == {"new": 1}
+        assert ask(moved, tmp_path, "q", model="another annotator") == [Outcome("")]
+        assert moved.asked == {"new": 1, "q": 1}
+
+
 def test_a_server_that_wants_to_be_left_alone_for_long_is(server, tmp_path):
     server.troubles["q"] = ["wait 86400"]
     assert "Retry-After: 86400 s" in ask(server, tmp_path, "q")[0].failed

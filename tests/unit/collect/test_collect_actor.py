@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from ka2l_ray import schema
-from ka2l_ray.artifacts import Folder, Table
+from ka2l_ray.artifacts import Folder, StageError, Table
 from ka2l_ray.collect.actor import CollectActor, collect_columns, errors, fixed_size, matrix, not_finite
 from ka2l_ray.config import AdaptiveSection, CollectSection, ConfigError, ModelSection, PromptSection, parse_config
 from ka2l_ray.corpus.prompts import Tokenize
@@ -66,7 +66,7 @@ def test_a_score_is_the_probe_of_the_state_collected(section, batch, collected, 
 def test_a_probe_of_other_states_is_refused(section, tmp_path, change):
     card = {"model": section.name_or_path, "prompt": PROMPT.template} | change
     LinearProbe(np.zeros(32), 0.0, ProbeCard(card["model"], card["prompt"], 1, "last", 32, 0.5, 1.0)).save(Folder.of(str(tmp_path)))
-    with pytest.raises(ValueError, match="the probe reads states of"):
+    with pytest.raises(StageError, match="the probe reads states of"):
         ScoreActor(section, PROMPT, Folder.of(str(tmp_path)))
 
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from ka2l_ray.artifacts import Folder
+from ka2l_ray.artifacts import Folder, StageError
 from ka2l_ray.collect.actor import matrix
 from ka2l_ray.config import ModelSection, PromptSection
 from ka2l_ray.corpus.prompts import Tokenize, encode
@@ -58,5 +58,5 @@ def test_without_being_asked_it_hands_on_no_states(models, tmp_path):
 def test_a_probe_of_the_base_model_is_refused_on_tuned_weights_and_the_other_way_round(models, tmp_path):
     base, tuned, _ = models
     for section, fitted_on in ((tuned, base), (base, tuned)):
-        with pytest.raises(ValueError, match="the probe reads states of"):
+        with pytest.raises(StageError, match="the probe reads states of"):
             scorer(section, fitted_on, tmp_path)

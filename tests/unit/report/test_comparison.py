@@ -9,6 +9,7 @@ from html_page import Page
 from ka2l_ray.config import Strategy
 from ka2l_ray.report.comparison import learning_curves, render
 from ka2l_ray.report.figures import looks_of
+from ka2l_ray.terminal import print_comparison
 
 
 def entry(strategy: str, **numbers: Any) -> dict[str, Any]:
@@ -16,15 +17,28 @@ def entry(strategy: str, **numbers: Any) -> dict[str, Any]:
         {"annotations": 100 * n, "accuracy": 0.5 + n / 10, "ci": (0.4 + n / 10, 0.6 + n / 10) if n else None, "seeds": 2} for n in range(3)
     ]
     names = ("saving", "saving_ci", "of_oracle", "of_oracle_lowest", "compute_saving", "area", "area_ci", "known_accuracy")
-    return {"strategy": strategy, "curve": curve, "savings": [], "compute_savings": [], "reached": 0} | dict.fromkeys(names) | numbers
+    return (
+        {"strategy": strategy, "curve": curve, "savings": [], "compute_savings": [], "reached": 0}
+        | dict.fromkeys(names)
+        | {"over": dict.fromkeys(names, 2)}
+        | numbers
+    )
 
 
 @pytest.fixture
 def comparison() -> dict[str, Any]:
     ka2l = {"saving": 0.4567, "saving_ci": (0.4012, 0.5089), "savings": [0.4321, None], "of_oracle": 0.913, "of_oracle_lowest": 0.887}
     ka2l |= {"reached": 1, "compute_saving": -0.064, "area": 0.6543, "known_accuracy": 0.9871}
+    ka2l["over"] = {"saving": 1, "of_oracle": 1, "compute_saving": 1, "area": 2, "known_accuracy": 2}
     strategies = [entry("random", area=0.6111), entry("ka2l", **ka2l), entry("coreset", savings=[None, None])]
-    made = {"command": "ka2l compare x.yaml --seeds 2", "seeds": [7, 8], "random_budget": 1200, "area_up_to": 900, "ceiling": 0.4949}
+    made = {
+        "command": "ka2l compare x.yaml --seeds 2",
+        "seeds": [7, 8],
+        "random_budget": 1200,
+        "area_up_to": 900,
+        "ceiling": 0.4949,
+        "ceiling_over": 1,
+    }
     return made | {"strategies": strategies}
 
 
@@ -42,9 +56,17 @@ def rows(html: str) -> dict[str, list[str]]:
 
 def test_the_table_holds_every_number_and_a_dash_for_what_is_not_there(comparison):
     found = rows(render("World", comparison))
-    assert found["ka2l"] == ["45.7 %", "43.2 %, –", "91.3 %", "88.7 %", "-6.4 %", "65.4 %", "98.7 %"]
+    assert found["ka2l"] == [
+        "45.7 % (1 of 2)",
+        "43.2 %, –",
+        "91.3 % (1 of 2)",
+        "88.7 %",
+        "-6.4 % (1 of 2)",
+        "65.4 % (2 of 2)",
+        "98.7 % (2 of 2)",
+    ]
     assert found["coreset"] == ["–", "–, –", "–", "–", "–", "–", "–"]
-    assert found["random"][-2:] == ["61.1 %", "–"]
+    assert found["random"][-2:] == ["61.1 % (2 of 2)", "–"]
 
 
 def test_the_sentences_name_savings_intervals_ceiling_and_who_never_reached_random(comparison):
@@ -52,10 +74,19 @@ def test_the_sentences_name_savings_intervals_ceiling_and_who_never_reached_rand
     assert "ka2l needs 45.7 % fewer annotations than random buying for the same accuracy" in text
     assert "same accuracy (95 % interval 40.1 % to 50.9 %), in the 1 of 2 seeds that reached it at all." in text
     assert "coreset reached the accuracy of 1,200 randomly bought annotations in no seed." in text
-    assert "saves 49.5 %" in text
+    assert "saves 49.5 % (mean of the 1 of 2 seeds in which it reached random's accuracy): that is the ceiling" in text
     assert "Seeds 7, 8;" in text
     assert "over 0 to 900 annotations" in text
     assert "ka2l compare x.yaml --seeds 2" in text
+
+
+def test_the_terminal_names_the_seeds_of_every_mean(comparison, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    print_comparison("runs/x-compare", comparison)
+    out = capsys.readouterr().out
+    (row,) = [" ".join(line.replace("│", " ").split()) for line in out.splitlines() if " ka2l " in line]
+    assert row == "ka2l 0.457 (1 of 2) 0.401 … 0.509 0.913 (1 of 2) -0.064 (1 of 2) 0.654 (2 of 2) 0.987 (2 of 2)"
+    assert "Means over (N of 2) seeds" in out
 
 
 def test_without_an_oracle_nothing_is_said_of_a_ceiling(comparison):

@@ -87,6 +87,8 @@ def print_preview(found: Any) -> None:
         "splits": splits + (f", solved examples {found.set_aside:,}" if found.set_aside else ""),
         "gold": f"{found.with_gold:,} of {found.questions:,} questions have answers to grade by",
         "alike": f"{found.near_duplicates:,} questions repeat another almost word by word, and share its split",
+        "entities": f"{found.entities:,}; {found.split_groups:,} groups of questions that are alike or about one entity, each in one split, "
+        f"of {found.largest_group:,} at most",
         "topics": ", ".join(f"{g} {n:,}" for g, n in found.groups[:MOST_SHOWN]) or "none",
         "tokens": "a prompt has {least:,} to {most:,} tokens, {median:,} in the median; {shared:,} are the same for all, read once".format(
             **found.tokens
@@ -95,6 +97,8 @@ def print_preview(found: Any) -> None:
     }
     for name, text in lines.items():
         console.print(f"{name:<8} {text}", soft_wrap=True, highlight=False, markup=False)
+    if found.uneven:
+        console.print(f"note     {found.uneven}", style="yellow", soft_wrap=True, highlight=False, markup=False)
     console.print("prompt of the first question:", style="bold")
     console.print(found.prompt, highlight=False, markup=False, soft_wrap=True)
     gold = " | ".join(found.answers[:MOST_SHOWN]) + (f" | and {more:,} more" if (more := len(found.answers) - MOST_SHOWN) > 0 else "")

@@ -21,7 +21,7 @@ from ka2l_ray.label.actor import ClusterActor, KnowledgeActor
 from ka2l_ray.label.thresholds import otsu
 from ka2l_ray.probe.metrics import auroc
 
-CARRIED = ("group", "entity", "truth")
+CARRIED = ("group", "entity", "split_group", "truth")
 POOL = Pool(batch_rows=1024, block_rows=4096)
 BASELINES = ("likelihood", "predictive_entropy")
 

@@ -87,8 +87,8 @@ def print_preview(found: Any) -> None:
         "splits": splits + (f", solved examples {found.set_aside:,}" if found.set_aside else ""),
         "gold": f"{found.with_gold:,} of {found.questions:,} questions have answers to grade by",
         "alike": f"{found.near_duplicates:,} questions repeat another almost word by word, and share its split",
-        "entities": f"{found.entities:,}; {found.split_groups:,} groups of questions that are alike or about one entity, each in one split, "
-        f"of {found.largest_group:,} at most",
+        "entities": f"{found.entities:,}; questions that are alike or about one entity share a split: {found.split_groups:,} groups, "
+        f"the largest of {found.largest_group:,}",
         "topics": ", ".join(f"{g} {n:,}" for g, n in found.groups[:MOST_SHOWN]) or "none",
         "tokens": "a prompt has {least:,} to {most:,} tokens, {median:,} in the median; {shared:,} are the same for all, read once".format(
             **found.tokens

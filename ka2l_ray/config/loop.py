@@ -23,7 +23,8 @@ class AcquireSection(Section):
     candidates: Annotated[int, Field(ge=10)] = 20_000
     """Questions whose states are compared on the driver: for `coreset` a draw of the pool, for `ka2l_diverse` the likeliest unknown."""
     quadrants: Annotated[tuple[Quadrant, ...], Field(min_length=1)] = ("unknown", "misconception")
-    """What `quadrant` buys, in this order; it needs gold answers for the pool, so it fits corpora whose gold is free."""
+    """What `quadrant` buys, in this order; it needs gold answers for the pool, so it fits corpora whose gold is free. Pool questions
+    without gold come last."""
     decoded_share: Annotated[float, Field(ge=0, le=1)] = 0.25
     """Share of a round's budget that `decoded` spends on questions generated from hidden states.
 

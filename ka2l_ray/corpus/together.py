@@ -25,8 +25,8 @@ def large_group(manifest: Mapping[str, Any]) -> str | None:
     if share <= LARGE:
         return None
     return (
-        f"{share:.0%} of the questions stay in one split, for they are alike or about one entity, chains included; if shares come out uneven, "
-        "raise corpus.near_duplicates or name another corpus.entity_column"
+        f"{share:.0%} of the questions stay in one split, for they are alike or about one entity, chains included; "
+        "if shares come out uneven, raise corpus.near_duplicates or name another corpus.entity_column"
     )
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from ka2l_ray.config import Config, ConfigError
+from ka2l_ray.schema import ACCURACY_OVER
 
 MOST_SHOWN = 20
 """Files and topics that a preview names."""
@@ -62,6 +63,7 @@ def print_results(folder: str, results: dict[str, Any]) -> None:
         for r in results["rounds"]:
             table.add_row(r["strategy"], str(r["seed"]), str(r["round"]), *(_number(r[k]) for k in shown))
         console.print(table)
+        console.print(_over(results))
     for s in results["saving"]:
         console.print(f"saving of {s['strategy']} (seed {s['seed']}) against random: {_number(s['saving'])}")
     console.print(f"results: {folder}/results.json\nreport:  {folder}/report/index.html", soft_wrap=True)
@@ -117,7 +119,12 @@ def print_comparison(folder: str, summary: dict[str, Any]) -> None:
         figures = (s["of_oracle"], s["compute_saving"], s["area"], s["known_accuracy"])
         table.add_row(s["strategy"], _number(s["saving"]), interval, *(_number(f) for f in figures))
     console.print(table)
+    console.print(_over(summary))
     console.print(f"results: {folder}/compare.json\nreport:  {folder}/index.html", soft_wrap=True)
+
+
+def _over(results: Mapping[str, Any]) -> str:
+    return f"accuracy, and so saving, is over {ACCURACY_OVER[results['eval_scope']]}"
 
 
 def _number(value: float | None) -> str:

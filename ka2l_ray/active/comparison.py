@@ -40,7 +40,8 @@ def summarize(results: Sequence[Results]) -> dict[str, Any]:
     shared = min(ends)
     entries = [_strategy(name, results, shared) for name in strategies]
     ceiling = next((e["saving"] for e in entries if e["strategy"] == "oracle"), None)
-    return {"random_budget": budget, "area_up_to": shared, "ceiling": ceiling, "strategies": entries}
+    facts = {"eval_scope": results[0]["eval_scope"], "random_budget": budget, "area_up_to": shared, "ceiling": ceiling}
+    return facts | {"strategies": entries}
 
 
 def _strategy(name: str, results: Sequence[Results], shared: int) -> dict[str, Any]:

@@ -113,7 +113,10 @@ class AnnotateSection(Section):
 
 
 class StopSection(Section):
-    """When a strategy stops before its rounds are used up. The budget always ends it."""
+    """When a strategy stops before its rounds are used up. The budget always ends it.
+
+    Eval accuracy is over the facts of `eval_scope` in results.json: pool facts on the world, on files facts that no pool question asks.
+    """
 
     accuracy: Share | None = None
     """Stop once eval accuracy reaches this."""
@@ -137,7 +140,8 @@ class ActiveSection(Section):
     budget: Positive = 150
     """Annotations that a strategy may buy in all rounds together."""
     random_draws: Positive = 3
-    """Independent draws of `random`; the saving compares with their mean."""
+    """Independent draws of `random`; the saving compares with their mean. On files it compares accuracies over facts that no pool
+    question asks."""
     stop: StopSection = StopSection()
     reprobe: bool = False
     """Collect, label and search again on each round's model and rank by its probe, unless its SE AUROC is below 0.7: then the base

@@ -119,7 +119,7 @@ class SplitSection(Section):
     pool: Share = 0.3
     """Share that may be bought and replayed."""
     eval: Share = 0.2
-    """Share that accuracy is measured on."""
+    """Share that accuracy is measured on: facts that no pool question asks."""
 
     @model_validator(mode="after")
     def _sums(self) -> "SplitSection":

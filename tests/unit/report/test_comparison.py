@@ -25,6 +25,7 @@ def comparison() -> dict[str, Any]:
     ka2l |= {"reached": 1, "compute_saving": -0.064, "area": 0.6543, "known_accuracy": 0.9871}
     strategies = [entry("random", area=0.6111), entry("ka2l", **ka2l), entry("coreset", savings=[None, None])]
     made = {"command": "ka2l compare x.yaml --seeds 2", "seeds": [7, 8], "random_budget": 1200, "area_up_to": 900, "ceiling": 0.4949}
+    made |= {"eval_scope": "pool"}
     return made | {"strategies": strategies}
 
 
@@ -45,6 +46,21 @@ def test_the_table_holds_every_number_and_a_dash_for_what_is_not_there(compariso
     assert found["ka2l"] == ["45.7 %", "43.2 %, –", "91.3 %", "88.7 %", "-6.4 %", "65.4 %", "98.7 %"]
     assert found["coreset"] == ["–", "–, –", "–", "–", "–", "–", "–"]
     assert found["random"][-2:] == ["61.1 %", "–"]
+
+
+@pytest.mark.parametrize(
+    ("eval_scope", "facts", "sentence"),
+    [
+        ("pool", "facts that pool questions ask, in a wording of their own", "for the same accuracy (95"),
+        ("other", "facts that no pool question asks", "for the same accuracy on facts that no pool question asks (95"),
+    ],
+)
+def test_the_page_says_what_accuracy_and_saving_are_over(comparison, eval_scope, facts, sentence):
+    text = " ".join(Page(render("World", comparison | {"eval_scope": eval_scope})).text.split())
+    assert sentence in text
+    assert f"Accuracy is over {facts}." in text
+    assert f"random's final accuracy, over {facts}." in text
+    assert eval_scope == "pool" or "pool questions ask" not in text
 
 
 def test_the_sentences_name_savings_intervals_ceiling_and_who_never_reached_random(comparison):

@@ -6,7 +6,6 @@ the few and of a batch, and time that of signing the many, one to two minutes fo
 """
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 
 import numpy as np
 
@@ -19,12 +18,12 @@ PAIRS = 2**16
 def alike_to_any(texts: Sequence[str], others: Iterable[Sequence[str]], threshold: float) -> np.ndarray:
     """Which of N texts are at least this alike to any of `others`, batches of normalised texts (N,) bool."""
     found = np.zeros(len(texts), bool)
-    signed, pieces = signatures(texts), lru_cache(maxsize=None)(lambda row: ngrams(texts[row]))
+    signed, pieces = signatures(texts), [ngrams(text) for text in texts]
     index = [_sorted(band) for band in _bands(signed)]
     for batch in others:
         against = signatures(batch)
         for row, other in _candidates(index, signed, against, ~found, least_agreement(threshold)):
-            if not found[row] and are_alike(pieces(row), ngrams(batch[other]), threshold):
+            if not found[row] and are_alike(pieces[row], ngrams(batch[other]), threshold):
                 found[row] = True
     return found
 

@@ -7,6 +7,7 @@ Refuses to know: Ray, models, prompts.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -268,14 +269,14 @@ def join(parsed: Sequence[Parsed], scratch: Folder, corpus: CorpusSection, shots
     group = split_groups(alike, rows.entity_hash)
     united = _united(rows, kept)
     aside = _set_aside(rows, kept, alike, group, corpus, shots, seed)
-    files, count, graded = [], 0, dict.fromkeys(schema.SPLITS, 0)
+    files, count, graded = [], 0, Counter[str]()
     table.folder.make()
     for start, texts in rows.texts():
         by_split: dict[str, list[dict[str, Any]]] = {s: [] for s in (*schema.SPLITS, schema.SHOTS)}
         for n, row in enumerate(texts, start):
             if kept[n] != n:
                 continue
-            name = rows.name(group[n])
+            name = rows.name(int(group[n]))
             split = schema.SHOTS if n in aside else split_of(name, corpus.split, seed)
             more = united.get(n, _Merged())
             answers, entity = [*dict.fromkeys([*row["answers"], *more.answers])], row["entity"] or more.entity
@@ -283,7 +284,7 @@ def join(parsed: Sequence[Parsed], scratch: Folder, corpus: CorpusSection, shots
             by_split[split].append(row | facts)
         for split, found in by_split.items():
             if found:
-                graded[split] = graded.get(split, 0) + sum(bool(r["answers"]) for r in found)
+                graded[split] += sum(bool(r["answers"]) for r in found)
                 file = f"{split}-{count:06d}.parquet"
                 _write(pa.Table.from_pylist(found, schema=schema.QUESTIONS), table.folder / file)
                 files.append({"name": file, "rows": len(found), "part": split})
@@ -300,7 +301,7 @@ def join(parsed: Sequence[Parsed], scratch: Folder, corpus: CorpusSection, shots
         entities=int(np.count_nonzero(np.unique(rows.entity_hash))),
         split_groups=len(sizes),
         largest_group=int(sizes.max(initial=0)),
-        graded=graded,
+        graded={split: graded[split] for split in schema.SPLITS},
         sources=[{"file": p.name, "rows": p.rows, "dropped": p.dropped} for p in parsed],
     )
 
@@ -332,7 +333,7 @@ def _set_aside(
     whole = kept == np.arange(len(rows))
     _, first, count = np.unique(alike[whole], return_index=True, return_counts=True)
     alone = np.flatnonzero(whole)[first[count == 1]]
-    usable = [int(n) for n in alone if rows.graded[n] and split_of(rows.name(group[n]), corpus.split, seed) == "probe"]
+    usable = [int(n) for n in alone if rows.graded[n] and split_of(rows.name(int(group[n])), corpus.split, seed) == "probe"]
     if len(usable) < shots:
         raise ConfigError(f"corpus.prompt: {shots} solved examples are wanted, the probe split has {len(usable)} questions with gold")
     return set(sorted(usable, key=lambda n: unit(f"shots-{seed}", rows.name(n)))[:shots])

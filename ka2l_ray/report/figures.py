@@ -146,7 +146,7 @@ def _paint_heat(axes: Axes, grid: np.ndarray, rows: list[tuple[str, int]], thres
 def accuracy_curves(rounds: Sequence[Mapping[str, Any]], eval_scope: str | None) -> Drawing | None:
     """Accuracy (thick), over the facts of `eval_scope`, and on the world's facts that no pool question asks (thin) against annotations
     bought."""
-    labels = {"accuracy": ACCURACY_IS.get(eval_scope, "eval questions"), "domain_accuracy": "other facts of the domain"}
+    labels = {"accuracy": ACCURACY_IS.get(eval_scope or "", "eval questions"), "domain_accuracy": "other facts of the domain"}
     return _learning("accuracy", "Accuracy against annotations", "accuracy on eval questions", rounds, labels)
 
 

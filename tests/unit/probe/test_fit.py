@@ -158,6 +158,8 @@ def test_figures_of_correctness_are_over_graded_rows_alone(states, rows):
     for number, found in ((1, fitted.validation_auroc), (2, fitted.auroc)):
         counted = (part == number) & ~ungraded
         assert found == pytest.approx(auroc(rows.wrong[counted], states[counted] @ fitted.weight + fitted.bias))
+    assert fitted.auroc is not None
+    assert fitted.auroc_ci is not None
     low, high = fitted.auroc_ci
     assert low <= fitted.auroc <= high
 
@@ -180,7 +182,7 @@ def test_too_few_graded_validation_questions_of_a_kind_fall_back_and_say_so_or_s
     counts = (
         rf"search\.min_graded = 10, .* hold {'9' if kind == 0 else r'[0-9]+'} right and {'9' if kind == 1 else r'[0-9]+'} wrong answers"
     )
-    assert re.search(counts, fitted.objective.note)
+    assert re.search(counts, fitted.objective.note or "")
     with pytest.raises(
         ValueError, match=rf"search\.objective = correctness needs gold answers: {counts}; {fitted.objective.graded} of 480"
     ):

@@ -153,11 +153,12 @@ def check_splits(config: Config, table: Table) -> None:
     """Raise `ConfigError` where a split got no question."""
     if empty := [s for s in schema.SPLITS if not table.part_rows(s)]:
         manifest = table.manifest()
-        alike, largest = manifest.get("near_duplicates", 0), manifest.get("largest_group", 0)
+        alike, largest = manifest.get("near_duplicates", 0), manifest["largest_group"]
+        told = [f"{alike:,} of them almost the same as another"] if alike else []
+        told += [f"up to {largest:,} about one entity or alike"] if largest > 1 else []
         raise ConfigError(
             f"corpus.source = {config.corpus.source!r}: {table.rows:,} usable questions"
-            + (f", {alike:,} of them almost the same as another," if alike else "")
-            + (f" up to {largest:,} of them about one entity or alike," if largest > 1 else "")
+            + (f", {', '.join(told)}," if told else "")
             + f" are too few, the split(s) {', '.join(empty)} would be empty"
         )
 

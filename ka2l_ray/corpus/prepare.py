@@ -1,7 +1,7 @@
 """Raw files become the `questions` table: parsed, merged, grouped, split.
 
 In: files, a `corpus` section, a seed. Out: first one set of parsed files per source file (`parse_file`, any number at once, each
-streaming), then the table (`join`, once): it holds numbers of every row, some 300 bytes each, and the normalised questions, and streams
+streaming), then the table (`join`, once): it holds numbers of every row, some 400 bytes each, and the normalised questions, and streams
 the rest a second time.
 Refuses to know: Ray, models, prompts.
 """

@@ -84,13 +84,16 @@ def print_preview(found: Any) -> None:
     for example in found.examples:
         console.print(f"  {example}", highlight=False, markup=False)
     splits = ", ".join(f"{split} {n:,}" for split, n in found.splits.items())
+    together = "no two splits share one, but that eval asks the pool's facts again"
+    if found.sources:
+        groups = f"{found.split_groups:,} groups, the largest of {found.largest_group:,}"
+        together = f"questions that are alike or about one entity share a split: {groups}"
     lines = {
         "rows": f"{found.rows:,} = {found.questions:,} questions + {found.merged:,} merged with an equal one + {found.lost:,} dropped",
         "splits": splits + (f", solved examples {found.set_aside:,}" if found.set_aside else ""),
         "gold": f"{found.with_gold:,} of {found.questions:,} questions have answers to grade by",
         "alike": f"{found.near_duplicates:,} questions repeat another almost word by word, and share its split",
-        "entities": f"{found.entities:,}; questions that are alike or about one entity share a split: {found.split_groups:,} groups, "
-        f"the largest of {found.largest_group:,}",
+        "entities": f"{found.entities:,}; {together}",
         "topics": ", ".join(f"{g} {n:,}" for g, n in found.groups[:MOST_SHOWN]) or "none",
         "tokens": "a prompt has {least:,} to {most:,} tokens, {median:,} in the median; {shared:,} are the same for all, read once".format(
             **found.tokens

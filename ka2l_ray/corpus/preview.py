@@ -46,7 +46,7 @@ class Preview:
     entities: int
     """Whom or what questions are about, as far as the corpus tells."""
     split_groups: int
-    """Groups of questions that are alike or about one entity, none of which stands in two splits."""
+    """Groups of questions that are alike or about one entity; of files none stands in two splits."""
     largest_group: int
     uneven: str | None
     """What to do where the largest group is too large to split well."""

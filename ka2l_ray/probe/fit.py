@@ -59,6 +59,7 @@ class Objective:
         return auroc(self.target[rows][counted] == 1, score[counted])
 
     def interval(self, rows: np.ndarray, score: np.ndarray, entity: np.ndarray, resamples: int, seed: int) -> tuple[float, float] | None:
+        """Its 95 % interval by resampled entities (N,)."""
         counted = self.target[rows] >= 0
         return auroc_interval(self.target[rows][counted] == 1, score[counted], entity[rows][counted], resamples, seed)
 

@@ -5,7 +5,7 @@ Refuses to know: who acquires, who annotates. A round's sources are bounded by i
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
@@ -57,15 +57,19 @@ def decode(run: Run, sources: list[Source], target: Table, already: Iterable[str
     run_stage(_stage(run, decode_section), requests, written)
     rows = written.read().sort_by("id").to_pylist()
     fine = [r for r in rows if r["error"] is None]
-    written_texts = [r["decoded_question"] for r in fine]
-    existing = np.unique(np.concatenate([_existing(run), hashes(already)]))
-    leaked = leaks(written_texts, _texts(run, "eval"), run.config.corpus.near_duplicates)
-    found = statuses(written_texts, [r["p_unknown"] for r in fine], existing, leaked, decode_section.min_p_unknown)
+    found = judged(run, [r["decoded_question"] for r in fine], [r["p_unknown"] for r in fine], already)
     decoded = [r | {"question": r["decoded_question"], "status": s} for r, s in zip(fine, found, strict=True)]
     table = pa.Table.from_pylist([{n: r[n] for n in schema.DECODED.names} for r in decoded], schema=schema.DECODED)
     manifest = written.manifest()
     target.write((None, table), rows_in=manifest["rows_in"], errors=manifest["errors"])
     return table
+
+
+def judged(run: Run, questions: Sequence[str], p_unknown: Sequence[float], already: Iterable[str]) -> list[str]:
+    """The status of each decoded question, by the run's own splits and by what was decoded before."""
+    existing = np.unique(np.concatenate([_existing(run), hashes(already)]))
+    leaked = leaks(questions, _texts(run, "eval"), run.config.corpus.near_duplicates)
+    return statuses(questions, p_unknown, existing, leaked, run.config.decode.min_p_unknown)
 
 
 def check_decoder(run: Run) -> dict[str, Any]:

@@ -111,7 +111,10 @@ def run_command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, do nothing.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Run the whole loop; finished stages are skipped, a killed run continues."""
+    """Run the whole loop; finished stages are skipped, a killed run continues.
+
+    Accuracy, and so saving, is over the pool's facts in another wording on the world, and on files over facts that no pool question asks.
+    """
     with plain_errors(debug):
         loaded = load_config(config, overrides or ())
         from ka2l_ray import pipeline  # Ray and torch take seconds to import: a mistake in the file is told before
@@ -214,7 +217,10 @@ def compare(
     overrides: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """Learning curves of several strategies over several seeds, and what each saves against random choice; a killed one continues."""
+    """Learning curves of several strategies over several seeds, and what each saves against random choice; a killed one continues.
+
+    Accuracy, and so saving, is over the pool's facts in another wording on the world, and on files over facts that no pool question asks.
+    """
     with plain_errors(debug):
         from ka2l_ray import driver
         from ka2l_ray.active import compare as comparing

@@ -17,7 +17,7 @@ import ray
 
 from ka2l_ray import schema
 from ka2l_ray.active.acquire import SAMPLING, STATES
-from ka2l_ray.active.outcome import base_record, evaluate_base
+from ka2l_ray.active.outcome import base_record, eval_scope, evaluate_base
 from ka2l_ray.active.round import Round, State, scored_pool
 from ka2l_ray.active.rounds import play, sample_candidates
 from ka2l_ray.active.saving import savings
@@ -370,6 +370,7 @@ def gather(run: Run, command: str) -> dict[str, Any]:
         "label": label_summary(run, gamma(run)) if knowledge.is_done else None,
         "search": found.read_json() if found.exists() else None,
         "decode": _decode_summary(run),
+        "eval_scope": eval_scope(config),
         "rounds": records,
         "saving": savings(records),
         "stopped": _stops(run),

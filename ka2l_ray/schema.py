@@ -18,6 +18,11 @@ _STRINGS, _FLOATS, _INTS = pa.list_(pa.string()), pa.list_(pa.float32()), pa.lis
 SPLITS = ("probe", "pool", "eval")
 SHOTS = "shots"
 """Part of `questions`, beside the splits: the solved examples of few-shot prompts, which no stage asks."""
+SCOPES = ("pool", "domain", "other")
+"""What an eval question asks: `pool`, a pool question's fact in another wording; `domain`, a fact about an entity that no pool question is
+about (both on the world); `other`, a question of a corpus from files, which no pool question resembles or shares an entity with."""
+ACCURACY_OVER = {"pool": "facts that pool questions ask, in a wording of their own", "other": "facts that no pool question asks"}
+"""What `accuracy`, and so every saving, is over, by `eval_scope` of results.json."""
 QUADRANTS = ("known", "misconception", "shaky", "unknown")
 TRUTHS = ("known", "rare", "misconception", "unseen")
 DECODE_STATUSES = ("kept", "duplicate", "eval", "known", "malformed")
@@ -32,11 +37,12 @@ QUESTIONS = _table(
     question=pa.string(),
     answers=_STRINGS,  # gold with aliases; empty where there is none
     group=pa.string(),  # topic, null where there is none
-    entity=pa.string(),  # splits never share one; null where unknown
+    entity=pa.string(),  # whom or what it is about, by its own name; null where unknown
+    split_group=pa.string(),  # what splits and the probe's own division never share: questions alike or about one entity, chains included
     fact_id=pa.string(),  # world only
     truth=pa.string(),  # world only: one of TRUTHS
     split=pa.string(),  # one of SPLITS, or SHOTS
-    scope=pa.string(),  # eval only: `pool` asks a pool fact in another wording, `domain` a fact no pool question asks
+    scope=pa.string(),  # eval only: one of SCOPES
 )
 SAMPLES = _table(
     greedy=pa.string(),
@@ -56,6 +62,7 @@ CLUSTERS = _table(
     predictive_entropy=pa.float32(),  # baseline: mean of -log p over samples, nats; null where sampling stopped
     group=pa.string(),
     entity=pa.string(),
+    split_group=pa.string(),
     truth=pa.string(),
 )
 KNOWLEDGE = pa.schema([*CLUSTERS, pa.field("unknown", pa.int8()), pa.field("quadrant", pa.string())])

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from ka2l_ray.config import Config, ConfigError
+from ka2l_ray.schema import ACCURACY_OVER
 
 MOST_SHOWN = 20
 """Files and topics that a preview names."""
@@ -75,6 +76,7 @@ def print_results(folder: str, results: dict[str, Any]) -> None:
         for r in results["rounds"]:
             table.add_row(r["strategy"], str(r["seed"]), str(r["round"]), *(_number(r[k]) for k in shown))
         console.print(table)
+        console.print(_over(results))
     for s in results["saving"]:
         console.print(f"saving of {s['strategy']} (seed {s['seed']}) against random: {_number(s['saving'])}")
     console.print(f"results: {folder}/results.json\nreport:  {folder}/report/index.html", soft_wrap=True)
@@ -95,11 +97,16 @@ def print_preview(found: Any) -> None:
     for example in found.examples:
         console.print(f"  {example}", highlight=False, markup=False)
     splits = ", ".join(f"{split} {n:,}" for split, n in found.splits.items())
+    together = "no two splits share one, but that eval asks the pool's facts again"
+    if found.sources:
+        groups = f"{found.split_groups:,} groups, the largest of {found.largest_group:,}"
+        together = f"questions that are alike or about one entity share a split: {groups}"
     lines = {
         "rows": f"{found.rows:,} = {found.questions:,} questions + {found.merged:,} merged with an equal one + {found.lost:,} dropped",
         "splits": splits + (f", solved examples {found.set_aside:,}" if found.set_aside else ""),
         "gold": f"{found.with_gold:,} of {found.questions:,} questions have answers to grade by",
         "alike": f"{found.near_duplicates:,} questions repeat another almost word by word, and share its split",
+        "entities": f"{found.entities:,}; {together}",
         "topics": ", ".join(f"{g} {n:,}" for g, n in found.groups[:MOST_SHOWN]) or "none",
         "tokens": "a prompt has {least:,} to {most:,} tokens, {median:,} in the median; {shared:,} are the same for all, read once".format(
             **found.tokens
@@ -108,6 +115,8 @@ def print_preview(found: Any) -> None:
     }
     for name, text in lines.items():
         console.print(f"{name:<8} {text}", soft_wrap=True, highlight=False, markup=False)
+    if found.uneven:
+        console.print(f"note     {found.uneven}", style="yellow", soft_wrap=True, highlight=False, markup=False)
     console.print("prompt of the first question:", style="bold")
     console.print(found.prompt, highlight=False, markup=False, soft_wrap=True)
     gold = " | ".join(found.answers[:MOST_SHOWN]) + (f" | and {more:,} more" if (more := len(found.answers) - MOST_SHOWN) > 0 else "")
@@ -126,11 +135,16 @@ def print_comparison(folder: str, summary: dict[str, Any]) -> None:
         saving, *others = (_mean(s[name], s["over"][name], seeds) for name in COMPARED)
         table.add_row(s["strategy"], saving, interval, *others)
     console.print(table)
+    console.print(_over(summary))
     console.print(f"results: {folder}/compare.json\nreport:  {folder}/index.html", soft_wrap=True)
 
 
 def _mean(value: float | None, over: int, seeds: int) -> str:
     return _number(value) if value is None else f"{_number(value)} ({over} of {seeds})"
+
+
+def _over(results: Mapping[str, Any]) -> str:
+    return f"accuracy, and so saving, is over {ACCURACY_OVER[results['eval_scope']]}"
 
 
 def _number(value: float | None) -> str:

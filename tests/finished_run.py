@@ -13,6 +13,7 @@ from ka2l_ray.config import Config
 
 KINDS = {"known": (0.0, 0.325), "rare": (0.325, 0.8018), "misconception": (0.0, 0.5), "unseen": (1.97, 2.303, 2.164, 0.8018, 1.6)}
 """Entropies of the probe questions by truth."""
+GRADED = {"questions": 2198, "graded": 2190, "note": None}
 EACH = 40
 WIDTH = 8
 TOPICS = 30
@@ -55,7 +56,7 @@ def _search() -> dict[str, Any]:
         entry = {"layer": layer, "position": "last", "auroc": auroc, "auroc_ci": interval}
         layers.append(entry | {"auroc_vs_truth": min(0.995, auroc + 0.04)})
     chosen = {name: layers[6][name] for name in ("layer", "position", "auroc", "auroc_ci", "auroc_vs_truth")}
-    return chosen | {"probe": "linear", "objective": "correctness", "threshold_nats": 0.8018, "layers": layers}
+    return chosen | {"probe": "linear", "objective": "correctness", "threshold_nats": 0.8018, "layers": layers} | GRADED
 
 
 def results() -> dict[str, Any]:
@@ -70,6 +71,8 @@ def results() -> dict[str, Any]:
             "questions": 2200,
             "unknown_fraction": 0.4832,
             "threshold_nats": 0.8018,
+            "right": 1054,
+            "wrong": 1146,
             "entropy_auroc_vs_incorrect": 0.931,
             "entropy_auroc_vs_truth": 0.987,
             "baselines": {"likelihood": 0.884, "predictive_entropy": None},
@@ -88,6 +91,7 @@ def results() -> dict[str, Any]:
             "answerable": 0.93,
             "statuses": {"duplicate": 61, "eval": 7, "kept": 181, "known": 40, "malformed": 11},
         },
+        "eval_scope": "pool",
         "rounds": _rounds(),
         "saving": [
             {"strategy": "ka2l", "seed": 0, "saving": 0.412, "of_oracle": 0.871},

@@ -198,14 +198,15 @@ def by_likelihood(row: PoolRow) -> tuple[float, str]:
 
 
 def by_quadrant(wanted: tuple[Quadrant, ...]) -> Priority:
-    """`quadrant`: by grade and consistency in the order of `wanted`, inside a quadrant by entropy; the rest comes last."""
+    """`quadrant`: by grade and consistency in the order of `wanted`, inside a quadrant by entropy; then the other quadrants, and last the
+    questions that have none because they have no gold."""
     order = {name: len(wanted) - n for n, name in enumerate(wanted)}
 
     def priority(row: PoolRow) -> tuple[float, str]:
-        quadrant = _given(row.quadrant, row, "quadrant (it needs gold answers)")
         entropy = _given(row.entropy_nats, row, "entropy")
+        place = -1 if row.quadrant is None else order.get(row.quadrant, 0)
         # An entropy is below ln K, and K at most 100: a hundredth of it never leaves its quadrant.
-        return order.get(quadrant, 0) + (entropy + _tie(row)) / 100, f"{quadrant}, entropy {entropy:.3f} nats"
+        return place + (entropy + _tie(row)) / 100, f"{row.quadrant or 'no quadrant without gold'}, entropy {entropy:.3f} nats"
 
     return priority
 

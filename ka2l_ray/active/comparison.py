@@ -42,7 +42,8 @@ def summarize(results: Sequence[Results]) -> dict[str, Any]:
     entries = [_strategy(name, results, shared) for name in strategies]
     ceiling = next((e["saving"] for e in entries if e["strategy"] == "oracle"), None)
     reached = next((e["over"]["saving"] for e in entries if e["strategy"] == "oracle"), 0)
-    return {"random_budget": budget, "area_up_to": shared, "ceiling": ceiling, "ceiling_over": reached, "strategies": entries}
+    facts = {"eval_scope": results[0]["eval_scope"], "random_budget": budget, "area_up_to": shared}
+    return facts | {"ceiling": ceiling, "ceiling_over": reached, "strategies": entries}
 
 
 def _strategy(name: str, results: Sequence[Results], shared: int) -> dict[str, Any]:

@@ -17,15 +17,20 @@ from ka2l_ray.active.replay import knew, misconceptions
 from ka2l_ray.active.round import Round, pool_rows, replay_samples
 from ka2l_ray.annotate.ledger import ledger
 from ka2l_ray.artifacts import Folder, Run, Table
-from ka2l_ray.config import PromptSection
+from ka2l_ray.config import Config, PromptSection
 from ka2l_ray.corpus.prompts import Tokenize, corpus_prompt, finetune_prompt
 from ka2l_ray.dataflow import Stage, run_stage
 from ka2l_ray.finetune.evaluate import EvaluateActor
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.shard_size import row_seconds
 
-GRADES = ["correct", "scope", "error"]
+GRADES = ["correct", "scope", "answers"]
 """Columns of an evaluation that an accuracy is made from."""
+
+
+def eval_scope(config: Config) -> str:
+    """The scope that `accuracy`, and so every saving, is over: the world's `eval` asks pool facts again, that of files asks other ones."""
+    return "pool" if config.corpus.source == "world" else "other"
 
 
 def evaluate(a_round: Round) -> None:
@@ -76,7 +81,7 @@ def evaluation_stage(run: Run, tuned: Folder | None, prompt: PromptSection) -> S
         ("question", "answers"),
         columns,
         config.evaluate.pool,
-        ("scope", "fact_id"),
+        ("scope", "fact_id", "answers"),
         config.run.max_error_fraction,
         Tokenize(config.model, prompt),
         row_seconds(config.evaluate.pool, 1, config.collect.max_new_tokens),
@@ -92,8 +97,8 @@ def base_record(run: Run, strategy: str, seed: int) -> dict[str, Any]:
         "round": 0,
         "annotations": 0,
         "cost": 0.0,
-        "accuracy": _share(rows, "pool"),
-        "corpus_prompt_accuracy": _corpus_prompt_accuracy(run.base("evaluation")),
+        "accuracy": _share(rows, eval_scope(run.config)),
+        "corpus_prompt_accuracy": _corpus_prompt_accuracy(run, run.base("evaluation")),
         "domain_accuracy": _share(rows, "domain"),
         "known_accuracy": 1.0 if any(r["correct"] for r in rows) else None,
         "replayed_accuracy": None,
@@ -126,8 +131,8 @@ def summarize(a_round: Round) -> dict[str, Any]:
         "annotations": len(annotations),
         "cost": sum(r["cost"] for r in annotations) + sampling_cost(a_round.run, a_round.strategy),
         "ledger": _sum(ledger(r.table("annotations")) for r in rounds),
-        "accuracy": _share(asked, "pool"),
-        "corpus_prompt_accuracy": _corpus_prompt_accuracy(a_round.table("evaluation")),
+        "accuracy": _share(asked, eval_scope(a_round.run.config)),
+        "corpus_prompt_accuracy": _corpus_prompt_accuracy(a_round.run, a_round.table("evaluation")),
         "domain_accuracy": _share(asked, "domain"),
         "known_accuracy": _mean(untouched),
         "replayed_accuracy": _mean([r for r in rows if r["id"] in known_before]),
@@ -135,10 +140,10 @@ def summarize(a_round: Round) -> dict[str, Any]:
     }
 
 
-def _corpus_prompt_accuracy(evaluation: Table) -> float | None:
+def _corpus_prompt_accuracy(run: Run, evaluation: Table) -> float | None:
     """Accuracy under `corpus.prompt`; None where that is the prompt of `evaluation` itself."""
     other = _other(evaluation)
-    return _share(other.read(GRADES).to_pylist(), "pool") if other.is_done else None
+    return _share(other.read(GRADES).to_pylist(), eval_scope(run.config)) if other.is_done else None
 
 
 def sampling_cost(run: Run, strategy: str) -> float:
@@ -158,11 +163,13 @@ def _facts(rows: Iterable[dict[str, Any]]) -> set[str]:
 
 
 def _share(rows: list[dict[str, Any]], scope: str) -> float | None:
-    """Accuracy over one scope; a corpus without scopes counts as `pool`. Failed rows count as wrong."""
-    return _mean([r for r in rows if (r["scope"] or "pool") == scope])
+    """Accuracy over one scope. Failed rows count as wrong. Raises `ValueError` for a row whose scope is none of `schema.SCOPES`."""
+    if unknown := {r["scope"] for r in rows}.difference(schema.SCOPES):
+        raise ValueError(f"evaluation: scope must be one of {', '.join(schema.SCOPES)}, not {', '.join(sorted(map(str, unknown)))}")
+    return _mean([r for r in rows if r["scope"] == scope])
 
 
 def _mean(rows: list[dict[str, Any]]) -> float | None:
     """Share of right answers; None where no row has gold to grade by."""
-    graded = [r for r in rows if r["correct"] is not None or r["error"] is not None]
+    graded = [r for r in rows if r["answers"]]
     return sum(bool(r["correct"]) for r in graded) / len(graded) if graded else None

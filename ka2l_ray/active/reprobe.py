@@ -5,6 +5,7 @@ After fine-tuning a model's ignorance is damaged (SE AUROC 0.997 falls to 0.5 â€
 below `FIT_AUROC`, and the loop says so. Refuses to know: policies, training.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from ka2l_ray.active.acquire import SAMPLING
@@ -23,7 +24,8 @@ FIT_AUROC = 0.7
 def reprobe(a_round: Round) -> dict[str, Any]:
     """Probe a round's model anew; returns (and writes last, to `reprobe.json`) its SE AUROC and whether its probe is used.
 
-    The AUROC is against the truth where it is known, else against wrong greedy answers, which needs gold.
+    The AUROC is against the truth where it is known, else against wrong greedy answers of the questions with gold, which must hold
+    `search.min_graded` right and as many wrong ones.
     """
     verdict = a_round.folder / "reprobe.json"
     if verdict.exists():
@@ -32,7 +34,7 @@ def reprobe(a_round: Round) -> dict[str, Any]:
     collect(run)
     gamma = label(run)["threshold_nats"]
     figures = label_summary(run, gamma)
-    auroc = figures["entropy_auroc_vs_truth"] or figures["entropy_auroc_vs_incorrect"]
+    auroc = se_auroc(figures, run.config.search.min_graded)
     fit = auroc is not None and auroc >= FIT_AUROC
     if fit:
         search(run, gamma)
@@ -50,6 +52,14 @@ def reprobe(a_round: Round) -> dict[str, Any]:
     )
     verdict.write_json({"entropy_auroc": auroc, "used": fit})
     return verdict.read_json()
+
+
+def se_auroc(label: Mapping[str, Any], min_graded: int) -> float | None:
+    """How well semantic entropy tells what the model does not know, by a `label_summary`: against the truth where it is known, else against
+    wrong answers; None where neither can be told."""
+    if label["entropy_auroc_vs_truth"] is not None:
+        return label["entropy_auroc_vs_truth"]
+    return label["entropy_auroc_vs_incorrect"] if min(label["right"], label["wrong"]) >= min_graded else None
 
 
 def own_run(a_round: Round) -> Run:

@@ -26,7 +26,7 @@ from ka2l_ray.models.loading import depth_and_width
 from ka2l_ray.runtime import log
 from ka2l_ray.shard_size import row_seconds
 
-KEPT = ("question", "answers", "group", "entity", "truth")
+KEPT = ("question", "answers", "group", "entity", "split_group", "truth")
 PRECISION = "precision.json"
 """Beside the activations' manifest: how many files hold their states as float16, and how many as float32."""
 

@@ -90,7 +90,11 @@ class SearchSection(Section):
     """Which layer's state tells known from unknown, found on the probe split divided by entity."""
 
     objective: Literal["auto", "correctness", "entropy"] = "auto"
-    """Select by AUROC against wrong greedy answers, or against SE >= γ; `auto` takes correctness where gold exists."""
+    """Select by AUROC against wrong greedy answers, of the questions with gold, or against SE >= γ. `auto` takes correctness where
+    `min_graded` allows it and else, with a warning, entropy; `correctness` stops there."""
+    min_graded: Positive = 10
+    """Right answers, and wrong ones, that the validation questions must hold at least for the objective `correctness`: with ten of either
+    the standard error of an AUROC of 0.8 is at most 0.13."""
     inverse_regularization: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (0.003, 0.03, 0.3)
     """Values of C tried for the logistic probe."""
     validation_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.2

@@ -23,7 +23,8 @@ class AcquireSection(Section):
     candidates: Annotated[int, Field(ge=10)] = 20_000
     """Questions whose states are compared on the driver: for `coreset` a draw of the pool, for `ka2l_diverse` the likeliest unknown."""
     quadrants: Annotated[tuple[Quadrant, ...], Field(min_length=1)] = ("unknown", "misconception")
-    """What `quadrant` buys, in this order; it needs gold answers for the pool, so it fits corpora whose gold is free."""
+    """What `quadrant` buys, in this order; it needs gold answers for the pool, so it fits corpora whose gold is free. Pool questions
+    without gold come last."""
     decoded_share: Annotated[float, Field(ge=0, le=1)] = 0.25
     """Share of a round's budget that `decoded` spends on questions generated from hidden states.
 
@@ -115,7 +116,10 @@ class AnnotateSection(Section):
 
 
 class StopSection(Section):
-    """When a strategy stops before its rounds are used up. The budget always ends it."""
+    """When a strategy stops before its rounds are used up. The budget always ends it.
+
+    Eval accuracy is over the facts of `eval_scope` in results.json: pool facts on the world, on files facts that no pool question asks.
+    """
 
     accuracy: Share | None = None
     """Stop once eval accuracy reaches this."""
@@ -139,7 +143,8 @@ class ActiveSection(Section):
     budget: Positive = 150
     """Annotations that a strategy may buy in all rounds together."""
     random_draws: Positive = 3
-    """Independent draws of `random`; the saving compares with their mean."""
+    """Independent draws of `random`; the saving compares with their mean. On files it compares accuracies over facts that no pool
+    question asks."""
     stop: StopSection = StopSection()
     reprobe: bool = False
     """Collect, label and search again on each round's model and rank by its probe, unless its SE AUROC is below 0.7: then the base

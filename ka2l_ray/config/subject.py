@@ -113,14 +113,14 @@ class PromptSection(Section):
 
 
 class SplitSection(Section):
-    """Shares of a corpus of files, by groups of alike questions; the world splits by `corpus.world`."""
+    """Shares of a corpus of files, by groups of questions that are alike or about one entity; the world splits by `corpus.world`."""
 
     probe: Share = 0.5
     """Share that γ, the probe and the search over layers are fitted on."""
     pool: Share = 0.3
     """Share that may be bought and replayed."""
     eval: Share = 0.2
-    """Share that accuracy is measured on."""
+    """Share that accuracy is measured on: facts that no pool question asks."""
 
     @model_validator(mode="after")
     def _sums(self) -> "SplitSection":
@@ -176,11 +176,14 @@ class CorpusSection(Section):
     """The corpus' own ids, which must differ; where missing, the id is a hash of the question."""
     group_column: str = "group"
     """Topic, by which knowledge is reported and annotations may be balanced; may be missing."""
+    entity_column: str = "entity"
+    """Whom or what a question is about: questions about one entity never stand in two splits; may be missing."""
     hub: HubSection = HubSection()
     medmcqa_first: Literal["auto", 0, 1] = "auto"
     """What MedMCQA's `cop` counts options from: 1 in the authors' files, 0 on the hub. `auto` finds out, and refuses where both fit."""
     near_duplicates: Annotated[float, Field(gt=0, le=1)] = 0.8
-    """Questions at least this alike (Jaccard index of 4-letter pieces, by MinHash) never stand in two splits; 1: only equal ones."""
+    """Questions at least this alike (Jaccard index of 4-letter pieces, by MinHash) never stand in two splits, and decoded ones this like
+    an eval question are dropped; 1: only equal ones."""
     prompt: PromptSection = PromptSection()
     split: SplitSection = SplitSection()
     world: WorldCorpusSection = WorldCorpusSection()

@@ -42,6 +42,16 @@ def signatures(texts: Sequence[str]) -> np.ndarray:
     return signed
 
 
+def least_agreement(threshold: float) -> float:
+    """Share of equal values in two signatures from which their texts may be this alike."""
+    return threshold - DOUBT * (threshold * (1 - threshold) / PERMUTATIONS) ** 0.5
+
+
+def are_alike(a: set[bytes], b: set[bytes], threshold: float) -> bool:
+    """Whether the Jaccard index of two texts' n-grams is at least this."""
+    return len(a & b) >= threshold * len(a | b)
+
+
 class _Groups:
     """Disjoint sets of rows, each named by its lowest row."""
 
@@ -68,7 +78,7 @@ class _Pairs:
 
     def __init__(self, signed: np.ndarray, texts: Texts, threshold: float) -> None:
         self.signed, self._texts, self._threshold = signed, texts, threshold
-        self._least = threshold - DOUBT * (threshold * (1 - threshold) / signed.shape[1]) ** 0.5 if len(signed) else threshold
+        self._least = least_agreement(threshold)
         self._ngrams = lru_cache(2 * COMPARED)(self._ngrams_of)
 
     def candidates(self, row: int, others: np.ndarray) -> np.ndarray:
@@ -76,8 +86,7 @@ class _Pairs:
         return others[(self.signed[others] == self.signed[row]).mean(1) >= self._least]
 
     def are_alike(self, row: int, other: int) -> bool:
-        a, b = self._ngrams(row), self._ngrams(other)
-        return len(a & b) >= self._threshold * len(a | b)
+        return are_alike(self._ngrams(row), self._ngrams(other), self._threshold)
 
     def _ngrams_of(self, row: int) -> set[bytes]:
         return ngrams(str(self._texts[row]))

@@ -19,12 +19,13 @@ from typing import Any
 
 from ka2l_ray.config import CorpusSection
 from ka2l_ray.corpus.files import BadRow, shortened
+from ka2l_ray.corpus.relations import subject
 from ka2l_ray.label.grading import normalize
 
 LONGEST_QUESTION, LONGEST_ANSWER = 20_000, 2_000
 """Characters. Longer ones are no questions or answers but texts, and would cost the row's whole batch its memory."""
 LONGEST_NAME = 500
-"""Characters of an id or a topic."""
+"""Characters of an id, a topic or an entity's name."""
 MOST_ANSWERS = 1_000
 LONGEST_LIST = 1_000_000
 """Characters of a cell that is opened as a list."""
@@ -34,12 +35,16 @@ LETTERS = "ABCD"
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its gold answers, empty where nobody gave any. `own_id` and `group` are the corpus' own, where it has them."""
+    """A question with its gold answers, empty where nobody gave any.
+
+    `own_id`, `group` (its topic) and `entity` (whom or what it is about) are the corpus' own, where it has them.
+    """
 
     text: str
     answers: tuple[str, ...]
     own_id: str | None = None
     group: str | None = None
+    entity: str | None = None
 
     @property
     def id(self) -> str:
@@ -76,7 +81,7 @@ def missing(columns: Container[str], corpus: CorpusSection) -> list[str]:
 
 def columns_read(corpus: CorpusSection) -> frozenset[str]:
     """Every column that a row of this format may be made from; of a dotted path also the column that it begins in."""
-    named = (corpus.question_column, corpus.answers_column, corpus.id_column, corpus.group_column)
+    named = (corpus.question_column, corpus.answers_column, corpus.id_column, corpus.group_column, corpus.entity_column)
     names = FORMATS[corpus.format].reads or named
     return frozenset(names) | {n.split(".")[0] for n in names}
 
@@ -225,16 +230,16 @@ def first_option(numbers: frozenset[int]) -> int | None:
 
 def _popqa(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Question:
     field = "answers" if "answers" in row else "possible_answers"
-    return Question(_text(row, "question"), _answers(field, row.get(field)), _optional(row, "id"), _optional(row, "prop"))
+    subj = _optional(row, "subj")
+    return Question(_text(row, "question"), _answers(field, row.get(field)), _optional(row, "id"), _optional(row, "prop"), subj)
 
 
 def _entity_questions(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Question:
-    """Grouped by relation, which the authors' files carry in their names (`P17.dev.json`)."""
+    """Grouped by relation, which the authors' files carry in their names (`P17.dev.json`); about what fills the relation's template."""
     stem = PurePosixPath(file.partition("?")[0]).name.split(".")[0]
-    relation = stem if stem[:1] == "P" and stem[1:].isdigit() else None
-    return Question(
-        _text(row, "question"), _answers("answers", row.get("answers")), _optional(row, "id"), _optional(row, "relation") or relation
-    )
+    relation = _optional(row, "relation") or (stem if stem[:1] == "P" and stem[1:].isdigit() else None)
+    text = _text(row, "question")
+    return Question(text, _answers("answers", row.get("answers")), _optional(row, "id"), relation, subject(text, relation))
 
 
 def _squad(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Question:
@@ -244,7 +249,8 @@ def _squad(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Question
         gold = gold.get("text")
     elif isinstance(gold, list):
         gold = [a.get("text") if isinstance(a, Mapping) else a for a in gold]
-    return Question(_text(row, "question"), _answers("answers", gold), _optional(row, "id"), _optional(row, "title"))
+    title = _optional(row, "title")
+    return Question(_text(row, "question"), _answers("answers", gold), _optional(row, "id"), title, title)
 
 
 def _simpleqa(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Question:
@@ -261,10 +267,8 @@ def _generic(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Questi
     question, gold = at(row, corpus.question_column), at(row, corpus.answers_column)
     if not isinstance(question, str) or not question.strip():
         raise _Unusable(corpus.question_column, "must be a text that is not empty", shortened(question))
-    found = {n: at(row, n) for n in (corpus.id_column, corpus.group_column)}
-    return Question(
-        question, _answers(corpus.answers_column, gold), _optional(found, corpus.id_column), _optional(found, corpus.group_column)
-    )
+    own_id, group, entity = (_optional({n: at(row, n)}, n) for n in (corpus.id_column, corpus.group_column, corpus.entity_column))
+    return Question(question, _answers(corpus.answers_column, gold), own_id, group, entity)
 
 
 def at(row: Mapping[str, Any], path: str) -> Any:
@@ -313,7 +317,7 @@ FORMATS = {
     "nq_open": Format(_nq_open, (("question",), ("answer",)), ("id",)),
     "trivia_qa": Format(_trivia_qa, (("question", "context"), ("answer",)), ("aliases", "question_id", "id")),
     "medmcqa": Format(_medmcqa, (("question",), *((o,) for o in OPTIONS)), ("cop", "id", "subject_name")),
-    "popqa": Format(_popqa, (("question",), ("answers", "possible_answers")), ("id", "prop")),
+    "popqa": Format(_popqa, (("question",), ("answers", "possible_answers")), ("id", "prop", "subj")),
     "entity_questions": Format(_entity_questions, (("question",), ("answers",)), ("id", "relation")),
     "squad": Format(_squad, (("question",), ("answers",)), ("id", "title")),
     "simpleqa": Format(_simpleqa, (("problem",), ("answer",)), ("metadata",)),

@@ -1,14 +1,15 @@
 """Raw files become the `questions` table: parsed, merged, grouped, split.
 
 In: files, a `corpus` section, a seed. Out: first one set of parsed files per source file (`parse_file`, any number at once, each
-streaming), then the table (`join`, once): it holds numbers of every row, some 300 bytes each, and the normalised questions, and streams
+streaming), then the table (`join`, once): it holds numbers of every row, some 400 bytes each, and the normalised questions, and streams
 the rest a second time.
 Refuses to know: Ray, models, prompts.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,21 +23,26 @@ from ka2l_ray.config import Config, ConfigError, CorpusSection, SplitSection
 from ka2l_ray.corpus.duplicates import PERMUTATIONS, groups, signatures
 from ka2l_ray.corpus.files import BadRow, File, listed
 from ka2l_ray.corpus.formats import Question, columns_read, cop, first_option, missing, parse
+from ka2l_ray.corpus.together import split_groups
+from ka2l_ray.label.grading import normalize
 
 CHUNK, CHUNK_CHARACTERS = 8192, 2**24
 """Rows that are held and written together, and characters of their questions and answers."""
 PARSED = pa.schema(
     [
-        *(schema.QUESTIONS.field(n) for n in ("id", "question", "answers", "group")),
+        *(schema.QUESTIONS.field(n) for n in ("id", "question", "answers", "group", "entity")),
         pa.field("key", pa.large_string()),
         pa.field("own_id", pa.bool_()),
         pa.field("graded", pa.bool_()),
         pa.field("number", pa.int64()),
         pa.field("id_hash", pa.uint64()),
         pa.field("text_hash", pa.uint64()),
+        pa.field("entity_hash", pa.uint64()),
         pa.field("signature", pa.list_(pa.uint32(), PERMUTATIONS)),
     ]
 )
+_SCOPE = {"eval": "other"}
+"""Scope by split: what files ask in `eval`, no pool question asks."""
 DROPPED = pa.schema([pa.field(n, pa.int64() if n == "row" else pa.string()) for n in ("file", "row", "field", "problem", "value")])
 
 
@@ -146,12 +152,21 @@ def check_dropped(parsed: Sequence[Parsed], most: float) -> None:
 def check_splits(config: Config, table: Table) -> None:
     """Raise `ConfigError` where a split got no question."""
     if empty := [s for s in schema.SPLITS if not table.part_rows(s)]:
-        alike = table.manifest().get("near_duplicates", 0)
+        manifest = table.manifest()
+        alike, largest = manifest.get("near_duplicates", 0), manifest["largest_group"]
+        told = [f"{alike:,} of them almost the same as another"] if alike else []
+        told += [f"up to {largest:,} about one entity or alike"] if largest > 1 else []
         raise ConfigError(
             f"corpus.source = {config.corpus.source!r}: {table.rows:,} usable questions"
-            + (f", {alike:,} of them almost the same as another," if alike else "")
+            + (f", {', '.join(told)}," if told else "")
             + f" are too few, the split(s) {', '.join(empty)} would be empty"
         )
+
+
+def check_gold(config: Config, table: Table) -> None:
+    """Raise `ConfigError` where a strategy ranks by grades and no pool question has gold."""
+    if "quadrant" in config.active.strategies and not table.manifest()["graded"]["pool"]:
+        raise ConfigError("active.strategies: `quadrant` needs gold answers, and no pool question has one; leave it out")
 
 
 def check_budget(config: Config, pool: int) -> None:
@@ -175,12 +190,14 @@ def _table(good: Sequence[tuple[int, Question]]) -> pa.Table:
         "question": [q.text for q in questions],
         "answers": [q.answers for q in questions],
         "group": [q.group for q in questions],
+        "entity": [q.entity for q in questions],
         "key": [q.key for q in questions],
         "own_id": [q.own_id is not None for q in questions],
         "graded": [bool(q.answers) for q in questions],
         "number": [n for n, _ in good],
         "id_hash": [_hash(q.id) for q in questions],
         "text_hash": [_hash(q.key) for q in questions],
+        "entity_hash": [0 if q.entity is None else _hash(normalize(q.entity)) for q in questions],
         "signature": pa.FixedSizeListArray.from_arrays(signatures([q.key for q in questions]).reshape(-1), PERMUTATIONS),
     }
     return pa.table(columns, schema=PARSED)
@@ -205,13 +222,13 @@ class _Rows:
 
     def __init__(self, scratch: Folder, parsed: Sequence[Parsed]) -> None:
         self.scratch, self.parts = scratch, [(n, part) for n, p in enumerate(parsed) for part in p.parts]
-        columns = ["own_id", "graded", "number", "id_hash", "text_hash", "signature", "key"]
+        columns = ["own_id", "graded", "number", "id_hash", "text_hash", "entity_hash", "signature", "key"]
         tables = [self._read(part, columns) for _, part in self.parts]
         whole = pa.concat_tables(tables) if tables else PARSED.empty_table()
         self.keys = whole["key"]
         self.names = [p.name for p in parsed]
         self.file = np.repeat([n for n, _ in self.parts], [t.num_rows for t in tables]) if tables else np.zeros(0, int)
-        self.own, self.graded, self.number, self.id_hash, self.text_hash = (whole[c].to_numpy() for c in columns[:5])
+        self.own, self.graded, self.number, self.id_hash, self.text_hash, self.entity_hash = (whole[c].to_numpy() for c in columns[:6])
         signed = whole["signature"].combine_chunks()
         self.signature = (signed.chunk(0) if isinstance(signed, pa.ChunkedArray) and signed.num_chunks else signed).flatten().to_numpy()
         self.signature = self.signature.reshape(len(self.number), PERMUTATIONS)
@@ -222,6 +239,10 @@ class _Rows:
     def where(self, row: int) -> str:
         return f"{self.names[self.file[row]]} row {self.number[row]}"
 
+    def name(self, row: int) -> str:
+        """What a group is called by, its lowest row being this one."""
+        return f"{self.text_hash[row]:016x}"
+
     def id(self, row: int) -> str:
         return next(texts[row - start]["id"] for start, texts in self.texts() if start <= row < start + len(texts))
 
@@ -229,7 +250,7 @@ class _Rows:
         """(index of the first, rows) of every parsed file."""
         start = 0
         for _, part in self.parts:
-            rows = self._read(part, ["id", "question", "answers", "group"]).to_pylist()
+            rows = self._read(part, ["id", "question", "answers", "group", "entity"]).to_pylist()
             yield start, rows
             start += len(rows)
 
@@ -238,40 +259,50 @@ class _Rows:
 
 
 def join(parsed: Sequence[Parsed], scratch: Folder, corpus: CorpusSection, shots: int, seed: int, table: Table) -> None:
-    """Merge equal questions that have no id of their own, keep alike ones in one split, set `shots` aside, write the table.
+    """Merge equal questions that have no id of their own, keep those that are alike or about one entity in one split, set `shots` aside,
+    write the table.
 
     Raises `ConfigError` where two rows carry the same id of their own, or where no `shots` questions can be set aside.
     """
     rows = _Rows(scratch, parsed)
     kept = _first_of_equals(rows)
-    entity = _entities(rows, corpus.near_duplicates)
+    alike = _alike(rows, corpus.near_duplicates)
+    group = split_groups(alike, rows.entity_hash)
     united = _united(rows, kept)
-    aside = _set_aside(rows, kept, entity, corpus, shots, seed)
-    files, count = [], 0
+    aside = _set_aside(rows, kept, alike, group, corpus, shots, seed)
+    files, count, graded = [], 0, Counter[str]()
     table.folder.make()
     for start, texts in rows.texts():
         by_split: dict[str, list[dict[str, Any]]] = {s: [] for s in (*schema.SPLITS, schema.SHOTS)}
         for n, row in enumerate(texts, start):
             if kept[n] != n:
                 continue
-            name = f"{entity[n]:016x}"
+            name = rows.name(int(group[n]))
             split = schema.SHOTS if n in aside else split_of(name, corpus.split, seed)
-            answers = [*dict.fromkeys([*row["answers"], *united.get(n, ())])]
-            by_split[split].append(row | {"answers": answers, "entity": name, "split": split, "scope": "pool" if split == "eval" else None})
+            more = united.get(n, _Merged())
+            answers, entity = [*dict.fromkeys([*row["answers"], *more.answers])], row["entity"] or more.entity
+            facts = {"answers": answers, "entity": entity, "split_group": name, "split": split, "scope": _SCOPE.get(split)}
+            by_split[split].append(row | facts)
         for split, found in by_split.items():
             if found:
+                graded[split] += sum(bool(r["answers"]) for r in found)
                 file = f"{split}-{count:06d}.parquet"
                 _write(pa.Table.from_pylist(found, schema=schema.QUESTIONS), table.folder / file)
                 files.append({"name": file, "rows": len(found), "part": split})
         count += 1
     whole = np.flatnonzero(kept == np.arange(len(rows)))
+    sizes = np.unique(group[whole], return_counts=True)[1]
     table.close(
         files,
         rows_in=sum(p.rows for p in parsed),
         dropped=sum(p.dropped for p in parsed),
         merged=len(rows) - len(whole),
-        near_duplicate_groups=int((np.unique(entity[whole], return_counts=True)[1] > 1).sum()),
-        near_duplicates=int(len(whole) - len(np.unique(entity[whole]))),
+        near_duplicate_groups=int((np.unique(alike[whole], return_counts=True)[1] > 1).sum()),
+        near_duplicates=int(len(whole) - len(np.unique(alike[whole]))),
+        entities=int(np.count_nonzero(np.unique(rows.entity_hash))),
+        split_groups=len(sizes),
+        largest_group=int(sizes.max(initial=0)),
+        graded={split: graded[split] for split in schema.SPLITS},
         sources=[{"file": p.name, "rows": p.rows, "dropped": p.dropped} for p in parsed],
     )
 
@@ -285,37 +316,51 @@ def _first_of_equals(rows: _Rows) -> np.ndarray:
     return kept
 
 
-def _entities(rows: _Rows, threshold: float) -> np.ndarray:
-    """A number per row (N,), shared by questions that must not stand in two splits: the text hash of the group's first row."""
+def _alike(rows: _Rows, threshold: float) -> np.ndarray:
+    """The group of alike rows that each row is in (N,), named by its lowest row."""
     if threshold < 1:
-        return rows.text_hash[groups(rows.signature, rows.keys, threshold)]
-    return rows.text_hash
+        return groups(rows.signature, rows.keys, threshold)
+    _, first, inverse = np.unique(rows.text_hash, return_index=True, return_inverse=True)
+    return first[inverse]
 
 
-def _set_aside(rows: _Rows, kept: np.ndarray, entity: np.ndarray, corpus: CorpusSection, shots: int, seed: int) -> set[int]:
-    """Rows of the probe split with gold that are like no other, drawn by the seed: the solved examples of prompts."""
+def _set_aside(
+    rows: _Rows, kept: np.ndarray, alike: np.ndarray, group: np.ndarray, corpus: CorpusSection, shots: int, seed: int
+) -> set[int]:
+    """Rows of the probe split with gold that are like no other, drawn by the seed: the solved examples of prompts. They may share an entity
+    with probe questions, never with the pool or eval."""
     if not shots:
         return set()
     whole = kept == np.arange(len(rows))
-    _, first, count = np.unique(entity[whole], return_index=True, return_counts=True)
+    _, first, count = np.unique(alike[whole], return_index=True, return_counts=True)
     alone = np.flatnonzero(whole)[first[count == 1]]
-    usable = [int(n) for n in alone if rows.graded[n] and split_of(f"{entity[n]:016x}", corpus.split, seed) == "probe"]
+    usable = [int(n) for n in alone if rows.graded[n] and split_of(rows.name(int(group[n])), corpus.split, seed) == "probe"]
     if len(usable) < shots:
         raise ConfigError(f"corpus.prompt: {shots} solved examples are wanted, the probe split has {len(usable)} questions with gold")
-    return set(sorted(usable, key=lambda n: unit(f"shots-{seed}", f"{entity[n]:016x}"))[:shots])
+    return set(sorted(usable, key=lambda n: unit(f"shots-{seed}", rows.name(n)))[:shots])
 
 
-def _united(rows: _Rows, kept: np.ndarray) -> dict[int, list[str]]:
-    """Answers of merged rows, by the row that stays."""
+@dataclass
+class _Merged:
+    """What merged rows give to the row that stays: answers, and an entity where it names none itself."""
+
+    answers: list[str] = field(default_factory=list)
+    entity: str | None = None
+
+
+def _united(rows: _Rows, kept: np.ndarray) -> dict[int, _Merged]:
+    """What merged rows give, by the row that stays."""
     merged = set(np.flatnonzero(kept != np.arange(len(rows))).tolist())
-    united: dict[int, list[str]] = {}
+    united: dict[int, _Merged] = {}
     for start, texts in rows.texts() if merged else ():
-        for n in merged.intersection(range(start, start + len(texts))):
-            united.setdefault(int(kept[n]), []).extend(texts[n - start]["answers"])
+        for n in sorted(merged.intersection(range(start, start + len(texts)))):
+            found = united.setdefault(int(kept[n]), _Merged())
+            found.answers += texts[n - start]["answers"]
+            found.entity = found.entity or texts[n - start]["entity"]
     return united
 
 
-def split_of(entity: str, shares: SplitSection, seed: int) -> str:
-    """The split of a group of alike questions: a hash of its name and the seed."""
-    u = unit(f"split-{seed}", entity)
+def split_of(group: str, shares: SplitSection, seed: int) -> str:
+    """The split of a group of questions that stay together: a hash of its name and the seed."""
+    u = unit(f"split-{seed}", group)
     return "probe" if u < shares.probe else "pool" if u < shares.probe + shares.pool else "eval"

@@ -20,6 +20,7 @@ from ka2l_ray.config import Config
 from ka2l_ray.corpus.prepare import described
 from ka2l_ray.corpus.prompts import Prompter, render, resolved
 from ka2l_ray.corpus.table import fill
+from ka2l_ray.corpus.together import large_group
 from ka2l_ray.models.engine import Reach
 from ka2l_ray.models.loading import configuration, load_tokenizer, refused_by_name
 
@@ -42,6 +43,13 @@ class Preview:
     """Solved examples of the prompt, which are not asked."""
     questions: int
     near_duplicates: int
+    entities: int
+    """Whom or what questions are about, as far as the corpus tells."""
+    split_groups: int
+    """Groups of questions that are alike or about one entity; of files none stands in two splits."""
+    largest_group: int
+    uneven: str | None
+    """What to do where the largest group is too large to split well."""
     splits: dict[str, int]
     with_gold: int
     groups: list[tuple[str, int]]
@@ -84,6 +92,8 @@ def preview(config: Config, with_tokens: bool = True) -> Preview:
             set_aside=table.part_rows(schema.SHOTS),
             questions=table.rows,
             near_duplicates=manifest.get("near_duplicates", 0),
+            **{name: manifest[name] for name in ("entities", "split_groups", "largest_group")},
+            uneven=large_group(manifest),
             splits={s: table.part_rows(s) for s in schema.SPLITS},
             with_gold=gold,
             groups=groups.most_common(),

@@ -14,6 +14,7 @@ from ka2l_ray.artifacts import Run
 from ka2l_ray.config import ConfigError
 from ka2l_ray.corpus.prepare import check_budget
 from ka2l_ray.corpus.table import fill
+from ka2l_ray.corpus.together import large_group
 from ka2l_ray.runtime import end, fetch, log, telling
 
 SCRATCH, DROPPED = "_parsed", "dropped"
@@ -41,6 +42,8 @@ def questions(run: Run) -> dict[str, Any]:
     scratch.delete()
     if run.config.corpus.source != "world":
         log.info("questions  %s", told(table.manifest()))
+        if large := large_group(table.manifest()):
+            log.warning("questions  %s", large)
     return table.manifest()
 
 
@@ -65,5 +68,6 @@ def told(manifest: dict[str, Any]) -> str:
     splits = ", ".join(f"{sum(f['rows'] for f in manifest['files'] if f['part'] == s):,} {s}" for s in schema.SPLITS)
     return (
         f"{manifest['rows_in']:,} rows: {manifest['dropped']:,} dropped, {manifest['merged']:,} merged with an equal question; "
-        f"{manifest['rows']:,} questions ({splits}), of which {manifest['near_duplicates']:,} repeat another almost word by word"
+        f"{manifest['rows']:,} questions ({splits}), of which {manifest['near_duplicates']:,} repeat another almost word by word; "
+        f"{manifest['entities']:,} entities; the largest group that stays in one split has {manifest['largest_group']:,} questions"
     )

@@ -10,7 +10,7 @@ from typing import Any
 from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.config import Config
 from ka2l_ray.corpus.files import files_of
-from ka2l_ray.corpus.prepare import check_dropped, check_splits, join, medmcqa_first, parse_file, shots
+from ka2l_ray.corpus.prepare import check_dropped, check_gold, check_splits, join, medmcqa_first, parse_file, shots
 from ka2l_ray.corpus.world import write_world
 
 Caller = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], list[Any]]
@@ -29,6 +29,7 @@ def fill(config: Config, table: Table, scratch: Folder, unusable: Folder, call: 
     else:
         _from_files(config, table, scratch, unusable, call)
     check_splits(config, table)
+    check_gold(config, table)
 
 
 def _from_files(config: Config, table: Table, scratch: Folder, unusable: Folder, call: Caller) -> None:

@@ -6,6 +6,7 @@ its other questions (scope `domain`) are about people whom no pool question asks
 """
 
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 import pyarrow as pa
@@ -55,7 +56,10 @@ def write_world(config: Config, table: Table) -> None:
     """The `questions` table of the world, with the solved examples that prompts need."""
     parts = world_questions(build_world(), config.corpus.world, config.run.seed)
     wanted = shots(config)
-    table.write(*(set_aside(parts, wanted, config.run.seed) if wanted else parts).items(), merged=0)
+    people = Counter(row["entity"] for part in parts.values() for row in part.select(["entity"]).to_pylist())
+    facts = {"entities": len(people), "split_groups": len(people), "largest_group": max(people.values())}
+    graded = {split: part.num_rows for split, part in parts.items()}
+    table.write(*(set_aside(parts, wanted, config.run.seed) if wanted else parts).items(), merged=0, graded=graded, **facts)
 
 
 def set_aside(tables: Mapping[str, pa.Table], count: int, seed: int) -> dict[str, pa.Table]:
@@ -93,6 +97,7 @@ def _row(fact: Fact, phrasing: int, split: str, scope: str | None) -> dict[str, 
         "answers": [fact.value],
         "group": fact.person.family,
         "entity": fact.person.name,
+        "split_group": fact.person.name,
         "fact_id": fact.fact_id,
         "truth": fact.truth,
         "split": split,

@@ -1,7 +1,8 @@
 """Which decoded questions are kept.
 
 In: question texts, scores, the texts that exist already. Out: one of `schema.DECODE_STATUSES` per question.
-Refuses to know: models, tables. Texts are compared after normalisation, as 8-byte hashes, so a large corpus stays small in memory.
+Refuses to know: models, tables. Texts are compared after normalisation: with the probe's and the pool's by 8-byte hashes, so that a large
+corpus stays small in memory; with those of eval also by their likeness, for an eval question reworded a little is a leak all the same.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from ka2l_ray.corpus.likeness import alike_to_any
 from ka2l_ray.label.grading import normalize
 
 _WELL_FORMED = re.compile(r"[^\W\d_]\w*(?: [^\s?]+){2,}\?")
@@ -30,21 +32,33 @@ def hashes(texts: Iterable[str]) -> np.ndarray:
     return np.unique(np.fromiter((text_hash(t) for t in texts), dtype=np.uint64))
 
 
+def leaks(questions: Sequence[str], evaluation: Iterable[Sequence[str]], threshold: float) -> np.ndarray:
+    """Which of N questions are at least `threshold` alike to an eval question (`corpus.near_duplicates`), or, at 1, equal to one (N,) bool.
+    `evaluation` are batches of eval's texts, streamed once."""
+    batches = ([normalize(text) for text in batch] for batch in evaluation)
+    keys = [normalize(question) for question in questions]
+    if threshold < 1:
+        return alike_to_any(keys, batches, threshold)
+    wanted = set(keys)
+    equal = wanted.intersection(key for batch in batches for key in batch)
+    return np.array([key in equal for key in keys], bool)
+
+
 def statuses(
-    questions: Sequence[str], p_unknown: Sequence[float], existing: np.ndarray, evaluation: np.ndarray, min_p_unknown: float
+    questions: Sequence[str], p_unknown: Sequence[float], existing: np.ndarray, leaked: Sequence[bool] | np.ndarray, min_p_unknown: float
 ) -> list[str]:
     """Status of each question in order: the first of equal texts may be kept, the later ones are duplicates.
 
-    `eval` marks a leak (the text is in the eval split); `known` one that the probe scores below `min_p_unknown`.
+    `eval` marks a leak (`leaked`); `known` one that the probe scores below `min_p_unknown`.
     """
     seen: set[int] = set()
     found = []
-    for question, p in zip(questions, p_unknown, strict=True):
+    for question, p, leak in zip(questions, p_unknown, leaked, strict=True):
         key = text_hash(question)
         if not is_well_formed(question):
             found.append("malformed")
             continue
-        if _holds(evaluation, key):
+        if leak:
             found.append("eval")
         elif key in seen or _holds(existing, key):
             found.append("duplicate")

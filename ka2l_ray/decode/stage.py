@@ -5,8 +5,9 @@ Refuses to know: who acquires, who annotates. A round's sources are bounded by i
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from ka2l_ray.config import DecodeSection
 from ka2l_ray.corpus.prompts import Tokenize, corpus_prompt
 from ka2l_ray.dataflow import Stage, run_stage
 from ka2l_ray.decode.actor import DecodeActor
-from ka2l_ray.decode.filters import hashes, statuses
+from ka2l_ray.decode.filters import hashes, leaks, statuses
 from ka2l_ray.decode.metrics import reconstruction
 from ka2l_ray.errors import StageError
 from ka2l_ray.models.batching import Limits
@@ -58,16 +59,19 @@ def decode(run: Run, sources: list[Source], target: Table, already: Iterable[str
     run_stage(_stage(run, decode_section), requests, written)
     rows = written.read().sort_by("id").to_pylist()
     fine = [r for r in rows if r["error"] is None]
-    existing, evaluation = _existing(run)
-    existing = np.unique(np.concatenate([existing, hashes(already)]))
-    found = statuses(
-        [r["decoded_question"] for r in fine], [r["p_unknown"] for r in fine], existing, evaluation, decode_section.min_p_unknown
-    )
+    found = judged(run, [r["decoded_question"] for r in fine], [r["p_unknown"] for r in fine], already)
     decoded = [r | {"question": r["decoded_question"], "status": s} for r, s in zip(fine, found, strict=True)]
     table = pa.Table.from_pylist([{n: r[n] for n in schema.DECODED.names} for r in decoded], schema=schema.DECODED)
     manifest = written.manifest()
     target.write((None, table), rows_in=manifest["rows_in"], errors=manifest["errors"])
     return table
+
+
+def judged(run: Run, questions: Sequence[str], p_unknown: Sequence[float], already: Iterable[str]) -> list[str]:
+    """The status of each decoded question, by the run's own splits and by what was decoded before."""
+    existing = np.unique(np.concatenate([_existing(run), hashes(already)]))
+    leaked = leaks(questions, _texts(run, "eval"), run.config.corpus.near_duplicates)
+    return statuses(questions, p_unknown, existing, leaked, run.config.decode.min_p_unknown)
 
 
 def check_decoder(run: Run) -> dict[str, Any]:
@@ -112,14 +116,14 @@ def _stage(run: Run, decode_section: DecodeSection) -> Stage:
     )
 
 
-def _existing(run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted text hashes of the probe and pool splits, and of the eval split: 8 bytes a question."""
+def _existing(run: Run) -> np.ndarray:
+    """Sorted text hashes of the probe and pool splits: 8 bytes a question."""
+    return np.union1d(*(hashes(chain.from_iterable(_texts(run, split))) for split in ("probe", "pool")))
 
-    def texts(split: str) -> Iterable[str]:
-        for batch in run.table("questions").batches(["question"], part=split):
-            yield from batch["question"].to_pylist()
 
-    return np.union1d(hashes(texts("probe")), hashes(texts("pool"))), hashes(texts("eval"))
+def _texts(run: Run, split: str) -> Iterator[list[str]]:
+    """The questions of a split, streamed."""
+    return (batch["question"].to_pylist() for batch in run.table("questions").batches(["question"], part=split))
 
 
 def written_before(folders: Iterable[Folder]) -> list[str]:

@@ -21,7 +21,7 @@ from ka2l_ray.label.actor import ClusterActor, KnowledgeActor
 from ka2l_ray.label.thresholds import otsu
 from ka2l_ray.probe.metrics import auroc
 
-CARRIED = ("group", "entity", "truth")
+CARRIED = ("group", "entity", "split_group", "truth")
 POOL = Pool(batch_rows=1024, shard_rows=4096)
 BASELINES = ("likelihood", "predictive_entropy")
 
@@ -94,7 +94,8 @@ def entropy_histogram(table: Table) -> Counter[float]:
 
 
 def label_summary(run: Run, gamma: float) -> dict[str, Any]:
-    """The `label` part of results.json: shares, quadrants, and, over questions with all K samples, AUROCs of entropy and baselines."""
+    """The `label` part of results.json: shares, quadrants, and, over questions with all K samples, AUROCs of entropy and baselines. Those
+    against wrong answers, and quadrants, are over the questions with gold: `right` and `wrong` say how many answers were so graded."""
     found = summarize(run.base("knowledge"))
     graded, compared = found.wrong >= 0, found.unseen >= 0
     return {
@@ -102,6 +103,8 @@ def label_summary(run: Run, gamma: float) -> dict[str, Any]:
         "unknown_fraction": found.unknown / found.questions if found.questions else float("nan"),
         "threshold_nats": gamma,
         "samples_saved": samples_saved(run),
+        "right": int((found.wrong == 0).sum()),
+        "wrong": int((found.wrong == 1).sum()),
         "entropy_auroc_vs_incorrect": auroc(found.wrong[graded] == 1, found.scores["entropy_nats"][graded]),
         "entropy_auroc_vs_truth": auroc(found.unseen[compared], found.scores["entropy_nats"][compared]),
         "baselines": {name: auroc(found.wrong[graded] == 1, found.scores[name][graded]) for name in BASELINES},

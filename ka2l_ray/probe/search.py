@@ -22,7 +22,7 @@ from ka2l_ray.corpus.prompts import corpus_prompt
 from ka2l_ray.label.stage import unseen_targets
 from ka2l_ray.probe.fit import ProbeRows, fit_layer
 from ka2l_ray.probe.model import LinearProbe, ProbeCard
-from ka2l_ray.runtime import is_a_librarys, one_line
+from ka2l_ray.runtime import is_a_librarys, log, one_line
 
 SUMMARY = "search.json"
 
@@ -88,11 +88,13 @@ def _trial(params: dict[str, Any], config: Config, prompt: str, activations: Tab
         inverse_regularization=fit.chosen.inverse_regularization,
     )
     LinearProbe(fit.weight, fit.bias, card).save(output / column)
-    by_correctness = rows.wrong is not None and config.search.objective != "entropy"
     figures = {
         "layer": layer,
         "position": position,
-        "objective": "correctness" if by_correctness else "entropy",
+        "objective": fit.objective.name,
+        "questions": len(states),
+        "graded": fit.objective.graded,
+        "note": fit.objective.note,
         "threshold_nats": fit.chosen.threshold_nats,
         "validation_auroc": fit.validation_auroc,
         "auroc": fit.auroc,
@@ -105,19 +107,22 @@ def _trial(params: dict[str, Any], config: Config, prompt: str, activations: Tab
 
 
 def read_rows(activations: Table, knowledge: Table, column: str) -> tuple[np.ndarray, ProbeRows]:
-    """States (N, D) of one layer and what is known of their questions, both ordered by id; failed rows are left out."""
-    labels = knowledge.read(["id", "entropy_nats", "entropy_lo", "entropy_hi", "correct", "entity", "truth", "unknown"])
+    """States (N, D) of one layer and what is known of their questions, both ordered by id; failed rows are left out.
+
+    Questions are divided by `split_group`, or each by itself where the corpus was split without one.
+    """
+    labels = knowledge.read(["id", "entropy_nats", "entropy_lo", "entropy_hi", "correct", "split_group", "truth", "unknown"])
     labels = labels.filter(labels["unknown"].is_valid())
     states = activations.read(["id", column])
     states = states.filter(states[column].is_valid())
     joined_ids = sorted(set(labels["id"].to_pylist()) & set(states["id"].to_pylist()))
     labels, states = (_in_order(t, joined_ids) for t in (labels, states))
     correct, truth = labels["correct"].to_pylist(), labels["truth"]
-    entity = [e if e is not None else i for e, i in zip(labels["entity"].to_pylist(), joined_ids, strict=True)]
-    graded = all(c is not None for c in correct)
+    entity = [g if g is not None else i for g, i in zip(labels["split_group"].to_pylist(), joined_ids, strict=True)]
+    wrong = np.array([-1 if c is None else int(not c) for c in correct], np.int8)
     return matrix(states[column]).astype(np.float64), ProbeRows(
         entropy_nats=np.where(labels["unknown"].to_numpy() == 1, labels["entropy_lo"].to_numpy(), labels["entropy_hi"].to_numpy()),
-        wrong=np.array([c is False for c in correct]) if graded else None,
+        wrong=wrong if (wrong >= 0).any() else None,
         unseen=unseen_targets(truth) if truth.null_count < len(truth) else None,
         entity=np.array(entity),
         whole=labels["entropy_nats"].null_count == 0,
@@ -136,7 +141,11 @@ def _choose(folder: Folder, columns: list[tuple[str, int]]) -> dict[str, Any]:
     LinearProbe.load(folder / "layers" / schema.state_column(best["position"], best["layer"])).save(folder / "probe")
     (folder / "heat.json").write_json([cell for f in fits for cell in f["heat"]])
     shown = ("layer", "position", "auroc", "auroc_ci", "auroc_vs_truth")
-    summary = {k: best[k] for k in (*shown, "objective", "threshold_nats")} | {"probe": "linear"}
+    told = ("objective", "questions", "graded", "note", "threshold_nats")
+    summary = {k: best[k] for k in (*shown, *told)} | {"probe": "linear"}
     summary["layers"] = [{k: f[k] for k in shown} for f in fits]
+    log.info("search     by %s; %s of %s probe questions are graded", best["objective"], f"{best['graded']:,}", f"{best['questions']:,}")
+    if best["note"]:
+        log.warning("search     %s", best["note"])
     (folder / SUMMARY).write_json(summary)
     return summary

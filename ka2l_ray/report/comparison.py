@@ -13,12 +13,15 @@ from matplotlib.axes import Axes
 from ka2l_ray.report.canvas import Drawing
 from ka2l_ray.report.figures import learning_axes, looks_of
 from ka2l_ray.report.templates import environment
+from ka2l_ray.schema import ACCURACY_OVER
 
 
 def render(title: str, comparison: Mapping[str, Any]) -> str:
     """The page. Everything that comes from a file is escaped; only our own SVG is trusted."""
     figure = learning_curves(comparison["strategies"])
-    return environment().get_template("comparison.html").render(comparison, title=title, figure=figure and Markup(figure.svg()))
+    over = ACCURACY_OVER[comparison["eval_scope"]]
+    template = environment().get_template("comparison.html")
+    return template.render(comparison, title=title, accuracy_over=over, figure=figure and Markup(figure.svg()))
 
 
 def learning_curves(strategies: Sequence[Mapping[str, Any]]) -> Drawing | None:

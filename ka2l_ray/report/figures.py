@@ -28,6 +28,8 @@ GROUPS = {
     "no gold": GREY,
 }
 OBJECTIVES = {"correctness": "wrong greedy answers", "entropy": "semantic entropy ≥ γ"}
+ACCURACY_IS = {"pool": "pool facts", "other": "facts that no pool question asks"}
+"""What `accuracy` is over in a legend, by `eval_scope`."""
 _BIN_NATS = 0.1
 _POSITIONS = {"last": BLUE, "mean": GREEN}
 _STRATEGIES = {
@@ -141,9 +143,10 @@ def _paint_heat(axes: Axes, grid: np.ndarray, rows: list[tuple[str, int]], thres
     bar.solids.set_edgecolor("face")  # pyright: ignore
 
 
-def accuracy_curves(rounds: Sequence[Mapping[str, Any]]) -> Drawing | None:
-    """Accuracy on the pool's facts (thick) and on facts no pool question asks (thin) against annotations bought."""
-    labels = {"accuracy": "pool facts", "domain_accuracy": "other facts of the domain"}
+def accuracy_curves(rounds: Sequence[Mapping[str, Any]], eval_scope: str | None) -> Drawing | None:
+    """Accuracy (thick), over the facts of `eval_scope`, and on the world's facts that no pool question asks (thin) against annotations
+    bought."""
+    labels = {"accuracy": ACCURACY_IS.get(eval_scope or "", "eval questions"), "domain_accuracy": "other facts of the domain"}
     return _learning("accuracy", "Accuracy against annotations", "accuracy on eval questions", rounds, labels)
 
 

@@ -19,7 +19,7 @@ from ka2l_ray.report.summary import known_changes, savings, spendings
 from ka2l_ray.report.tables import bought_questions, decoded_questions, entropy_counts, probe_states, topic_counts
 from ka2l_ray.report.templates import environment
 from ka2l_ray.report.topics import Topic, topic_shares, topics
-from ka2l_ray.schema import DECODE_STATUSES, QUADRANTS
+from ka2l_ray.schema import ACCURACY_OVER, DECODE_STATUSES, QUADRANTS
 
 STAGES = (
     "corpus",
@@ -50,7 +50,7 @@ DECODE_MEASURES = {
     "answerable": "answerable",
 }
 _EMPTY = {
-    **dict.fromkeys(("config_hash", "model", "seed", "command", "label", "search", "decode")),
+    **dict.fromkeys(("config_hash", "model", "seed", "command", "label", "search", "decode", "eval_scope")),
     **{"versions": {}, "rounds": [], "saving": [], "stopped": [], "rows": {}, "time_s": {}},
 }
 
@@ -93,7 +93,7 @@ def draw_figures(run: Run, results: Mapping[str, Any], found: list[Topic]) -> di
         "map": known_map(probe_states(run, search["position"], search["layer"]) if search else None),
         "layers": figures.auroc_by_layer(search),
         "heat": figures.layer_threshold_heat(heat.read_json() if heat.exists() else None),
-        "accuracy": figures.accuracy_curves(results["rounds"]),
+        "accuracy": figures.accuracy_curves(results["rounds"], results["eval_scope"]),
         "known": figures.known_curves(results["rounds"]),
         "times": figures.stage_times({stage: time_s[stage] for stage in in_order(time_s, STAGES)}),
     }
@@ -119,6 +119,7 @@ def render(run: Run, results: Mapping[str, Any], drawn: Mapping[str, str | None]
             spendings=spendings(results["rounds"]),
             other_prompt=any(r.get("corpus_prompt_accuracy") is not None for r in results["rounds"]),
             objectives=figures.OBJECTIVES,
+            accuracy_over=ACCURACY_OVER.get(results["eval_scope"]),
             quadrants=in_order((results["label"] or {}).get("quadrants") or (), QUADRANTS),
             decode_measures=DECODE_MEASURES,
             decode_names=in_order((name for name in results["decode"] or () if name != "statuses"), tuple(DECODE_MEASURES)),

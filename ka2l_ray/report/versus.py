@@ -21,6 +21,7 @@ from ka2l_ray.report.figures import learning_axes, looks_of
 from ka2l_ray.report.page import DECODE_MEASURES, STAGES, in_order, stored_results
 from ka2l_ray.report.summary import savings
 from ka2l_ray.report.templates import FORMATS, environment
+from ka2l_ray.schema import ACCURACY_OVER
 
 Results = Mapping[str, Any]
 _LABEL = {
@@ -34,6 +35,7 @@ _SEARCH = {
     "position": ("position", "text"),
     "layer": ("layer", "text"),
     "objective": ("objective", "text"),
+    "graded": ("probe questions with gold", "count"),
     "auroc": ("AUROC", "decimal"),
     "auroc_ci": ("its 95 % interval", "interval"),
     "auroc_vs_truth": ("AUROC against the truth", "decimal"),
@@ -92,6 +94,7 @@ def key_figures(stored: Sequence[Results]) -> dict[str, list[Line]]:
     parts = {
         "Labels": _lines([r["label"] for r in stored], _LABEL),
         "Probe": _lines([r["search"] for r in stored], _SEARCH),
+        "What accuracy and savings are over": _accuracy(stored),
         "Decoded questions": _lines([r["decode"] for r in stored], decode),
         **{f"Last round of {name}": _lines([_last_round(r, name) for r in stored], _ROUND) for name in _strategies(stored)},
         "Annotations saved against random": _saved(stored),
@@ -104,6 +107,11 @@ def _lines(parts: Sequence[Mapping[str, Any] | None], shown: Mapping[str, tuple[
     """One line for each name in `shown`, {name: (text, format)}, that any run has a value for."""
     found = {name: [(part or {}).get(name) for part in parts] for name in shown}
     return [_line(shown[name][0], values, FORMATS[shown[name][1]]) for name, values in found.items() if any(v is not None for v in values)]
+
+
+def _accuracy(stored: Sequence[Results]) -> list[Line]:
+    over = [ACCURACY_OVER.get(results["eval_scope"]) if results["rounds"] else None for results in stored]
+    return [_line("accuracy is over", over, FORMATS["text"])] if any(over) else []
 
 
 def _line(name: str, values: Sequence[Any], written: Callable[[Any], str]) -> Line:

@@ -10,6 +10,8 @@ from ka2l_ray.corpus.preview import preview
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared/data"
+SPLIT_BY_ENTITY = {"popqa_merged.jsonl": (1_880, 3_382, 29), "entityquestions_dev.jsonl": (21_827, 21_663, 24)}
+"""Entities, groups that stay in one split, questions of the largest, as `corpus/together.py` and the documentation state them."""
 SETS = {
     "nq_open_dev.jsonl": ("nq_open", 3_610),
     "medmcqa_dev.jsonl": ("medmcqa", 4_183),
@@ -33,3 +35,5 @@ def test_every_row_of_a_known_question_set_is_accounted_for(name: str) -> None:
     assert re.fullmatch(r"\S.*", found.answers[0], re.DOTALL)
     assert found.with_gold == found.questions
     assert found.lost == 0
+    if name in SPLIT_BY_ENTITY:
+        assert (found.entities, found.split_groups, found.largest_group) == SPLIT_BY_ENTITY[name]

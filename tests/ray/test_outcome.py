@@ -1,18 +1,53 @@
-"""Accuracies count what can be graded."""
+"""Accuracies count what can be graded, each over one scope."""
 
-from ka2l_ray.active.outcome import _share
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from ka2l_ray import schema
+from ka2l_ray.active.outcome import _share, base_record, eval_scope
+from ka2l_ray.artifacts import Folder, Run
+from ka2l_ray.config import Config, parse_config
+
+FILES = {"corpus": {"source": "questions.jsonl"}}
 
 
-def row(correct, scope: str | None = "pool", error=None):
-    return {"correct": correct, "scope": scope, "error": error}
+def row(correct: bool | None, scope: str | None = "pool", gold: tuple[str, ...] = ("Ada",)) -> dict[str, Any]:
+    return {"correct": correct, "scope": scope, "answers": list(gold)}
 
 
-def test_failed_rows_are_wrong_and_rows_without_gold_are_left_out():
-    rows = [row(True), row(False), row(None, error="ValueError: too long"), row(None), row(True, "domain"), row(True, None)]
-    assert _share(rows, "pool") == 2 / 4
+def test_failed_rows_are_wrong_and_rows_without_gold_are_left_out_failed_or_not():
+    rows = [row(True), row(False), row(None), row(None, gold=()), row(None, "other", ()), row(True, "domain")]
+    assert _share(rows, "pool") == 1 / 3
     assert _share(rows, "domain") == 1
+    assert _share(rows, "other") is None
 
 
 def test_without_gold_there_is_no_accuracy():
-    assert _share([row(None), row(None)], "pool") is None
+    assert _share([row(None, gold=()), row(None, gold=())], "pool") is None
     assert _share([], "pool") is None
+
+
+def test_a_row_without_a_scope_is_refused_rather_than_called_a_pool_fact():
+    with pytest.raises(ValueError, match="scope must be one of pool, domain, other, not None"):
+        _share([row(True), row(True, None)], "pool")
+
+
+def record(folder: Path, config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    run = Run(Folder.of(str(folder)), config)
+    columns = schema.join(schema.EVALUATION, pa.schema([schema.QUESTIONS.field(n) for n in ("scope", "fact_id", "answers")]))
+    run.base("evaluation").write((None, pa.Table.from_pylist([{"id": str(n)} | r for n, r in enumerate(rows)], schema=columns)))
+    return base_record(run, "ka2l", 0)
+
+
+def test_accuracy_is_over_other_facts_on_files_and_over_pool_facts_on_the_world(tmp_path: Path):
+    rows = [row(True, "other"), row(False, "other"), row(False, "other")]
+    files = parse_config(FILES, "test")
+    assert eval_scope(files) == "other"
+    found = record(tmp_path / "files", files, rows)
+    assert (found["accuracy"], found["domain_accuracy"]) == (1 / 3, None)
+    assert eval_scope(Config()) == "pool"
+    found = record(tmp_path / "world", Config(), [row(True), row(True, "domain"), row(False, "domain")])
+    assert (found["accuracy"], found["domain_accuracy"]) == (1.0, 0.5)

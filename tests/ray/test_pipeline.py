@@ -41,7 +41,9 @@ class Marks:
     def base(self, run: Run) -> dict[str, Any]:
         if not run.base("evaluation").is_done:
             self.take("base", BASE_EVALUATION_S)
-            graded = pa.table({"id": ["e"], "correct": [True], "scope": ["pool"], "error": pa.array([None], pa.string())})
+            graded = pa.table(
+                {"id": ["e"], "correct": [True], "scope": ["pool"], "answers": [["gold"]], "error": pa.array([None], pa.string())}
+            )
             run.base("evaluation").write((None, graded))
         return {"rows_in": 1, "rows": 1}
 

@@ -29,6 +29,7 @@ from ka2l_ray.probe.model import LinearProbe
 
 ROOT = Path(__file__).parents[2]
 PLAIN = {
+    "active/outcome.py": {"_share"},
     "corpus/formats.py": {"first_option"},  # `corpus.prepare` names the file
     "decode/metrics.py": {"reconstruction"},
     "label/adaptive.py": {"entropy_bounds"},

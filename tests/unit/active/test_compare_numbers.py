@@ -26,7 +26,7 @@ def one_seed(draws: dict[str, list[tuple]]) -> dict:
         for draw, curve in enumerate(curves)
         for number, accuracy in enumerate(curve)
     ]
-    return {"rounds": rounds, "saving": savings(rounds), "time_s": TIMES}
+    return {"eval_scope": "other", "rounds": rounds, "saving": savings(rounds), "time_s": TIMES}
 
 
 def entries(*seeds: dict[str, list[tuple]]) -> dict[str, dict]:
@@ -44,6 +44,10 @@ def test_a_saving_is_the_mean_over_seeds_with_students_interval(two_seeds):
     assert found["savings"] == [pytest.approx(0.5), pytest.approx(0.25)]
     assert found["saving"] == pytest.approx(0.375)
     assert found["saving_ci"] == pytest.approx(t.interval(0.95, 1, 0.375, sem([0.5, 0.25])))
+
+
+def test_a_comparison_says_what_its_accuracies_are_over():
+    assert summarize([one_seed(RANDOM)])["eval_scope"] == "other"
 
 
 def test_a_compute_saving_counts_every_stage_that_a_strategy_needs(two_seeds):

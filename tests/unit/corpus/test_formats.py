@@ -49,6 +49,21 @@ FORMS: dict[str, tuple[str, dict[str, Any], Question]] = {
         {"id": 7, "question": "What?", "possible_answers": '["pol", "polit."]', "prop": "occupation"},
         Question("What?", ("pol", "polit."), "7", "occupation"),
     ),
+    "popqa, merged": (
+        "popqa",
+        {"question": "What is George Rankin's occupation?", "answers": ["pol"], "subj": "George Rankin", "prop": "occupation"},
+        Question("What is George Rankin's occupation?", ("pol",), None, "occupation", "George Rankin"),
+    ),
+    "entity_questions, of its file's relation": (
+        "entity_questions",
+        {"question": "Which country is Pulkal mandal located in?", "answers": ["India"]},
+        Question("Which country is Pulkal mandal located in?", ("India",), None, "P17", "Pulkal mandal"),
+    ),
+    "entity_questions, of its row's relation": (
+        "entity_questions",
+        {"relation": "P112", "question": "Who founded Zynga?", "answers": ["Mark Pincus"]},
+        Question("Who founded Zynga?", ("Mark Pincus",), None, "P112", "Zynga"),
+    ),
     "entity_questions, named by its relation": (
         "entity_questions",
         {"question": "What?", "answers": ["x"]},
@@ -57,7 +72,7 @@ FORMS: dict[str, tuple[str, dict[str, Any], Question]] = {
     "squad, the hub's": (
         "squad",
         {"id": "1", "title": "Rivers", "question": "Why?", "answers": {"text": ["so", "so"], "answer_start": [1, 2]}},
-        Question("Why?", ("so",), "1", "Rivers"),
+        Question("Why?", ("so",), "1", "Rivers", "Rivers"),
     ),
     "squad, a text": ("squad", {"id": "1", "question": "Why?", "answers": "so"}, Question("Why?", ("so",), "1")),
     "squad, a number": ("squad", {"id": "1", "question": "Why?", "answers": 42}, Question("Why?", ("42",), "1")),
@@ -74,6 +89,11 @@ FORMS: dict[str, tuple[str, dict[str, Any], Question]] = {
     "squad, impossible": ("squad", {"id": "1", "question": "Why?", "answers": []}, Question("Why?", (), "1")),
     "simpleqa": ("simpleqa", {"problem": "Who?", "answer": "Ann", "metadata": "{'topic': 'Art'}"}, Question("Who?", ("Ann",), None, "Art")),
     "generic": ("generic", {"question": " Why? ", "answers": "so", "id": 3, "group": "x", "more": 1}, Question("Why?", ("so",), "3", "x")),
+    "generic, about an entity": (
+        "generic",
+        {"question": "Why?", "answers": "so", "entity": " The Nile "},
+        Question("Why?", ("so",), None, None, "The Nile"),
+    ),
 }
 
 
@@ -167,9 +187,15 @@ def test_a_list_as_numpy_prints_it_is_refused_rather_than_glued_together() -> No
     assert "without commas" in found.problem
 
 
-@pytest.mark.parametrize("field", ["id", "group"])
+def test_an_entity_may_stand_in_any_column() -> None:
+    found = parse({"question": "Why?", "about": {"name": "The Nile"}}, CorpusSection(entity_column="about.name"), "f")
+    assert isinstance(found, Question)
+    assert found.entity == "The Nile"
+
+
+@pytest.mark.parametrize("field", ["id", "group", "entity"])
 @pytest.mark.parametrize(("value", "says"), [("a\0b", "NUL"), ("\ud83d", "surrogate"), ("x" * 10_000_000, "at most 500 characters")])
-def test_ids_and_groups_are_as_clean_and_bounded_as_questions(field: str, value: str, says: str) -> None:
+def test_ids_groups_and_entities_are_as_clean_and_bounded_as_questions(field: str, value: str, says: str) -> None:
     found = parse({"question": "Why?", field: value}, CorpusSection(), "f")
     assert isinstance(found, BadRow)
     assert found.field == field
@@ -186,4 +212,4 @@ def test_a_column_whose_own_name_has_dots_is_there() -> None:
     assert missing({"doc.q": "Why?"}, corpus) == []
     assert missing({"doc": {"q": "Why?"}}, corpus) == []
     assert missing({"q": "Why?"}, corpus) == ["doc.q"]
-    assert {"doc.q", "doc", "doc.gold", "id", "group"} == columns_read(corpus)
+    assert {"doc.q", "doc", "doc.gold", "id", "group", "entity"} == columns_read(corpus)

@@ -5,6 +5,7 @@ import pytest
 from ka2l_ray import schema
 from ka2l_ray.config import ConfigError, WorldCorpusSection
 from ka2l_ray.corpus.world import world_questions
+from ka2l_ray.schema import SCOPES
 from ka2l_ray.world.facts import RESERVED_PHRASING, parse
 
 SIZES = {"pool_questions": 120, "probe_questions": 300, "domain_questions": 50}
@@ -64,6 +65,14 @@ def test_splits_share_no_person(splits):
     for i, a in enumerate(people):
         for b in people[i + 1 :]:
             assert a.isdisjoint(b)
+
+
+def test_a_person_is_what_is_split_and_divided_by(splits):
+    assert all(r["split_group"] == r["entity"] for split in splits for r in rows(splits, split))
+
+
+def test_every_eval_question_has_a_scope(splits):
+    assert {r["scope"] for r in rows(splits, "eval")} == {"pool", "domain"} < set(SCOPES)
 
 
 def test_eval_asks_every_pool_fact_again_in_the_reserved_phrasing(splits):

@@ -6,14 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ka2l_ray import schema
-from ka2l_ray.decode.filters import hashes, is_well_formed, statuses, text_hash
+from ka2l_ray.config import Config
+from ka2l_ray.corpus.world import world_questions
+from ka2l_ray.decode.filters import hashes, is_well_formed, leaks, statuses, text_hash
+from ka2l_ray.world.facts import RESERVED_PHRASING, word
 
 EXISTING = ["Where does Ada Byron live?"]
 EVAL = ["Which city does Ada Byron call home?"]
 
 
-def judge(*questions, p=(0.9, 0.9, 0.9), existing=EXISTING, evaluation=EVAL):
-    return statuses(questions, p[: len(questions)], hashes(existing), hashes(evaluation), 0.5)
+def judge(*questions, p=(0.9, 0.9, 0.9), existing=EXISTING, evaluation=EVAL, threshold=0.8):
+    return statuses(questions, p[: len(questions)], hashes(existing), leaks(questions, [evaluation], threshold), 0.5)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +57,9 @@ def test_malformed(question):
         ("Where does Ada Byron live?", 0.9, "duplicate"),
         ("where does the Ada Byron live?", 0.9, "duplicate"),
         ("Which city does Ada Byron call home?", 0.9, "eval"),
+        ("In which city does Ada Byron call home?", 0.9, "eval"),
+        ("Which city does Ada Byron call her home?", 0.1, "eval"),
+        ("Which city does Bob Stone call home?", 0.9, "kept"),
         ("Bob Stone live", 0.9, "malformed"),
     ],
 )
@@ -100,4 +106,26 @@ def test_large_hashes_are_compared_exactly():
     """64-bit numbers differ in bits that a float does not hold."""
     question = next(q for i in range(1000) if text_hash(q := f"Where is it {i}?") > 2**63)
     near = np.array([text_hash(question) - 1, text_hash(question) + 1], dtype=np.uint64)
-    assert statuses([question], [1.0], near, near, 0.5) == ["kept"]
+    assert statuses([question], [1.0], near, [False], 0.5) == ["kept"]
+
+
+def test_at_a_threshold_of_1_only_equal_texts_leak():
+    questions = (
+        "Which city does Ada Byron call home?",
+        "which city does the Ada Byron call home",
+        "In which city does Ada Byron call home?",
+    )
+    assert leaks(questions, [EVAL], 1.0).tolist() == [True, True, False]
+    assert leaks(questions, [EVAL], 0.8).tolist() == [True, True, True]
+    assert leaks((), [EVAL], 0.8).tolist() == leaks((), [EVAL], 1.0).tolist() == []
+    assert not leaks(questions, [], 0.8).any()
+
+
+def test_no_question_of_the_world_in_a_wording_that_was_trained_is_taken_for_an_eval_question(world):
+    """Decoded questions are in these wordings; `eval` asks about the same people in the reserved one."""
+    asked = world_questions(world, Config().corpus.world, 0)["eval"]["question"].to_pylist()
+    for phrasing in range(RESERVED_PHRASING):
+        assert not leaks([word(f.attribute, phrasing, f.person.name) for f in world.facts], [asked], 0.8).any()
+    reserved = [word(f.attribute, RESERVED_PHRASING, f.person.name) for f in world.facts]
+    assert leaks(reserved, [asked], 1.0).sum() == len(asked)
+    assert len(asked) <= leaks(reserved, [asked], 0.8).sum() < 1.05 * len(asked)

@@ -1,5 +1,6 @@
 """Fitting a layer: entities stay in one part, thresholds compete fairly, and test rows teach nothing."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -124,11 +125,71 @@ def test_one_class_only_is_refused(states, rows, gold):
         fit_layer(states, alike, LOW, SEARCH, seed=0)
 
 
-def test_answers_that_are_all_wrong_are_refused(states, rows):
-    with pytest.raises(ValueError, match="one class only"):
-        fit_layer(states, replace(rows, wrong=np.ones_like(rows.wrong)), LOW, SEARCH, seed=0)
+def test_answers_that_are_all_wrong_choose_nothing(states, rows):
+    spoiled = replace(rows, wrong=np.ones_like(rows.wrong))
+    assert fit_layer(states, spoiled, LOW, SEARCH, seed=0).objective.name == "entropy"
+    with pytest.raises(ValueError, match="hold 0 right and"):
+        fit_layer(states, spoiled, LOW, with_objective("correctness"), seed=0)
+
+
+def partly(rows, ungraded):
+    """The same rows, those of a mask (N,) without gold."""
+    return replace(rows, wrong=np.where(ungraded, -1, rows.wrong))
+
+
+def with_objective(objective, min_graded=10):
+    return SEARCH.model_copy(update={"objective": objective, "min_graded": min_graded})
+
+
+@pytest.mark.parametrize("objective", ["auto", "correctness"])
+def test_one_question_without_gold_changes_no_objective(states, rows, fit, objective):
+    ungraded = np.arange(len(rows.entropy_nats)) == 7
+    fitted = fit_layer(states, partly(rows, ungraded), LOW, with_objective(objective), seed=0)
+    assert (fitted.objective.name, fitted.objective.graded, fitted.objective.note) == ("correctness", len(ungraded) - 1, None)
+    assert {cell.threshold_nats for cell in fitted.heat} == {LOW, MIDDLE, HIGH}
+    assert fitted.weight.tolist() == fit.weight.tolist(), "a row without gold is not trained on"
+
+
+def test_figures_of_correctness_are_over_graded_rows_alone(states, rows):
+    """Half of the rows have no gold; what their grades would have been plays no part."""
+    ungraded = np.arange(len(rows.entropy_nats)) % 2 == 0
+    fitted = fit_layer(states, partly(rows, ungraded), LOW, with_objective("auto"), seed=0)
+    part = divide(rows.entity, SEARCH.validation_share, SEARCH.test_share, 0)
+    for number, found in ((1, fitted.validation_auroc), (2, fitted.auroc)):
+        counted = (part == number) & ~ungraded
+        assert found == pytest.approx(auroc(rows.wrong[counted], states[counted] @ fitted.weight + fitted.bias))
+    assert fitted.auroc is not None
+    assert fitted.auroc_ci is not None
+    low, high = fitted.auroc_ci
+    assert low <= fitted.auroc <= high
+
+
+def graded_few(rows, kind, count):
+    """Gold for `count` validation rows whose greedy answer is of one kind, and for all rows of the other."""
+    validation = divide(rows.entity, SEARCH.validation_share, SEARCH.test_share, 0) == 1
+    of_kind = rows.wrong == kind
+    kept = np.flatnonzero(validation & of_kind)[:count]
+    return partly(rows, of_kind & ~np.isin(np.arange(len(of_kind)), kept))
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_too_few_graded_validation_questions_of_a_kind_fall_back_and_say_so_or_stop(states, rows, kind):
+    enough, few = graded_few(rows, kind, 10), graded_few(rows, kind, 9)
+    assert fit_layer(states, enough, LOW, with_objective("auto"), seed=0).objective.name == "correctness"
+    fitted = fit_layer(states, few, LOW, with_objective("auto"), seed=0)
+    assert fitted.objective.name == "entropy"
+    assert {cell.threshold_nats for cell in fitted.heat} == {LOW}
+    counts = (
+        rf"search\.min_graded = 10, .* hold {'9' if kind == 0 else r'[0-9]+'} right and {'9' if kind == 1 else r'[0-9]+'} wrong answers"
+    )
+    assert re.search(counts, fitted.objective.note or "")
+    with pytest.raises(
+        ValueError, match=rf"search\.objective = correctness needs gold answers: {counts}; {fitted.objective.graded} of 480"
+    ):
+        fit_layer(states, few, LOW, with_objective("correctness"), seed=0)
+    assert fit_layer(states, few, LOW, with_objective("correctness", 9), seed=0).objective.name == "correctness"
 
 
 def test_correctness_without_gold_is_refused(states, rows):
-    with pytest.raises(ValueError, match=r"search\.objective = correctness needs gold"):
-        fit_layer(states, replace(rows, wrong=None), LOW, SEARCH.model_copy(update={"objective": "correctness"}), seed=0)
+    with pytest.raises(ValueError, match=r"search\.objective = correctness needs gold .* 0 of 480 probe questions are graded"):
+        fit_layer(states, replace(rows, wrong=None), LOW, with_objective("correctness"), seed=0)

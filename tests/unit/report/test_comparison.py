@@ -38,6 +38,7 @@ def comparison() -> dict[str, Any]:
         "area_up_to": 900,
         "ceiling": 0.4949,
         "ceiling_over": 1,
+        "eval_scope": "pool",
     }
     return made | {"strategies": strategies}
 
@@ -67,6 +68,21 @@ def test_the_table_holds_every_number_and_a_dash_for_what_is_not_there(compariso
     ]
     assert found["coreset"] == ["–", "–, –", "–", "–", "–", "–", "–"]
     assert found["random"][-2:] == ["61.1 % (2 of 2)", "–"]
+
+
+@pytest.mark.parametrize(
+    ("eval_scope", "facts", "sentence"),
+    [
+        ("pool", "facts that pool questions ask, in a wording of their own", "for the same accuracy (95"),
+        ("other", "facts that no pool question asks", "for the same accuracy on facts that no pool question asks (95"),
+    ],
+)
+def test_the_page_says_what_accuracy_and_saving_are_over(comparison, eval_scope, facts, sentence):
+    text = " ".join(Page(render("World", comparison | {"eval_scope": eval_scope})).text.split())
+    assert sentence in text
+    assert f"Accuracy is over {facts}." in text
+    assert f"random's final accuracy, over {facts}." in text
+    assert eval_scope == "pool" or "pool questions ask" not in text
 
 
 def test_the_sentences_name_savings_intervals_ceiling_and_who_never_reached_random(comparison):

@@ -11,14 +11,24 @@ from ka2l_ray.report.summary import known_changes, savings, spendings
 
 
 def test_figures_are_the_same_bytes_twice(results: dict[str, Any]) -> None:
-    first = figures.accuracy_curves(results["rounds"])
-    second = figures.accuracy_curves(copy.deepcopy(results["rounds"]))
+    first = figures.accuracy_curves(results["rounds"], "pool")
+    second = figures.accuracy_curves(copy.deepcopy(results["rounds"]), "pool")
     assert first
     assert second
     assert "<metadata>" not in first.svg()
     assert first.svg() == second.svg()
     assert first.png() == second.png()
     assert first.png().startswith(b"\x89PNG\r\n")
+
+
+@pytest.mark.parametrize(
+    ("eval_scope", "said", "unsaid"), [("pool", ">pool facts<", "no pool"), ("other", ">facts that no pool question asks<", "pool facts")]
+)
+def test_a_curve_says_what_its_accuracy_is_over(results: dict[str, Any], eval_scope: str, said: str, unsaid: str) -> None:
+    drawing = figures.accuracy_curves([r | {"domain_accuracy": None} for r in results["rounds"]], eval_scope)
+    assert drawing
+    assert said in drawing.svg()
+    assert unsaid not in drawing.svg()
 
 
 @pytest.mark.parametrize(
@@ -30,7 +40,7 @@ def test_figures_are_the_same_bytes_twice(results: dict[str, Any]) -> None:
         lambda: figures.auroc_by_layer({"layers": []}),
         lambda: figures.layer_threshold_heat(None),
         lambda: figures.layer_threshold_heat([]),
-        lambda: figures.accuracy_curves([]),
+        lambda: figures.accuracy_curves([], "pool"),
         lambda: figures.known_curves([]),
         lambda: figures.stage_times({}),
         lambda: figures.stage_times({"label": None}),

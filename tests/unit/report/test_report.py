@@ -80,6 +80,35 @@ def test_numbers_are_those_of_the_run(page: str) -> None:
     assert _row(page, "status: kept") == ["181"]
 
 
+def test_a_run_on_files_calls_no_eval_question_a_pool_fact(tmp_path: Path, page: str, results: dict[str, Any]) -> None:
+    world = " ".join(Page(page).text.split())
+    assert world.count("facts that pool questions ask, in a wording of their own") == 3
+    rounds = [r | {"domain_accuracy": None} for r in results["rounds"]]
+    run = open_run(tmp_path, corpus={"source": "questions.jsonl"}, active={"strategies": ["ka2l", "random"], "rounds": 3, "budget": 225})
+    (run.folder / "results.json").write_json(results | {"eval_scope": "other", "rounds": rounds})
+    html = (write_report(run) / "index.html").read_bytes().decode()
+    text = " ".join(Page(html).text.split())
+    assert "pool facts" not in text
+    assert "pool questions ask" not in text
+    assert "ka2l needs 41.2 % fewer annotations than random buying for the same accuracy on facts that no pool question asks (" in text
+    assert "Accuracy: facts that no pool question asks;" in text
+    assert "domain:" not in text
+    assert "Savings compare accuracies over facts that no pool question asks." in text
+    assert "Accuracy is over facts that no pool question asks." in text
+    assert "facts that no pool question asks" in (tmp_path / "r/report/accuracy.svg").read_text()
+
+
+def test_the_page_says_how_many_questions_are_graded_and_why_the_objective_fell_back(tmp_path: Path, results: dict[str, Any]) -> None:
+    results["search"] |= {"graded": 12, "objective": "entropy", "note": "chosen by entropy, not by correctness: 3 right <b>"}
+    run = open_run(tmp_path)
+    (run.folder / "results.json").write_json(results)
+    html = (write_report(run) / "index.html").read_bytes().decode()
+    assert "12 of the 2,198 probe questions are graded (chosen by entropy, not by correctness: 3 right <b>)." in " ".join(
+        Page(html).text.split()
+    )
+    assert _row(html, "semantic entropy, against wrong greedy answers (1,146 wrong, 1,054 right)") == ["0.931"]
+
+
 def test_what_others_wrote_is_escaped(tmp_path: Path, results: dict[str, Any]) -> None:
     attack = "<script>alert('$x$')</script> & co"
     results |= {"command": f"ka2l run {attack}", "model": attack, "versions": {attack: attack}}

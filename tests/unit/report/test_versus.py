@@ -56,6 +56,12 @@ def test_last_rounds_are_means_over_draws() -> None:
     assert parts["Annotations saved against random"]["ka2l"] == ["41.2\N{NO-BREAK SPACE}%"] * 2
 
 
+def test_each_run_says_what_its_accuracy_is_over() -> None:
+    parts = key_figures([results(), results() | {"eval_scope": "other"}, results() | {"rounds": [], "eval_scope": None}])
+    (line,) = parts["What accuracy and savings are over"]
+    assert line.values == ["facts that pool questions ask, in a wording of their own", "facts that no pool question asks", "–"]
+
+
 def test_one_figure_holds_the_curves_of_all_runs() -> None:
     rounds = results()["rounds"]
     figure = versus_curves({"A": rounds, "B": rounds, "C": rounds})

@@ -146,7 +146,7 @@ class Attempt:
     @property
     def done(self) -> list[int]:
         """Shards that are done; another thread may ask while the driver accepts."""
-        return [n for n in list(self.counted) if n not in self.again]
+        return sorted(n for n in list(self.counted) if n not in self.again)
 
     @property
     def own_errors(self) -> int:

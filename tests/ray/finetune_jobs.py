@@ -14,9 +14,10 @@ from ka2l_ray.finetune.loop import train_rank
 from ka2l_ray.world.facts import build_world, word
 
 NAME = "killed"
+WORLD = ModelSection()
 
 
-def job(folder: Path, section: FinetuneSection, rows: int = 21, output: Folder | None = None) -> Job:
+def job(folder: Path, section: FinetuneSection, rows: int = 21, output: Folder | None = None, model: ModelSection = WORLD) -> Job:
     """Unseen facts to learn, every third a replayed one; 21 rows leave the last batch of an epoch short."""
     facts = [f for f in build_world().facts if f.truth == "unseen"][:rows]
     table = Table(Folder.of(str(folder / "examples")))
@@ -28,7 +29,7 @@ def job(folder: Path, section: FinetuneSection, rows: int = 21, output: Folder |
             "source": ["annotation" if i % 3 else "replay" for i in range(len(facts))],
         }
         table.write((None, pa.table(columns)))
-    return Job(ModelSection(), PromptSection(), section, table, output or Folder.of(str(folder / "model")), 3, evaluation=table)
+    return Job(model, PromptSection(), section, table, output or Folder.of(str(folder / "model")), 3, evaluation=table)
 
 
 def train_all(config: dict[str, dict[str, Job]]) -> dict[str, Any]:

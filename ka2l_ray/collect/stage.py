@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from ka2l_ray.active.acquire import unit
 from ka2l_ray.artifacts import Run, Table
 from ka2l_ray.collect.actor import CollectActor, collect_columns
-from ka2l_ray.config import CollectSection, Config
-from ka2l_ray.corpus.prompts import corpus_prompt
+from ka2l_ray.config import CollectSection, Config, PromptSection
+from ka2l_ray.corpus.prompts import corpus_prompt, finetune_prompt
 from ka2l_ray.dataflow import Stage, run_stage
 from ka2l_ray.label.clusters import cluster
 from ka2l_ray.label.entropy import semantic_entropy
@@ -120,16 +120,27 @@ def sample_pool(run: Run) -> dict[str, Any]:
 
 
 def sample_replay(run: Run, source: Table, target: Table, seed: int) -> dict[str, Any]:
-    """The base model's own answers to questions: `finetune.replay.samples` at T = 1 each, and the greedy one; no states."""
+    """The base model's own answers to questions: `finetune.replay.samples` at T = 1 each, and the greedy one; no states.
+
+    Under `finetune.prompt`, as these rows are trained on and graded afterwards: an answer that only another prompt brings about is neither
+    taught nor taken for forgotten.
+    """
     own = run.config.collect.model_copy(update={"samples": run.config.finetune.replay.samples, "temperature": 1.0})
-    return _sample_only(run, "replay", own, source, target, seed)
+    return _sample_only(run, "replay", own, source, target, seed, prompt=finetune_prompt(run))
 
 
 def _sample_only(
-    run: Run, name: str, section: CollectSection, source: Table, target: Table, seed: int, part: str | None = None
+    run: Run,
+    name: str,
+    section: CollectSection,
+    source: Table,
+    target: Table,
+    seed: int,
+    part: str | None = None,
+    prompt: PromptSection | None = None,
 ) -> dict[str, Any]:
     section = section.model_copy(update={"positions": ()})
-    return run_stage(_stage(run, name, section, (), seed, (*KEPT, "fact_id")), source, target, part)
+    return run_stage(_stage(run, name, section, (), seed, (*KEPT, "fact_id"), prompt=prompt), source, target, part)
 
 
 def _stage(
@@ -140,7 +151,9 @@ def _stage(
     seed: int,
     keep: tuple[str, ...],
     threshold_nats: float | None = None,
+    prompt: PromptSection | None = None,
 ) -> Stage:
+    """`prompt` is `corpus.prompt` unless said otherwise."""
     config = run.config
     width = depth_and_width(config.model)[1] if layers else 0
     return Stage(
@@ -148,7 +161,7 @@ def _stage(
         actor=CollectActor,
         arguments={
             "model": config.model,
-            "prompt": corpus_prompt(run),
+            "prompt": prompt or corpus_prompt(run),
             "collect": section,
             "layers": layers,
             "seed": seed,

@@ -52,7 +52,8 @@ class FinetuneSection(Section):
     mode: Literal["lora", "full"] = "full"
     """What is trained: `lora` adapters, or the `full` weights."""
     prompt: PromptSection = PromptSection()
-    """What the model is trained and evaluated on, `bare` unless said otherwise; accuracy under `corpus.prompt` is reported beside it."""
+    """What the model is trained and evaluated on, and what its own answers for replay are sampled under; `bare` unless said otherwise.
+    Accuracy under `corpus.prompt` is reported beside it."""
     lora: LoraSection = LoraSection()
     replay: ReplaySection = ReplaySection()
     epochs: Positive = 25

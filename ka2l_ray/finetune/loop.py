@@ -1,7 +1,9 @@
 """The training of one rank, from the base model to a checked folder.
 
 In: a `Job`, a place among ranks whose torch.distributed is up, and where checkpoints go. Out: a dict of what happened, the same on
-every rank. deepspeed is imported here, in workers only. Refuses to know: Ray, strategies, rounds.
+every rank. Ranks meet in collectives as long as they train and gather weights, and not while rank 0 reloads and uploads them: that takes as
+long as it takes, and a collective gives up after its timeout. deepspeed is imported here, in workers only. Refuses to know: Ray,
+strategies, rounds.
 """
 
 import gc
@@ -10,7 +12,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,7 +52,10 @@ class Checkpoints(Protocol):
 
 
 def train_rank(job: Job, rank: int, world_size: int, checkpoints: Checkpoints | None = None) -> dict[str, Any]:
-    """Train, then save and check. Raises `Refusal`, on every rank, for what would go wrong again."""
+    """Train, then save and check; rank 0 returns when the model is in `job.output`, the others as soon as their weights are gathered.
+
+    Raises `Refusal` for what would go wrong again: of the training on every rank, of what was saved on rank 0 alone, whose word counts.
+    """
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
         torch.set_num_threads(max(1, int(job.finetune.cpus_per_worker)))
@@ -69,7 +74,8 @@ def train_rank(job: Job, rank: int, world_size: int, checkpoints: Checkpoints | 
         stepper.engine.destroy()
         del stepper  # the reloaded model may need its memory
         gc.collect()
-        _on_rank_zero(rank, lambda: export(job, folder, tokenizer, sample, expected))
+        if rank == 0:
+            export(job, folder, tokenizer, sample, expected)
     return {
         "steps": steps,
         "examples": len(examples),
@@ -155,24 +161,10 @@ def _refuse_unless_finite(loss: float, kl: float | None, step: int, learning_rat
 
 
 def _write(stepper: Stepper, tokenizer: Any, sample: dict[str, torch.Tensor], folder: Path) -> torch.Tensor:
-    """Gather the trained weights and write them; returns the logits that the folder must give again. All ranks take part."""
+    """Gather the trained weights, which all ranks take part in; rank 0 writes them. Returns the logits that the folder must give again."""
     module, lora = stepper.engine.module, stepper.job.finetune.mode == "lora"
     expected = logits_of(module, sample)
     state = gathered(module, stepper.rank, trained_only=lora)
-    _on_rank_zero(stepper.rank, lambda: write_model(module, state, tokenizer, folder, lora))
+    if stepper.rank == 0:
+        write_model(module, state, tokenizer, folder, lora)
     return expected
-
-
-def _on_rank_zero(rank: int, work: Callable[[], None]) -> None:
-    """Do it on rank 0 while the others wait; a `Refusal` there is raised on every rank."""
-    problem = None
-    if rank == 0:
-        try:
-            work()
-        except Refusal as refusal:
-            problem = str(refusal)
-    flag = torch.tensor(0 if problem is None else 1)
-    flag = flag.cuda() if torch.cuda.is_available() else flag
-    torch.distributed.all_reduce(flag)
-    if flag.item():
-        raise Refusal(problem or "rank 0 refused what was saved")

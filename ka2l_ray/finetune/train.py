@@ -63,7 +63,7 @@ def finetune(job: Job, name: str) -> dict[str, Any]:
         ),
     )
     with telling("finetune", lambda: progress_line(job)), own_interrupts():
-        result: Any = trainer.fit().return_value
+        result: Any = trainer.fit().return_value  # rank 0's, once every rank has returned
     if "refused" in result:
         raise StageError(f"fine-tuning: {result['refused']}")
     job.record.write_json(result)

@@ -129,3 +129,9 @@ def test_a_loss_that_is_not_finite_is_refused_with_its_step(tmp_path):
     with pytest.raises(Refusal, match=r"the loss at optimiser step 1 is nan .* lower finetune.learning_rate"):
         train_rank(given, 0, 1)
     assert not given.output.exists()
+
+
+def test_a_precision_that_cannot_be_trained_in_is_refused(tmp_path):
+    given = job(tmp_path, ModelSection(dtype="float16"))
+    with pytest.raises(Refusal, match=r"finetune.precision = 'auto' gives torch.float16; set it to float32 or bfloat16"):
+        train_rank(given, 0, 1)

@@ -1,8 +1,8 @@
 """The training of one rank, from the base model to a checked folder.
 
 In: a `Job`, a place among ranks whose torch.distributed is up, and where checkpoints go. Out: a dict of what happened, the same on
-every rank. Ranks meet in collectives as long as they train and gather weights, and not while rank 0 reloads and uploads them: that takes as
-long as it takes, and a collective gives up after its timeout. deepspeed is imported here, in workers only. Refuses to know: Ray,
+every rank. Ranks meet in collectives as long as they train and gather weights, and not while one of them loads or uploads a model: that
+takes as long as it takes, and a collective gives up after its timeout. deepspeed is imported here, in workers only. Refuses to know: Ray,
 strategies, rounds.
 """
 
@@ -50,6 +50,10 @@ class Checkpoints(Protocol):
         """Send this rank's part off; does not wait for it to arrive."""
         ...
 
+    def meet(self) -> None:
+        """Wait until every rank is here, however long that takes: a model or checkpoint reaches one node later than another."""
+        ...
+
 
 def train_rank(job: Job, rank: int, world_size: int, checkpoints: Checkpoints | None = None) -> dict[str, Any]:
     """Train, then save and check; rank 0 returns when the model is in `job.output`, the others as soon as their weights are gathered.
@@ -63,7 +67,7 @@ def train_rank(job: Job, rank: int, world_size: int, checkpoints: Checkpoints | 
     examples = tokenize_all(tokenizer, job.prompt, read_examples(job.examples))
     steps = job.steps(len(examples))
     torch.manual_seed(job.seed)
-    stepper = Stepper(job, _engine(job, steps), frozen_base(job), pad_id(tokenizer), rank, world_size)
+    stepper = Stepper(job, _engine(job, steps, checkpoints), frozen_base(job), pad_id(tokenizer), rank, world_size)
     torch.manual_seed(job.seed + 1 + rank)  # dropout differs between ranks
     evaluation = [answers[0] for answers in tokenize_all(tokenizer, job.prompt, read_evaluation(job))]
     history, seconds = _train(stepper, examples, evaluation, steps, checkpoints)
@@ -87,12 +91,14 @@ def train_rank(job: Job, rank: int, world_size: int, checkpoints: Checkpoints | 
     }
 
 
-def _engine(job: Job, steps: int) -> Any:
+def _engine(job: Job, steps: int, checkpoints: Checkpoints | None) -> Any:
     import deepspeed
 
     ops: Any = deepspeed.ops
     ops.__compatible_ops__ = {}  # else it looks for a C++ compiler and builds shared-memory collectives that only inference uses
     tune, model = job.finetune, trainable_model(job)
+    if checkpoints is not None:
+        checkpoints.meet()
     bf16 = next(model.parameters()).dtype == torch.bfloat16
     initialize: Any = deepspeed.initialize  # its annotations refuse lists of parameters and callables, which it takes
     engine, *_ = initialize(
@@ -116,6 +122,7 @@ def _train(
     belongs = identity(job, len(examples), stepper.world_size)
     if checkpoints is not None:
         with checkpoints.latest() as folder:
+            checkpoints.meet()
             if folder is not None:
                 history = read_state(folder, engine, stepper.rank, belongs)
     recorder = Recorder(job, steps, len(history.losses)) if stepper.rank == 0 else None

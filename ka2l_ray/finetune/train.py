@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+import ray.train.collective
 import torch
 from ray.train import Checkpoint, CheckpointConfig, CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
@@ -132,6 +133,9 @@ class RayCheckpoints:
             checkpoint_dir_name=STEP_FOLDER.format(step),
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
         )
+
+    def meet(self) -> None:
+        ray.train.collective.barrier()
 
 
 def fallback(job: Job, folder: Folder) -> Folder | None:

@@ -14,6 +14,7 @@ import torch
 
 from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.config import FinetuneSection, LoraSection, ModelSection, PromptSection, ReplaySection
+from ka2l_ray.finetune import loop
 from ka2l_ray.finetune.checkpoints import is_whole
 from ka2l_ray.finetune.job import Job, Refusal
 from ka2l_ray.finetune.loop import train_rank
@@ -26,10 +27,11 @@ class Kept:
     """Checkpoints in a folder; a training starts from `start` where it is given."""
 
     def __init__(self, folder, start=None):
-        self.folder, self.start = folder, start
+        self.folder, self.start, self.events = folder, start, []
 
     @contextmanager
     def latest(self):
+        self.events.append("latest")
         yield self.start
 
     def room(self):
@@ -38,6 +40,9 @@ class Kept:
 
     def keep(self, folder, step):
         shutil.move(folder, self.folder / f"step_{step}")
+
+    def meet(self):
+        self.events.append("meet")
 
 
 def job(folder, model=None, seed=3, **fields):
@@ -135,3 +140,16 @@ def test_a_precision_that_cannot_be_trained_in_is_refused(tmp_path):
     given = job(tmp_path, ModelSection(dtype="float16"))
     with pytest.raises(Refusal, match=r"finetune.precision = 'auto' gives torch.float16; set it to float32 or bfloat16"):
         train_rank(given, 0, 1)
+
+
+def test_ranks_meet_after_each_load_before_a_collective_would_wait_for_the_slowest(tmp_path, monkeypatch):
+    """A model or a checkpoint may reach one node an hour later than another."""
+    kept = Kept(tmp_path / "kept")
+
+    def told(name, real):
+        return lambda *given, **more: kept.events.append(name) or real(*given, **more)
+
+    for name in ("trainable_model", "deepspeed_config", "frozen_base"):
+        monkeypatch.setattr(loop, name, told(name, getattr(loop, name)))
+    train_rank(job(tmp_path, epochs=1, checkpoint_every_steps=0), 0, 1, kept)
+    assert kept.events == ["trainable_model", "meet", "deepspeed_config", "frozen_base", "latest", "meet"]

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from ka2l_ray.active.acquire import unit
 from ka2l_ray.artifacts import Run, Table
 from ka2l_ray.collect.actor import CollectActor, collect_columns
-from ka2l_ray.config import CollectSection, Config, ConfigError
-from ka2l_ray.corpus.prompts import Tokenize, corpus_prompt
+from ka2l_ray.config import CollectSection, Config, ConfigError, PromptSection
+from ka2l_ray.corpus.prompts import Tokenize, corpus_prompt, finetune_prompt
 from ka2l_ray.dataflow import Stage, run_stage
 from ka2l_ray.label.clusters import cluster
 from ka2l_ray.label.entropy import semantic_entropy
@@ -121,16 +121,27 @@ def sample_pool(run: Run) -> dict[str, Any]:
 
 
 def sample_replay(run: Run, source: Table, target: Table, seed: int) -> dict[str, Any]:
-    """The base model's own answers to questions: `finetune.replay.samples` at T = 1 each, and the greedy one; no states."""
+    """The base model's own answers to questions: `finetune.replay.samples` at T = 1 each, and the greedy one; no states.
+
+    Under `finetune.prompt`, as these rows are trained on and graded afterwards: an answer that only another prompt brings about is neither
+    taught nor taken for forgotten.
+    """
     own = run.config.collect.model_copy(update={"samples": run.config.finetune.replay.samples, "temperature": 1.0})
-    return _sample_only(run, "replay", own, source, target, seed)
+    return _sample_only(run, "replay", own, source, target, seed, prompt=finetune_prompt(run))
 
 
 def _sample_only(
-    run: Run, name: str, section: CollectSection, source: Table, target: Table, seed: int, part: str | None = None
+    run: Run,
+    name: str,
+    section: CollectSection,
+    source: Table,
+    target: Table,
+    seed: int,
+    part: str | None = None,
+    prompt: PromptSection | None = None,
 ) -> dict[str, Any]:
     section = section.model_copy(update={"positions": ()})
-    return run_stage(_stage(run, name, section, (), seed, (*KEPT, "fact_id")), source, target, part)
+    return run_stage(_stage(run, name, section, (), seed, (*KEPT, "fact_id"), prompt=prompt), source, target, part)
 
 
 def _stage(
@@ -141,15 +152,17 @@ def _stage(
     seed: int,
     keep: tuple[str, ...],
     threshold_nats: float | None = None,
+    prompt: PromptSection | None = None,
 ) -> Stage:
-    config, pool, prompt = run.config, run.config.collect.pool, corpus_prompt(run)
+    """`prompt` is `corpus.prompt` unless said otherwise."""
+    config, pool, asked = run.config, run.config.collect.pool, prompt or corpus_prompt(run)
     width = depth_and_width(config.model)[1] if layers else 0
     return Stage(
         name=name,
         actor=CollectActor,
         arguments={
             "model": config.model,
-            "prompt": prompt,
+            "prompt": asked,
             "collect": section,
             "layers": layers,
             "seed": seed,
@@ -161,6 +174,6 @@ def _stage(
         pool=pool,
         keep=keep,
         max_error_fraction=config.run.max_error_fraction,
-        prepare=Tokenize(config.model, prompt),
+        prepare=Tokenize(config.model, asked),
         row_seconds=row_seconds(pool, 1 + section.samples, section.max_new_tokens),
     )

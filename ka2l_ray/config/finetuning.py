@@ -39,8 +39,9 @@ class ReplaySection(Section):
     gold_is_free: bool = False
     """Where gold of unbought questions costs nothing: replay the right ones among a question's own answers if there is any."""
     kl_weight: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of KL(base ‖ tuned) beside the cross-entropy, at the answer tokens of replayed rows: it keeps the base model's whole
-    distribution there, not only what was sampled from it. Costs a second pass of the base model."""
+    """Weight of KL(base ‖ tuned) beside the cross-entropy, at the answer tokens of replayed rows (the end token aside, which a base
+    model need not use): it keeps the base model's whole distribution there, not only what was sampled from it. Costs a second pass of the
+    base model."""
 
 
 class FinetuneSection(Section):
@@ -51,7 +52,8 @@ class FinetuneSection(Section):
     mode: Literal["lora", "full"] = "full"
     """What is trained: `lora` adapters, or the `full` weights."""
     prompt: PromptSection = PromptSection()
-    """What the model is trained and evaluated on, `bare` unless said otherwise; accuracy under `corpus.prompt` is reported beside it."""
+    """What the model is trained and evaluated on, and what its own answers for replay are sampled under; `bare` unless said otherwise.
+    Accuracy under `corpus.prompt` is reported beside it."""
     lora: LoraSection = LoraSection()
     replay: ReplaySection = ReplaySection()
     epochs: Positive = 25

@@ -41,6 +41,11 @@ class Tokens:
     def answer(self) -> int:
         return len(self.ids) - self.prompt
 
+    @property
+    def before_end(self) -> int:
+        """Answer tokens at which a replayed row is held to the base model: all but the end token."""
+        return self.answer - 1
+
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, prompt: PromptSection, question: str, answer: str) -> Tokens:
     """The prompt, a space where it does not end in one, the answer, the end token: the form in which answers are sampled."""

@@ -15,7 +15,8 @@ from ka2l_ray.finetune.examples import Example
 
 
 class Refusal(UserError, RuntimeError):
-    """A training that would fail the same way again: it is not tried `max_failures` times. Every rank raises it together."""
+    """A training that would fail the same way again: it is not tried `max_failures` times. While they train all ranks raise it together; of
+    what was saved rank 0 alone does."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """The training of one rank, from the base model to a checked folder.
 
 In: a `Job`, a place among ranks whose torch.distributed is up, and where checkpoints go. Out: a dict of what happened, the same on
-every rank. deepspeed is imported here, in workers only. Refuses to know: Ray, strategies, rounds.
+every rank. Ranks meet in collectives as long as they train and gather weights, and not while one of them loads or uploads a model: that
+takes as long as it takes, and a collective gives up after its timeout. deepspeed is imported here, in workers only. Refuses to know: Ray,
+strategies, rounds.
 """
 
 import gc
@@ -10,7 +12,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,9 +50,16 @@ class Checkpoints(Protocol):
         """Send this rank's part off; does not wait for it to arrive."""
         ...
 
+    def meet(self) -> None:
+        """Wait until every rank is here, however long that takes: a model or checkpoint reaches one node later than another."""
+        ...
+
 
 def train_rank(job: Job, rank: int, world_size: int, checkpoints: Checkpoints | None = None) -> dict[str, Any]:
-    """Train, then save and check. Raises `Refusal`, on every rank, for what would go wrong again."""
+    """Train, then save and check; rank 0 returns when the model is in `job.output`, the others as soon as their weights are gathered.
+
+    Raises `Refusal` for what would go wrong again: of the training on every rank, of what was saved on rank 0 alone, whose word counts.
+    """
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
         torch.set_num_threads(max(1, int(job.finetune.cpus_per_worker)))
@@ -58,7 +67,7 @@ def train_rank(job: Job, rank: int, world_size: int, checkpoints: Checkpoints | 
     examples = tokenize_all(tokenizer, job.prompt, read_examples(job.examples))
     steps = job.steps(len(examples))
     torch.manual_seed(job.seed)
-    stepper = Stepper(job, _engine(job, steps), frozen_base(job), pad_id(tokenizer), rank, world_size)
+    stepper = Stepper(job, _engine(job, steps, checkpoints), frozen_base(job), pad_id(tokenizer), rank, world_size)
     torch.manual_seed(job.seed + 1 + rank)  # dropout differs between ranks
     evaluation = [answers[0] for answers in tokenize_all(tokenizer, job.prompt, read_evaluation(job))]
     history, seconds = _train(stepper, examples, evaluation, steps, checkpoints)
@@ -69,7 +78,8 @@ def train_rank(job: Job, rank: int, world_size: int, checkpoints: Checkpoints | 
         stepper.engine.destroy()
         del stepper  # the reloaded model may need its memory
         gc.collect()
-        _on_rank_zero(rank, lambda: export(job, folder, tokenizer, sample, expected))
+        if rank == 0:
+            export(job, folder, tokenizer, sample, expected)
     return {
         "steps": steps,
         "examples": len(examples),
@@ -81,12 +91,14 @@ def train_rank(job: Job, rank: int, world_size: int, checkpoints: Checkpoints | 
     }
 
 
-def _engine(job: Job, steps: int) -> Any:
+def _engine(job: Job, steps: int, checkpoints: Checkpoints | None) -> Any:
     import deepspeed
 
     ops: Any = deepspeed.ops
     ops.__compatible_ops__ = {}  # else it looks for a C++ compiler and builds shared-memory collectives that only inference uses
     tune, model = job.finetune, trainable_model(job)
+    if checkpoints is not None:
+        checkpoints.meet()
     bf16 = next(model.parameters()).dtype == torch.bfloat16
     initialize: Any = deepspeed.initialize  # its annotations refuse lists of parameters and callables, which it takes
     engine, *_ = initialize(
@@ -110,6 +122,7 @@ def _train(
     belongs = identity(job, len(examples), stepper.world_size)
     if checkpoints is not None:
         with checkpoints.latest() as folder:
+            checkpoints.meet()
             if folder is not None:
                 history = read_state(folder, engine, stepper.rank, belongs)
     recorder = Recorder(job, steps, len(history.losses)) if stepper.rank == 0 else None
@@ -155,24 +168,10 @@ def _refuse_unless_finite(loss: float, kl: float | None, step: int, learning_rat
 
 
 def _write(stepper: Stepper, tokenizer: Any, sample: dict[str, torch.Tensor], folder: Path) -> torch.Tensor:
-    """Gather the trained weights and write them; returns the logits that the folder must give again. All ranks take part."""
+    """Gather the trained weights, which all ranks take part in; rank 0 writes them. Returns the logits that the folder must give again."""
     module, lora = stepper.engine.module, stepper.job.finetune.mode == "lora"
     expected = logits_of(module, sample)
     state = gathered(module, stepper.rank, trained_only=lora)
-    _on_rank_zero(stepper.rank, lambda: write_model(module, state, tokenizer, folder, lora))
+    if stepper.rank == 0:
+        write_model(module, state, tokenizer, folder, lora)
     return expected
-
-
-def _on_rank_zero(rank: int, work: Callable[[], None]) -> None:
-    """Do it on rank 0 while the others wait; a `Refusal` there is raised on every rank."""
-    problem = None
-    if rank == 0:
-        try:
-            work()
-        except Refusal as refusal:
-            problem = str(refusal)
-    flag = torch.tensor(0 if problem is None else 1)
-    flag = flag.cuda() if torch.cuda.is_available() else flag
-    torch.distributed.all_reduce(flag)
-    if flag.item():
-        raise Refusal(problem or "rank 0 refused what was saved")

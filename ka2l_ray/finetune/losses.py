@@ -17,11 +17,13 @@ def answer_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def kl_to_base(logits: torch.Tensor, base_logits: torch.Tensor, labels: torch.Tensor, replayed: torch.Tensor) -> torch.Tensor:
-    """KL(base ‖ tuned) summed over the answer tokens of replayed rows, nats; `replayed` (B,) marks them.
+    """KL(base ‖ tuned) summed over the answer tokens of replayed rows but their last, the end token, nats; `replayed` (B,) marks them.
 
     Its gradient is that of the cross-entropy with infinitely many T = 1 samples of the base model at each of these positions
-    (self-distillation), so it damps forgetting without the noise of a few samples.
+    (self-distillation), so it damps forgetting without the noise of a few samples. Where an answer ends a base model would rather begin a
+    new line than say the end token, which answers are taught with: held to it there, a model would not learn to end.
     """
-    counted = (labels[:, 1:] != IGNORED) & replayed.unsqueeze(-1)
-    tuned, base = (log_softmax(x[:, :-1][counted].float(), -1) for x in (logits, base_logits))
+    answer = labels[:, 1:] != IGNORED
+    counted = answer[:, :-1] & answer[:, 1:] & replayed.unsqueeze(-1)  # an answer token that another one follows
+    tuned, base = (log_softmax(x[:, :-2][counted].float(), -1) for x in (logits, base_logits))
     return kl_div(tuned, base, reduction="sum", log_target=True)

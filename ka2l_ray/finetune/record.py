@@ -1,6 +1,7 @@
 """What rank 0 tells while it trains: a progress file for the driver, TensorBoard event files on request.
 
-In: the history after each step. Out: `job.progress`, `job.tensorboard`. Refuses to know: engines, Ray.
+In: the history after each step. Out: `job.progress`, `job.tensorboard`. What is written is small, for the other ranks wait in the next
+step's collectives meanwhile. Refuses to know: engines, Ray.
 """
 
 import shutil

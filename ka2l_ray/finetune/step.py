@@ -28,15 +28,16 @@ class Stepper:
     world_size: int
 
     def step(self, batch: Sequence[Tokens]) -> tuple[float, float | None]:
-        """Cross-entropy per answer token, and KL(base ‖ tuned) per replayed answer token (None where it is not asked for).
+        """Cross-entropy per answer token, and KL(base ‖ tuned) per answer token of replayed rows, end tokens aside (None where there is
+        none, or KL is not asked for).
 
         What is minimised is (sum of cross-entropies + `kl_weight` × sum of KLs) / answer tokens of the global batch, so neither the
         split over ranks and micro-batches nor a batch with few replayed rows changes a token's weight.
         """
         tune = self.job.finetune
         weight, parts = tune.replay.kl_weight, accumulation(tune)
-        answer_tokens, replayed_tokens = sum(r.answer for r in batch), sum(r.answer for r in batch if r.replayed)
-        held = bool(weight and replayed_tokens)
+        answer_tokens, held_tokens = sum(r.answer for r in batch), sum(r.before_end for r in batch if r.replayed)
+        held = bool(weight and held_tokens)
         sums = torch.zeros(2, device=self.engine.device)
         for rows in micro_batches(batch, self.rank, self.world_size, micro_rows(tune), parts):
             inputs, labels = self._inputs(rows)
@@ -55,7 +56,7 @@ class Stepper:
             self.engine.backward(objective * (self.world_size * parts))
             self.engine.step()
         torch.distributed.all_reduce(sums)
-        return float(sums[0]) / answer_tokens, float(sums[1]) / replayed_tokens if held else None
+        return float(sums[0]) / answer_tokens, float(sums[1]) / held_tokens if held else None
 
     @torch.no_grad()
     def evaluate(self, rows: Sequence[Tokens]) -> dict[str, float]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+import ray.train.collective
 import torch
 from ray.train import Checkpoint, CheckpointConfig, CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
@@ -64,7 +65,7 @@ def finetune(job: Job, name: str) -> dict[str, Any]:
         ),
     )
     with telling("finetune", lambda: progress_line(job)), own_interrupts():
-        result: Any = trainer.fit().return_value
+        result: Any = trainer.fit().return_value  # rank 0's, once every rank has returned
     if "refused" in result:
         raise StageError(f"fine-tuning: {result['refused']}")
     job.record.write_json(result)
@@ -133,6 +134,9 @@ class RayCheckpoints:
             checkpoint_dir_name=STEP_FOLDER.format(step),
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
         )
+
+    def meet(self) -> None:
+        ray.train.collective.barrier()
 
 
 def fallback(job: Job, folder: Folder) -> Folder | None:

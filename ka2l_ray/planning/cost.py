@@ -6,7 +6,7 @@ read count a question by the mean length of its prompt. Refuses to know: files, 
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ka2l_ray.active.acquire import SAMPLING, STATES
@@ -82,7 +82,7 @@ class _Curves:
 def lines(config: Config, extent: Extent, shape: Shape, adapter_parameters: int) -> list[Line]:
     """Every stage of a whole run, in order."""
     probe, pool = extent.splits["probe"], extent.splits["pool"]
-    collect, curves, replay = config.collect, _Curves.of(config), config.finetune.replay
+    collect, curves, replaying = config.collect, _Curves.of(config), config.finetune.replay
     found = []
     if collect.adaptive.threshold == "pilot":
         found.append(_collecting("pilot", config, extent, shape, min(probe, collect.adaptive.pilot_rows), collect.samples, 0))
@@ -90,9 +90,10 @@ def lines(config: Config, extent: Extent, shape: Shape, adapter_parameters: int)
     found.append(_scoring("score", config, extent, shape, pool))
     if curves.sampling:
         found.append(_collecting("sample_pool", config, extent, shape, pool, collect.samples, 0))
-    if replay.ratio:
-        candidates = min(pool, sum(replay_counts(replay, config.active.budget)) + 2 * config.active.budget)
-        found.append(_collecting("replay", config, extent, shape, candidates, replay.samples, 0))
+    if replaying.ratio:
+        candidates = min(pool, sum(replay_counts(replaying, config.active.budget)) + 2 * config.active.budget)
+        tuned = replace(extent, shared=extent.tuned_shared, own=extent.tuned_own)  # asked under `finetune.prompt`
+        found.append(_collecting("replay", config, tuned, shape, candidates, replaying.samples, 0))
     if config.decode.enabled:
         found.append(_decoding(config, extent, shape, curves))
     found.append(_annotating(config, extent, curves))

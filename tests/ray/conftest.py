@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 import ray
+from golden import ONE_RANK, group_of_one
 from pyarrow import fs
 from runs import small
 
@@ -36,6 +37,22 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[str, Any
     """A run up to its scores, made once: (run, results)."""
     run = Run.open(small(tmp_path_factory.mktemp("scored")))
     return run, pipeline.execute(run, "score", "a test")
+
+
+@pytest.fixture(scope="session")
+def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A process group of this process alone, made once: DeepSpeed keeps the first that it sees."""
+    with group_of_one(tmp_path_factory.mktemp("group")):
+        yield
+
+
+@pytest.fixture(scope="module")
+def one_rank(group: None) -> Iterator[None]:
+    """This process as the only rank of a training, without Ray."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ONE_RANK.items():
+            patch.setenv(name, value)
+        yield
 
 
 @pytest.fixture

@@ -1,11 +1,15 @@
 """Trainings on the world, for tests; run as a program it is a driver that a test can kill: `finetune_jobs.py FOLDER SECTION_JSON`."""
 
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import ray.train
+import torch
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.config import Config, FinetuneSection, ModelSection, PromptSection
@@ -14,9 +18,12 @@ from ka2l_ray.finetune.loop import train_rank
 from ka2l_ray.world.facts import build_world, word
 
 NAME = "killed"
+WORLD = ModelSection()
+PATIENCE_S = 6.0
+"""A collective's timeout in the training whose upload is slow."""
 
 
-def job(folder: Path, section: FinetuneSection, rows: int = 21, output: Folder | None = None) -> Job:
+def job(folder: Path, section: FinetuneSection, rows: int = 21, output: Folder | None = None, model: ModelSection = WORLD) -> Job:
     """Unseen facts to learn, every third a replayed one; 21 rows leave the last batch of an epoch short."""
     facts = [f for f in build_world().facts if f.truth == "unseen"][:rows]
     table = Table(Folder.of(str(folder / "examples")))
@@ -28,13 +35,26 @@ def job(folder: Path, section: FinetuneSection, rows: int = 21, output: Folder |
             "source": ["annotation" if i % 3 else "replay" for i in range(len(facts))],
         }
         table.write((None, pa.table(columns)))
-    return Job(ModelSection(), PromptSection(), section, table, output or Folder.of(str(folder / "model")), 3, evaluation=table)
+    return Job(model, PromptSection(), section, table, output or Folder.of(str(folder / "model")), 3, evaluation=table)
+
+
+class SlowStorage(Folder):
+    """Where an upload takes longer than a collective waits."""
+
+    def upload(self, local: Path) -> None:
+        time.sleep(1.5 * PATIENCE_S)
+        super().upload(local)
 
 
 def train_all(config: dict[str, dict[str, Job]]) -> dict[str, Any]:
     """A loop of Ray Train that runs several trainings one after another in the same two workers: one start instead of one each."""
-    context = ray.train.get_context()
-    return {case: train_rank(given, context.get_world_rank(), context.get_world_size()) for case, given in config["jobs"].items()}
+    context, results = ray.train.get_context(), {}
+    for case, given in config["jobs"].items():
+        if isinstance(given.output, SlowStorage):
+            torch.distributed.barrier()
+            _set_pg_timeout(timedelta(seconds=PATIENCE_S))
+        results[case] = train_rank(given, context.get_world_rank(), context.get_world_size())
+    return results
 
 
 if __name__ == "__main__":

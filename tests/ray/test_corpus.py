@@ -11,7 +11,10 @@ from runs import small
 
 from ka2l_ray import schema
 from ka2l_ray.active.outcome import base_record, evaluate_base
-from ka2l_ray.artifacts import Folder, Run, StageError
+from ka2l_ray.active.replay import knew
+from ka2l_ray.active.round import replay_samples
+from ka2l_ray.artifacts import Folder, Run, StageError, Table
+from ka2l_ray.collect.stage import sample_replay
 from ka2l_ray.config import ConfigError
 from ka2l_ray.corpus.preview import preview
 from ka2l_ray.corpus.prompts import corpus_prompt
@@ -65,8 +68,9 @@ def test_what_a_task_refuses_is_told_in_its_own_words(tmp_path: Path) -> None:
     assert "Traceback" not in str(refused.value)
 
 
-def test_accuracy_is_reported_under_both_prompts_where_they_differ(tmp_path: Path) -> None:
-    """The world's model was trained on the bare prompt alone: solved examples before it cost accuracy."""
+def test_where_prompts_differ_accuracy_is_under_both_and_replay_under_the_one_that_is_trained_on(tmp_path: Path) -> None:
+    """The world's model was trained on the bare prompt alone: solved examples before it cost accuracy. A model that is replayed
+    answers given after them, and graded without them, would seem to forget."""
     run = Run.open(small(tmp_path, "corpus.prompt={style: fewshot, shots: 2}"))
     questions(run)
     evaluate_base(run)
@@ -77,3 +81,12 @@ def test_accuracy_is_reported_under_both_prompts_where_they_differ(tmp_path: Pat
     assert [record["accuracy"], record["corpus_prompt_accuracy"]] == [sum(map(bool, c)) / len(c) for c in tables]
     assert record["accuracy"] > record["corpus_prompt_accuracy"]
     assert run.table("questions").part_rows(schema.SHOTS) == 2
+    source = Table(run.folder / "base/replay/questions")
+    source.write((None, run.table("questions").read(part="eval").slice(0, 30)))
+    sample_replay(run, source, run.base("replay"), seed=1)
+    asked = {r["id"]: r for r in bare.read(["id", "answer", "correct"]).to_pylist()}
+    replayed = replay_samples(run)
+    assert [r["greedy"] for r in replayed] == [asked[r["id"]]["answer"] for r in replayed]
+    known = [r["id"] for r in replayed if knew(r["samples"], r["greedy"], r["answers"])]
+    assert len(known) > 5
+    assert all(asked[i]["correct"] for i in known)

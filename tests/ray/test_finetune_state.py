@@ -14,31 +14,24 @@ import torch
 
 from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.config import FinetuneSection, LoraSection, ModelSection, PromptSection, ReplaySection
+from ka2l_ray.finetune import loop
 from ka2l_ray.finetune.checkpoints import is_whole
 from ka2l_ray.finetune.job import Job, Refusal
 from ka2l_ray.finetune.loop import train_rank
 from ka2l_ray.models.loading import load_model, load_tokenizer
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_rank(tmp_path_factory):
-    store = tmp_path_factory.mktemp("group") / "store"
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
-            patch.setenv(name, value)
-        torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-        yield
-        torch.distributed.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("one_rank")
 
 
 class Kept:
     """Checkpoints in a folder; a training starts from `start` where it is given."""
 
     def __init__(self, folder, start=None):
-        self.folder, self.start = folder, start
+        self.folder, self.start, self.events = folder, start, []
 
     @contextmanager
     def latest(self):
+        self.events.append("latest")
         yield self.start
 
     def room(self):
@@ -47,6 +40,9 @@ class Kept:
 
     def keep(self, folder, step):
         shutil.move(folder, self.folder / f"step_{step}")
+
+    def meet(self):
+        self.events.append("meet")
 
 
 def job(folder, model=None, seed=3, **fields):
@@ -138,3 +134,22 @@ def test_a_loss_that_is_not_finite_is_refused_with_its_step(tmp_path):
     with pytest.raises(Refusal, match=r"the loss at optimiser step 1 is nan .* lower finetune.learning_rate"):
         train_rank(given, 0, 1)
     assert not given.output.exists()
+
+
+def test_a_precision_that_cannot_be_trained_in_is_refused(tmp_path):
+    given = job(tmp_path, ModelSection(dtype="float16"))
+    with pytest.raises(Refusal, match=r"finetune.precision = 'auto' gives torch.float16; set it to float32 or bfloat16"):
+        train_rank(given, 0, 1)
+
+
+def test_ranks_meet_after_each_load_before_a_collective_would_wait_for_the_slowest(tmp_path, monkeypatch):
+    """A model or a checkpoint may reach one node an hour later than another."""
+    kept = Kept(tmp_path / "kept")
+
+    def told(name, real):
+        return lambda *given, **more: kept.events.append(name) or real(*given, **more)
+
+    for name in ("trainable_model", "deepspeed_config", "frozen_base"):
+        monkeypatch.setattr(loop, name, told(name, getattr(loop, name)))
+    train_rank(job(tmp_path, epochs=1, checkpoint_every_steps=0), 0, 1, kept)
+    assert kept.events == ["trainable_model", "meet", "deepspeed_config", "frozen_base", "latest", "meet"]

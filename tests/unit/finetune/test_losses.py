@@ -1,4 +1,4 @@
-"""KL to the base model: zero where nothing changed, and the gradient of learning the base model's own distribution."""
+"""KL to the base model: zero where nothing changed, the gradient of learning the base model's own distribution, silent about the end."""
 
 import pytest
 import torch
@@ -9,11 +9,13 @@ from ka2l_ray.finetune.losses import IGNORED, kl_to_base
 
 
 def case(seed, rows=3, width=5, vocabulary=7):
-    """Logits of a tuned and a base model (B, T, V), labels (B, T) with a prompt of two tokens, which rows are replayed (B,)."""
+    """Logits of a tuned and a base model (B, T, V), labels (B, T) with a prompt of two tokens and one of padding in the last row, which
+    rows are replayed (B,)."""
     generator = torch.Generator().manual_seed(seed)
     tuned, base = (torch.randn(rows, width, vocabulary, generator=generator, dtype=torch.float64) for _ in range(2))
     labels = torch.randint(vocabulary, (rows, width), generator=generator)
     labels[:, :2] = IGNORED
+    labels[-1, -1] = IGNORED
     return tuned.requires_grad_(), base, labels, torch.tensor([True, False, True])
 
 
@@ -28,17 +30,23 @@ def test_equal_logits_cost_nothing_and_a_shift_changes_nothing():
 def test_the_gradient_is_that_of_cross_entropy_with_the_base_distribution(seed):
     tuned, base, labels, replayed = case(seed)
     (found,) = torch.autograd.grad(kl_to_base(tuned, base, labels, replayed), tuned)
-    counted = ((labels[:, 1:] != IGNORED) & replayed.unsqueeze(-1)).unsqueeze(-1)
+    counted = torch.tensor([[0, 1, 1, 0], [0, 0, 0, 0], [0, 1, 0, 0]]).unsqueeze(-1)
     cross_entropy = -(torch.softmax(base[:, :-1], -1) * torch.log_softmax(tuned[:, :-1], -1) * counted).sum()
     (expected,) = torch.autograd.grad(cross_entropy, tuned)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_annotated_rows_prompts_and_padding_are_free():
+def test_annotated_rows_prompts_padding_and_end_tokens_are_free():
     tuned, base, labels, replayed = case(1)
     (found,) = torch.autograd.grad(kl_to_base(tuned, base, labels, replayed), tuned)
     touched = found.abs().sum(-1) > 0
-    assert touched.tolist() == [[False, True, True, True, False], [False] * 5, [False, True, True, True, False]]
+    assert touched.tolist() == [[False, True, True, False, False], [False] * 5, [False, True, False, False, False]]
+
+
+def test_an_answer_that_is_only_its_end_costs_nothing():
+    tuned, base, labels, replayed = case(3)
+    labels[:, :-1] = IGNORED
+    assert kl_to_base(tuned, base, labels, replayed).item() == 0.0
 
 
 def test_a_part_without_replayed_rows_costs_nothing_and_can_be_summed():

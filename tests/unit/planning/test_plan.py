@@ -99,7 +99,8 @@ def test_triviaqa_with_llama_worked_out_by_hand() -> None:
 
     replay = stage["replay"]
     assert replay.rows == 60_000  # 20,000 to replay and 20,000 to spare of each predicted class
-    assert replay.written_tokens == 9_600_000  # × 5 answers × 32
+    assert (replay.read_tokens, replay.written_tokens) == (1_500_000, 9_600_000)  # × 25; × 5 answers × 32
+    assert replay.memory_bytes == weights + 65_536 * 131_072 + 320 * 128_256 * 4  # finetune.prompt is bare: nothing is shared
 
     assert stage["annotate"].rows == stage["annotate"].price == 80_000  # 20,000 for ka2l and for each of 3 draws of random
 

@@ -50,11 +50,11 @@ def _is_shipped(name: str, cwd: Path) -> bool:
 
 def _is_model_id(name: str, cwd: Path) -> bool:
     """As Hugging Face takes it: a folder where one is there, else a hub id; what begins as a path is one."""
-    return name == SHIPPED or not (name.startswith((".", "/")) or (cwd / name).exists())
+    return name == SHIPPED or not (name.startswith((".", "/")) or os.path.exists(cwd / name))
 
 
 def _is_corpus_id(name: str, cwd: Path) -> bool:
-    return name == SHIPPED or (is_hub_id(name) and not name.startswith(".") and not (cwd / name).exists())
+    return name == SHIPPED or (is_hub_id(name) and not name.startswith(".") and not os.path.exists(cwd / name))
 
 
 def _each(value: Any, change: Callable[[str], str]) -> Any:
@@ -65,7 +65,7 @@ def _each(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def _absolute(text: str, field: str, cwd: Path, keep: Keep) -> str:
-    name = text if (cwd / text).exists() else _expanded(text, field)
+    name = text if os.path.exists(cwd / text) else _expanded(text, field)
     return name if "://" in name or keep(name, cwd) else os.path.abspath(cwd / name)
 
 

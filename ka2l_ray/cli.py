@@ -18,7 +18,7 @@ from rich.table import Table as RichTable
 
 from ka2l_ray.artifacts import StageError
 from ka2l_ray.config import Config, ConfigError, load_config
-from ka2l_ray.jobs import command_line
+from ka2l_ray.jobs import command_line, goes_along
 from ka2l_ray.terminal import print_comparison, print_plan, print_preview, print_results
 
 app = typer.Typer(
@@ -85,7 +85,7 @@ def _load(config: Path, overrides: Sequence[str] | None) -> Config:
     """The configuration with every path as all nodes are to find it: what is relative counts from here."""
     from ka2l_ray.paths import absolute
 
-    return absolute(load_config(config, overrides or ()), Path.cwd())
+    return absolute(load_config(config, overrides or ()), Path.cwd(), goes_along())
 
 
 def _held(config: Config) -> Any:
@@ -103,7 +103,7 @@ def _connect(config: Config) -> None:
     """Join or start the cluster, and see that its nodes reach what the run needs."""
     from ka2l_ray.runtime import check_nodes, connect, log
 
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and Path(config.run.storage).is_relative_to(Path.cwd()):
+    if goes_along() and Path(config.run.storage).is_relative_to(Path.cwd()):
         log.warning("run.storage = %r lies in this job's own working directory: its results go with it", config.run.storage)
     connect(config)
     check_nodes(config)

@@ -15,10 +15,15 @@ from ka2l_ray.corpus.files import is_hub_id
 
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 SHIPPED = "world"
+OWN = ("run.storage", "annotate.endpoint.replies")
+"""What a run writes to: a copy of a working directory is no place for it."""
 
 
-def absolute(config: Config, cwd: Path) -> Config:
+def absolute(config: Config, cwd: Path, goes_along: bool = False) -> Config:
     """The configuration with every path absolute, below `cwd` where it was relative.
+
+    `goes_along`: `cwd` is a job's working directory, of which Ray gives every process its own copy, under another path in the next job.
+    What is there is then named relative to it, the same on every node and when the job is submitted again; `run.storage` is not.
 
     Raises `ConfigError` for a variable or a `~NAME` that the driver does not know, and where a variable brings a key into a URI.
     """
@@ -32,7 +37,7 @@ def absolute(config: Config, cwd: Path) -> Config:
         (tree["annotate"]["endpoint"], "annotate.endpoint.replies", _never),
     ):
         field = name.rpartition(".")[2]
-        section[field] = _each(section[field], lambda text, name=name, keep=keep: _absolute(text, name, cwd, keep))
+        section[field] = _each(section[field], lambda text, name=name, keep=keep: _settled(text, name, cwd, keep, goes_along))
     return parse_config(tree, "with ~ and variables replaced")
 
 
@@ -64,9 +69,13 @@ def _each(value: Any, change: Callable[[str], str]) -> Any:
     return None if value is None else change(value)
 
 
-def _absolute(text: str, field: str, cwd: Path, keep: Keep) -> str:
+def _settled(text: str, field: str, cwd: Path, keep: Keep, goes_along: bool) -> str:
     name = text if os.path.exists(cwd / text) else _expanded(text, field)
-    return name if "://" in name or keep(name, cwd) else os.path.abspath(cwd / name)
+    if "://" in name or keep(name, cwd):
+        return name
+    path = os.path.abspath(cwd / name)
+    inside = goes_along and field not in OWN and not os.path.isabs(name) and Path(path).is_relative_to(cwd)
+    return os.path.relpath(path, cwd) if inside else path
 
 
 def _expanded(text: str, field: str) -> str:

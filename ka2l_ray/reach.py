@@ -68,7 +68,7 @@ def local_paths(config: Config) -> dict[str, str]:
     sources = [config.corpus.source] if isinstance(config.corpus.source, str) else list(config.corpus.source)
     named = [("corpus.source", s) for s in sources if not is_hub_id(s) or Path(s).exists()]
     model = config.model.name_or_path
-    named += [("model.name_or_path", model)] if Path(model).is_absolute() else []
+    named += [("model.name_or_path", model)] if Path(model).is_absolute() or Path(model).exists() else []
     named += [("model.adapter", config.model.adapter)] if config.model.adapter else []
     named += [("decode.decoder", config.decode.decoder)] if config.decode.enabled else []
     return {f"{field} = {value!r}": value for field, value in named if value != SHIPPED and "://" not in value}

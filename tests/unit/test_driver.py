@@ -100,6 +100,17 @@ def test_a_driver_that_does_not_end_at_its_interrupt_is_ended(tmp_path: Path) ->
     assert "has not ended within 1 s" in told
 
 
+@pytest.mark.parametrize(("hears", "handler"), [(False, "Handlers.SIG_IGN"), (True, "default_int_handler")])
+def test_what_a_deaf_driver_starts_can_be_interrupted(hears: bool, handler: str) -> None:
+    """Workers of Ray above all: a task is cancelled by an interrupt within its process, which Python drops where SIGINT is ignored."""
+    child = "import signal; print(signal.getsignal(signal.SIGINT))"
+    code = f"import subprocess, sys; from ka2l_ray import driver; {'driver.hear_interrupts(); ' * hears}"
+    code += f"subprocess.run([sys.executable, '-c', {child!r}])"
+    ignore = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)  # noqa: E731
+    done = subprocess.run([sys.executable, "-c", code], preexec_fn=ignore, capture_output=True, text=True, check=True)
+    assert handler in done.stdout
+
+
 def test_ctrl_c_is_still_ignored_where_it_was(tmp_path: Path) -> None:
     process = holder(tmp_path, 600, sigint=signal.SIG_IGN)
     try:

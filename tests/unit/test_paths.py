@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from ka2l_ray.config import Config, ConfigError, differing_fields, load_config, parse_config
+from ka2l_ray.jobs import JOB_VARIABLE, goes_along
 from ka2l_ray.paths import absolute
 
 
@@ -33,6 +34,31 @@ def test_every_relative_path_counts_from_the_folder_given(tmp_path: Path) -> Non
     assert (made.model.name_or_path, made.model.adapter) == (f"{tmp_path}/model", f"{tmp_path.parent}/adapter")
     assert made.corpus.source == (f"{tmp_path}/q.jsonl", f"{tmp_path}/data/*.csv", f"{tmp_path}/folder")
     assert (made.decode.decoder, replies(made)) == (f"{tmp_path}/decoder", f"{tmp_path}/replies")
+
+
+def test_what_goes_along_with_a_job_is_named_relative_to_it(tmp_path: Path) -> None:
+    """Ray unpacks a job's working directory under another name in every job: a job that is submitted again is the same run."""
+    sections: dict[str, Any] = {"corpus": {"source": ["./q.jsonl", "/shared/q.jsonl", "../q.jsonl"]}, "decode": {"decoder": "decoder/"}}
+    sections |= {"model": {"name_or_path": "model"}, "annotate": {"endpoint": {"replies": "replies"}}}
+    made = []
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        (folder / "model").mkdir(parents=True)
+        made.append(absolute(config(run={"storage": "runs"}, **sections), folder, goes_along=True))
+    assert made[0].corpus.source == ("q.jsonl", "/shared/q.jsonl", f"{tmp_path}/q.jsonl")
+    assert (made[0].model.name_or_path, made[0].decode.decoder) == ("model", "decoder")
+    assert differing_fields(*made) == []
+    assert [m.run.storage for m in made] == [f"{tmp_path}/one/runs", f"{tmp_path}/two/runs"]
+    assert replies(made[0]) == f"{tmp_path}/one/replies"
+
+
+@pytest.mark.parametrize(
+    ("job", "along"), [(None, False), ('{"runtime_env": {}}', False), ('{"runtime_env": {"working_dir": "gcs://_ray_pkg_1.zip"}}', True)]
+)
+def test_only_a_job_with_a_working_directory_takes_files_along(monkeypatch: pytest.MonkeyPatch, job: str | None, along: bool) -> None:
+    monkeypatch.delenv(JOB_VARIABLE, raising=False)
+    if job is not None:
+        monkeypatch.setenv(JOB_VARIABLE, job)
+    assert goes_along() == along
 
 
 def test_what_is_no_path_stays(tmp_path: Path) -> None:

@@ -20,7 +20,10 @@ def config(storage: object, **sections: dict[str, Any]) -> Config:
     ("seen", "says"),
     [
         ((WELL, True), None),
-        ((Seen("No such file", None, ()), False), r"'/runs' is not shared: node b cannot read what the driver wrote \(No such file\).*s3://"),
+        (
+            (Seen("No such file", None, ()), False),
+            r"'/runs' is not shared: node b cannot read what the driver wrote \(No such file\).*s3://",
+        ),
         ((Seen(None, "Permission denied", ()), False), r"'/runs': node b cannot write there \(Permission denied\)"),
         ((WELL, False), r"'/runs' is not shared: the driver cannot read what node b wrote"),
         ((Seen(None, None, ("decode.decoder = '/d'",)), True), r"^decode\.decoder = '/d': not there on node b\. Give a path or URI"),

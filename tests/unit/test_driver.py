@@ -100,10 +100,10 @@ def test_a_driver_that_does_not_end_at_its_interrupt_is_ended(tmp_path: Path) ->
     assert "has not ended within 1 s" in told
 
 
-@pytest.mark.parametrize(("hears", "handler"), [(False, "Handlers.SIG_IGN"), (True, "default_int_handler")])
+@pytest.mark.parametrize(("hears", "handler"), [(False, "SIG_IGN"), (True, "default_int_handler")])
 def test_what_a_deaf_driver_starts_can_be_interrupted(hears: bool, handler: str) -> None:
     """Workers of Ray above all: a task is cancelled by an interrupt within its process, which Python drops where SIGINT is ignored."""
-    child = "import signal; print(signal.getsignal(signal.SIGINT))"
+    child = "import signal; print(repr(signal.getsignal(signal.SIGINT)))"
     code = f"import subprocess, sys; from ka2l_ray import driver; {'driver.hear_interrupts(); ' * hears}"
     code += f"subprocess.run([sys.executable, '-c', {child!r}])"
     ignore = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)  # noqa: E731

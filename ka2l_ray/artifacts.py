@@ -316,7 +316,7 @@ def _writing(config: Config) -> Iterator[None]:
 def _write(config: Config) -> None:
     """The format first: a folder with a configuration and no format is an earlier version's."""
     folder = run_folder(config)
-    if not (folder / FORMAT_FILE).exists():
+    if not (folder / CONFIG_FILE).exists():
         (folder / FORMAT_FILE).write_json({"format": FORMAT, "written_by": _this_version()})
     (folder / CONFIG_FILE).write_bytes(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
 

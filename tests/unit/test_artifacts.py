@@ -277,6 +277,14 @@ def test_a_run_of_another_format_is_refused_and_stays_as_it_is(tmp_path, stored,
     assert {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()} == before
 
 
+def test_a_format_that_no_configuration_followed_is_replaced(tmp_path):
+    """Another version was killed between the two; it has begun nothing."""
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r/format.json").write_text('{"format": 3, "written_by": "ka2l-ray 9.1.0"}')
+    Run.open(config(tmp_path))
+    assert Run.existing(str(tmp_path / "r")).config.run.name == "r"
+
+
 @pytest.mark.parametrize("left", [["driver.json"], ["driver.json", "format.json"]])
 def test_a_run_killed_before_it_stored_its_configuration_can_be_opened_again(tmp_path, left):
     Run.open(config(tmp_path))

@@ -7,6 +7,7 @@ Refuses to know: Ray, models, and what the columns mean.
 
 import importlib.metadata
 import json
+import os
 import posixpath
 import tempfile
 import time
@@ -116,6 +117,26 @@ class Folder:
             stream.write(data)
         self.filesystem.move(side, self.path)
 
+    def write_new(self, data: bytes) -> bool:
+        """Write whole unless there is such a file; returns whether it was written. Of several processes at the same moment one does it on a
+        local disk; in object storage, and on disks without hard links, all of them may."""
+        if self.exists():
+            return False
+        if not self.is_local:
+            self.write_bytes(data)
+            return True
+        side = self.path + f".{uuid.uuid4().hex[:8]}.part"
+        Folder(self.filesystem, side).write_bytes(data)
+        try:
+            os.link(side, self.path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without hard links
+            self.write_bytes(data)
+        finally:
+            Path(side).unlink()
+        return True
+
     def read_json(self) -> Any:
         """Raises `StageError` for a file that is no whole JSON, such as one that another program cut short."""
         try:
@@ -131,7 +152,7 @@ class Folder:
         return found
 
     def write_json(self, value: Any) -> None:
-        self.write_bytes((json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+        self.write_bytes(as_json(value))
 
     @contextmanager
     def local(self) -> Iterator[str]:
@@ -147,6 +168,11 @@ class Folder:
         """Copy a local folder's content here."""
         self.make()
         fs.copy_files(str(local), self.path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=self.filesystem)
+
+
+def as_json(value: Any) -> bytes:
+    """As every JSON file of a run is written."""
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
 
 
 @contextmanager

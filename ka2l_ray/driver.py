@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 import psutil
 
-from ka2l_ray.artifacts import DRIVER_FILE, Folder
+from ka2l_ray.artifacts import DRIVER_FILE, Folder, as_json
 from ka2l_ray.config import ConfigError
 
 FILE = DRIVER_FILE
@@ -41,8 +41,7 @@ def hold(folder: Folder) -> Callable[[], None]:
     """
     file, made = folder / FILE, not folder.exists()
     if (theirs := file.read_json_or_empty()) and _lives(folder, theirs):
-        who = _who(theirs)
-        raise ConfigError(f"{folder.path}: another driver is at work on this run, {who}. Wait for it, stop it, or choose another run.name")
+        raise _refused(folder, theirs)
     mine = {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -50,7 +49,10 @@ def hold(folder: Folder) -> Callable[[], None]:
         "token": uuid.uuid4().hex,
     }
     hear_interrupts()
-    file.write_json(mine)
+    if theirs and file.read_json_or_empty() == theirs:
+        file.delete()
+    if not file.write_new(as_json(mine)):
+        raise _refused(folder, file.read_json_or_empty())
     ended, writing = threading.Event(), threading.Lock()
 
     def release() -> None:
@@ -135,5 +137,11 @@ def _runs(theirs: dict[str, Any]) -> bool:
         return False
 
 
+def _refused(folder: Folder, theirs: dict[str, Any]) -> ConfigError:
+    return ConfigError(
+        f"{folder.path}: another driver is at work on this run, {_who(theirs)}. Wait for it, stop it, or choose another run.name"
+    )
+
+
 def _who(theirs: dict[str, Any]) -> str:
-    return f"process {theirs['pid']} on {theirs['host']}"
+    return f"process {theirs['pid']} on {theirs['host']}" if theirs else "which has just come or gone"

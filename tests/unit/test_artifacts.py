@@ -1,5 +1,7 @@
 """The run folder: what counts is what a manifest lists, and a folder belongs to one configuration."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -110,6 +112,21 @@ def test_a_file_is_replaced_whole(tmp_path):
     file.write_json({"a": None, "b": "é"})
     assert file.read_json() == {"a": None, "b": "é"}
     assert (Folder.of(str(tmp_path)) / "deep").names() == ["results.json"]
+
+
+def test_of_many_who_write_a_new_file_at_the_same_moment_one_does(tmp_path):
+    for n in range(20):
+        file, start = Folder.of(str(tmp_path)) / f"{n}.json", threading.Barrier(4)
+
+        def write(me, file=file, start=start):
+            start.wait()
+            return file.write_new(me)
+
+        with ThreadPoolExecutor(4) as pool:
+            wrote = list(pool.map(write, [b"a", b"b", b"c", b"d"]))
+        assert sum(wrote) == 1
+        assert file.read_bytes() == b"abcd"[(i := wrote.index(True)) : i + 1]
+    assert len(list(tmp_path.iterdir())) == 20
 
 
 def test_seconds_of_every_attempt_are_booked_also_of_one_that_failed(tmp_path, monkeypatch):

@@ -318,7 +318,7 @@ def world_build(
             raise ConfigError("--seed: the shipped assets are seed 0; give another world a folder of its own with --output")
         set_up_logging()
         connect(Config())
-        build(output or ASSETS, WorldRecipe(seed=seed), ModelRecipe(seed=seed), workers=workers, with_decoder=decoder)
+        build((output or ASSETS).absolute(), WorldRecipe(seed=seed), ModelRecipe(seed=seed), workers=workers, with_decoder=decoder)
 
 
 def main() -> None:

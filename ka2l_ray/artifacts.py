@@ -1,17 +1,19 @@
 """The run folder, on any filesystem that pyarrow speaks (local, `s3://`, `gs://`).
 
-In: a URI. Out: tables whose manifest lists the files that count, and small JSON and YAML files.
-A table is done when its manifest exists; the manifest is written last, and readers open what it lists, never the folder.
+In: a URI. Out: a run that is held, compared and only then written; tables whose manifest lists the files that count; small JSON and YAML
+files. A table is done when its manifest exists; the manifest is written last, and readers open what it lists, never the folder.
 Refuses to know: Ray, models, and what the columns mean.
 """
 
+import importlib.metadata
 import json
+import os
 import posixpath
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,10 @@ from ka2l_ray.config import Config, ConfigError, config_hash, differing_fields, 
 from ka2l_ray.errors import StageError
 
 MANIFEST = "manifest.json"
+CONFIG_FILE, FORMAT_FILE, DRIVER_FILE = "config.yaml", "format.json", "driver.json"
+FORMAT = 2
+"""Of a run's folder. Raise it with every change after which this version would misread a folder that an older one began, or an older one
+this version's: names of files and folders, what counts as done, columns that a later stage reads. A run of another format is refused."""
 URI_CHARACTERS = "/:@%!$&'()*+,;=~[]"
 """What stands in a URI as it is, letters and digits besides; `%` because quoted names stay quoted. The rest, such as a space, is quoted."""
 DRAW_STRIDE = 1000
@@ -82,6 +88,14 @@ class Folder:
         elif kind == fs.FileType.File:
             self.filesystem.delete_file(self.path)
 
+    def delete_if_empty(self) -> None:
+        """Remove the folder unless something is in it, or it is not there."""
+        if self.is_local:
+            with suppress(OSError):  # the system itself refuses one that is not empty, also where another process has just filled it
+                Path(self.path).rmdir()
+        elif not self.names(files_only=False):
+            self.delete()
+
     def names(self, files_only: bool = True) -> list[str]:
         """Names of what is directly inside, sorted; nothing where the folder is not there."""
         found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
@@ -100,6 +114,26 @@ class Folder:
             stream.write(data)
         self.filesystem.move(side, self.path)
 
+    def write_new(self, data: bytes) -> bool:
+        """Write whole unless there is such a file; returns whether it was written. Of several processes at the same moment one does it on a
+        local disk; in object storage, and on disks without hard links, all of them may."""
+        if self.exists():
+            return False
+        if not self.is_local:
+            self.write_bytes(data)
+            return True
+        side = self.path + f".{uuid.uuid4().hex[:8]}.part"
+        Folder(self.filesystem, side).write_bytes(data)
+        try:
+            os.link(side, self.path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without hard links
+            self.write_bytes(data)
+        finally:
+            Path(side).unlink()
+        return True
+
     def read_json(self) -> Any:
         """Raises `StageError` for a file that is not there, or is no whole JSON, such as one that another program cut short."""
         try:
@@ -117,7 +151,7 @@ class Folder:
         return found
 
     def write_json(self, value: Any) -> None:
-        self.write_bytes((json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+        self.write_bytes(as_json(value))
 
     @contextmanager
     def local(self) -> Iterator[str]:
@@ -133,6 +167,11 @@ class Folder:
         """Copy a local folder's content here."""
         self.make()
         fs.copy_files(str(local), self.path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=self.filesystem)
+
+
+def as_json(value: Any) -> bytes:
+    """As every JSON file of a run is written."""
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
 
 
 @contextmanager
@@ -241,6 +280,11 @@ def storage_of(config: Config) -> Folder:
         raise ConfigError(f"run.storage = {error}") from error
 
 
+def run_folder(config: Config) -> Folder:
+    """The folder of a configuration's run. Raises `ConfigError` as `storage_of` does."""
+    return storage_of(config) / config.run.name
+
+
 def _at_their_revision(config: Config, theirs: Config) -> Config:
     """The commit that a run pinned stands for a `model.revision` that is not given."""
     if config.model.revision is not None or config.model.name_or_path != theirs.model.name_or_path:
@@ -257,6 +301,73 @@ def _stored(file: Folder) -> Config:
     return parse_config(read_yaml(text, file.path), file.path)
 
 
+def _check_format(folder: Folder) -> None:
+    """Raise `ConfigError` for a run's folder of another format, naming the version that wrote it."""
+    file = folder / FORMAT_FILE
+    try:
+        found = file.read_json_or_empty() or {"format": 1, "written_by": "an earlier version of ka2l-ray"}
+        number, written_by = found["format"], found["written_by"]
+    except (StageError, KeyError) as error:
+        raise ConfigError(f"{file.path}: does not say which format the run has ({error}); choose another run.name") from error
+    if number != FORMAT:
+        raise ConfigError(
+            f"{folder.path}: has run format {number}, written by {written_by}; {_this_version()} reads and writes format {FORMAT}. "
+            "Go on with the version that wrote it, or choose another run.name"
+        )
+
+
+def _this_version() -> str:
+    try:
+        return f"ka2l-ray {importlib.metadata.version('ka2l-ray')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "ka2l-ray that is not installed"
+
+
+def _compared(config: Config, pin: Callable[[Config], Config]) -> Config:
+    """The configuration that a run goes on or begins with. Raises `ConfigError` where its folder is no run, has another format, or belongs
+    to another configuration, naming what differs."""
+    folder = run_folder(config)
+    if not (folder / CONFIG_FILE).exists():
+        if any(not n.endswith(".part") and n not in (DRIVER_FILE, FORMAT_FILE) for n in folder.names(files_only=False)):
+            raise ConfigError(f"{folder.path}: is not empty and holds no config.yaml, so it is not a run. Choose another run.name")
+        return pin(config)
+    _check_format(folder)
+    theirs = _stored(folder / CONFIG_FILE)
+    config = _at_their_revision(config, theirs)
+    begun = (folder / "questions" / MANIFEST).exists()
+    if begun and (different := differing_fields(theirs, config)):
+        fields = "; ".join(different)
+        raise ConfigError(
+            f"{folder.path}: belongs to another configuration (theirs → yours): {fields}. Choose another run.name or delete it"
+        )
+    return config
+
+
+@contextmanager
+def _writing(config: Config) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"run.storage = {config.run.storage!r}: cannot be written: {error}") from error
+
+
+def _write(config: Config) -> None:
+    """The format first: a folder with a configuration and no format is an earlier version's."""
+    folder = run_folder(config)
+    if not (folder / CONFIG_FILE).exists():
+        (folder / FORMAT_FILE).write_json({"format": FORMAT, "written_by": _this_version()})
+    (folder / CONFIG_FILE).write_bytes(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
+
+
+Hold = Callable[[Folder], Callable[[], None]]
+"""Makes this process the driver of a run, or raises `ConfigError`; returns what ends that again."""
+
+
+def held_by_nobody(folder: Folder) -> Callable[[], None]:
+    """A `Hold` for callers that are the only ones who know the folder."""
+    return lambda: None
+
+
 @dataclass(frozen=True)
 class Run:
     """A run's folder and its configuration."""
@@ -265,39 +376,38 @@ class Run:
     config: Config
 
     @classmethod
-    def open(cls, config: Config, pin: Callable[[Config], Config] = lambda config: config) -> "Run":
-        """Open or create the run's folder; a new run's configuration goes through `pin`.
+    def open(cls, config: Config, pin: Callable[[Config], Config] = lambda config: config, hold: Hold = held_by_nobody) -> "Run":
+        """Open or create a run's folder, as `open_all` does."""
+        return cls.open_all([config], pin, hold)[0]
 
-        Raises `ConfigError` where the folder belongs to another configuration, naming what differs.
+    @classmethod
+    def open_all(
+        cls, configs: Sequence[Config], pin: Callable[[Config], Config] = lambda config: config, hold: Hold = held_by_nobody
+    ) -> list["Run"]:
+        """Open or create the folders of several runs: hold all, compare all, write all, in this order, so that a refusal changes nothing.
+
+        A new run's configuration goes through `pin`. Raises `ConfigError` where another driver holds a folder, where one is no run, has
+        another format or another configuration, and where storage cannot be written; what was held is let go then.
         """
-        folder = storage_of(config) / config.run.name
-        stored = folder / "config.yaml"
-        if stored.exists():
-            theirs = _stored(stored)
-            config = _at_their_revision(config, theirs)
-            begun = (folder / "questions" / MANIFEST).exists()
-            if begun and (different := differing_fields(theirs, config)):
-                fields = "; ".join(different)
-                raise ConfigError(
-                    f"{folder.path}: belongs to another configuration (theirs → yours): {fields}. Choose another run.name or delete it"
-                )
-        elif any(not n.endswith(".part") for n in folder.names(files_only=False)):
-            raise ConfigError(f"{folder.path}: is not empty and holds no config.yaml, so it is not a run. Choose another run.name")
-        else:
-            config = pin(config)
-        try:
-            stored.write_bytes(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
-        except OSError as error:
-            raise ConfigError(f"run.storage = {config.run.storage!r}: cannot be written: {error}") from error
-        return cls(folder, config)
+        with ExitStack() as held:
+            for config in configs:
+                with _writing(config):
+                    held.callback(hold(run_folder(config)))
+            compared = [_compared(config, pin) for config in configs]
+            for config in compared:
+                with _writing(config):
+                    _write(config)
+            held.pop_all()
+        return [cls(run_folder(config), config) for config in compared]
 
     @classmethod
     def existing(cls, uri: str) -> "Run":
-        """Open a run that is there. Raises `ConfigError` where it is not."""
+        """Open a run that is there. Raises `ConfigError` where it is not, or has another format."""
         folder = Folder.of(uri)
-        if not (folder / "config.yaml").exists():
+        if not (folder / CONFIG_FILE).exists():
             raise ConfigError(f"{uri}: holds no config.yaml, so it is not a run folder")
-        return cls(folder, _stored(folder / "config.yaml"))
+        _check_format(folder)
+        return cls(folder, _stored(folder / CONFIG_FILE))
 
     @property
     def hash(self) -> str:

@@ -20,7 +20,7 @@ from rich.table import Table as RichTable
 
 from ka2l_ray.config import Config, ConfigError, load_config
 from ka2l_ray.errors import UserError, internal
-from ka2l_ray.jobs import command_line
+from ka2l_ray.jobs import command_line, goes_along
 from ka2l_ray.terminal import print_comparison, print_plan, print_preview, print_results, print_retried
 
 app = typer.Typer(
@@ -80,19 +80,38 @@ def _fail(message: str, status: int) -> NoReturn:
     raise SystemExit(status)
 
 
-def _open(config: Config) -> Any:
-    """Check, connect, open the run folder: everything that can refuse before work starts."""
+def _load(config: Path, overrides: Sequence[str] | None) -> Config:
+    """The configuration with every path as all nodes are to find it: what is relative counts from here."""
+    from ka2l_ray.paths import absolute
+
+    return absolute(load_config(config, overrides or ()), Path.cwd(), goes_along())
+
+
+def _held(config: Config) -> Any:
+    """Check, hold the run's folder, compare, write, in this order: everything that can refuse before a cluster is asked for."""
     from ka2l_ray import driver, pipeline
     from ka2l_ray.artifacts import Run
-    from ka2l_ray.runtime import connect, log, set_up_logging
+    from ka2l_ray.runtime import set_up_logging
 
     set_up_logging()
     pipeline.check(config)
-    run = Run.open(config, pipeline.pinned)
-    driver.hold(run.folder)
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not Path(config.run.storage).is_absolute() and "://" not in config.run.storage:
-        log.warning("run.storage = %r is relative: this job's results lie in %s and go with it", config.run.storage, run.folder.path)
+    return Run.open(config, pipeline.pinned, driver.hold)
+
+
+def _connect(config: Config) -> None:
+    """Join or start the cluster, and see that its nodes reach what the run needs."""
+    from ka2l_ray.runtime import check_nodes, connect, log
+
+    if goes_along() and Path(config.run.storage).is_relative_to(Path.cwd()):
+        log.warning("run.storage = %r lies in this job's own working directory: its results go with it", config.run.storage)
     connect(config)
+    check_nodes(config)
+
+
+def _open(config: Config) -> Any:
+    """The run of a configuration, held, on a cluster that reaches it."""
+    run = _held(config)
+    _connect(run.config)
     return run
 
 
@@ -116,7 +135,7 @@ def run_command(
     Accuracy, and so saving, is over the pool's facts in another wording on the world, and on files over facts that no pool question asks.
     """
     with plain_errors(debug):
-        loaded = load_config(config, overrides or ())
+        loaded = _load(config, overrides)
         from ka2l_ray import pipeline  # Ray and torch take seconds to import: a mistake in the file is told before
 
         for name in (until, redo):
@@ -144,7 +163,7 @@ def _stage_command(name: str, text: str, act: Callable[[Any, str, str], list[Any
     def command(config: ConfigFile, overrides: Overrides = None, debug: Debug = False) -> None:
         with plain_errors(debug):
             typed = command_line("ka2l", name, str(config), overrides=overrides or ())
-            _end_paused(config, overrides, act(_open(load_config(config, overrides or ())), name, typed))
+            _end_paused(config, overrides, act(_open(_load(config, overrides)), name, typed))
 
     command.__doc__ = f"{text} Earlier stages run first where they are missing."
     app.command(name)(command)
@@ -194,18 +213,16 @@ def annotate_command(
     with plain_errors(debug):
         from ka2l_ray import pipeline
         from ka2l_ray.annotate.file import import_file
-        from ka2l_ray.artifacts import Run
 
-        loaded = load_config(config, overrides or ())
-        if import_from:
-            pipeline.check(loaded)
-            folders = [r.folder / "annotations" for r in pipeline.plan(Run.open(loaded))]
-            for file in import_from:
-                counts = import_file(file, folders)
-                print(f"{file}: " + ", ".join(f"{name} {n}" for name, n in counts.items()))  # noqa: T201
+        run = _held(_load(config, overrides))
+        folders = [r.folder / "annotations" for r in pipeline.plan(run)]
+        for file in import_from or ():
+            counts = import_file(file, folders)
+            print(f"{file}: " + ", ".join(f"{name} {n}" for name, n in counts.items()))  # noqa: T201
+        _connect(run.config)
         given = [part for file in import_from or () for part in ("--import", file)]
         typed = command_line("ka2l", "annotate", str(config), *given, overrides=overrides or ())
-        _end_paused(config, overrides, pipeline.advance(_open(loaded), "annotate", typed))
+        _end_paused(config, overrides, pipeline.advance(run, "annotate", typed))
 
 
 @app.command()
@@ -224,15 +241,12 @@ def compare(
     with plain_errors(debug):
         from ka2l_ray import driver
         from ka2l_ray.active import compare as comparing
-        from ka2l_ray.runtime import connect, set_up_logging
+        from ka2l_ray.runtime import set_up_logging
 
         set_up_logging()
         chosen = [f"active.strategies=[{strategies}]"] if strategies else []
-        loaded = load_config(config, [*(overrides or ()), *chosen])
-        runs = comparing.open_runs(loaded, seeds)
-        for run in runs:
-            driver.hold(run.folder)
-        connect(loaded)
+        runs = comparing.open_runs(_load(config, [*(overrides or ()), *chosen]), seeds, driver.hold)
+        _connect(runs[0].config)
         words = ("--seeds", str(seeds), *(("--strategies", strategies) if strategies else ()))
         typed = command_line("ka2l", "compare", str(config), *words, overrides=overrides or ())
         folder, summary = comparing.compare(runs, parallel, typed)
@@ -243,7 +257,7 @@ def compare(
 def corpus(config: ConfigFile, overrides: Overrides = None, debug: Debug = False) -> None:
     """Preview a corpus: rows, splits, topics, one prompt, token lengths, what was dropped and why. Nothing is kept, no model is loaded."""
     with plain_errors(debug):
-        loaded = load_config(config, overrides or ())
+        loaded = _load(config, overrides)
         from ka2l_ray.corpus.preview import preview
 
         print_preview(preview(loaded))
@@ -314,7 +328,7 @@ def world_build(
             raise ConfigError("--seed: the shipped assets are seed 0; give another world a folder of its own with --output")
         set_up_logging()
         connect(Config())
-        build(output or ASSETS, WorldRecipe(seed=seed), ModelRecipe(seed=seed), workers=workers, with_decoder=decoder)
+        build((output or ASSETS).absolute(), WorldRecipe(seed=seed), ModelRecipe(seed=seed), workers=workers, with_decoder=decoder)
 
 
 def main() -> None:

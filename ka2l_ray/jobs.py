@@ -6,6 +6,8 @@ Refuses to know: what a stage does. A broken log stream is not a failed job: the
 
 import argparse
 import asyncio
+import json
+import os
 import shlex
 import sys
 import time
@@ -16,6 +18,8 @@ from ka2l_ray.errors import ConfigError, told_by
 
 EXCLUDED = [".git", ".venv", "runs", "tests", "*.egg-info"]
 POLL_S = 2.0
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray in the environment of a job's driver, with its `runtime_env`."""
 AGENT_WAIT_S = 120.0
 
 
@@ -28,6 +32,12 @@ def stage_job(stage: str, description: str) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one field; may be repeated")
     arguments = parser.parse_args()
     app([stage, str(arguments.config), *_set_options(arguments.set)])
+
+
+def goes_along() -> bool:
+    """Whether this process is the driver of a Ray job whose working directory Ray copies to every node, and throws away afterwards."""
+    job = json.loads(os.environ.get(JOB_VARIABLE, "{}"))
+    return bool(job.get("runtime_env", {}).get("working_dir"))
 
 
 def command_line(*words: str, overrides: Sequence[str]) -> str:

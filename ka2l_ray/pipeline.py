@@ -181,7 +181,7 @@ def check_decoder_fits(config: Config) -> None:
         card = read_card(decoder_folder(name))
     except (OSError, TypeError, ValueError) as error:
         raise ConfigError(f"decode.decoder = {name!r}: holds no decoder: {error}. Or set decode.enabled: false") from error
-    if card.model.split("@")[0].split(" + ")[0] != config.model.name_or_path:
+    if card.model != (given := config.model.name_or_path) and not card.model.startswith((f"{given}@", f"{given} + ")):
         raise ConfigError(
             f"decode.decoder = {name!r} reads states of model {card.model!r}, not of {config.model.name_or_path!r}; "
             "give one that was trained on this model, or set decode.enabled: false"

@@ -21,10 +21,13 @@ import ray
 from ray.data import DataContext
 from ray.exceptions import RayError, RayTaskError
 from ray.util.metrics import Counter
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ka2l_ray.config import Config, ConfigError, Pool
+from ka2l_ray.driver import hear_interrupts
 from ka2l_ray.errors import UserError, last_words, names_a_library, without_type, words_of
 from ka2l_ray.models.tally import Tally
+from ka2l_ray.reach import Seen, local_paths, look, note, refusal
 
 STACK = ("ka2l-ray", "ray", "torch", "transformers", "peft", "deepspeed", "pyarrow", "scikit-learn", "numpy")
 WORKER_ENVIRONMENT = {
@@ -33,6 +36,7 @@ WORKER_ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "ARROW_DEFAULT_MEMORY_POOL": "system",  # gives back what a block took; pyarrow's own default keeps it
 }
+NODE_ANSWERS_WITHIN_S = 60.0
 log = logging.getLogger("ka2l")
 T = TypeVar("T")
 
@@ -78,9 +82,10 @@ def connect(config: Config) -> None:
     Raises `ConfigError` where there is no cluster at the address, or a local one can never hold a pool.
     """
     if not ray.is_initialized():
-        address = config.ray.address or os.environ.get("RAY_ADDRESS") or "local"  # None would join any cluster found on this machine
+        address = _address(config)
         local = config.ray.local_cpus if address == "local" else None
         _set_environment()
+        hear_interrupts()
         if local:
             _warn_of_a_gone_cluster()
         try:
@@ -101,6 +106,53 @@ def connect(config: Config) -> None:
     context.enable_progress_bars = sys.stderr.isatty()
     context.enable_rich_progress_bars = sys.stderr.isatty()
     context.print_on_execution_start = False
+
+
+def check_nodes(config: Config) -> None:
+    """Where the cluster has other nodes than the driver's, see from each that it reaches `run.storage` and the local folders of the run.
+
+    Raises `ConfigError` naming the first node that does not. One that gives no answer is only named in the log: it may be about to go.
+    """
+    mine = None if _address(config).startswith("ray://") else ray.get_runtime_context().get_node_id()
+    others = [n for n in ray.nodes() if n["Alive"] and n["NodeID"] != mine]
+    if not others:
+        return
+    paths, seen = local_paths(config), []
+    with note(config) as folder:
+        looks = {_look_from(n["NodeID"], folder.uri, paths): n for n in others}
+        answered, silent = ray.wait(list(looks), num_returns=len(looks), timeout=NODE_ANSWERS_WITHIN_S)
+        for answer in answered:
+            if (found := _answer(answer, name := _node_name(looks[answer]))) is not None:
+                seen.append((name, found, (folder / looks[answer]["NodeID"]).exists()))
+    for name in (_node_name(looks[s]) for s in silent):
+        log.warning("node %s has not said within %.0f s whether it reaches run.storage", name, NODE_ANSWERS_WITHIN_S)
+    if problem := refusal(config, seen):
+        raise ConfigError(problem)
+
+
+def _look_from(node: str, uri: str, paths: dict[str, str]) -> "ray.ObjectRef[Seen]":
+    options: dict[str, Any] = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
+    return ray.remote(**options)(look).remote(uri, node, paths)
+
+
+def _answer(reference: "ray.ObjectRef[Seen]", name: str) -> Seen | None:
+    """What a node saw; None where it went meanwhile. Raises `ConfigError` where it cannot run this package."""
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        raise ConfigError(f"node {name} cannot run a task of ka2l-ray; it needs the driver's packages: {one_line(error)}") from error
+    except RayError as error:
+        log.warning("node %s has not said whether it reaches run.storage: %s", name, one_line(error))
+        return None
+
+
+def _node_name(node: dict[str, Any]) -> str:
+    return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+
+
+def _address(config: Config) -> str:
+    """The cluster to join, or `local`: Ray's own None would join any cluster found on this machine."""
+    return config.ray.address or os.environ.get("RAY_ADDRESS") or "local"
 
 
 def _set_environment() -> None:

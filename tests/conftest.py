@@ -1,5 +1,8 @@
-"""What every tier shares: the world, its tokenizer, and a fixed choice of hypothesis examples."""
+"""What every tier shares: the world, its tokenizer, a bucket, and a fixed choice of hypothesis examples."""
 
+from collections.abc import Iterator
+
+import object_store
 import pytest
 from hypothesis import settings
 
@@ -20,3 +23,12 @@ def tokenizer(world):
     from ka2l_ray.world.tokenizer import build_tokenizer
 
     return build_tokenizer(world)
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URI of a folder in a bucket of its own."""
+    for name, value in object_store.KEYS.items():
+        monkeypatch.setenv(name, value)
+    with object_store.bucket_on_moto() as uri:
+        yield uri

@@ -21,7 +21,7 @@ from ka2l_ray.active.round import State
 from ka2l_ray.annotate.endpoint import share
 from ka2l_ray.annotate.sources import source_of
 from ka2l_ray.annotate.stage import CACHE, key_of, share_claims
-from ka2l_ray.artifacts import Run, StageError, storage_of
+from ka2l_ray.artifacts import Hold, Run, StageError, held_by_nobody, storage_of
 from ka2l_ray.config import Config, ConfigError
 from ka2l_ray.errors import UserError
 from ka2l_ray.report.comparison import render
@@ -32,8 +32,8 @@ INTERRUPTED = 130
 """Exit status of a curve's process that was cancelled."""
 
 
-def open_runs(config: Config, seeds: int) -> list[Run]:
-    """One run folder per seed. Raises `ConfigError` before any work where a comparison cannot be made."""
+def open_runs(config: Config, seeds: int, hold: Hold = held_by_nobody) -> list[Run]:
+    """One run folder per seed, all held before any is written. Raises `ConfigError` before any work where a comparison cannot be made."""
     if "random" not in config.active.strategies:
         raise ConfigError("active.strategies: a comparison needs `random`, against which savings are measured")
     if config.annotate.source == "file":
@@ -44,11 +44,11 @@ def open_runs(config: Config, seeds: int) -> list[Run]:
     if endpoint.replies is None:
         endpoint = endpoint.model_copy(update={"replies": (folder / CACHE).uri})
         config = config.model_copy(update={"annotate": config.annotate.model_copy(update={"endpoint": endpoint})})
-    runs = []
-    for seed in range(config.run.seed, config.run.seed + seeds):
-        section = config.run.model_copy(update={"storage": storage, "name": f"seed_{seed}", "seed": seed})
-        runs.append(Run.open(config.model_copy(update={"run": section}), pipeline.pinned))
-    return runs
+    sections = [
+        config.run.model_copy(update={"storage": storage, "name": f"seed_{seed}", "seed": seed})
+        for seed in range(config.run.seed, config.run.seed + seeds)
+    ]
+    return Run.open_all([config.model_copy(update={"run": section}) for section in sections], pipeline.pinned, hold)
 
 
 def compare(runs: Sequence[Run], parallel: int | None, command: str) -> tuple[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from ka2l_ray.config.base import Pool, Positive, Section, Share
+from ka2l_ray.config.subject import refuse_keys
 
 Position = Literal["last", "mean"]
 
@@ -121,7 +122,7 @@ class DecodeSection(Section):
     enabled: bool = True
     """Whether a decoder is measured, and used by the strategies `ka2l` (which only records what it wrote) and `decoded` (which buys it)."""
     decoder: Annotated[str, Field(min_length=1)] = "world"
-    """`world` (the shipped decoder) or a folder that holds one."""
+    """`world` (the shipped decoder), or a folder that holds one, or its URI."""
     variants: Positive = 2
     """New questions tried per state (M)."""
     noise: Annotated[float, Field(ge=0)] = 0.5
@@ -133,3 +134,9 @@ class DecodeSection(Section):
     check_questions: Positive = 256
     """Probe questions whose own text the decoder must find again, to measure it."""
     pool: Pool = Pool(shard_rows=64)
+
+    @model_validator(mode="after")
+    def _no_keys(self) -> "DecodeSection":
+        """a `decoder` that holds a key, a password or a user's name."""
+        refuse_keys("decoder", self.decoder)
+        return self

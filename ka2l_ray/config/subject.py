@@ -28,7 +28,8 @@ class RunSection(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = "run"
     """Name of the run's folder below `storage`."""
     storage: Annotated[str, Field(min_length=1)] = "runs"
-    """Folder or URI (`s3://…`, `gs://…`) that holds runs; on a cluster every node must reach it."""
+    """Folder or URI (`s3://…`, `gs://…`) that holds runs; on a cluster every node must reach it. Here and wherever a path is given, `~`,
+    `$NAME` and `${NAME}` are replaced, and a relative path counts from where the command is started."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of splits, samples, acquisition and training."""
     max_error_fraction: Share = 0.01
@@ -55,7 +56,7 @@ class ModelSection(Section):
     """The causal language model under study."""
 
     name_or_path: Annotated[str, Field(min_length=1)] = "world"
-    """`world` (the shipped model), a Hugging Face folder, or a hub id."""
+    """`world` (the shipped model), a Hugging Face folder or its URI (copied once to every node that needs it), or a hub id."""
     revision: str | None = None
     """Commit or tag of a hub id."""
     adapter: str | None = None
@@ -69,7 +70,8 @@ class ModelSection(Section):
 
     @model_validator(mode="after")
     def _no_keys(self) -> "ModelSection":
-        """an `adapter` that holds a key, a password or a user's name."""
+        """a `name_or_path` or an `adapter` that holds a key, a password or a user's name."""
+        refuse_keys("name_or_path", self.name_or_path)
         refuse_keys("adapter", self.adapter or "")
         return self
 

@@ -124,6 +124,11 @@ def _files(source: str, hub: HubSection) -> list[File]:
     )
 
 
+def is_hub_id(source: str) -> bool:
+    """Whether a source that is not there as a file or folder is read from the hub."""
+    return "://" not in source and HUB_ID.fullmatch(source) is not None and _kind(source) is None
+
+
 def _inside(folder: str, name: str) -> str:
     """Path or URI of a file in a folder; the options of a URI stay at its end, and its name is quoted as URIs want."""
     if "://" not in folder:

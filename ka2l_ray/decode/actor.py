@@ -20,6 +20,7 @@ from ka2l_ray.decode.model import StateDecoder
 from ka2l_ray.errors import ConfigError
 from ka2l_ray.models.activations import Prompt
 from ka2l_ray.models.batching import Limits
+from ka2l_ray.models.copies import local_copy
 from ka2l_ray.models.engine import Engine
 from ka2l_ray.models.loading import ASSETS, device, load_blocks, load_tokenizer
 from ka2l_ray.models.sampling import uniforms
@@ -82,5 +83,5 @@ class DecodeActor:
 
 
 def decoder_folder(decoder: str) -> Path:
-    """Folder of a decoder: the shipped one for `world`, else the path given."""
-    return ASSETS / "decoder" if decoder == "world" else Path(decoder)
+    """Folder of a decoder: the shipped one for `world`, else the path given, or a local copy of the URI."""
+    return ASSETS / "decoder" if decoder == "world" else local_copy(decoder)

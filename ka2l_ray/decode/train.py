@@ -43,7 +43,10 @@ def train_decoder(
     recipe: DecoderRecipe,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> StateDecoder:
-    """Train on `recipe.steps` batches from `questions`; the card records model, prompt, layer and position."""
+    """Train on `recipe.steps` batches from `questions`; the card records model, prompt, layer and position.
+
+    `model_name` is what a run's `model.name_or_path` will be: `world`, a hub id, a URI, or the folder's absolute path.
+    """
     torch.manual_seed(recipe.seed)
     card = DecoderCard(
         model=model_name,

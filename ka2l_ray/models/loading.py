@@ -1,4 +1,4 @@
-"""Loading a causal LM and its tokenizer: the shipped world model, a folder, or a hub id.
+"""Loading a causal LM and its tokenizer: the shipped world model, a folder, a URI, or a hub id.
 
 In: a `ModelSection`. Out: a model in evaluation mode on the actor's device, and a left-padding tokenizer.
 Refuses to know: prompts, questions, Ray. Weights are read from safetensors only; no pickle is ever opened.
@@ -28,6 +28,7 @@ from ka2l_ray.artifacts import Folder
 from ka2l_ray.config import ConfigError, ModelSection
 from ka2l_ray.errors import is_from, told_by
 from ka2l_ray.models.activations import blocks
+from ka2l_ray.models.copies import local_copy
 
 ASSETS = Path(__file__).parent.parent / "world" / "assets"
 WORLD_MODEL = ASSETS / "model"
@@ -35,9 +36,14 @@ PEFT_CONFIG = "adapter_config.json"
 """The file that tells a PEFT adapter from a full model."""
 
 
-def model_path(model: ModelSection) -> str:
-    """What to hand to Hugging Face: the folder of the shipped model for `world`, else the name as it stands."""
-    return str(WORLD_MODEL) if model.name_or_path == "world" else model.name_or_path
+def model_path(model: ModelSection, weights: bool = True) -> str:
+    """What to hand to Hugging Face: the folder of the shipped model for `world`, a local copy of a URI, else the name as it stands.
+
+    Without `weights` the copy of a URI holds configuration and tokenizer alone. Raises `FileNotFoundError` where nothing lies at a URI.
+    """
+    if model.name_or_path == "world":
+        return str(WORLD_MODEL)
+    return str(local_copy(model.name_or_path, weights)) if "://" in model.name_or_path else model.name_or_path
 
 
 def _source(model: ModelSection) -> dict[str, Any]:
@@ -51,7 +57,7 @@ def device() -> torch.device:
 
 def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
     """Tokenizer that pads on the left; a missing pad token becomes the end token (padding is masked everywhere)."""
-    tokenizer = AutoTokenizer.from_pretrained(model_path(model), padding_side="left", **_source(model))
+    tokenizer = AutoTokenizer.from_pretrained(model_path(model, weights=False), padding_side="left", **_source(model))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -159,8 +165,7 @@ def check_model(model: ModelSection) -> None:
     automatic = getattr(config, "auto_map", None) or {}
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and "AutoModelForCausalLM" not in automatic:
         raise ConfigError(f"{named}: model type {config.model_type!r} is no causal language model")
-    folder = Path(model_path(model))
-    if folder.is_dir() and (lacks := _missing_weights(folder)):
+    if lacks := _missing_weights(model):
         raise ConfigError(f"{named}: the folder lacks {', '.join(lacks)}; weights are read from safetensors only")
     tokenizer = load_tokenizer(model)
     if not tokenizer.is_fast:
@@ -171,10 +176,14 @@ def check_model(model: ModelSection) -> None:
         raise ConfigError(f"{named}: its tokenizer has {tokens:,} tokens, the model {vocabulary:,}; is it another model's tokenizer?")
 
 
-def _missing_weights(folder: Path) -> list[str]:
-    """Names of weights files that should be in a model's folder and are not."""
-    index = folder / "model.safetensors.index.json"
+def _missing_weights(model: ModelSection) -> list[str]:
+    """Names of weights files that should be in a model's folder or at its URI and are not; none of a hub id, which is not listed."""
+    address = model_path(model, weights=False)
+    if not Path(address).is_dir():
+        return []
+    index = Path(address, "model.safetensors.index.json")
     wanted = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
+    folder = Folder.of(model.name_or_path if "://" in model.name_or_path else address)
     return sorted(n for n in wanted if not (folder / n).exists())
 
 
@@ -185,7 +194,7 @@ def commit(model: ModelSection) -> str | None:
 
 def configuration(model: ModelSection) -> PreTrainedConfig:
     """The model's own configuration, no weights read."""
-    return AutoConfig.from_pretrained(model_path(model), **_source(model))
+    return AutoConfig.from_pretrained(model_path(model, weights=False), **_source(model))
 
 
 def depth_and_width(model: ModelSection) -> tuple[int, int]:

@@ -55,7 +55,7 @@ def make_plan(config: Config, cluster: Mapping[str, float] | None = None) -> Pla
 
 def _has_tokenizer(model: ModelSection) -> bool:
     """Whether the tokenizer is here. Only that of a hub id may be elsewhere: a folder without one is refused, as a run refuses it."""
-    path = model_path(model)
+    path = model_path(model, weights=False)
     if Path(path).is_dir():
         return True
     options = {"revision": model.revision or "main", "trust_remote_code": model.trust_remote_code}

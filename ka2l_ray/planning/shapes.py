@@ -149,7 +149,7 @@ def adapter_parameters(model: ModelSection, lora: LoraSection) -> int:
 
 
 def _configuration(model: ModelSection) -> tuple[PreTrainedConfig, str]:
-    path, options = model_path(model), {"revision": model.revision or "main", "trust_remote_code": model.trust_remote_code}
+    path, options = model_path(model, weights=False), {"revision": model.revision or "main", "trust_remote_code": model.trust_remote_code}
     try:
         return AutoConfig.from_pretrained(path, local_files_only=True, **options), "shipped" if str(ASSETS) in path else "its config.json"
     except (OSError, ValueError):

@@ -1,13 +1,28 @@
 """What a user meets when something is wrong: one line, exit status 2, no traceback, nothing written."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from commands import ROOT, ka2l
 
+from ka2l_ray import driver
+from ka2l_ray.active.compare import open_runs
+from ka2l_ray.artifacts import Run
 from ka2l_ray.cli import app
+from ka2l_ray.config import load_config
 
 SMOKE = "jobs/configs/smoke.yaml"
+HOLDER = """
+import sys, time
+from ka2l_ray import driver
+from ka2l_ray.artifacts import Folder
+
+driver.hold(Folder.of(sys.argv[1]))
+print("held", flush=True)
+time.sleep(600)
+"""
 
 
 @pytest.mark.parametrize(
@@ -19,7 +34,8 @@ SMOKE = "jobs/configs/smoke.yaml"
         (["active.budget=61"], "active.budget = 61 exceeds corpus.world.pool_questions = 60"),
         (["corpus.world.probe_questions=3000"], "corpus.world.probe_questions = 3000: the world has only"),
         (["model.name_or_path=/no/such/model"], "model.name_or_path = '/no/such/model'"),
-        (["corpus.source=questions.jsonl"], "corpus.source = 'questions.jsonl': no such file"),
+        (["corpus.source=questions.jsonl"], f"corpus.source = '{ROOT}/questions.jsonl': no such file"),
+        (["decode.decoder=$NO_SUCH_VARIABLE/d"], "decode.decoder = '$NO_SUCH_VARIABLE/d': the environment has no NO_SUCH_VARIABLE"),
         (["corpus.source=q.jsonl", "active.strategies=[oracle]"], "`oracle` needs corpus.source = world"),
     ],
 )
@@ -37,6 +53,33 @@ def test_a_mistake_is_one_clear_line(
     assert says in lines[0]
     assert "Traceback" not in shown
     assert not list(tmp_path.rglob("manifest.json"))
+
+
+@pytest.mark.parametrize("typed", [["run"], ["collect"], ["annotate"], ["annotate", "--import", "a.csv"], ["compare", "--seeds", "2"]])
+def test_a_second_driver_is_refused_and_changes_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, typed: list[str]
+) -> None:
+    """Of a comparison, the second run is held: the first, which is free, is left alone too."""
+    monkeypatch.chdir(ROOT)
+    given = load_config(SMOKE, [f"run.storage={tmp_path}"])
+    run = open_runs(given, 2)[1] if typed[0] == "compare" else Run.open(given)
+    before = files(tmp_path)
+    command, *more = typed
+    with subprocess.Popen([sys.executable, "-c", HOLDER, run.folder.path], stdout=subprocess.PIPE, text=True) as first:
+        try:
+            assert first.stdout
+            assert first.stdout.readline() == "held\n"
+            with pytest.raises(SystemExit) as ended:
+                app([command, SMOKE, *more, "--set", f"run.storage={tmp_path}", "--set", "collect.samples=5"])
+        finally:
+            first.kill()
+    assert ended.value.code == 2
+    assert f"another driver is at work on this run, process {first.pid}" in capfd.readouterr().err
+    assert files(tmp_path) == before
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {f: f.read_bytes() for f in folder.rglob("*") if f.is_file() and f.name != driver.FILE}
 
 
 def test_a_mistake_ends_the_command_itself(tmp_path: Path) -> None:

@@ -1,19 +1,14 @@
 """One local Ray cluster for every test of this folder."""
 
 import os
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
+import object_store
 import pytest
 import ray
 from golden import ONE_RANK, group_of_one
-from pyarrow import fs
 from runs import small
 
 from ka2l_ray import pipeline
@@ -26,7 +21,7 @@ from ka2l_ray.runtime import connect
 def cluster() -> Iterator[None]:
     given = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *([given] if given else [])])  # workers import actors.py
-    os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}  # for moto's server
+    os.environ |= object_store.KEYS  # before workers start, for they write to buckets too
     connect(Config())
     yield
     ray.shutdown()
@@ -53,23 +48,3 @@ def one_rank(group: None) -> Iterator[None]:
         for name, value in ONE_RANK.items():
             patch.setenv(name, value)
         yield
-
-
-@pytest.fixture
-def bucket() -> Iterator[str]:
-    """A bucket on a real S3 API: moto's server."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    server = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while all(c.laddr.port != port for c in psutil.Process(server.pid).net_connections() if c.laddr):  # itself, no other process
-        assert server.poll() is None, "moto's server ended: another process may have taken its port"
-        assert time.monotonic() < deadline, "moto's server did not start"
-        time.sleep(0.2)
-    query = f"endpoint_override=http://127.0.0.1:{port}&allow_bucket_creation=true&region=us-east-1"
-    filesystem = fs.S3FileSystem(endpoint_override=f"http://127.0.0.1:{port}", allow_bucket_creation=True)
-    filesystem.create_dir("runs")
-    yield f"s3://runs/here?{query}"
-    server.terminate()
-    server.wait()

@@ -1,5 +1,7 @@
 """The run folder: what counts is what a manifest lists, and a folder belongs to one configuration."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ka2l_ray import artifacts
-from ka2l_ray.artifacts import MANIFEST, Folder, Run, StageError, Table, booked
+from ka2l_ray.artifacts import FORMAT, MANIFEST, Folder, Run, StageError, Table, booked
 from ka2l_ray.config import Config, ConfigError, parse_config
 
 STORE = "endpoint_override=http%3A%2F%2F127.0.0.1%3A9&region=eu-west-3"
@@ -110,6 +112,21 @@ def test_a_file_is_replaced_whole(tmp_path):
     file.write_json({"a": None, "b": "é"})
     assert file.read_json() == {"a": None, "b": "é"}
     assert (Folder.of(str(tmp_path)) / "deep").names() == ["results.json"]
+
+
+def test_of_many_who_write_a_new_file_at_the_same_moment_one_does(tmp_path):
+    for n in range(20):
+        file, start = Folder.of(str(tmp_path)) / f"{n}.json", threading.Barrier(4)
+
+        def write(me, file=file, start=start):
+            start.wait()
+            return file.write_new(me)
+
+        with ThreadPoolExecutor(4) as pool:
+            wrote = list(pool.map(write, [b"a", b"b", b"c", b"d"]))
+        assert sum(wrote) == 1
+        assert file.read_bytes() == b"abcd"[(i := wrote.index(True)) : i + 1]
+    assert len(list(tmp_path.iterdir())) == 20
 
 
 def test_seconds_of_every_attempt_are_booked_also_of_one_that_failed(tmp_path, monkeypatch):
@@ -243,6 +260,55 @@ def test_a_run_killed_while_storing_its_configuration_can_be_opened_again(tmp_pa
     """`write_bytes` writes to a side file first; a kill before the move leaves only that."""
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "config.yaml.1a2b3c4d.part").write_text("run: {na")
+    assert Run.open(config(tmp_path)).config.run.name == "r"
+
+
+def test_a_run_bears_its_format_from_the_beginning(tmp_path):
+    run = Run.open(config(tmp_path))
+    assert (run.folder / "format.json").read_json()["format"] == FORMAT
+    assert (run.folder / "format.json").read_json()["written_by"].startswith("ka2l-ray ")
+
+
+@pytest.mark.parametrize("begun", [True, False])
+@pytest.mark.parametrize(
+    ("stored", "says"),
+    [
+        (None, r"has run format 1, written by an earlier version.*format 2.*another run\.name"),
+        ('{"format": 3, "written_by": "ka2l-ray 9.1.0"}', r"has run format 3, written by ka2l-ray 9\.1\.0; .*format 2"),
+        ('{"for', r"format\.json: does not say which format the run has .*another run\.name"),
+        ('{"format": 2}', r"format\.json: does not say which format the run has"),
+    ],
+)
+def test_a_run_of_another_format_is_refused_and_stays_as_it_is(tmp_path, stored, says, begun):
+    run = Run.open(config(tmp_path))
+    if begun:
+        (run.folder / "questions/manifest.json").write_json({"files": [], "rows": 0})
+    (run.folder / "format.json").delete()
+    if stored is not None:
+        (tmp_path / "r/format.json").write_text(stored)
+    before = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
+    with pytest.raises(ConfigError, match=says):
+        Run.open(config(tmp_path, run={"max_error_fraction": 0.5}))
+    with pytest.raises(ConfigError, match=says):
+        Run.existing(run.folder.uri)
+    assert {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()} == before
+
+
+def test_a_format_that_no_configuration_followed_is_replaced(tmp_path):
+    """Another version was killed between the two; it has begun nothing."""
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r/format.json").write_text('{"format": 3, "written_by": "ka2l-ray 9.1.0"}')
+    Run.open(config(tmp_path))
+    assert Run.existing(str(tmp_path / "r")).config.run.name == "r"
+
+
+@pytest.mark.parametrize("left", [["driver.json"], ["driver.json", "format.json"]])
+def test_a_run_killed_before_it_stored_its_configuration_can_be_opened_again(tmp_path, left):
+    Run.open(config(tmp_path))
+    (tmp_path / "r/driver.json").write_text("{}")
+    for file in (tmp_path / "r").iterdir():
+        if file.name not in left:
+            file.unlink()
     assert Run.open(config(tmp_path)).config.run.name == "r"
 
 

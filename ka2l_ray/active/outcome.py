@@ -22,6 +22,7 @@ from ka2l_ray.corpus.prompts import corpus_prompt, finetune_prompt
 from ka2l_ray.dataflow import Stage, run_stage
 from ka2l_ray.finetune.evaluate import EvaluateActor
 from ka2l_ray.models.batching import Limits
+from ka2l_ray.models.placement import of_actor
 
 GRADES = ["correct", "scope", "error"]
 """Columns of an evaluation that an accuracy is made from."""
@@ -66,6 +67,7 @@ def evaluation_stage(run: Run, tuned: Folder | None, prompt: PromptSection) -> S
         "seed": config.run.seed,
         "tuned": tuned,
         "limits": Limits.of(config.evaluate.pool),
+        "placement": of_actor(config.model, config.evaluate.pool, "evaluate"),
     }
     columns = pa.schema([f for f in schema.EVALUATION if f.name != "id"])
     return Stage(

@@ -23,6 +23,7 @@ from ka2l_ray.label.entropy import semantic_entropy
 from ka2l_ray.label.thresholds import otsu
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.loading import depth_and_width
+from ka2l_ray.models.placement import of_actor
 from ka2l_ray.runtime import log
 
 KEPT = ("question", "answers", "group", "entity", "truth")
@@ -154,6 +155,7 @@ def _stage(
             "seed": seed,
             "limits": Limits.of(config.collect.pool),
             "threshold_nats": threshold_nats,
+            "placement": of_actor(config.model, config.collect.pool, "collect"),
         },
         columns_in=("question",),
         columns_out=collect_columns(section, layers, width),

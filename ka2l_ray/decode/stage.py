@@ -22,6 +22,7 @@ from ka2l_ray.decode.actor import DecodeActor
 from ka2l_ray.decode.filters import hashes, statuses
 from ka2l_ray.decode.metrics import reconstruction
 from ka2l_ray.models.batching import Limits
+from ka2l_ray.models.placement import of_actor
 
 _REQUESTS = pa.schema([schema.ID, ("source_id", pa.string()), ("variant", pa.int32()), ("question", pa.string())])
 _WRITTEN = pa.schema([("decoded_question", pa.string()), ("similarity", pa.float32()), ("p_unknown", pa.float32())])
@@ -92,6 +93,7 @@ def _stage(run: Run, decode_section: DecodeSection) -> Stage:
         "probe": probe,
         "seed": config.run.seed,
         "limits": Limits.of(decode_section.pool),
+        "placement": of_actor(config.model, decode_section.pool, "decode"),
     }
     kept = ("source_id", "variant", "question")
     return Stage("decode", DecodeActor, arguments, ("question",), _WRITTEN, decode_section.pool, kept, config.run.max_error_fraction)

@@ -51,8 +51,8 @@ class Checkpoints(Protocol):
 
 def train_rank(job: Job, rank: int, world_size: int, checkpoints: Checkpoints | None = None) -> dict[str, Any]:
     """Train, then save and check. Raises `Refusal`, on every rank, for what would go wrong again."""
-    if not torch.cuda.is_available():
-        os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ["DS_ACCELERATOR"] = job.placement.accelerator
+    if not job.placement.on_gpu:
         torch.set_num_threads(max(1, int(job.finetune.cpus_per_worker)))
     tokenizer = load_tokenizer(job.model)
     examples = tokenize_all(tokenizer, job.prompt, read_examples(job.examples))
@@ -69,7 +69,7 @@ def train_rank(job: Job, rank: int, world_size: int, checkpoints: Checkpoints | 
         stepper.engine.destroy()
         del stepper  # the reloaded model may need its memory
         gc.collect()
-        _on_rank_zero(rank, lambda: export(job, folder, tokenizer, sample, expected))
+        _on_rank_zero(rank, job.placement.device, lambda: export(job, folder, tokenizer, sample, expected))
     return {
         "steps": steps,
         "examples": len(examples),
@@ -92,7 +92,7 @@ def _engine(job: Job, steps: int) -> Any:
     engine, *_ = initialize(
         model=model,
         model_parameters=[p for p in model.parameters() if p.requires_grad],
-        config=deepspeed_config(tune, torch.cuda.is_available(), bf16),
+        config=deepspeed_config(tune, job.placement.on_gpu, bf16),
         lr_scheduler=lambda optimizer: LambdaLR(optimizer, lambda step: rate(step, steps, tune.warmup_share, tune.schedule)),
         dist_init_required=False,
     )
@@ -159,11 +159,11 @@ def _write(stepper: Stepper, tokenizer: Any, sample: dict[str, torch.Tensor], fo
     module, lora = stepper.engine.module, stepper.job.finetune.mode == "lora"
     expected = logits_of(module, sample)
     state = gathered(module, stepper.rank, trained_only=lora)
-    _on_rank_zero(stepper.rank, lambda: write_model(module, state, tokenizer, folder, lora))
+    _on_rank_zero(stepper.rank, stepper.job.placement.device, lambda: write_model(module, state, tokenizer, folder, lora))
     return expected
 
 
-def _on_rank_zero(rank: int, work: Callable[[], None]) -> None:
+def _on_rank_zero(rank: int, device: torch.device, work: Callable[[], None]) -> None:
     """Do it on rank 0 while the others wait; a `Refusal` there is raised on every rank."""
     problem = None
     if rank == 0:
@@ -171,8 +171,7 @@ def _on_rank_zero(rank: int, work: Callable[[], None]) -> None:
             work()
         except Refusal as refusal:
             problem = str(refusal)
-    flag = torch.tensor(0 if problem is None else 1)
-    flag = flag.cuda() if torch.cuda.is_available() else flag
+    flag = torch.tensor(0 if problem is None else 1, device=device)
     torch.distributed.all_reduce(flag)
     if flag.item():
         raise Refusal(problem or "rank 0 refused what was saved")

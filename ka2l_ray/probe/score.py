@@ -16,6 +16,7 @@ from ka2l_ray.corpus.prompts import Prompter
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
 from ka2l_ray.models.loading import load_blocks, load_tokenizer
+from ka2l_ray.models.placement import CPU, Placement
 from ka2l_ray.models.tokens import pad_id
 from ka2l_ray.probe.model import LinearProbe
 
@@ -30,6 +31,7 @@ class ScoreActor:
         probe: Folder,
         with_state: bool = False,
         limits: Limits = Limits(),
+        placement: Placement = CPU,
     ) -> None:
         self._probe, self._with_state = LinearProbe.load(probe), with_state
         card = self._probe.card
@@ -38,7 +40,7 @@ class ScoreActor:
         self._layer, self._position = card.layer, card.position
         tokenizer = load_tokenizer(model)
         self._prompts = Prompter(tokenizer, prompt)
-        self._engine = Engine(load_blocks(model, card.layer), pad_id(tokenizer), self._prompts.shared, limits)
+        self._engine = Engine(load_blocks(model, card.layer, placement), pad_id(tokenizer), self._prompts.shared, limits)
         self.tally = self._engine.tally
 
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:

@@ -26,7 +26,9 @@ def cluster() -> Iterator[None]:
     given = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *([given] if given else [])])  # workers import actors.py
     os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}  # for moto's server
+    os.environ["RAY_OVERRIDE_RESOURCES"] = '{"GPU": 2}'  # simulated: Ray lends them, and no torch can use them
     connect(Config())
+    del os.environ["RAY_OVERRIDE_RESOURCES"]
     yield
     ray.shutdown()
 

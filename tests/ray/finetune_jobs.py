@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray.train
+import torch
 
 from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.config import Config, FinetuneSection, ModelSection, PromptSection
@@ -35,6 +36,14 @@ def train_all(config: dict[str, dict[str, Job]]) -> dict[str, Any]:
     """A loop of Ray Train that runs several trainings one after another in the same two workers: one start instead of one each."""
     context = ray.train.get_context()
     return {case: train_rank(given, context.get_world_rank(), context.get_world_size()) for case, given in config["jobs"].items()}
+
+
+def seeing_gpus(config: dict[str, Any]) -> dict[str, Any]:
+    """The worker of `finetune` on a machine that shows it eight GPUs, of which none was allotted to it: whatever goes to one fails."""
+    from ka2l_ray.finetune import train
+
+    torch.cuda.is_available, torch.cuda.device_count = (lambda: True), (lambda: 8)
+    return train._worker(config)
 
 
 if __name__ == "__main__":

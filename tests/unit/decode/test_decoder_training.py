@@ -57,4 +57,4 @@ def test_a_decoder_learns_the_questions_it_is_shown(llama, tokenizer):
 
 def test_the_test_refuses_two_devices():
     with OneDevice(), pytest.raises(AssertionError, match="meta"):
-        torch.ones(2) + torch.ones(2, device="meta")
+        torch.add(torch.ones(2), torch.ones(2, device="meta"))

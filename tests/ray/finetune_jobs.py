@@ -40,6 +40,8 @@ def train_all(config: dict[str, dict[str, Job]]) -> dict[str, Any]:
 
 def seeing_gpus(config: dict[str, Any]) -> dict[str, Any]:
     """The worker of `finetune` on a machine that shows it eight GPUs, of which none was allotted to it: whatever goes to one fails."""
+    import bitsandbytes  # noqa: F401  # PEFT imports it, which it survives only before this torch says that it has CUDA
+
     from ka2l_ray.finetune import train
 
     torch.cuda.is_available, torch.cuda.device_count = (lambda: True), (lambda: 8)

@@ -47,6 +47,8 @@ BATCH = pa.table(
 
 def visible(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
     """This process sees so many GPUs, as a process of Ray sees all of its machine's where none was allotted to it."""
+    import bitsandbytes  # noqa: F401  # PEFT imports it, which it survives only before this torch says that it has CUDA
+
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.version, "cuda", "13.0")

@@ -34,7 +34,7 @@ class Pool(Section):
     cpus: Annotated[float, Field(gt=0)] = 1.0
     """Logical CPUs of one actor."""
     gpus: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs of one actor: 0 computes on the CPU, a fraction shares one GPU, over a whole number above 1 the model is spread."""
+    """GPUs of one actor: 0 computes on the CPU, a fraction shares one GPU, a whole number above 1 spreads the model over so many."""
     batch_rows: Positive = 128
     """Rows of one forward batch at most. On a CPU some 400 tokens a batch are fastest, because their activations stay in its cache."""
     batch_tokens: Positive = 32_768

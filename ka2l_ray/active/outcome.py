@@ -22,6 +22,7 @@ from ka2l_ray.corpus.prompts import Tokenize, corpus_prompt, finetune_prompt
 from ka2l_ray.dataflow import Stage, run_stage
 from ka2l_ray.finetune.evaluate import EvaluateActor
 from ka2l_ray.models.batching import Limits
+from ka2l_ray.models.placement import of_actor
 from ka2l_ray.shard_size import row_seconds
 
 GRADES = ["correct", "scope", "answers"]
@@ -72,6 +73,7 @@ def evaluation_stage(run: Run, tuned: Folder | None, prompt: PromptSection) -> S
         "seed": config.run.seed,
         "tuned": tuned,
         "limits": Limits.of(config.evaluate.pool),
+        "placement": of_actor(config.model, config.evaluate.pool, "evaluate"),
     }
     columns = pa.schema([f for f in schema.EVALUATION if f.name != "id"])
     return Stage(

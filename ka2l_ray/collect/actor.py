@@ -21,6 +21,7 @@ from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
 from ka2l_ray.models.generation import Generator
 from ka2l_ray.models.loading import load_blocks, load_model, load_tokenizer
+from ka2l_ray.models.placement import CPU, Placement
 from ka2l_ray.models.tokens import pad_id
 from ka2l_ray.models.vllm import VllmGenerator
 
@@ -49,6 +50,7 @@ class CollectActor:
         seed: int,
         limits: Limits = Limits(),
         threshold_nats: float | None = None,
+        placement: Placement = CPU,
     ) -> None:
         tokenizer = load_tokenizer(model)
         shared, self._collect, self._layers = Prompter(tokenizer, prompt).shared, collect, tuple(layers)
@@ -57,11 +59,12 @@ class CollectActor:
             decoding = adaptive(decoding, threshold_nats, collect.adaptive.wave)
         self._generate: Generator | VllmGenerator
         if collect.engine == "own":
-            engine = Engine(load_model(model), pad_id(tokenizer), shared, limits)
+            engine = Engine(load_model(model, placement=placement), pad_id(tokenizer), shared, limits)
             self._generate = Generator(engine, tokenizer, decoding)
         else:
-            engine = Engine(load_blocks(model, max(layers)), pad_id(tokenizer), shared, limits) if layers else None
-            self._generate = VllmGenerator(model, collect.vllm, tokenizer, decoding, engine)
+            read = load_blocks(model, max(layers), placement) if layers else None
+            engine = Engine(read, pad_id(tokenizer), shared, limits) if read else None
+            self._generate = VllmGenerator(model, collect.vllm, tokenizer, decoding, engine, placement)
         self.tally = self._generate.tally
 
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:

@@ -23,6 +23,7 @@ from ka2l_ray.label.entropy import semantic_entropy
 from ka2l_ray.label.thresholds import otsu
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.loading import depth_and_width
+from ka2l_ray.models.placement import of_actor
 from ka2l_ray.runtime import log
 from ka2l_ray.shard_size import row_seconds
 
@@ -168,6 +169,7 @@ def _stage(
             "seed": seed,
             "limits": Limits.of(pool),
             "threshold_nats": threshold_nats,
+            "placement": of_actor(config.model, config.collect.pool, "collect"),
         },
         columns_in=("question",),
         columns_out=collect_columns(section, layers, width),

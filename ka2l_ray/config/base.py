@@ -30,7 +30,7 @@ class Pool(Section):
     cpus: Annotated[float, Field(gt=0)] = 1.0
     """Logical CPUs of one actor."""
     gpus: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs of one actor; a fraction shares one GPU."""
+    """GPUs of one actor: 0 computes on the CPU, a fraction shares one GPU, a whole number above 1 spreads the model over so many."""
     batch_rows: Positive = 128
     """Rows of one forward batch at most. On a CPU some 400 tokens a batch are fastest, because their activations stay in its cache."""
     batch_tokens: Positive = 32_768
@@ -44,7 +44,9 @@ class Pool(Section):
 
     @model_validator(mode="after")
     def _ordered(self) -> "Pool":
-        """`max` below `min`."""
+        """`max` below `min`; `gpus` above 1 that are no whole number."""
         if self.max < self.min:
             raise ValueError(f"max ({self.max}) must be at least min ({self.min})")
+        if self.gpus > 1 and self.gpus % 1:
+            raise ValueError(f"gpus ({self.gpus:g}) must be a whole number above 1, for Ray lends parts of one GPU alone")
         return self

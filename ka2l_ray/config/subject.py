@@ -65,6 +65,9 @@ class ModelSection(Section):
     """Precision to load in; `auto` is the checkpoint's own."""
     quantization: Literal["none", "8bit", "4bit"] = "none"
     """Load weights in 8 or 4 bits (bitsandbytes; `pip install 'ka2l-ray[quantization]'`): a half or a quarter of bfloat16's memory."""
+    device: Literal["auto", "cpu"] = "auto"
+    """Where models compute: `auto` is the GPUs that a stage's `pool.gpus` or `finetune.gpus_per_worker` allots, and the CPU where that is
+    0; `cpu` keeps to the CPU whatever is allotted, for clusters whose GPUs are simulated."""
     trust_remote_code: bool = False
     """Run code from the model's repository. Off unless you trust its author."""
 

@@ -23,7 +23,7 @@ from ka2l_ray.errors import ConfigError
 
 NO_RESULTS = {
     *(f"{stage}.pool" for stage in ("collect", "score", "decode", "evaluate")),
-    *("ray", "report", "run.storage", "run.max_error_fraction", "search.cpus"),
+    *("ray", "report", "model.device", "run.storage", "run.max_error_fraction", "search.cpus"),
     *(f"finetune.{name}" for name in ("micro_batch_rows", "gradient_checkpointing", "zero_stage", "offload", "workers")),
     *(f"finetune.{name}" for name in ("cpus_per_worker", "gpus_per_worker", "checkpoint_every_steps", "max_failures")),
     *(f"finetune.{name}" for name in ("evaluate_every_epochs", "evaluate_rows", "merge", "tensorboard")),

@@ -22,7 +22,8 @@ from ka2l_ray.models.activations import Prompt
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.copies import local_copy
 from ka2l_ray.models.engine import Engine
-from ka2l_ray.models.loading import ASSETS, device, load_blocks, load_tokenizer
+from ka2l_ray.models.loading import ASSETS, load_blocks, load_tokenizer
+from ka2l_ray.models.placement import CPU, Placement
 from ka2l_ray.models.sampling import uniforms
 from ka2l_ray.models.tokens import pad_id, text_of
 from ka2l_ray.probe.model import LinearProbe
@@ -40,8 +41,9 @@ class DecodeActor:
         probe: Folder,
         seed: int,
         limits: Limits = Limits(),
+        placement: Placement = CPU,
     ) -> None:
-        self._decoder = StateDecoder.load(decoder_folder(decoder)).to(device())
+        self._decoder = StateDecoder.load(decoder_folder(decoder))
         self._card, self._probe, self._decode, self._seed = self._decoder.card, LinearProbe.load(probe), decode, seed
         if (self._card.model, self._card.prompt) != (model.identity, prompt.template):
             raise ConfigError(
@@ -50,7 +52,8 @@ class DecodeActor:
             )
         self._tokenizer = load_tokenizer(model)
         self._prompts = Prompter(self._tokenizer, prompt)
-        blocks = load_blocks(model, max(self._card.layer, self._probe.card.layer))
+        blocks = load_blocks(model, max(self._card.layer, self._probe.card.layer), placement)
+        self._decoder.to(placement.device)
         self._engine = Engine(blocks, pad_id(self._tokenizer), self._prompts.shared, limits)
         self.tally = self._engine.tally
 

@@ -24,6 +24,7 @@ from ka2l_ray.decode.filters import hashes, leaks, statuses
 from ka2l_ray.decode.metrics import reconstruction
 from ka2l_ray.errors import StageError
 from ka2l_ray.models.batching import Limits
+from ka2l_ray.models.placement import of_actor
 from ka2l_ray.shard_size import row_seconds
 
 _REQUESTS = pa.schema([schema.ID, ("source_id", pa.string()), ("variant", pa.int32()), ("question", pa.string())])
@@ -100,6 +101,7 @@ def _stage(run: Run, decode_section: DecodeSection) -> Stage:
         "probe": run.folder / "base/search/probe",
         "seed": config.run.seed,
         "limits": Limits.of(decode_section.pool),
+        "placement": of_actor(config.model, decode_section.pool, "decode"),
     }
     kept = ("source_id", "variant", "question")
     return Stage(

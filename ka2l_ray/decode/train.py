@@ -43,7 +43,7 @@ def train_decoder(
     recipe: DecoderRecipe,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> StateDecoder:
-    """Train on `recipe.steps` batches from `questions`; the card records model, prompt, layer and position.
+    """Train on `recipe.steps` batches from `questions`, on the model's device; the card records model, prompt, layer and position.
 
     `model_name` is what a run's `model.name_or_path` will be: `world`, a hub id, a URI, or the folder's absolute path.
     """
@@ -58,10 +58,10 @@ def train_decoder(
         pad_token=pad_id(tokenizer),
         end_token=end_id(tokenizer),
     )
-    decoder = StateDecoder(card).train()
+    decoder = StateDecoder(card).to(model.device).train()
 
     def states(batch: list[str]) -> torch.Tensor:
-        encoded = encode(tokenizer, prompt, batch)
+        encoded = encode(tokenizer, prompt, batch).to(model.device)
         return prompt_states(model, model.config.num_hidden_layers, encoded, recipe.position, [recipe.layer])[recipe.layer].clone()
 
     sample = torch.cat([states(next(questions)) for _ in range(CALIBRATION_BATCHES)])
@@ -75,7 +75,7 @@ def train_decoder(
         batch = next(questions)
         target = states(batch)
         noisy = target + recipe.state_noise * decoder.scale * torch.randn_like(target)
-        loss, _ = decoder(noisy, question_labels(tokenizer, batch))
+        loss, _ = decoder(noisy, question_labels(tokenizer, batch).to(model.device))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
         optimizer.step()

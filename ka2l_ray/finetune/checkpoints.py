@@ -45,15 +45,15 @@ class History:
 def identity(job: Job, examples: int, world_size: int) -> dict[str, Any]:
     """What must be equal for a checkpoint to be continued."""
     section = {k: v for k, v in job.finetune.model_dump(mode="json").items() if k not in MAY_CHANGE}
-    return section | {"workers": world_size, "seed": job.seed, "examples": examples}
+    return section | {"workers": world_size, "seed": job.seed, "examples": examples, "device": job.placement.device.type}
 
 
 def write_state(folder: Path, engine: Any, rank: int, history: History, belongs: dict[str, Any]) -> None:
     """This rank's part of a checkpoint. Under ZeRO 0 all ranks hold the same state, and rank 0 alone writes it."""
     base, masters = _optimizer(engine)
     tensors = {"random.torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    if engine.device.type == "cuda":
+        tensors["random.cuda"] = torch.cuda.get_rng_state(engine.device)
     if engine.zero_optimization_stage() or rank == 0:
         tensors |= {f"master.{i}": t.detach() for i, t in enumerate(masters)}
         tensors |= {f"adam.{i}.{k}": v for i, entry in base["state"].items() for k, v in entry.items()}
@@ -87,7 +87,7 @@ def read_state(folder: Path, engine: Any, rank: int, belongs: dict[str, Any]) ->
     np.random.set_state((kind, np.array(words, dtype=np.uint32), *rest))
     torch.set_rng_state(tensors["random.torch"])
     if "random.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random.cuda"])
+        torch.cuda.set_rng_state(tensors["random.cuda"], engine.device)
     history = History(**state["history"])
     history.resumed_at_steps.append(len(history.losses))
     return history

@@ -1,6 +1,6 @@
 """The DeepSpeed configuration and the learning rate, as pure functions of ours.
 
-In: a `FinetuneSection` and what the hardware is. Out: a plain dict; a share of the learning rate per step.
+In: a `FinetuneSection`, whether a worker has a GPU, and the precision. Out: a plain dict; a share of the learning rate per step.
 Refuses to know: the deepspeed package, models.
 """
 
@@ -35,7 +35,7 @@ def rate(step: int, total_steps: int, warmup_share: float, schedule: Literal["li
     return left if schedule == "linear" else 0.5 - 0.5 * math.cos(math.pi * left)
 
 
-def deepspeed_config(finetune: FinetuneSection, cuda: bool, bf16: bool) -> dict[str, Any]:
+def deepspeed_config(finetune: FinetuneSection, on_gpu: bool, bf16: bool) -> dict[str, Any]:
     """ZeRO stage, batch arithmetic, AdamW, clipping, offload.
 
     The optimiser is torch's AdamW everywhere: DeepSpeed's own (FusedAdam on a GPU, DeepSpeedCPUAdam under offload) are compiled on
@@ -49,17 +49,17 @@ def deepspeed_config(finetune: FinetuneSection, cuda: bool, bf16: bool) -> dict[
         "train_micro_batch_size_per_gpu": micro_rows(finetune),
         "gradient_accumulation_steps": accumulation(finetune),
         "gradient_clipping": finetune.max_grad_norm,
-        "zero_optimization": _zero(finetune, cuda),
+        "zero_optimization": _zero(finetune, on_gpu),
         "bf16": {"enabled": bf16},
-        "optimizer": {"type": "AdamW", "params": adam | ({"fused": True} if cuda and finetune.offload == "none" else {})},
+        "optimizer": {"type": "AdamW", "params": adam | ({"fused": True} if on_gpu and finetune.offload == "none" else {})},
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
 
 
-def _zero(finetune: FinetuneSection, cuda: bool) -> dict[str, Any]:
+def _zero(finetune: FinetuneSection, on_gpu: bool) -> dict[str, Any]:
     """Stage and offload. Pinned memory speeds copies up to a GPU; without one the host's memory is all there is."""
-    place = {"device": "cpu", "pin_memory": cuda}
+    place = {"device": "cpu", "pin_memory": on_gpu}
     zero: dict[str, Any] = {"stage": finetune.zero_stage}
     if finetune.offload != "none":
         zero["offload_optimizer"] = place

@@ -19,6 +19,7 @@ from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
 from ka2l_ray.models.generation import Generator
 from ka2l_ray.models.loading import load_model, load_tokenizer
+from ka2l_ray.models.placement import CPU, Placement
 from ka2l_ray.models.tokens import pad_id
 
 
@@ -33,14 +34,15 @@ class EvaluateActor:
         seed: int,
         tuned: Folder | None,
         limits: Limits = Limits(),
+        placement: Placement = CPU,
     ) -> None:
         tokenizer = load_tokenizer(model)
         decoding = Decoding(seed, 0, 1.0, collect.greedy_temperature, collect.max_new_tokens, prompt.stop)
         if tuned is None:
-            loaded = load_model(model)
+            loaded = load_model(model, placement=placement)
         else:
             with tuned.local() as folder:
-                loaded = load_model(model, adapter=folder)
+                loaded = load_model(model, adapter=folder, placement=placement)
         engine = Engine(loaded, pad_id(tokenizer), Prompter(tokenizer, prompt).shared, limits)
         self.tally = engine.tally
         self._generate = Generator(engine, tokenizer, decoding)

@@ -71,16 +71,16 @@ def check_adapter(folder: Path, state: dict[str, torch.Tensor]) -> None:
 def export(job: Job, scratch: Path, tokenizer: PreTrainedTokenizerBase, sample: dict[str, torch.Tensor], expected: torch.Tensor) -> None:
     """On rank 0, with the engine gone: reload what is in `scratch`, merge on request, then upload. Raises `Refusal` where logits differ."""
     if job.finetune.mode == "full":
-        _check("model", load_model(job.trained, str(scratch), one_device=True), sample, expected)
+        _check("model", load_model(job.trained, str(scratch), job.placement), sample, expected)
     else:
-        adapted = with_adapter(load_model(job.trained, one_device=True), str(scratch))
+        adapted = with_adapter(load_model(job.trained, placement=job.placement), str(scratch))
         _check("adapter", adapted, sample, expected)
         if job.finetune.merge:
             merged = scratch.with_name("merged")
             adapted.merge_and_unload().save_pretrained(merged)
             tokenizer.save_pretrained(merged)
             del adapted  # the merged model may need its memory
-            _check("merged model", load_model(job.trained, str(merged), one_device=True), sample, expected)
+            _check("merged model", load_model(job.trained, str(merged), job.placement), sample, expected)
             job.merged.delete()
             job.merged.upload(merged)
     job.output.delete()

@@ -12,6 +12,7 @@ from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.config import FinetuneSection, ModelSection, PromptSection
 from ka2l_ray.errors import UserError
 from ka2l_ray.finetune.examples import Example
+from ka2l_ray.models.placement import Placement, of_worker
 
 
 class Refusal(UserError, RuntimeError):
@@ -46,6 +47,11 @@ class Job:
         """The model as it is trained: `finetune.precision` stands over `model.dtype`."""
         precision = self.finetune.precision
         return self.model if precision == "auto" else self.model.model_copy(update={"dtype": precision})
+
+    @property
+    def placement(self) -> Placement:
+        """Of each worker."""
+        return of_worker(self.model, self.finetune)
 
     @property
     def progress(self) -> Folder:

@@ -60,8 +60,8 @@ def train_rank(job: Job, rank: int, world_size: int, checkpoints: Checkpoints | 
 
     Raises `Refusal` for what would go wrong again: of the training on every rank, of what was saved on rank 0 alone, whose word counts.
     """
-    if not torch.cuda.is_available():
-        os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ["DS_ACCELERATOR"] = job.placement.accelerator
+    if not job.placement.on_gpu:
         torch.set_num_threads(max(1, int(job.finetune.cpus_per_worker)))
     tokenizer = load_tokenizer(job.model)
     examples = tokenize_all(tokenizer, job.prompt, read_examples(job.examples))
@@ -104,7 +104,7 @@ def _engine(job: Job, steps: int, checkpoints: Checkpoints | None) -> Any:
     engine, *_ = initialize(
         model=model,
         model_parameters=[p for p in model.parameters() if p.requires_grad],
-        config=deepspeed_config(tune, torch.cuda.is_available(), bf16),
+        config=deepspeed_config(tune, job.placement.on_gpu, bf16),
         lr_scheduler=lambda optimizer: LambdaLR(optimizer, lambda step: rate(step, steps, tune.warmup_share, tune.schedule)),
         dist_init_required=False,
     )

@@ -15,7 +15,7 @@ from ka2l_ray.models.loading import load_model
 
 def trainable_model(job: Job) -> Any:
     """The base model in training precision, wrapped in LoRA adapters unless `mode` is full."""
-    model: Any = load_model(job.trained, one_device=True)
+    model: Any = load_model(job.trained, placement=job.placement)
     if (dtype := next(model.parameters()).dtype) not in (torch.float32, torch.bfloat16):
         raise Refusal(f"finetune.precision = {job.finetune.precision!r} gives {dtype}; set it to float32 or bfloat16")
     model.config.use_cache = False
@@ -46,4 +46,4 @@ def frozen_base(job: Job) -> Any | None:
     model's weights (2 bytes per parameter in bfloat16) on every device. LoRA needs none: its base is the model without adapters."""
     if not job.finetune.replay.kl_weight or job.finetune.mode == "lora":
         return None
-    return load_model(job.trained, one_device=True).requires_grad_(False)
+    return load_model(job.trained, placement=job.placement).requires_grad_(False)

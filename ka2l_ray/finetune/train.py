@@ -11,15 +11,16 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.collective
-import torch
 from ray.train import Checkpoint, CheckpointConfig, CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer, get_device
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from ka2l_ray.artifacts import Folder, StageError
 from ka2l_ray.errors import UserError
@@ -27,7 +28,8 @@ from ka2l_ray.finetune.checkpoints import is_whole
 from ka2l_ray.finetune.job import Job
 from ka2l_ray.finetune.loop import train_rank
 from ka2l_ray.finetune.record import progress_line
-from ka2l_ray.runtime import log, telling
+from ka2l_ray.models.placement import Placement
+from ka2l_ray.runtime import fetch, log, telling
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Ray Train's list of checkpoints, which it writes in place: a driver killed in that moment leaves half of it."""
@@ -37,7 +39,8 @@ STEP_FOLDER = "step_{:08d}"
 def finetune(job: Job, name: str) -> dict[str, Any]:
     """Train and save to `job.output`; returns `job.record`. A finished training is not repeated; an unfinished one goes on.
 
-    Raises `StageError` for what another try would not mend, else what a worker raised last.
+    Raises `StageError` for what another try would not mend, `ConfigError` where workers are allotted GPUs that their torch cannot use,
+    else what a worker raised last.
     """
     if job.record.exists():
         _clean(job)
@@ -48,9 +51,11 @@ def finetune(job: Job, name: str) -> dict[str, Any]:
         )
     job.progress.delete()
     tune = job.finetune
+    _try_a_gpu(job)
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": job, "fallback": fallback(job, job.checkpoints / name)},
+        torch_config=PlacedTorch(backend=job.placement.backend),
         scaling_config=ScalingConfig(
             num_workers=tune.workers,
             use_gpu=tune.gpus_per_worker > 0,
@@ -92,9 +97,29 @@ def own_interrupts() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
+@dataclass
+class PlacedTorch(TorchConfig):
+    """Ray Train's torch without its own choice of a GPU, which it makes under `model.device: cpu` too: `_worker` chooses."""
+
+    @property
+    def train_func_context(self) -> Any:
+        return nullcontext
+
+
+def _try_a_gpu(job: Job) -> None:
+    """Raise `ConfigError` where torch cannot use an allotted GPU, from a process with such a one: workers cannot say it themselves, for Ray
+    Train joins them by NCCL before they run anything, and NCCL's own error does not tell what to change."""
+    if job.placement.on_gpu:
+        fetch(ray.remote(num_cpus=0, num_gpus=job.finetune.gpus_per_worker)(_check).remote(job.placement))
+
+
+def _check(placement: Placement) -> None:
+    placement.check()
+
+
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
-    if torch.cuda.is_available():
-        torch.cuda.set_device(get_device())  # a worker may see the GPUs of others too
+    if config["job"].placement.on_gpu:
+        config["job"].placement.take(get_device())
     context = ray.train.get_context()
     checkpoints = RayCheckpoints(config["fallback"])
     try:

@@ -124,6 +124,5 @@ def _alone(error: Exception) -> Exception:
 
 
 def free_cache() -> None:
-    """Give cached blocks of GPU memory back, so that a smaller batch finds room in one piece."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    """Give cached blocks of GPU memory back, so that a smaller batch finds room in one piece; nothing in a process that has used no GPU."""
+    torch.cuda.empty_cache()

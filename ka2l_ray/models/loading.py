@@ -1,6 +1,6 @@
 """Loading a causal LM and its tokenizer: the shipped world model, a folder, a URI, or a hub id.
 
-In: a `ModelSection`. Out: a model in evaluation mode on the actor's device, and a left-padding tokenizer.
+In: a `ModelSection`, a `Placement`. Out: a model in evaluation mode where it is placed, and a left-padding tokenizer.
 Refuses to know: prompts, questions, Ray. Weights are read from safetensors only; no pickle is ever opened.
 """
 
@@ -29,6 +29,7 @@ from ka2l_ray.config import ConfigError, ModelSection
 from ka2l_ray.errors import is_from, told_by
 from ka2l_ray.models.activations import blocks
 from ka2l_ray.models.copies import local_copy
+from ka2l_ray.models.placement import CPU, Placement
 
 ASSETS = Path(__file__).parent.parent / "world" / "assets"
 WORLD_MODEL = ASSETS / "model"
@@ -50,11 +51,6 @@ def _source(model: ModelSection) -> dict[str, Any]:
     return {"revision": model.revision or "main", "trust_remote_code": model.trust_remote_code}
 
 
-def device() -> torch.device:
-    """The GPU that Ray gave to this process, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
     """Tokenizer that pads on the left; a missing pad token becomes the end token (padding is masked everywhere)."""
     tokenizer = AutoTokenizer.from_pretrained(model_path(model, weights=False), padding_side="left", **_source(model))
@@ -63,44 +59,46 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(model: ModelSection, adapter: str | None = None, one_device: bool = False) -> PreTrainedModel:
+def load_model(model: ModelSection, adapter: str | None = None, placement: Placement = CPU) -> PreTrainedModel:
     """The whole model with its LM head; `adapter` is a local folder with weights tuned from it: a PEFT adapter is merged on top of
     `model.adapter`, for it was trained there; a full model takes the place of everything. On quantized weights an adapter stays beside
-    them, for merging would round it away. `one_device`: on this process' own device, also where it sees several, as workers of Ray
-    Train see those of all others on their node."""
+    them, for merging would round it away. Raises `ConfigError` where this process cannot use the GPUs of its `placement`."""
+    placement.check()
     if adapter is not None and (Path(adapter) / PEFT_CONFIG).exists():
-        adapted = with_adapter(load_model(model, one_device=one_device), adapter)
+        adapted = with_adapter(load_model(model, placement=placement), adapter)
         return (adapted.merge_and_unload() if model.quantization == "none" else adapted.get_base_model()).eval()
     if adapter is None and model.adapter is not None:
         with Folder.of(model.adapter).local() as folder:
-            return load_model(model.model_copy(update={"adapter": None}), folder, one_device)
+            return load_model(model.model_copy(update={"adapter": None}), folder, placement)
     path, source = (model_path(model), _source(model)) if adapter is None else (adapter, {})
-    return _placed(AutoModelForCausalLM.from_pretrained(path, **_options(model, one_device), **source))
+    return _placed(AutoModelForCausalLM.from_pretrained(path, **_options(model, placement), **source), placement)
 
 
 def with_adapter(model: PreTrainedModel, folder: str) -> Any:
-    """A PEFT adapter on a loaded model, not merged yet. Raises `ConfigError` for weights in a pickle."""
+    """A PEFT adapter on a loaded model, beside the weights that it changes, not merged yet. Raises `ConfigError` for pickled weights."""
     from peft import PeftModel
 
     if not (Path(folder) / "adapter_model.safetensors").exists():
         raise ConfigError(f"{folder}: holds no adapter_model.safetensors; pickles are not read")
-    return PeftModel.from_pretrained(model, folder)
+    return PeftModel.from_pretrained(model, folder, torch_device="cpu")  # by itself PEFT reads them by way of any GPU that is visible
 
 
-def load_blocks(model: ModelSection, layers: int) -> PreTrainedModel:
+def load_blocks(model: ModelSection, layers: int, placement: Placement = CPU) -> PreTrainedModel:
     """Embedding and blocks 1 … `layers` only: later weights are never read, and there is no LM head.
 
-    A `model.adapter` is the exception: it is merged into the whole model, which is cut afterwards.
+    A `model.adapter` is the exception: it is merged into the whole model, which is cut afterwards. Raises `ValueError` for a layer that
+    the model does not have, `ConfigError` as `load_model` does.
     """
+    placement.check()
     if model.adapter is not None:
-        return _cut(load_model(model), layers)
+        return _cut(load_model(model, placement=placement), layers)
     config = configuration(model)
     text: Any = config.get_text_config()
     if not 0 <= layers <= text.num_hidden_layers:
         raise ValueError(f"layer {layers} is out of range: {model.name_or_path} has blocks 1 … {text.num_hidden_layers} and input 0")
     text.num_hidden_layers = max(1, layers)  # Hugging Face refuses a model without blocks; layer 0 stops before block 1
-    loaded = AutoModel.from_pretrained(model_path(model), config=config, **_options(model), **_source(model))
-    return _text_only(_placed(loaded))
+    loaded = AutoModel.from_pretrained(model_path(model), config=config, **_options(model, placement), **_source(model))
+    return _text_only(_placed(loaded, placement))
 
 
 def _text_only(backbone: Any) -> PreTrainedModel:
@@ -120,15 +118,13 @@ def _cut(model: PreTrainedModel, layers: int) -> PreTrainedModel:
     return backbone
 
 
-def _options(model: ModelSection, one_device: bool = False) -> dict[str, Any]:
-    """How weights are read: safetensors, in which precision, and, for several GPUs in one actor, spread block by block over them."""
+def _options(model: ModelSection, placement: Placement) -> dict[str, Any]:
+    """How weights are read: safetensors, in which precision, and where to."""
     options: dict[str, Any] = {"dtype": _dtype(model), "use_safetensors": True}
     if model.quantization != "none":
         options["quantization_config"] = _quantized(model)
-    if torch.cuda.device_count() > 1 and not one_device:
-        options["device_map"] = "auto"
-    elif model.quantization != "none":
-        options["device_map"] = {"": device()}
+    if (spread := placement.device_map(model.quantization != "none")) is not None:
+        options["device_map"] = spread
     return options
 
 
@@ -141,9 +137,9 @@ def _quantized(model: ModelSection) -> BitsAndBytesConfig:
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
 
 
-def _placed(model: Any) -> PreTrainedModel:
-    """The model in evaluation mode, on this process' device unless loading has placed it already."""
-    return (model if getattr(model, "hf_device_map", None) else model.to(device())).eval()
+def _placed(model: Any, placement: Placement) -> PreTrainedModel:
+    """The model in evaluation mode, on its device unless loading has placed it already."""
+    return (model if getattr(model, "hf_device_map", None) else model.to(placement.device)).eval()
 
 
 @contextmanager

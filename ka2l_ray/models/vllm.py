@@ -13,16 +13,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from ka2l_ray.config import ModelSection, VllmSection
-from ka2l_ray.errors import ConfigError
+from ka2l_ray.config import ConfigError, ModelSection, VllmSection
 from ka2l_ray.failures import ActorBroken, named
 from ka2l_ray.models.activations import Prompt
 from ka2l_ray.models.answers import Answer, Decoding, Ending, Reading
 from ka2l_ray.models.engine import Engine, Reach
 from ka2l_ray.models.loading import model_path
+from ka2l_ray.models.placement import CPU, Placement
 from ka2l_ray.models.tally import Tally
 
 ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
@@ -30,22 +29,31 @@ ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
 class VllmGenerator:
-    """`states` reads the wanted layers of the same model, None where none are wanted. Raises `ConfigError` where vLLM is not installed.
+    """`states` reads the wanted layers of the same model, None where none are wanted. Raises `ConfigError` where vLLM is not installed,
+    is built for another device than `placement`'s or cannot use that.
 
     `tally` counts both readings of a prompt, the answers' without the tokens that vLLM found in its own prefix cache.
     """
 
     def __init__(
-        self, model: ModelSection, section: VllmSection, tokenizer: PreTrainedTokenizerBase, decoding: Decoding, states: Engine | None
+        self,
+        model: ModelSection,
+        section: VllmSection,
+        tokenizer: PreTrainedTokenizerBase,
+        decoding: Decoding,
+        states: Engine | None,
+        placement: Placement = CPU,
     ) -> None:
+        placement.check()
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the actor is the process that holds the model
-        if not torch.cuda.is_available():
+        if not placement.on_gpu:
             for name, value in ON_CPU.items():
                 os.environ.setdefault(name, value)
         try:
             self._vllm: Any = importlib.import_module("vllm")
         except ImportError as error:
             raise ConfigError(f"collect.engine: vllm needs vLLM where actors run: pip install 'ka2l-ray[vllm]' ({error})") from error
+        _refuse_other_build(placement)
         path = model_path(model)
         config = AutoConfig.from_pretrained(path, revision=model.revision or "main", trust_remote_code=model.trust_remote_code)
         stored = str(config.get_text_config().dtype or "auto").removeprefix("torch.")  # vLLM's own `auto` halves float32
@@ -59,7 +67,7 @@ class VllmGenerator:
             max_model_len=section.context,
             enforce_eager=section.eager,
             enable_prefix_caching=True,
-            enable_chunked_prefill=None if torch.cuda.is_available() else False,  # on a CPU a seeded request must not be cut in two
+            enable_chunked_prefill=None if placement.on_gpu else False,  # on a CPU a seeded request must not be cut in two
             seed=decoding.seed,
         )
         self._reach = Reach.of(config, config.get_text_config().vocab_size)
@@ -128,3 +136,14 @@ class VllmGenerator:
         logprobs = [step[token].logprob for token, step in zip(tokens, output.logprobs, strict=True)]
         answer = self._ending.close(tokens, logprobs, last=True) if tokens else None
         return answer or Answer("", 0.0, 0)
+
+
+def _refuse_other_build(placement: Placement) -> None:
+    """vLLM computes where it was built for: a CUDA build takes a GPU that it sees, allotted or not, and one for CPUs takes none."""
+    platform: Any = importlib.import_module("vllm.platforms").current_platform
+    if placement.on_gpu == bool(platform.is_cpu()):
+        built, wanted = ("CPUs", "GPUs") if placement.on_gpu else ("GPUs", "the CPU")
+        raise ConfigError(
+            f"collect.engine: vllm: the actor was placed on {wanted} by collect.pool.gpus and model.device, and this vLLM is built for "
+            f"{built}; change these, install vLLM's other build, or set collect.engine: own"
+        )

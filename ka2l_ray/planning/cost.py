@@ -12,6 +12,7 @@ from typing import Any
 from ka2l_ray.active.acquire import SAMPLING, STATES
 from ka2l_ray.active.replay import replay_counts
 from ka2l_ray.config import Config, Pool
+from ka2l_ray.models.placement import gpus_used
 from ka2l_ray.planning.corpora import Extent
 from ka2l_ray.planning.shapes import Shape
 from ka2l_ray.shard_size import row_seconds, shard_rows
@@ -37,7 +38,7 @@ LETTERS_A_TOKEN = 4
 class Line:
     """One stage: rows through it, tokens read and written, memory of one actor or worker, bytes it leaves in storage.
 
-    `count` actors or workers of `gpus` each run at the least; `memory_bytes` are spread over the GPUs of one of them."""
+    `count` actors or workers run at the least, each computing on `gpus`; `memory_bytes` are spread over the GPUs of one of them."""
 
     stage: str
     rows: int
@@ -136,7 +137,7 @@ def _collecting(name: str, config: Config, extent: Extent, shape: Shape, rows: i
     return Line(
         name,
         rows,
-        **_actors(pool),
+        **_actors(config, pool),
         read_tokens=rows * extent.own * (2 if twice else 1),
         written_tokens=rows * answers * collect.max_new_tokens,
         memory_bytes=shape.weight_bytes + cache + logits + states + blocks,
@@ -152,7 +153,7 @@ def _scoring(name: str, config: Config, extent: Extent, shape: Shape, rows: int)
     return Line(
         name,
         rows,
-        **_actors(pool),
+        **_actors(config, pool),
         read_tokens=rows * extent.own,
         memory_bytes=shape.first_blocks_bytes(layer) + _reading_bytes(pool, extent, shape),
         memory_is=f"embeddings and blocks 1 … {layer}, one batch",
@@ -169,7 +170,7 @@ def _decoding(config: Config, extent: Extent, shape: Shape, curves: _Curves) -> 
     return Line(
         "decode",
         rows,
-        **_actors(decode.pool),
+        **_actors(config, decode.pool),
         read_tokens=rows * 2 * extent.own,
         written_tokens=rows * DECODED,
         memory_bytes=shape.first_blocks_bytes(layer) + _reading_bytes(decode.pool, extent, shape),
@@ -213,7 +214,7 @@ def _evaluating(config: Config, extent: Extent, shape: Shape, curves: _Curves) -
     return Line(
         "evaluate",
         rows,
-        **_actors(pool),
+        **_actors(config, pool),
         read_tokens=(times * asked + replayed) * extent.tuned_own + times * asked * extent.own * both,
         written_tokens=rows * config.collect.max_new_tokens,
         memory_bytes=shape.weight_bytes + cache + min(pool.batch_rows, max(asked, 1)) * shape.vocabulary * 4,
@@ -252,7 +253,7 @@ def _finetuning(config: Config, extent: Extent, shape: Shape, adapter_parameters
         examples,
         f"{tune.workers} × {tune.gpus_per_worker} GPU" if tune.gpus_per_worker else f"{tune.workers} × {tune.cpus_per_worker:g} CPU",
         count=tune.workers,
-        gpus=float(tune.gpus_per_worker),
+        gpus=gpus_used(config.model, tune.gpus_per_worker),
         read_tokens=examples * tokens * (2 if tune.replay.kl_weight else 1),
         memory_bytes=max(loading, sum(training.values())),
         memory_is=f"whole weights while loading and saving {size(loading)}; then {size(sum(training.values()))}: {parts}",
@@ -301,11 +302,11 @@ def _reading_bytes(pool: Pool, extent: Extent, shape: Shape) -> int:
     return tokens * LIVE_VALUES * shape.width * shape.bytes_per_value + extent.shared * shape.cache_bytes
 
 
-def _actors(pool: Pool) -> dict[str, Any]:
+def _actors(config: Config, pool: Pool) -> dict[str, Any]:
     """Who works, as `Line` says it."""
     count = f"{pool.min}" if pool.min == pool.max else f"{pool.min} … {pool.max}"
     told = f"{count} × {pool.gpus:g} GPU" if pool.gpus else f"{count} × {pool.cpus:g} CPU"
-    return {"actors": told, "count": pool.min, "gpus": pool.gpus}
+    return {"actors": told, "count": pool.min, "gpus": gpus_used(config.model, pool.gpus)}
 
 
 def storage_bytes(found: Iterable[Line]) -> int:

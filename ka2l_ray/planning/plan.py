@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from transformers import AutoTokenizer
 
 from ka2l_ray.artifacts import Folder
 from ka2l_ray.config import Config, ConfigError, ModelSection
 from ka2l_ray.corpus.prepare import check_budget
 from ka2l_ray.models.loading import check_model, model_path, refused_by_name
+from ka2l_ray.models.placement import visible_memory
 from ka2l_ray.planning.corpora import Extent, extent
 from ka2l_ray.planning.cost import Line, lines, size, storage_bytes
 from ka2l_ray.planning.shapes import Shape, UnknownShape, adapter_parameters, shape_of
@@ -113,13 +113,13 @@ def _wanted(config: Config) -> tuple[float, float]:
 
 def _memory_notes(stages: list[Line], gpus: float, elsewhere: bool) -> list[str]:
     """What one GPU must hold, and, of what runs without, what this machine must."""
-    notes, here = [], torch.cuda.device_count()
-    if gpus > here and not elsewhere:
-        notes.append(f"not on this machine: stages want {gpus:g} GPUs at once, it has {here}")
+    notes, here = [], visible_memory()
+    if gpus > len(here) and not elsewhere:
+        notes.append(f"not on this machine: stages want {gpus:g} GPUs at once, it has {len(here)}")
     on_gpu = max(stages, key=lambda line: line.gpu_bytes)
     if on_gpu.gpu_bytes:
         wants = f"{on_gpu.stage} wants about {size(on_gpu.gpu_bytes)} of memory on each GPU"
-        memory = torch.cuda.get_device_properties(0).total_memory if here and not elsewhere else None
+        memory = here[0] if here and not elsewhere else None
         if memory is None:
             notes.append(f"{wants}, the most of all stages; those that will run it cannot be seen from here")
         elif on_gpu.gpu_bytes > memory:

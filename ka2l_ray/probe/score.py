@@ -17,6 +17,7 @@ from ka2l_ray.errors import StageError
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
 from ka2l_ray.models.loading import load_blocks, load_tokenizer
+from ka2l_ray.models.placement import CPU, Placement
 from ka2l_ray.models.tokens import pad_id
 from ka2l_ray.probe.model import LinearProbe
 
@@ -31,6 +32,7 @@ class ScoreActor:
         probe: Folder,
         with_state: bool = False,
         limits: Limits = Limits(),
+        placement: Placement = CPU,
     ) -> None:
         self._probe, self._with_state = LinearProbe.load(probe), with_state
         card = self._probe.card
@@ -38,7 +40,8 @@ class ScoreActor:
             raise StageError(f"the probe reads states of {card.model!r} under prompt {card.prompt!r}, not of {model.identity!r}")
         self._layer, self._position = card.layer, card.position
         tokenizer = load_tokenizer(model)
-        self._engine = Engine(load_blocks(model, card.layer), pad_id(tokenizer), Prompter(tokenizer, prompt).shared, limits)
+        blocks = load_blocks(model, card.layer, placement)
+        self._engine = Engine(blocks, pad_id(tokenizer), Prompter(tokenizer, prompt).shared, limits)
         self.tally = self._engine.tally
 
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:

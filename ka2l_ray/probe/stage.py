@@ -14,6 +14,7 @@ from ka2l_ray.corpus.prompts import Tokenize, corpus_prompt
 from ka2l_ray.dataflow import Stage, run_stage
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.loading import depth_and_width
+from ka2l_ray.models.placement import of_actor
 from ka2l_ray.probe.score import ScoreActor
 from ka2l_ray.shard_size import row_seconds
 
@@ -33,6 +34,7 @@ def score(run: Run) -> dict[str, Any]:
             "probe": run.folder / "base/search/probe",
             "with_state": with_state,
             "limits": Limits.of(config.score.pool),
+            "placement": of_actor(config.model, config.score.pool, "score"),
         },
         columns_in=("question",),
         columns_out=pa.schema([schema.SCORES.field("p_unknown"), *state]),

@@ -15,11 +15,12 @@ from typing import Any
 import ray.train
 import torch
 from ray.train import RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer, prepare_model
+from ray.train.torch import TorchConfig, TorchTrainer, prepare_model
 
 from ka2l_ray.config import ModelSection
 from ka2l_ray.decode.train import DecoderRecipe, train_decoder
 from ka2l_ray.models.loading import ASSETS, load_model, load_tokenizer
+from ka2l_ray.models.placement import CPU
 from ka2l_ray.runtime import log
 from ka2l_ray.world.facts import ATTRIBUTES, RESERVED_PHRASING, World, WorldRecipe, build_world, word
 from ka2l_ray.world.pretrain import PROMPT, ModelRecipe, no_person, train_model
@@ -50,6 +51,7 @@ def build(
             TorchTrainer(
                 loop,
                 train_loop_config=job,
+                torch_config=TorchConfig(backend=CPU.backend),
                 scaling_config=ScalingConfig(num_workers=count, use_gpu=False, resources_per_worker={"CPU": 1}),
                 run_config=RunConfig(name=f"world-{name}-{wanted}", storage_path=scratch),
             ).fit()

@@ -1,10 +1,14 @@
-"""Throughput and model FLOP utilisation of the engine on an 8B-shape Llama in bfloat16, on one GPU. Unmeasured so far: no GPU was at hand.
+"""Throughput of the engine on an 8B-shape Llama in bfloat16 on one GPU, and its share of the card's peak (`make bench-gpu`).
+
+Unmeasured so far: no GPU was at hand.
 
 In: a random-weight Llama in the shape of Llama-3.1-8B (`--tiny`: a few thousand weights, to see on a CPU that this runs) and random
 questions of `--tokens` own tokens behind `--shared` tokens that all prompts share. Out: `results/engine_gpu.json` where there is a GPU.
 Measured: scoring at four depths of the model (a quarter, a half, three quarters, all), states + greedy + 10 samples, and Hugging Face's
-plain `generate` of one greedy answer over whole prompts. MFU counts 2 FLOPs per weight and token that a side has to read or write,
-attention's scores left out: for ours the questions' own tokens, for plain `generate` the whole prompts.
+plain `generate` of one greedy answer over whole prompts. FLOPs are counted from shapes: 2 per weight and token that a side has to read or
+write, attention's scores left out (half a per cent here): for ours the questions' own tokens, for plain `generate` the whole prompts.
+The share is of the card's dense bfloat16 peak as its maker states it (`PEAKS`), of the fastest large product of two matrices where the card
+is not listed, and on a CPU; both peaks are printed.
 """
 
 import argparse
@@ -25,10 +29,40 @@ from ka2l_ray.models.answers import Decoding
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
 from ka2l_ray.models.generation import Generator
-from ka2l_ray.models.loading import device, load_tokenizer
+from ka2l_ray.models.loading import load_tokenizer
 
 RESULTS = Path(__file__).parent / "results" / "engine_gpu.json"
 SAMPLES, NEW_TOKENS = 10, 16
+PEAKS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12, "NVIDIA A100": 312e12, "NVIDIA L40S": 362e12}
+"""FLOP/s in dense bfloat16 by the names that torch gives cards, from NVIDIA's data sheets: H100 and H200 for SXM, every A100, the L40S. The
+PCIe and NVL cards of H100 and H200 are slower, and are measured instead."""
+VARIANTS = "NVIDIA A100"
+"""Its cards differ in their names by memory and socket alone."""
+
+
+def device() -> torch.device:
+    """The GPU of this machine if it has one: no Ray lends one here."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def stated_peak(card: str) -> float | None:
+    """FLOP/s in dense bfloat16 of a card by its maker; None for a card that is not listed."""
+    return PEAKS.get(VARIANTS if card.startswith(VARIANTS) else card)
+
+
+def measured_peak(size: int, rounds: int = 20) -> float:
+    """FLOP/s of the fastest product of two square bfloat16 matrices."""
+    left, right = (torch.randn(size, size, device=device(), dtype=torch.bfloat16) for _ in range(2))
+    return 2.0 * size**3 / min(seconds(lambda: left @ right, rounds))
+
+
+def peak(tiny: bool) -> dict[str, Any]:
+    """The card, both peaks in FLOP/s, and the one that shares are of."""
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else "this machine's CPU"
+    stated, measured = stated_peak(card), measured_peak(512 if tiny else 8192)
+    told = f"{stated / 1e12:,.0f} by its maker" if stated else "not listed"
+    print(f"{card}: peak in dense bfloat16 {told}, {measured / 1e12:,.3g} measured (TFLOP/s)", flush=True)
+    return {"machine": card, "peak_stated": stated, "peak_measured": measured, "peak": stated or measured}
 
 
 def random_model(tiny: bool) -> Any:
@@ -66,6 +100,7 @@ def seconds(work: Callable[[], object], rounds: int) -> list[float]:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    card = peak(arguments.tiny)
     model = random_model(arguments.tiny)
     depth, count = model.config.num_hidden_layers, arguments.questions
     block = sum(p.numel() for p in model.model.layers[0].parameters())
@@ -84,13 +119,15 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         found = {
             "prompt_tokens_per_s": tokens * rate,
             "questions_per_s": count * rate,
-            "mfu": flop * rate / (arguments.peak_tflops * 1e12),
+            "flop_per_s": flop * rate,
+            "share_of_peak": flop * rate / card["peak"],
             "range_s": [min(taken), max(taken)],
         }
-        print(f"{name:<34} {tokens * rate:>12,.0f} prompt tokens/s {count * rate:>10,.1f} questions/s, MFU {found['mfu']:.4f}", flush=True)
+        speed = f"{tokens * rate:>12,.0f} prompt tokens/s {count * rate:>10,.1f} questions/s"
+        print(f"{name:<34} {speed}, {flop * rate / 1e12:>8.3g} TFLOP/s: {found['share_of_peak']:.2%} of the peak", flush=True)
         return found
 
-    results: dict[str, Any] = {"weights": sum(p.numel() for p in model.parameters()), "prompt_tokens": whole, "own_tokens": own}
+    results: dict[str, Any] = card | {"weights": sum(p.numel() for p in model.parameters()), "prompt_tokens": whole, "own_tokens": own}
     for layer in (depth // 4, depth // 2, 3 * depth // 4, depth):
         flop = 2.0 * block * layer * count * own
         results[f"score_{layer}"] = report(
@@ -122,12 +159,10 @@ def main() -> None:
     parser.add_argument("--batch-rows", type=int, default=512)
     parser.add_argument("--batch-tokens", type=int, default=131_072)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peak-tflops", type=float, default=989.0, help="dense bfloat16 peak of the GPU")
     arguments = parser.parse_args()
     results = measure(arguments)
     if torch.cuda.is_available() and not arguments.tiny:
-        results |= {"machine": torch.cuda.get_device_name(), "command": "python tests/benchmarks/bench_engine_gpu.py"}
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        RESULTS.write_text(json.dumps(results | {"command": "make bench-gpu"}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

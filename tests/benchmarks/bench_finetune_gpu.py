@@ -86,15 +86,16 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--peak-tflops", type=float, default=989.0, help="dense bfloat16 peak of the GPU")
     arguments = parser.parse_args()
+    gpus = int(torch.cuda.is_available())  # this process is the only worker
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
     with tempfile.TemporaryDirectory(prefix="ka2l-bench-") as scratch:
         folder = Path(scratch)
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        backend = "nccl" if gpus else "gloo"
         torch.distributed.init_process_group(backend, init_method=f"file://{folder}/store", rank=0, world_size=1)
         LlamaConfig.from_dict((TINY if arguments.tiny else SHAPE) | {"dtype": "bfloat16"}).save_pretrained(folder / "shape")
         model = random_model(folder / "shape", folder)
         section = FinetuneSection(
-            mode="lora", precision="bfloat16", zero_stage=2, workers=1, epochs=1, batch_rows=arguments.batch_rows,
+            mode="lora", precision="bfloat16", zero_stage=2, workers=1, gpus_per_worker=gpus, epochs=1, batch_rows=arguments.batch_rows,
             micro_batch_rows=arguments.batch_rows, checkpoint_every_steps=0, replay=ReplaySection(ratio=0),
         )  # fmt: skip
         table = long_rows(folder, arguments.steps * arguments.batch_rows, arguments.tokens, model)

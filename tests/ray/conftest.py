@@ -22,7 +22,9 @@ def cluster() -> Iterator[None]:
     given = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *([given] if given else [])])  # workers import actors.py
     os.environ |= object_store.KEYS  # before workers start, for they write to buckets too
+    os.environ["RAY_OVERRIDE_RESOURCES"] = '{"GPU": 2}'  # simulated: Ray lends them, and no torch can use them
     connect(Config())
+    del os.environ["RAY_OVERRIDE_RESOURCES"]
     yield
     ray.shutdown()
 

@@ -57,6 +57,16 @@ def train_all(config: dict[str, dict[str, Job]]) -> dict[str, Any]:
     return results
 
 
+def seeing_gpus(config: dict[str, Any]) -> dict[str, Any]:
+    """The worker of `finetune` on a machine that shows it eight GPUs, of which none was allotted to it: whatever goes to one fails."""
+    import bitsandbytes  # noqa: F401  # PEFT imports it, which it survives only before this torch says that it has CUDA
+
+    from ka2l_ray.finetune import train
+
+    torch.cuda.is_available, torch.cuda.device_count = (lambda: True), (lambda: 8)
+    return train._worker(config)
+
+
 if __name__ == "__main__":
     from ka2l_ray.finetune.train import finetune
     from ka2l_ray.runtime import connect

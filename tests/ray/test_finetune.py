@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from ray.train.torch import TorchTrainer
 from safetensors.torch import save
 
 from ka2l_ray.artifacts import Folder, StageError
-from ka2l_ray.config import FinetuneSection, LoraSection, ReplaySection
+from ka2l_ray.config import ConfigError, FinetuneSection, LoraSection, ModelSection, ReplaySection
+from ka2l_ray.finetune import train
 from ka2l_ray.finetune.deepspeed import BETAS, rate
 from ka2l_ray.finetune.examples import collate, epoch_batches, replayed_rows, tokenize_all
 from ka2l_ray.finetune.export import logits_of
@@ -43,11 +45,15 @@ CASES: dict[str, dict[str, Any]] = {
     "2-full": {"replay": ReplaySection(ratio=0, kl_weight=0.5)},
     "2-lora": {"merge": True, "evaluate_every_epochs": 2, "tensorboard": True},
     "3-full": {"gradient_checkpointing": True},
-    "3-lora": {"replay": ReplaySection(ratio=0, kl_weight=0.5), "checkpoint_every_steps": 4, "gradient_checkpointing": True},
+    "3-lora": {
+        **{"replay": ReplaySection(ratio=0, kl_weight=0.5), "checkpoint_every_steps": 4, "gradient_checkpointing": True},
+        "gpus_per_worker": 1,
+    },
 }
 """Every stage and mode once, each with something of its own."""
 SLOW = "0-full, slow upload"
 TOGETHER = ("1-full", "1-lora", "2-full", "3-full")
+SEEING_GPUS = "2-lora"
 
 
 def section(stage: Any, mode: Any, **fields: Any) -> FinetuneSection:
@@ -108,13 +114,19 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Job], 
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_deepspeed_workers_follow_one_plain_process(tmp_path: Path, case: str, request: pytest.FixtureRequest) -> None:
+def test_two_deepspeed_workers_follow_one_plain_process(
+    tmp_path: Path, case: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where workers see GPUs that are not theirs, and where they are lent simulated ones under `model.device: cpu`."""
     mode = case[2:]
     if case in TOGETHER:
         given, result = (found[case] for found in request.getfixturevalue("together"))
     else:
         on_s3 = Folder.of(request.getfixturevalue("bucket")) / "round/model" if case == "3-lora" else None
         given = job(tmp_path, section(int(case[0]), mode, **CASES[case]), output=on_s3)
+        given = replace(given, model=ModelSection(device="cpu")) if given.finetune.gpus_per_worker else given
+        if case == SEEING_GPUS:
+            monkeypatch.setattr(train, "_worker", finetune_jobs.seeing_gpus)
         result = finetune(given, f"test-{case}-{tmp_path.name}")
     losses, model = plain_training(given)
     assert result["losses"] == pytest.approx(losses, abs=LOSS_TOLERANCE)
@@ -156,6 +168,15 @@ def test_no_rank_waits_in_a_collective_while_rank_zero_uploads(together: tuple[d
     given, losses = jobs[SLOW], results[SLOW]["losses"]
     assert len(losses) == 3
     load_model(given.model, adapter=given.output.path)
+
+
+def test_gpus_that_workers_cannot_use_are_refused_before_nccl_is_asked_for(tmp_path: Path) -> None:
+    """The cluster's are simulated, and this torch is a build for CPUs."""
+    given = job(tmp_path, section(2, "full", gpus_per_worker=1))
+    says = r"finetune\.gpus_per_worker = 1: torch .* was built without CUDA; install a CUDA build .* or set model\.device: cpu"
+    with pytest.raises(ConfigError, match=says):
+        finetune(given, "refused")
+    assert not given.checkpoints.exists(), "no training was started"
 
 
 def test_a_killed_worker_and_a_killed_driver_cost_the_steps_since_the_last_checkpoint(tmp_path: Path) -> None:

@@ -18,13 +18,17 @@ from safetensors.torch import load_file, save_file
 
 from ka2l_ray import pipeline
 from ka2l_ray.active.acquire import unit
+from ka2l_ray.active.outcome import evaluation_stage
 from ka2l_ray.artifacts import Folder, Run, StageError, Table
 from ka2l_ray.collect.actor import fixed_size
-from ka2l_ray.collect.stage import PRECISION, _note_precision, collect, pilot_rows
+from ka2l_ray.collect.stage import PRECISION, _note_precision, collect, pilot_rows, sample_pool
 from ka2l_ray.corpus.stage import questions
+from ka2l_ray.dataflow import Stage
+from ka2l_ray.decode.stage import _stage as decode_stage
 from ka2l_ray.label.stage import BASELINES, summarize
 from ka2l_ray.models.loading import WORLD_MODEL
 from ka2l_ray.probe.metrics import auroc
+from ka2l_ray.probe.stage import score
 
 
 def collected(run: Run) -> dict[str, Any]:
@@ -35,11 +39,39 @@ def collected(run: Run) -> dict[str, Any]:
 
 
 def test_pool_size_and_batch_size_change_no_sample(scored: tuple[Run, dict[str, Any]], tmp_path: Path) -> None:
-    """One actor with blocks of 32 rows in batches of 16, and four with blocks of 13 in batches of 7."""
-    pool = "collect.pool={min: 4, max: 4, cpus: 0.5, batch_rows: 7, batch_tokens: 900, shard_rows: 13}"
-    other = collected(Run.open(small(tmp_path, pool)))
+    """One actor with shards of 32 rows in batches of 16, and four with shards of 13 in batches of 7, who were lent simulated GPUs."""
+    pool = "collect.pool={min: 4, max: 4, cpus: 0.5, gpus: 0.5, batch_rows: 7, batch_tokens: 900, shard_rows: 13}"
+    other = collected(Run.open(small(tmp_path, pool, "model.device=cpu")))
     assert len(other) == 120
     assert other == collected(scored[0])
+
+
+POOLS = ("collect", "score", "decode", "evaluate")
+
+
+@pytest.mark.parametrize(("device", "share"), [("auto", 1.0), ("cpu", 0.0)])
+def test_every_stage_places_its_actors_by_its_own_pool(
+    scored: tuple[Run, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, device: str, share: float
+) -> None:
+    overrides = [f"model.device={device}", *(f"{name}.pool.gpus={n}" for n, name in enumerate(POOLS, 1))]
+    run = Run(scored[0].folder, small(scored[0].config.run.storage, *overrides))
+    stages: list[Stage] = []
+    for module in ("collect", "probe"):
+        monkeypatch.setattr(f"ka2l_ray.{module}.stage.run_stage", lambda stage, *_, **__: stages.append(stage))
+    sample_pool(run)
+    score(run)
+    stages += [decode_stage(run, run.config.decode), evaluation_stage(run, None, run.config.finetune.prompt)]
+    placed = {stage.arguments["placement"].field: stage.arguments["placement"].gpus for stage in stages}
+    assert placed == {f"{name}.pool.gpus": n * share for n, name in enumerate(POOLS, 1)}
+
+
+def test_gpus_that_actors_cannot_use_end_the_stage_in_one_line(scored: tuple[Run, dict[str, Any]], tmp_path: Path) -> None:
+    """The cluster's are simulated, and this torch is a build for CPUs."""
+    run = copied(scored[0], small(tmp_path, "score.pool.gpus=1"))
+    run.base("scores").folder.delete()
+    says = r"score: .*score\.pool\.gpus = 1: torch .* was built without CUDA; install a CUDA build .* set model\.device: cpu, .*simulated$"
+    with pytest.raises(StageError, match=says):
+        score(run)
 
 
 def test_adaptive_sampling_saves_samples_and_changes_no_label(scored: tuple[Run, dict[str, Any]], tmp_path: Path) -> None:

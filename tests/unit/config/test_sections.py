@@ -94,6 +94,7 @@ def test_a_value_of_the_wrong_type_is_refused_and_never_converted(load, field, v
     ("overrides", "field", "says"),
     [
         (["collect.pool.min=2", "collect.pool.max=1"], "collect.pool", r"max \(1\) must be at least min \(2\)"),
+        (["score.pool.gpus=1.5"], "score.pool", r"gpus \(1\.5\) must be a whole number above 1"),
         (["corpus.split.probe=0.6"], "corpus.split", "must be 1, got 1.1"),
         (["corpus.prompt.template=hello"], "corpus.prompt", "exactly once"),
         (["finetune.batch_rows=48"], "finetune", "multiple of micro_batch_rows"),

@@ -130,6 +130,7 @@ def test_a_stored_configuration_reads_back_equal(load):
         "finetune.evaluate_rows=7",
         "finetune.tensorboard=true",
         "annotate.endpoint.url=https://moved/v1/chat/completions",
+        "model.device=cpu",
     ],
 )
 def test_what_changes_no_result_changes_neither_hash_nor_fields(load, override):

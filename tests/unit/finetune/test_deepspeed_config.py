@@ -10,8 +10,8 @@ from ka2l_ray.config import FinetuneSection
 from ka2l_ray.finetune.deepspeed import accumulation, deepspeed_config, micro_rows, rate
 
 
-def config(cuda=False, bf16=False, **fields):
-    return deepspeed_config(FinetuneSection(**fields), cuda, bf16)
+def config(on_gpu=False, bf16=False, **fields):
+    return deepspeed_config(FinetuneSection(**fields), on_gpu, bf16)
 
 
 @given(st.integers(1, 6), st.integers(1, 16), st.integers(1, 5))
@@ -35,7 +35,7 @@ def test_a_step_smaller_than_a_micro_batch_is_one_part(workers, micro, rows, exp
 def test_the_plain_torch_adam_steps_everywhere_and_is_fused_on_a_gpu_alone():
     """DeepSpeed's own would have to be compiled on every node."""
     found = [
-        config(cuda=c, zero_stage=2, offload=o)["optimizer"]["params"] for c, o in ((False, "none"), (True, "none"), (True, "optimizer"))
+        config(on_gpu=c, zero_stage=2, offload=o)["optimizer"]["params"] for c, o in ((False, "none"), (True, "none"), (True, "optimizer"))
     ]
     assert [p["torch_adam"] for p in found] == [True, True, True]
     assert ["fused" in p for p in found] == [False, True, False]
@@ -46,7 +46,7 @@ def test_the_plain_torch_adam_steps_everywhere_and_is_fused_on_a_gpu_alone():
     [("none", 3, set()), ("optimizer", 2, {"offload_optimizer"}), ("all", 3, {"offload_optimizer", "offload_param"})],
 )
 def test_offload_goes_to_the_host(offload, stage, places):
-    zero = config(cuda=True, zero_stage=stage, offload=offload)["zero_optimization"]
+    zero = config(on_gpu=True, zero_stage=stage, offload=offload)["zero_optimization"]
     assert zero == {"stage": stage} | {p: {"device": "cpu", "pin_memory": True} for p in places}
 
 

@@ -13,7 +13,7 @@ from transformers import ByT5Tokenizer
 from ka2l_ray.config import ModelSection, PromptSection
 from ka2l_ray.corpus.prompts import encode
 from ka2l_ray.models.activations import blocks, prompt_states
-from ka2l_ray.models.loading import _options, check_model, depth_and_width, load_blocks, load_model
+from ka2l_ray.models.loading import check_model, depth_and_width, load_blocks, load_model
 
 DEPTH = 3
 LAYERS = list(range(DEPTH + 1))
@@ -101,13 +101,6 @@ def test_an_adapter_in_a_pickle_is_refused(tuned, tmp_path):
     weights.unlink()
     with pytest.raises((OSError, ValueError)):
         load_model(ModelSection(name_or_path=str(folder / "base"), adapter=str(tmp_path / "pickled")))
-
-
-def test_training_keeps_a_model_on_one_device_where_an_actor_spreads_it(monkeypatch):
-    """A worker of Ray Train sees the GPUs of all workers on its node; an actor of a pool sees its own."""
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    assert _options(ModelSection())["device_map"] == "auto"
-    assert "device_map" not in _options(ModelSection(), one_device=True)
 
 
 @pytest.fixture(scope="module")

@@ -168,6 +168,21 @@ def test_a_model_over_several_gpus_takes_its_part_of_each() -> None:
     assert half.gpu_bytes == 2 * half.memory_bytes
 
 
+def test_what_is_kept_to_the_cpu_takes_the_hosts_memory_though_gpus_are_allotted() -> None:
+    config = overridden("model.device=cpu", "collect.pool.gpus=4")
+    assert [line.gpu_bytes for line in make_plan(config).lines] == [0] * len(make_plan(config).lines)
+    notes = make_plan(config, {"CPU": 64.0, "GPU": 8.0}).notes
+    assert "the cluster has 8 GPUs now, stages want 32 at once: they wait unless it grows" in notes
+    assert not [note for note in notes if "on each GPU" in note]
+
+
+def test_memory_here_is_that_of_the_gpus_which_this_machine_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ka2l_ray.planning.plan.visible_memory", lambda: [24 * 10**9] * 8)
+    notes = make_plan(overridden()).notes
+    assert "collect wants about 25.1 GB of memory on each GPU, which has 24 GB here" in notes
+    assert not [note for note in notes if "it has 8" in note]
+
+
 def test_an_endpoint_is_paid_by_token() -> None:
     prices = ("annotate.endpoint.cost_per_million_prompt_tokens=1", "annotate.endpoint.cost_per_million_completion_tokens=10")
     line = by_stage(overridden("annotate.source=endpoint", "annotate.cost=0", "annotate.endpoint.system=''", *prices))["annotate"]

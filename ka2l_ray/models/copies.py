@@ -18,6 +18,7 @@ from pathlib import Path
 from pyarrow import fs
 
 from ka2l_ray.artifacts import Folder
+from ka2l_ray.errors import ConfigError
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 """Endings of files that only those who load weights need; the others are small."""
@@ -26,8 +27,8 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".
 def local_copy(address: str, weights: bool = True) -> Path:
     """The content of a folder or URI as a local folder, without its `WEIGHTS` where they are not wanted.
 
-    Copies lie below TMPDIR in a folder of this user's own, and may be deleted at any time that nothing runs. Raises `FileNotFoundError`
-    where there is no such folder, `ConfigError` where the scheme is not supported, `PermissionError` where another user owns the place.
+    Copies lie below TMPDIR in a folder of this user's own, and may be deleted at any time that nothing runs. Raises `ConfigError`
+    where there is no such folder or the scheme is not supported, `PermissionError` where another user owns the place.
     """
     folder = Folder.of(address)
     if folder.is_local:
@@ -44,7 +45,7 @@ def _wanted(folder: Folder, weights: bool) -> list[fs.FileInfo]:
     found = folder.filesystem.get_file_info(fs.FileSelector(folder.path, recursive=True, allow_not_found=True))
     files = sorted((f for f in found if f.type == fs.FileType.File), key=lambda f: f.path)
     if not files:
-        raise FileNotFoundError(f"{folder.uri}: no such folder, or it is empty")
+        raise ConfigError(f"{folder.uri}: no such folder, or it is empty")
     return [f for f in files if weights or not f.path.endswith(WEIGHTS)]
 
 

@@ -15,6 +15,7 @@ from ka2l_ray.artifacts import Folder
 from ka2l_ray.config import ModelSection
 from ka2l_ray.decode.actor import decoder_folder
 from ka2l_ray.decode.model import StateDecoder
+from ka2l_ray.errors import ConfigError
 from ka2l_ray.models import copies
 from ka2l_ray.models.copies import local_copy
 from ka2l_ray.models.loading import ASSETS, check_model, configuration, depth_and_width, load_blocks, load_model, load_tokenizer, model_path
@@ -76,7 +77,7 @@ def test_a_uri_without_weights_or_without_anything_is_refused(bucket: str, token
     below(bucket, "tiny").upload(local)
     with pytest.raises(ValueError, match=r"lacks model\.safetensors"):
         check_model(ModelSection(name_or_path=below(bucket, "tiny").uri))
-    with pytest.raises(FileNotFoundError, match=r"s3://runs/here/none.*no such folder"):
+    with pytest.raises(ConfigError, match=r"s3://runs/here/none.*no such folder"):
         configuration(ModelSection(name_or_path=below(bucket, "none").uri))
 
 

@@ -18,6 +18,7 @@ import torch
 from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.collect.actor import CollectActor
 from ka2l_ray.config import CollectSection, ConfigError, DecodeSection, FinetuneSection, ModelSection, Pool, PromptSection, VllmSection
+from ka2l_ray.corpus.prompts import Tokenize
 from ka2l_ray.decode.actor import DecodeActor
 from ka2l_ray.finetune.checkpoints import identity
 from ka2l_ray.finetune.deepspeed import deepspeed_config
@@ -34,7 +35,7 @@ from ka2l_ray.probe.score import ScoreActor
 PACKAGE = Path(__file__).parents[3] / "ka2l_ray"
 WORLD, ON_CPU = ModelSection(), ModelSection(device="cpu")
 PROMPT, LAYER, WIDTH = PromptSection(), 3, 128
-BATCH = pa.table(
+ASKED = pa.table(
     {
         "id": ["a", "b"],
         "question": ["Which city is Mirelle Ostrander from?", "Who is she?"],
@@ -43,6 +44,7 @@ BATCH = pa.table(
         "variant": [0, 0],
     }
 )
+BATCH = Tokenize(WORLD, PROMPT).add(ASKED)
 
 
 def visible(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:

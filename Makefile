@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-vllm check docs bench bench-gpu bench-vllm world-bench saving forgetting clean
+.PHONY: help demo test test-vllm check docs bench bench-gpu bench-shards bench-vllm world-bench saving forgetting clean
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -61,6 +61,9 @@ bench: .venv/.ready ## speed, as ratios from one run; results in tests/benchmark
 	$(BIN)/python tests/benchmarks/bench_engine.py
 	$(BIN)/python tests/benchmarks/bench_pool.py
 	$(BIN)/python tests/benchmarks/bench_finetune.py
+
+bench-shards: .venv/.ready ## ten million rows: how many files they make, and how soon a nearly finished stage goes on, also on S3 (ten minutes)
+	PYTHONPATH=tests/benchmarks $(BIN)/python tests/benchmarks/bench_shards.py
 
 bench-gpu: .venv/.ready ## share of a GPU's peak that scoring an 8B shape reaches (one GPU of 40 GB or more, a CUDA build of torch)
 	$(BIN)/python tests/benchmarks/bench_engine_gpu.py

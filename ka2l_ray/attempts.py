@@ -159,6 +159,12 @@ def reopen(state: Folder, shards: Shards, files: Iterable[ShardFile], again: Ite
     (state / NOTE).write_json(_note("", shards, files, again))
 
 
+def failed(state: Folder, data: Folder) -> int:
+    """Rows that have failed so far at a stage that is not finished."""
+    note = (state / NOTE).read_json_or_empty()
+    return sum(f.errors for f in _taken_over(note, data, Shards(note["stage"], note["rows"], note["size"]))[0].values()) if note else 0
+
+
 def retry(state: Folder, data: Folder) -> int:
     """Have the next attempt at a stage that is not finished do its failed rows anew; returns their number."""
     note = (state / NOTE).read_json_or_empty()

@@ -34,6 +34,9 @@ app.add_typer(world_app, name="world")
 
 ConfigFile = Annotated[Path, typer.Argument(help="The run's YAML file, such as jobs/configs/world.yaml.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override one field: section.field=value. May be repeated.")]
+RetryErrors = Annotated[
+    bool, typer.Option("--retry-errors", help="Do the rows that failed anew, in every stage, and keep the others; then run.")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
 
 INTERNAL, MISTAKE, PAUSED = 1, 2, 3
@@ -124,9 +127,7 @@ def run_command(
         typer.Option(help="Stop after this stage: questions, collect, label, search, score, sample_pool, replay, decode, evaluate."),
     ] = None,
     redo: Annotated[str | None, typer.Option(help="Delete this stage and all after it, then run.")] = None,
-    retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="Do the rows that failed anew, in every stage, and keep the others; then run.")
-    ] = False,
+    retry_errors: RetryErrors = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, do nothing.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -231,6 +232,7 @@ def compare(
     strategies: Annotated[str | None, typer.Option(help="Names, separated by commas; those of the file when left out.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds, counted up from run.seed: each varies split, samples and training.")] = 3,
     parallel: Annotated[int | None, typer.Option(min=1, help="Curves at once; as many as the cluster holds when left out.")] = None,
+    retry_errors: RetryErrors = False,
     overrides: Overrides = None,
     debug: Debug = False,
 ) -> None:
@@ -246,6 +248,11 @@ def compare(
         set_up_logging()
         chosen = [f"active.strategies=[{strategies}]"] if strategies else []
         runs = comparing.open_runs(_load(config, [*(overrides or ()), *chosen]), seeds, driver.hold)
+        if retry_errors:
+            from ka2l_ray import pipeline
+
+            for run in runs:
+                print_retried(pipeline.retry_errors(run), (run.folder / "base/search/search.json").exists())
         _connect(runs[0].config)
         words = ("--seeds", str(seeds), *(("--strategies", strategies) if strategies else ()))
         typed = command_line("ka2l", "compare", str(config), *words, overrides=overrides or ())

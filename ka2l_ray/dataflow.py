@@ -13,6 +13,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -28,9 +29,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ka2l_ray import failures, shards
 from ka2l_ray.artifacts import Folder, StageError, Table
-from ka2l_ray.attempts import Attempt, ShardFile, Shards, listed, reopen, retry
+from ka2l_ray.attempts import Attempt, ShardFile, Shards, failed, listed, reopen, retry
 from ka2l_ray.config import Pool
 from ka2l_ray.deaths import Register
+from ka2l_ray.errors import UserError
 from ka2l_ray.failures import ActorBroken, Verdict, each_row, most_errors, on_failed_rows
 from ka2l_ray.models.tally import Tally
 from ka2l_ray.runtime import ActorMetrics, is_a_librarys, log, one_line, telling
@@ -38,6 +40,8 @@ from ka2l_ray.shard_size import BLOCK_BYTES, row_bytes, shard_rows
 
 STATE = "_attempt"
 """Folder of a stage that is not finished, beside its `data`."""
+LOAD_PAUSES_S = (1.0, 5.0)
+FILES_AT_ONCE = 16
 NO_PROGRESS_S = 2 * 3600
 """A stage that finishes no shard for so long is ended. Nodes take minutes to come, large models to load, and one shard may take an hour."""
 
@@ -91,7 +95,7 @@ class ShardActor:
         self._stage, self._register, name = stage, register, uuid.uuid4().hex
         if why := ray.get(register.load.remote(name)):
             raise StageError(why)
-        self._actor = stage.actor(**stage.arguments)
+        self._actor = _loaded(stage)
         register.loaded.remote(name)
         self._metrics = ActorMetrics(stage.name, self._actor.tally) if isinstance(self._actor, Tallied) else None
 
@@ -101,22 +105,39 @@ class ShardActor:
         if why:
             raise StageError(why)
         with self._metrics.call() if self._metrics else contextlib.nullcontext():
-            pieces = [self._piece(head.shard, rows, piece, suspicion.given_up.get(piece[0], "")) for piece in suspicion.pieces]
+            pieces = [self._piece(head, rows, piece, suspicion.given_up.get(piece[0], "")) for piece in suspicion.pieces]
+        self._register.at.remote(head.shard, None)
+        whole = pa.concat_tables(pieces, promote_options="permissive")
         self._register.over.remote(head.shard)
-        return shards.packed(head, pa.concat_tables(pieces, promote_options="permissive"))
+        return shards.packed(head, whole)
 
-    def _piece(self, number: int, rows: pa.Table, piece: tuple[int, int], given_up: str) -> pa.Table:
+    def _piece(self, head: shards.Head, rows: pa.Table, piece: tuple[int, int], given_up: str) -> pa.Table:
         start, stop = piece
         part = rows.slice(start, stop - start)
         if given_up:
             return shards.lost(part, self._stage.carried, self._stage.columns_out, given_up)
         if stop - start < rows.num_rows:
-            ray.get(self._register.at.remote(number, piece))
+            ray.get(self._register.at.remote(head.shard, piece))
         try:
-            return shards.through(partial(each_row, self._actor, columns=self._stage.columns_out), part, self._stage)
+            work = partial(each_row, self._actor, columns=self._stage.columns_out, chosen=head.again)
+            return shards.through(work, part, self._stage)
         except ActorBroken as broken:
-            ray.get(self._register.ends.remote(number, str(broken)))
+            ray.get(self._register.ends.remote(head.shard, str(broken)))
             os._exit(1)  # an exception would reach the driver, and the actor, idle at once, would fail every shard that waits
+
+
+def _loaded(stage: Stage) -> Actor:
+    """The stage's actor. What is no user's mistake is tried again: storage or a hub that does not answer for a moment would end the stage,
+    for Ray starts no actor anew that could not load."""
+    for pause_s in LOAD_PAUSES_S:
+        try:
+            return stage.actor(**stage.arguments)
+        except UserError:
+            raise
+        except Exception as error:
+            log.warning("%s: an actor cannot load (%s); trying again in %.0f s", stage.name, error, pause_s)
+            time.sleep(pause_s)
+    return stage.actor(**stage.arguments)
 
 
 def run_stage(stage: Stage, source: Table, target: Table, part: str | None = None) -> dict[str, Any]:
@@ -146,15 +167,23 @@ def run_stage(stage: Stage, source: Table, target: Table, part: str | None = Non
     return target.manifest()
 
 
+def failed_rows(target: Table) -> int:
+    """Failed rows of a table that a stage has finished or begun, each of which `reopen_errors` would have done anew."""
+    if not target.is_done:
+        return failed(target.folder / STATE, target.folder / "data")
+    manifest = target.manifest()
+    return manifest.get("errors", 0) if "shard_rows" in manifest else 0
+
+
 def reopen_errors(target: Table) -> int:
     """Take back that a table is done, or that a shard of an unfinished one is, where rows failed: its stage does those again and keeps the
     others. Returns how many. Nothing is lost by a kill at any moment: the next run of the stage does what is still missing."""
     state, data = target.folder / STATE, target.folder / "data"
     if not target.is_done:
         return retry(state, data)
-    manifest = target.manifest()
-    if not manifest.get("errors") or "shard_rows" not in manifest:
+    if not failed_rows(target):
         return 0
+    manifest = target.manifest()
     files = _files_of(manifest)
     reopen(state, _shards_of(manifest), files, [f.shard for f in files if f.errors])
     target.open_again()
@@ -200,10 +229,11 @@ def _check_errors(stage: Stage, attempt: Attempt, data: Folder, first: str = "")
     rows, errors = attempt.shards.rows, attempt.own_errors
     if on_failed_rows(errors, rows, stage.max_error_fraction) != Verdict.STOP_STAGE:
         return
-    first = first or next((f"row {r['id']}: {r['error']}" for f in attempt.counted.values() if f.own for r in _failed_rows(data, f)), "")
+    own = (f for f in attempt.counted.values() if f.own == f.errors > 0)  # no row in them failed before
+    first = first or next((f"row {r['id']}: {r['error']}" for f in own for r in _failed_rows(data, f)), "see the tables' column `error`")
     raise StageError(
         f"{stage.name}: {errors:,} of {rows:,} rows failed, more than run.max_error_fraction allows ({stage.max_error_fraction:g}, here "
-        f"{most_errors(rows, stage.max_error_fraction):,}). First: {first}. Mend the cause and run again with --retry-errors, which does "
+        f"{most_errors(rows, stage.max_error_fraction):,}). First: {first}. Mend the cause, then `ka2l run CONFIG --retry-errors` does "
         "the failed rows anew and keeps the others"
     )
 
@@ -289,11 +319,14 @@ def _failed_rows(data: Folder, file: ShardFile) -> list[dict[str, str]]:
 def _write_errors(folder: Folder, data: Folder, files: list[ShardFile]) -> int:
     """Derive `errors/` from the table's failed rows, one file per data file that has any; returns their number."""
     (folder / "errors").delete()
-    count = 0
-    for file in files:
+    if not files:
+        return 0
+    errors = (folder / "errors").make()
+
+    def derive(file: ShardFile) -> int:
         failed = _failed_rows(data, file)
-        count += len(failed)
-        pq.write_table(
-            pa.Table.from_pylist(failed), ((folder / "errors").make() / f"{file.shard:06d}.parquet").path, filesystem=folder.filesystem
-        )
-    return count
+        pq.write_table(pa.Table.from_pylist(failed), (errors / f"{file.shard:06d}.parquet").path, filesystem=folder.filesystem)
+        return len(failed)
+
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        return sum(pool.map(derive, files))

@@ -7,10 +7,12 @@ the same; its shard is then done in pieces, which costs no row.
 Refuses to know: Ray, files, what the rows hold. One `Register` serves all actors of a stage; nothing of it outlives an attempt.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from ka2l_ray.failures import DEATHS_OF_A_SHARD, Verdict, on_death
+from ka2l_ray.failures import DEATHS_OF_A_SHARD, FOUND_PER_SHARD, Verdict, on_death
 
 Piece = tuple[int, int]
 """Rows [start, stop) of a shard."""
@@ -52,7 +54,7 @@ class Register:
         self._actors, self._least = actors, least
         self._at: dict[int, Suspicion] = {}
         self._loading: set[str] = set()
-        self._deaths = self._finished = 0
+        self._deaths = self._finished = self._found = 0
         self._last = ""
 
     def load(self, actor: str) -> str:
@@ -71,16 +73,23 @@ class Register:
             self._deaths += 1
             self._last = known.why or self._last
         suspicion = Suspicion.of(rows) if known is None else known.after_death()
+        if known is not None and len(known.given_up) < len(suspicion.given_up) <= FOUND_PER_SHARD:
+            self._found += DEATHS_OF_A_SHARD + 1 + math.ceil(math.log2(rows))
         self._at[shard] = replace(suspicion, at=suspicion.pieces[0])
         return suspicion, self._stop() if known is not None else ""
 
-    def at(self, shard: int, piece: Piece) -> None:
-        """Its actor goes on to a piece."""
-        self._at[shard] = replace(self._at[shard], at=piece)
+    def at(self, shard: int, piece: Piece | None) -> None:
+        """Its actor goes on to a piece, or has done all."""
+        self._change(shard, at=piece)
 
     def ends(self, shard: int, why: str) -> None:
         """Its actor is about to end."""
-        self._at[shard] = replace(self._at[shard], why=why)
+        self._change(shard, why=why)
+
+    def _change(self, shard: int, **changes: Any) -> None:
+        """Nothing where the shard is over: Ray may have another actor do it a second time, side by side."""
+        if (known := self._at.get(shard)) is not None:
+            self._at[shard] = replace(known, **changes)
 
     def over(self, shard: int) -> None:
         """The shard is done, whatever was held against it."""
@@ -88,8 +97,10 @@ class Register:
         self._finished += 1
 
     def _stop(self) -> str:
-        deaths = self._deaths + max(0, len(self._loading) - self._actors)
-        if on_death(deaths, self._actors, self._finished, self._least) != Verdict.STOP_STAGE:
+        loading = max(0, len(self._loading) - self._actors)
+        deaths = self._deaths + loading
+        if on_death(deaths, self._actors, self._finished, self._found, self._least) != Verdict.STOP_STAGE:
             return ""
+        where = f" ({loading} of them while loading)" if loading else ""
         last = f" Last: {self._last}." if self._last else ""
-        return f"{deaths} actors have ended while {self._finished:,} shards were finished.{last}"
+        return f"{deaths} actors have ended{where} while {self._finished:,} shards were finished.{last}"

@@ -26,6 +26,8 @@ DEATHS_OF_A_SHARD = 2
 DEATHS, DEATHS_PER_ACTOR, DEATHS_PER_SHARD = 16, 4, 2
 """Actors that a stage may lose: the first number, or the second for each actor of its pool where that is more, and the third besides for
 each shard that it has finished. A machine taken away costs an actor too, so a stage that gets on may lose many."""
+FOUND_PER_SHARD = 3
+"""For so many rows of each shard that are found and given up, what finding one takes is allowed besides."""
 
 
 class Verdict(StrEnum):
@@ -42,6 +44,14 @@ class Verdict(StrEnum):
 
 class ActorBroken(RuntimeError):
     """This process must not go on: its device or engine is broken, or every row fails in it."""
+
+
+class BlockLost(ActorBroken):
+    """Every row of a block failed alone, with errors (by row) that say nothing of its data."""
+
+    def __init__(self, errors: Mapping[int, Exception]) -> None:
+        super().__init__(named(next(iter(errors.values()))))
+        self.errors = errors
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -71,10 +81,10 @@ def on_lost_block(errors: Mapping[int, Exception]) -> Verdict:
     return Verdict.REPLACE_ACTOR if own and len(own) == len(errors) else Verdict.ROW
 
 
-def on_death(deaths: int, actors: int, finished: int, least: int = DEATHS) -> Verdict:
-    """Whether a stage goes on after `deaths` of its actors, with a pool of `actors` and so many shards finished; `least` are never too
-    many."""
-    most = max(least, DEATHS_PER_ACTOR * actors) + DEATHS_PER_SHARD * finished
+def on_death(deaths: int, actors: int, finished: int, found: int = 0, least: int = DEATHS) -> Verdict:
+    """Whether a stage goes on after `deaths` of its actors, with a pool of `actors` and so many shards finished; `found` deaths led to rows
+    that were given up, and `least` are never too many."""
+    most = max(least, DEATHS_PER_ACTOR * actors) + DEATHS_PER_SHARD * finished + found
     return Verdict.STOP_STAGE if deaths > most else Verdict.REPLACE_ACTOR
 
 
@@ -103,20 +113,32 @@ class Done:
     failed: Mapping[int, str]
 
 
-def each_row(work: Callable[[pa.Table], Mapping[str, Any]], rows: pa.Table, columns: pa.Schema) -> Done:
+def each_row(work: Callable[[pa.Table], Mapping[str, Any]], rows: pa.Table, columns: pa.Schema, chosen: bool = False) -> Done:
     """Do the work of all rows together and, where that raises, of each alone, so that a bad row costs itself only.
 
-    `work` returns the columns, and may name failed rows in `error`. Raises `ActorBroken` where the process must not go on.
+    `work` returns the columns, and may name failed rows in `error`. Raises `ActorBroken` where the process must not go on. That all rows
+    fail says nothing of the process where there is one alone, or where they are `chosen` because they failed before.
     """
+    try:
+        return _each_row(work, rows, columns)
+    except BlockLost as lost:
+        if rows.num_rows > 1 and not chosen:
+            raise
+        return Done({f.name: pa.nulls(rows.num_rows, f.type) for f in columns}, {n: named(e) for n, e in lost.errors.items()})
+
+
+def _each_row(work: Callable[[pa.Table], Mapping[str, Any]], rows: pa.Table, columns: pa.Schema) -> Done:
     try:
         return _done(work(rows), rows.num_rows, columns)
     except Exception as error:  # the actor's code and the data are the user's
+        if isinstance(error, BlockLost):
+            raise
         if on_error(error, rows.num_rows) == Verdict.REPLACE_ACTOR:
             raise ActorBroken(named(error)) from error
         first = error
     parts, raised = ([None], {0: first}) if rows.num_rows == 1 else _one_by_one(work, rows, columns)
     if len(raised) == rows.num_rows and on_lost_block(raised) == Verdict.REPLACE_ACTOR:
-        raise ActorBroken(named(first)) from first
+        raise BlockLost(raised) from first
     return _joined(parts, raised, columns)
 
 

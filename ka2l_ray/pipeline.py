@@ -23,11 +23,11 @@ from ka2l_ray.active.rounds import play, sample_candidates
 from ka2l_ray.active.saving import savings
 from ka2l_ray.active.stop import Stop, decide
 from ka2l_ray.annotate.sources import Waiting
-from ka2l_ray.artifacts import Folder, Run, booked
+from ka2l_ray.artifacts import Folder, Run, Table, booked
 from ka2l_ray.collect.stage import collect, sample_pool, wanted_layers
 from ka2l_ray.config import Config, ConfigError, Strategy
 from ka2l_ray.corpus.stage import questions
-from ka2l_ray.dataflow import reopen_errors
+from ka2l_ray.dataflow import failed_rows, reopen_errors
 from ka2l_ray.decode.actor import decoder_folder
 from ka2l_ray.decode.model import read_card
 from ka2l_ray.decode.stage import check_decoder
@@ -43,8 +43,8 @@ RESULTS, ROWS, TIMES, REDO = "results.json", "rows.json", "times.json", "redo.js
 """`ROWS` and `TIMES` are the books of the base steps; a step is in `ROWS` once it is done."""
 EVALUATIONS = ("evaluation", "evaluation/corpus_prompt")
 ROWWISE = (
-    *("pilot", "activations", "clusters", "knowledge", "scores", "pool_samples", "pool_clusters", "pool_knowledge"),
-    *("replay", "reconstruction", *EVALUATIONS),
+    *("activations", "clusters", "knowledge", "scores", "pool_samples", "pool_clusters", "pool_knowledge"),
+    *("replay", *EVALUATIONS),
 )
 """Tables of the base model that are made row by row."""
 ANSWERS_WITHIN_S = 10.0
@@ -328,18 +328,36 @@ def retry_errors(run: Run) -> dict[str, int]:
     Rows are mended where they stand; what was computed from a whole table before (γ, the probe, what rounds bought and trained on) stays
     as it is, but for the figures of a round whose evaluation is mended.
     """
-    found = {name: n for name in ROWWISE if (n := reopen_errors(run.base(name)))}
-    if "activations" in found:
-        run.base("samples").open_again()
-    if "reconstruction" in found:
-        (run.folder / "base/reconstruction/metrics.json").delete()
+    tables: dict[str, tuple[Table, Sequence[Folder]]] = {name: (run.base(name), ()) for name in ROWWISE}
+    tables["reconstruction"] = run.base("reconstruction"), (run.folder / "base/reconstruction/metrics.json",)
+    if not (run.folder / "base/pilot/gamma.json").exists():  # what γ was taken from is not looked at again
+        tables["pilot"] = run.base("pilot"), ()
     for a_round in plan(run):
-        names = {f"{a_round.strategy} seed {a_round.seed} round {a_round.number}: {name}": name for name in EVALUATIONS}
-        mended = {text: n for text, name in names.items() if (n := reopen_errors(a_round.table(name)))}
-        if mended:
-            (a_round.folder / "round.json").delete()
-        found |= mended
+        tables |= {
+            f"{a_round.strategy} seed {a_round.seed} round {a_round.number}: {name}": found for name, found in _of_a_round(a_round).items()
+        }
+    return {name: n for name, (table, made_from_it) in tables.items() if (n := _again(table, made_from_it))}
+
+
+def _of_a_round(a_round: Round) -> dict[str, tuple[Table, Sequence[Folder]]]:
+    """Tables that a round makes row by row, and what is made from each; of decoding and of a new probe only while they are not done, for
+    the next round has used them."""
+    found: dict[str, tuple[Table, Sequence[Folder]]] = {n: (a_round.table(n), (a_round.folder / "round.json",)) for n in EVALUATIONS}
+    if not a_round.table("decoded").is_done:
+        found["decoded"] = a_round.table("decoded/written"), ()
+    if (probed := a_round.folder / "reprobe").exists() and not (a_round.folder / "reprobe.json").exists():
+        found |= {f"reprobe {name}": (Table(probed / "base" / name), ()) for name in ROWWISE}
     return found
+
+
+def _again(table: Table, made_from_it: Sequence[Folder]) -> int:
+    """Have a table's failed rows done anew; what is made from it goes first, so that a kill leaves nothing that stands on other rows."""
+    count = failed_rows(table)
+    if count:
+        for file in made_from_it:
+            file.delete()
+        reopen_errors(table)
+    return count
 
 
 def plan(run: Run) -> Sequence[Round]:

@@ -71,6 +71,8 @@ def local_paths(config: Config) -> dict[str, str]:
     named += [("model.name_or_path", model)] if Path(model).is_absolute() or Path(model).exists() else []
     named += [("model.adapter", config.model.adapter)] if config.model.adapter else []
     named += [("decode.decoder", config.decode.decoder)] if config.decode.enabled else []
+    replies = config.annotate.endpoint.replies
+    named += [("annotate.endpoint.replies", replies)] if replies and Path(replies).exists() else []
     return {f"{field} = {value!r}": value for field, value in named if value != SHIPPED and "://" not in value}
 
 

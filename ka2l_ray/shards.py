@@ -19,17 +19,20 @@ import pyarrow.parquet as pq
 from ka2l_ray import schema
 from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.attempts import Attempt, ShardFile
-from ka2l_ray.failures import Done, each_row
+from ka2l_ray.errors import StageError
+from ka2l_ray.failures import ActorBroken, Done, each_row
 
-NUMBER, BEFORE = "shard", "failed_before"
-"""Columns of a packed shard: its number, and how many of its rows failed in an earlier stage."""
+NUMBER, BEFORE, AGAIN = "shard", "failed_before", "again"
+"""Columns of a packed shard beside its rows': its `Head`."""
 ERROR = schema.ERROR.name
 
 
 class Prepare(Protocol):
-    """Adds columns on a CPU. It travels to tasks, so that it is small, and loads what it needs once per process."""
+    """Adds columns on a CPU. It travels to tasks, so it is small; `load` gets what it needs, once per process."""
 
     columns: ClassVar[pa.Schema]
+
+    def load(self) -> object: ...
 
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]: ...
 
@@ -99,11 +102,15 @@ def read(numbers: pa.Table, reading: Reading, stage: Columns) -> pa.Table:
         rows = rows.append_column(schema.ERROR, pa.nulls(rows.num_rows, pa.string()))
     if entry.old is not None:
         rows = rows.filter(pc.is_in(rows["id"], _failed_ids(reading.data / entry.old)))  # pyright: ignore
-    head = Head(entry.shard, _failed(rows))
+    head = Head(entry.shard, tuple(rows["id"].filter(rows[ERROR].is_valid()).to_pylist()), entry.old is not None)
     if stage.prepare is None:
         return packed(head, rows)
     columns = stage.prepare.columns
-    done, at = _of_the_others(partial(each_row, stage.prepare, columns=columns), rows, columns)
+    stage.prepare.load()  # what fails here fails for all rows, and is no row's error
+    try:
+        done, at = _of_the_others(partial(each_row, stage.prepare, columns=columns, chosen=head.again), rows, columns)
+    except ActorBroken as broken:
+        raise StageError(f"no row of shard {entry.shard} can be prepared: {broken}") from broken
     for name in columns.names:
         rows = rows.append_column(name, _placed(done.columns[name], at))
     return packed(head, _with_errors(rows, done, at))
@@ -176,12 +183,15 @@ class Head:
     """What is known of a shard beside its rows."""
 
     shard: int
-    failed_before: int
+    failed_before: tuple[str, ...] = ()
+    """Ids of rows that failed in an earlier stage."""
+    again: bool = False
+    """Whether its rows are those that failed in this stage before."""
 
 
 def packed(head: Head, rows: pa.Table) -> pa.Table:
     """A shard as one row, each column of its rows as one list. No value is copied."""
-    columns = {NUMBER: pa.array([head.shard]), BEFORE: pa.array([head.failed_before])}
+    columns = {NUMBER: pa.array([head.shard]), BEFORE: pa.array([head.failed_before], pa.list_(pa.string())), AGAIN: pa.array([head.again])}
     for name in rows.column_names:
         values = _array(rows[name])
         columns[name] = pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), values)
@@ -190,21 +200,22 @@ def packed(head: Head, rows: pa.Table) -> pa.Table:
 
 def unpacked(row: pa.Table) -> tuple[Head, pa.Table]:
     """The rows of a packed shard."""
-    columns = {name: _array(row[name])[0].values for name in row.column_names if name not in (NUMBER, BEFORE)}
-    return Head(row[NUMBER][0].as_py(), row[BEFORE][0].as_py()), pa.table(columns)
+    columns = {name: _array(row[name])[0].values for name in row.column_names if name not in (NUMBER, BEFORE, AGAIN)}
+    return Head(row[NUMBER][0].as_py(), tuple(row[BEFORE][0].as_py()), row[AGAIN][0].as_py()), pa.table(columns)
 
 
 def write(packed_row: pa.Table, reading: Reading) -> pa.Table:
-    """The task that writes a shard's file: to memory first, then whole or not at all. Returns its name and first error.
+    """The task that writes a shard's file: to memory first, then whole or not at all. Returns its name and the first error of this stage.
 
     Where only failed rows were done anew, they take the places of the old ones, and all go to a new file.
     """
     head, rows = unpacked(packed_row)
-    entry, own = reading.entry(head.shard), _failed(rows) - head.failed_before
-    first = rows.filter(rows[ERROR].is_valid()).slice(0, 1)
+    entry, failed = reading.entry(head.shard), rows.filter(rows[ERROR].is_valid())
+    own = failed.filter(pc.invert(pc.is_in(failed["id"], pa.array(head.failed_before, pa.string()))))  # pyright: ignore
+    first = own.slice(0, 1)
     if entry.old is not None:
         rows = _merged(reading.data / entry.old, rows)
-    file = ShardFile.new(head.shard, reading.attempt, _failed(rows), own)
+    file = ShardFile.new(head.shard, reading.attempt, _failed(rows), own.num_rows)
     buffer = pa.BufferOutputStream()
     pq.write_table(rows, buffer)
     (reading.data / file.name).write_bytes(buffer.getvalue())

@@ -7,6 +7,8 @@ Refuses to know: grades, probes; of labels only the γ that adaptive sampling st
 
 import heapq
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +19,7 @@ from ka2l_ray.artifacts import Run, Table
 from ka2l_ray.collect.actor import CollectActor, collect_columns
 from ka2l_ray.config import CollectSection, Config, ConfigError, PromptSection
 from ka2l_ray.corpus.prompts import Tokenize, corpus_prompt, finetune_prompt
-from ka2l_ray.dataflow import Stage, run_stage
+from ka2l_ray.dataflow import FILES_AT_ONCE, Stage, run_stage
 from ka2l_ray.label.clusters import cluster
 from ka2l_ray.label.entropy import semantic_entropy
 from ka2l_ray.label.thresholds import otsu
@@ -93,19 +95,19 @@ def _drawn(table: Table) -> tuple[int, int]:
 def collect(run: Run) -> dict[str, Any]:
     """Collect the probe split; returns the manifest."""
     config, activations, samples = run.config, run.base("activations"), run.base("samples")
-    if not activations.is_done:
-        stage = _stage(run, "collect", config.collect, wanted_layers(config), config.run.seed, KEPT, adaptive_threshold(run))
-        run_stage(stage, run.table("questions"), activations, part="probe")
+    stage = _stage(run, "collect", config.collect, wanted_layers(config), config.run.seed, KEPT, adaptive_threshold(run))
+    manifest = run_stage(stage, run.table("questions"), activations, part="probe")
+    listed = activations.listed_from(samples.folder)
+    if not samples.is_done or samples.entries() != listed:  # other files where failed or lost rows were done anew
         _note_precision(activations)
-    manifest = activations.manifest()
-    if not samples.is_done:
-        samples.close(activations.listed_from(samples.folder), rows_in=manifest["rows_in"], errors=manifest["errors"], seconds=0.0)
+        samples.close(listed, rows_in=manifest["rows_in"], errors=manifest["errors"], seconds=0.0)
     return manifest
 
 
 def _note_precision(activations: Table) -> None:
     """Say and keep in which precision the states are stored."""
-    schemas = [pq.read_schema(f, filesystem=activations.folder.filesystem) for f in activations.files()]
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        schemas = list(pool.map(partial(pq.read_schema, filesystem=activations.folder.filesystem), activations.files()))
     wide = sum(any(pa.types.is_fixed_size_list(f.type) and f.type.value_type == pa.float32() for f in s) for s in schemas)
     (activations.folder / PRECISION).write_json({"float16_files": len(schemas) - wide, "float32_files": wide})
     if wide:

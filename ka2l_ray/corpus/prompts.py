@@ -129,8 +129,11 @@ class Tokenize:
     prompt: PromptSection
     columns: ClassVar[pa.Schema] = PROMPT_COLUMNS
 
+    def load(self) -> Prompter:
+        return _prompter(self)
+
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
-        prompts = _prompter(self)(batch["question"].to_pylist())
+        prompts = self.load()(batch["question"].to_pylist())
         return {
             "prompt_ids": [p.ids for p in prompts],
             "own_start": [p.own_start for p in prompts],

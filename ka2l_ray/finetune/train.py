@@ -19,13 +19,13 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.collective
-from ray.train import Checkpoint, CheckpointConfig, CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from ka2l_ray.artifacts import Folder, StageError
 from ka2l_ray.errors import UserError
 from ka2l_ray.finetune.checkpoints import is_whole
-from ka2l_ray.finetune.job import Job
+from ka2l_ray.finetune.job import Job, Refusal
 from ka2l_ray.finetune.loop import train_rank
 from ka2l_ray.finetune.record import progress_line
 from ka2l_ray.models.placement import Placement
@@ -70,12 +70,23 @@ def finetune(job: Job, name: str) -> dict[str, Any]:
         ),
     )
     with telling("finetune", lambda: progress_line(job)), own_interrupts():
-        result: Any = trainer.fit().return_value  # rank 0's, once every rank has returned
+        result = _fitted(trainer)
     if "refused" in result:
         raise StageError(f"fine-tuning: {result['refused']}")
     job.record.write_json(result)
     _clean(job)
     return result
+
+
+def _fitted(trainer: TorchTrainer) -> Any:
+    """What rank 0 returned, once every rank has. A user's mistake that a worker met is raised as itself."""
+    try:
+        return trainer.fit().return_value
+    except WorkerGroupError as error:
+        for raised in error.worker_failures.values():
+            if isinstance(cause := getattr(raised, "_base_exc", raised), UserError):
+                raise StageError(f"fine-tuning: {cause}") from error
+        raise
 
 
 def _clean(job: Job) -> None:
@@ -124,7 +135,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     checkpoints = RayCheckpoints(config["fallback"])
     try:
         return train_rank(config["job"], context.get_world_rank(), context.get_world_size(), checkpoints)
-    except UserError as refusal:  # a `Refusal`, or what every rank meets as it loads the same
+    except Refusal as refusal:  # of all ranks, or of the last that works: what one alone met, the others would wait for without end
         return {"refused": str(refusal)}
 
 

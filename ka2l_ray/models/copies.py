@@ -28,7 +28,7 @@ def local_copy(address: str, weights: bool = True) -> Path:
     """The content of a folder or URI as a local folder, without its `WEIGHTS` where they are not wanted.
 
     Copies lie below TMPDIR in a folder of this user's own, and may be deleted at any time that nothing runs. Raises `ConfigError`
-    where there is no such folder or the scheme is not supported, `PermissionError` where another user owns the place.
+    where there is no such folder, the scheme is not supported, or another user owns the place.
     """
     folder = Folder.of(address)
     if folder.is_local:
@@ -59,7 +59,7 @@ def _place() -> Path:
     place = Path(tempfile.gettempdir(), f"ka2l-copies-{os.getuid()}")
     place.mkdir(mode=0o700, exist_ok=True)
     if place.is_symlink() or place.stat().st_uid != os.getuid():
-        raise PermissionError(f"{place}: belongs to another user; set TMPDIR to a folder of your own")
+        raise ConfigError(f"{place}: belongs to another user; set TMPDIR to a folder of your own")
     return place
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ka2l_ray.failures import ActorBroken, Verdict, named, on_lost_block
+from ka2l_ray.failures import BlockLost, Verdict, on_lost_block
 from ka2l_ray.models.activations import Capture, Encoded, Prompt, pad, pool_states
 from ka2l_ray.models.batching import Allowance, Limits, Load, run
 from ka2l_ray.models.prefix import SharedPrefix
@@ -64,8 +64,8 @@ class Engine:
     ) -> dict[int, Exception]:
         """Do the work batch by batch, given row numbers and the batch on the model's device; returns the error of each row that failed.
 
-        `copies` and `room`: answers written per prompt, and tokens of each. Raises `ActorBroken` where a device is broken, or where every
-        row that could be read fails with an error of an unknown kind.
+        `copies` and `room`: answers written per prompt, and tokens of each. Raises `ActorBroken` where a device is broken, `BlockLost`
+        where every row that could be read fails with an error of an unknown kind.
         """
         failed: dict[int, Exception] = {}
         groups: dict[int, list[int]] = {len(self.prefix.ids): [], 0: []}
@@ -90,7 +90,7 @@ class Engine:
             lost |= {rows[i]: error for i, error in errors.items()}
         self.tally.out_of_memory = self._allowance.out_of_memory
         if lost and len(lost) == len(prompts) - len(failed) and on_lost_block(lost) == Verdict.REPLACE_ACTOR:
-            raise ActorBroken(named(next(iter(lost.values()))))
+            raise BlockLost(failed | lost)
         return failed | lost
 
     @torch.inference_mode()

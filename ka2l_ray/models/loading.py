@@ -40,11 +40,16 @@ PEFT_CONFIG = "adapter_config.json"
 def model_path(model: ModelSection, weights: bool = True) -> str:
     """What to hand to Hugging Face: the folder of the shipped model for `world`, a local copy of a URI, else the name as it stands.
 
-    Without `weights` the copy of a URI holds configuration and tokenizer alone. Raises `FileNotFoundError` where nothing lies at a URI.
+    Without `weights` the copy of a URI holds configuration and tokenizer alone. Raises `ConfigError` where nothing lies at a URI.
     """
     if model.name_or_path == "world":
         return str(WORLD_MODEL)
-    return str(local_copy(model.name_or_path, weights)) if "://" in model.name_or_path else model.name_or_path
+    if "://" not in model.name_or_path:
+        return model.name_or_path
+    try:
+        return str(local_copy(model.name_or_path, weights))
+    except ConfigError as error:
+        raise ConfigError(f"model.name_or_path = {error}") from error
 
 
 def _source(model: ModelSection) -> dict[str, Any]:

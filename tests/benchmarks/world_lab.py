@@ -23,6 +23,7 @@ from ka2l_ray.collect.actor import CollectActor, matrix
 from ka2l_ray.config import (
     AcquireSection,
     CollectSection,
+    CorpusSection,
     DecodeSection,
     FinetuneSection,
     ModelSection,
@@ -33,7 +34,7 @@ from ka2l_ray.config import (
 from ka2l_ray.corpus.prompts import Prompter, Tokenize
 from ka2l_ray.corpus.world import world_questions
 from ka2l_ray.decode.actor import DecodeActor
-from ka2l_ray.decode.filters import hashes, statuses
+from ka2l_ray.decode.filters import hashes, leaks, statuses
 from ka2l_ray.decode.stage import decoded_id
 from ka2l_ray.finetune.deepspeed import rate
 from ka2l_ray.finetune.examples import Example, Tokens, collate, epoch_batches, replayed_rows, tokenize_all
@@ -179,7 +180,8 @@ class Lab:
             written = actor(self.tokenize.add(pa.table({"id": [i for i, _ in asked], "question": [q for _, q in asked]})))
         texts, p_unknown = list(written["decoded_question"]), [float(p) for p in written["p_unknown"]]
         existing = np.union1d(*(hashes(self.tables[s]["question"].to_pylist()) for s in ("probe", "pool")))
-        status = statuses(texts, p_unknown, existing, hashes(self.tables["eval"]["question"].to_pylist()), section.min_p_unknown)
+        leaked = leaks(texts, [self.tables["eval"]["question"].to_pylist()], CorpusSection().near_duplicates)
+        status = statuses(texts, p_unknown, existing, leaked, section.min_p_unknown)
         kept = sorted((-p, q) for p, q, s in zip(p_unknown, texts, status, strict=True) if s == "kept")[:count]
         replies = [(q, self.world.ask(q)) for _, q in kept]
         return [Example(q, (r.fact.value,)) for q, r in replies if r.fact], len(kept)

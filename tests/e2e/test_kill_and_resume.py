@@ -27,21 +27,22 @@ def test_killed_in_collecting_search_and_finetuning(tmp_path: Path, job_run: Job
     calm_run = Path(os.environ["KA2L_CALM_RUN"]) if "KA2L_CALM_RUN" in os.environ else job_run.folder
     run, rng = tmp_path / "killed/r", random.Random(7)
 
-    checkpoint = run / "base/activations/_checkpoint"
+    activations = run / "base/activations"
 
-    def committed() -> tuple[str, ...]:
-        return tuple(f.stem for f in checkpoint.glob("*/*.parquet") if ".pending" not in f.name)
+    def written() -> set[str]:
+        """Files of finished shards, as long as the stage is not."""
+        return set() if (activations / "manifest.json").exists() else {f.name for f in activations.glob("data/*/*.parquet")}
 
-    kill_when(arguments("killed"), lambda: bool(committed()))
-    if not committed():  # collecting ended between the look and the kill
+    kill_when(arguments("killed"), lambda: bool(written()))
+    if not written():  # collecting ended between the look and the kill
         shutil.rmtree(run)
-        kill_when(arguments("killed"), lambda: bool(committed()))
-    written = {f.name for f in (run / "base/activations/data").iterdir() if f.name.startswith(committed())}
-    assert written, "collecting was never killed with a block committed"
+        kill_when(arguments("killed"), lambda: bool(written()))
+    kept = written()
+    assert kept, "collecting was never killed with a shard written"
 
     kill_when(arguments("killed"), lambda: any((run / "base/search/layers").glob("*/fit.json")), rng.uniform(0.0, 2.0))
     collected = (run / "base/activations/manifest.json").read_bytes()
-    assert written <= {Path(n).name for n in listed(run / "base/activations/manifest.json")}, "committed rows were computed again"
+    assert kept <= {Path(n).name for n in listed(run / "base/activations/manifest.json")}, "rows that were written were computed again"
     fitted = {f: f.read_bytes() for f in (run / "base/search/layers").glob("*/fit.json")}
 
     kill_when(arguments("killed"), lambda: any(run.glob("strategies/*/*/*/finetune/examples/manifest.json")), rng.uniform(0.0, 2.0))

@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
+from ka2l_ray.errors import ConfigError
+
 
 class Doubler:
     """Doubles `value`, says so in a log, and fails on a poisonous row."""
@@ -56,7 +58,7 @@ class Unloadable:
     """Cannot be loaded."""
 
     def __init__(self, log: str) -> None:
-        raise ValueError("decode.decoder = 'x' reads states of another model")
+        raise ConfigError("decode.decoder = 'x' reads states of another model")
 
     def __call__(self, batch: pa.Table) -> dict[str, Any]:
         raise AssertionError("never called")
@@ -89,6 +91,9 @@ class Square:
 
     poison: int
     columns: ClassVar[pa.Schema] = pa.schema([("square", pa.int64()), ("pid", pa.int64())])
+
+    def load(self) -> None:
+        """There is nothing to load."""
 
     def __call__(self, batch: pa.Table) -> dict[str, Any]:
         values = batch["value"].to_pylist()

@@ -18,6 +18,6 @@ def small(storage: Path | str, *overrides: str) -> Config:
 def copied(run: Run, config: Config) -> Run:
     """The base stages of a run under another configuration of what follows them."""
     target = Path(config.run.storage) / config.run.name
-    left_out = shutil.ignore_patterns("strategies", "config.yaml")
+    left_out = shutil.ignore_patterns("strategies", "config.yaml", "format.json")
     shutil.copytree(run.folder.path, target, ignore=left_out, copy_function=os.link, dirs_exist_ok=True)
     return Run(Folder.of(str(target)), config)

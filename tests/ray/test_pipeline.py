@@ -161,7 +161,7 @@ def test_every_command_that_meets_a_round_of_people_ends_as_paused(
         raise Waiting("to_annotate.jsonl", "to_annotate.csv", 2)
 
     monkeypatch.setitem(rounds.STEPS, State.ANNOTATE, ask)
-    monkeypatch.setattr(cli, "_open", lambda config: run)
+    monkeypatch.setattr(cli, "_held", lambda config: run)
     ended = CliRunner().invoke(cli.app, [name, str(SMOKE), "--set", "report.title=my run"])
     assert ended.exit_code == cli.PAUSED, ended.output
     assert f"ka2l annotate {SMOKE} --import FILE --set 'report.title=my run'" in ended.output

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 from runs import copied, small
@@ -20,8 +21,9 @@ from ka2l_ray import pipeline
 from ka2l_ray.active.acquire import unit
 from ka2l_ray.active.outcome import evaluation_stage
 from ka2l_ray.artifacts import Folder, Run, StageError, Table
+from ka2l_ray.attempts import ShardFile
 from ka2l_ray.collect.actor import fixed_size
-from ka2l_ray.collect.stage import PRECISION, _note_precision, collect, pilot_rows, sample_pool
+from ka2l_ray.collect.stage import KEPT, PRECISION, _note_precision, collect, pilot_rows, sample_pool
 from ka2l_ray.corpus.stage import questions
 from ka2l_ray.dataflow import Stage
 from ka2l_ray.decode.stage import _stage as decode_stage
@@ -142,7 +144,7 @@ def test_weights_that_hold_nan_end_the_stage_by_naming_the_rows_that_show_it(tmp
     run = Run.open(small(tmp_path, f"model.name_or_path={tmp_path / 'model'}", "decode.enabled=false"))
     questions(run)
     with pytest.raises(
-        StageError, match=r"collect: 120 of 120 rows failed.* First: row \S+: ValueError: hidden state holds NaN or infinity"
+        StageError, match=r"collect: \d+ of 120 rows failed.* First: row \S+: ValueError: hidden state holds NaN or infinity"
     ):
         collect(run)
     assert not run.base("activations").is_done
@@ -226,3 +228,43 @@ def test_a_pilot_is_drawn_by_ids_alone_in_their_order(tmp_path: Path, streamed: 
     halves = [(part, pa.Table.from_pylist(rows[part][at : at + 35])) for part in rows for at in (0, 35)]
     table.write(*halves)
     assert pilot_rows(table, count).to_pylist() == sorted(rows["probe"], key=lambda r: unit("pilot", r["id"]))[:count]
+
+
+def whole(table: Table) -> dict[str, dict[str, Any]]:
+    return {r["id"]: r for r in table.read().to_pylist()}
+
+
+def lose(table: Table, question: str) -> None:
+    """Make a row of a finished table one that failed: its shard in a new file, named in the manifest."""
+    manifest = table.manifest()
+    for entry in manifest["files"]:
+        rows = pq.read_table(f"{table.folder.path}/{entry['name']}")
+        if question not in rows["id"].to_pylist():
+            continue
+        kept = pa.array([None if i == question else n for n, i in enumerate(rows["id"].to_pylist())])
+        lost = {name: rows[name] if name in ("id", *KEPT) else rows[name].take(kept) for name in rows.column_names if name != "error"}
+        told = pa.array(["RuntimeError: made up" if i == question else None for i in rows["id"].to_pylist()])
+        file = ShardFile.new(int(entry["name"][9:15]), "0123abcd", 1, 1)
+        pq.write_table(pa.table(lost | {"error": told}), f"{table.folder.path}/data/{file.name}")
+        entry["name"] = f"data/{file.name}"
+    table.open_again()
+    table.close(manifest["files"], **{k: manifest[k] for k in ("rows_in", "seconds", "stage", "shard_rows")}, errors=1)
+
+
+def test_failed_rows_are_done_anew_in_every_stage_and_come_out_as_if_they_had_not_failed(
+    scored: tuple[Run, dict[str, Any]], tmp_path: Path
+) -> None:
+    run, names = copied(scored[0], small(tmp_path)), ("activations", "clusters", "knowledge", "scores")
+    before = {name: whole(run.base(name)) for name in (*names, "samples")}
+    gamma = pipeline.gamma(run)
+    for name in names:
+        lose(run.base(name), sorted(before[name])[5])
+    run.base("samples").open_again()
+    run.base("samples").close(run.base("activations").listed_from(run.base("samples").folder), rows_in=120, errors=1, seconds=0.0)
+    assert sum(r["error"] is not None for r in whole(run.base("samples")).values()) == 1
+    assert pipeline.retry_errors(run) == dict.fromkeys(names, 1)
+    pipeline.execute(run, "score", "a test")
+    assert {name: whole(run.base(name)) for name in before} == before
+    assert {run.base(name).manifest()["errors"] for name in before} == {0}
+    assert pipeline.gamma(run) == gamma
+    assert pipeline.retry_errors(run) == {}

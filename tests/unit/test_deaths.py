@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ka2l_ray.deaths import Register, Suspicion
+from ka2l_ray.failures import DEATHS
 
 
 def play(register: Register, shard: int, rows: int, fatal: set[int]) -> dict[int, str]:
@@ -29,9 +30,32 @@ def play(register: Register, shard: int, rows: int, fatal: set[int]) -> dict[int
 @given(st.integers(1, 600), st.data())
 def test_every_fatal_row_is_found_and_no_other_is_given_up(rows: int, data: st.DataObject) -> None:
     fatal = data.draw(st.sets(st.integers(0, rows - 1), max_size=3))
-    register = Register(1, 10_000)
+    register = Register(1, DEATHS)
     assert set(play(register, 0, rows, fatal)) == fatal
     assert register._deaths <= 1 + len(fatal) * (2 + math.ceil(math.log2(rows) if rows > 1 else 0))
+
+
+@given(st.integers(2, 4096))
+def test_a_fatal_row_in_each_of_many_shards_stops_no_stage(rows: int) -> None:
+    register = Register(1, DEATHS)
+    for shard in range(10):
+        assert set(play(register, shard, rows, {rows // 3})) == {rows // 3}
+
+
+def test_a_second_actor_at_a_shard_that_is_over_disturbs_nothing() -> None:
+    register = Register(1, DEATHS)
+    register.begin(0, 8)
+    register.over(0)
+    register.at(0, (0, 4))
+    register.ends(0, "late")
+    assert register.begin(0, 8)[0] == Suspicion.of(8)
+
+
+def test_a_death_between_pieces_halves_nothing() -> None:
+    register = Register(1, DEATHS)
+    for _ in range(5):
+        assert register.begin(0, 8)[0].pieces == ((0, 8),)
+        register.at(0, None)
 
 
 def test_a_first_death_changes_nothing_a_second_halves() -> None:
@@ -59,12 +83,12 @@ def test_a_row_given_up_carries_the_last_words_of_the_actor_that_died_at_it() ->
 
 def test_a_stage_whose_actors_only_die_is_stopped_and_says_why() -> None:
     register = Register(1, 3)
-    register.begin(0, 8)
+    register.begin(0, 64)
     for _ in range(4):
         register.ends(0, "RuntimeError: no kernel")
-        assert register.begin(0, 8)[1] == ""
+        assert register.begin(0, 64)[1] == ""
     register.ends(0, "RuntimeError: no kernel")
-    assert register.begin(0, 8)[1] == "5 actors have ended while 0 shards were finished. Last: RuntimeError: no kernel."
+    assert register.begin(0, 64)[1] == "5 actors have ended while 0 shards were finished. Last: RuntimeError: no kernel."
 
 
 @pytest.mark.parametrize("loaded", [True, False])

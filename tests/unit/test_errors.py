@@ -198,7 +198,17 @@ def test_a_last_line_tells_whose_error_it_is(line: str, library: bool, said: str
 
 def raised_plainly(file: Path) -> set[str]:
     """Functions of a file that raise an error class of Python's own."""
-    kinds = {"ValueError", "FileNotFoundError", "KeyError", "RuntimeError", "ImportError", "OSError", "TypeError", "Exception"}
+    kinds = {
+        "ValueError",
+        "FileNotFoundError",
+        "KeyError",
+        "RuntimeError",
+        "ImportError",
+        "OSError",
+        "PermissionError",
+        "TypeError",
+        "Exception",
+    }
     found: set[str] = set()
 
     def walk(node: ast.AST, function: str) -> None:

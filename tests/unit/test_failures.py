@@ -8,6 +8,7 @@ import torch
 
 from ka2l_ray.failures import (
     ActorBroken,
+    BlockLost,
     Verdict,
     each_row,
     is_broken,
@@ -129,10 +130,29 @@ def test_a_block_whose_rows_all_hold_wrong_data_costs_its_rows() -> None:
     assert set(each_row(fails_at(1, 2)[1], rows(1, 2), OUT).failed) == {0, 1}
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_an_unknown_error_at_every_row_is_raised(count: int) -> None:
-    with pytest.raises(ActorBroken, match=r"^RuntimeError: bad: 1$"):
-        each_row(fails_at(1, 2, 3, error=RuntimeError)[1], rows(*range(1, count + 1)), OUT)
+def test_an_unknown_error_at_every_row_is_the_processs() -> None:
+    with pytest.raises(BlockLost, match=r"^RuntimeError: bad: 1$"):
+        each_row(fails_at(1, 2, 3, error=RuntimeError)[1], rows(1, 2, 3), OUT)
+
+
+@pytest.mark.parametrize(("values", "chosen"), [((1,), False), ((1, 2), True)])
+def test_a_single_row_and_rows_that_failed_before_say_nothing_of_the_process(values: tuple[int, ...], chosen: bool) -> None:
+    done = each_row(fails_at(1, 2, error=RuntimeError)[1], rows(*values), OUT, chosen)
+    assert done.failed == {n: f"RuntimeError: bad: {v if len(values) > 1 else 1}" for n, v in enumerate(values)}
+    assert done.columns["doubled"].to_pylist() == [None] * len(values)
+
+
+def test_an_engine_that_tells_of_a_lost_block_is_not_asked_row_by_row() -> None:
+    calls = []
+
+    def work(batch: pa.Table) -> dict[str, Any]:
+        calls.append(batch.num_rows)
+        raise BlockLost({0: RuntimeError("no kernel"), 1: ValueError("too long")})
+
+    with pytest.raises(BlockLost):
+        each_row(work, rows(1, 2), OUT)
+    assert each_row(work, rows(1, 2), OUT, chosen=True).failed == {0: "RuntimeError: no kernel", 1: "ValueError: too long"}
+    assert calls == [2, 2]
 
 
 def test_after_a_cuda_error_no_further_row_is_tried() -> None:

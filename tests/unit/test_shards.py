@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ka2l_ray import shards
 from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.attempts import Attempt, ShardFile, Shards
+from ka2l_ray.errors import StageError
 from ka2l_ray.failures import Done
 
 SCHEMA = pa.schema([("id", pa.string()), ("value", pa.int64())])
@@ -74,12 +75,12 @@ def test_every_row_is_in_its_shard_whatever_the_files(
 def test_a_packed_shard_is_one_row_and_no_value_of_it_changes() -> None:
     states = pa.FixedSizeListArray.from_arrays(pa.array(np.arange(12, dtype=np.float16)), 4)
     table = pa.table({"id": ["a", None, "c"], "state": states, "texts": [["x"], [], None]})
-    row = shards.packed(shards.Head(3, 1), table)
+    row = shards.packed(shards.Head(3, ("a",), True), table)
     assert row.num_rows == 1
     head, again = shards.unpacked(row)
-    assert (head, again) == (shards.Head(3, 1), table)
-    two = pa.concat_tables([row, shards.packed(shards.Head(4, 0), table)])  # as Ray may join and cut blocks
-    assert shards.unpacked(two.slice(1, 1)) == (shards.Head(4, 0), table)
+    assert (head, again) == (shards.Head(3, ("a",), True), table)
+    two = pa.concat_tables([row, shards.packed(shards.Head(4), table)])  # as Ray may join and cut blocks
+    assert shards.unpacked(two.slice(1, 1)) == (shards.Head(4), table)
 
 
 def test_rows_that_failed_before_are_not_shown_and_keep_their_error() -> None:
@@ -112,6 +113,8 @@ def test_rows_given_up_say_why_but_for_those_that_failed_before() -> None:
 class Prepare:
     columns = pa.schema([("tokens", pa.int64())])
 
+    def load(self) -> None: ...
+
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
         if 2 in batch["value"].to_pylist():
             raise ValueError("no token")
@@ -124,19 +127,19 @@ def test_rows_are_prepared_where_they_are_read_and_a_bad_one_costs_itself(tmp_pa
     head, block = shards.unpacked(shards.read(pa.table({"id": [0]}), reading, Columns(prepare=Prepare())))
     assert block["tokens"].to_pylist() == [1, 2, None, 4]
     assert block["error"].to_pylist() == [None, None, "ValueError: no token", None]
-    assert head.failed_before == 0, "it failed in this stage"
+    assert head == shards.Head(0), "it failed in this stage"
 
 
 def test_a_file_is_written_whole_under_a_name_that_tells_its_errors(tmp_path: Path) -> None:
     attempt, data = begin(tmp_path, 3, 3)
     reading = shards.Reading.of(source(tmp_path, [3], 3), None, ("id", "value"), attempt, data)
     block = pa.table({"id": ["q0", "q1", "q2"], "doubled": [0, None, None], "error": [None, "before", "here"]})
-    told = shards.write(shards.packed(shards.Head(0, 1), block), reading).to_pylist()[0]
+    told = shards.write(shards.packed(shards.Head(0, ("q1",)), block), reading).to_pylist()[0]
     file = ShardFile.parse(told["name"])
     assert file is not None
     assert (file.shard, file.attempt, file.errors, file.own) == (0, attempt.token, 2, 1)
     assert pq.read_table((data / file.name).path) == block
-    assert (told["first_id"], told["first_error"]) == ("q1", "before")
+    assert (told["first_id"], told["first_error"]) == ("q2", "here")
     assert [p for p in Path(data.path).rglob("*") if p.suffix == ".part"] == []
 
 
@@ -145,13 +148,14 @@ def test_only_failed_rows_are_read_anew_and_take_their_old_places(tmp_path: Path
     first, data = begin(tmp_path, 4, 4)
     reading = shards.Reading.of(table, None, ("id", "value"), first, data)
     old = pa.table({"id": ["q0", "q1", "q2", "q3"], "doubled": [0, None, 4, None], "error": [None, "x", None, "y"]})
-    written = ShardFile.parse(shards.write(shards.packed(shards.Head(0, 0), old), reading)["name"][0].as_py())
+    written = ShardFile.parse(shards.write(shards.packed(shards.Head(0), old), reading)["name"][0].as_py())
     assert written is not None
     first.accept(written)
     first.again.add(0)
     again = shards.Reading.of(table, None, ("id", "value"), first, data)
     head, block = shards.unpacked(shards.read(pa.table({"id": [0]}), again, Columns()))
     assert block["id"].to_pylist() == ["q1", "q3"]
+    assert head.again
     done = shards.through(double, block, Columns()).set_column(2, "error", pa.array([None, "z"]))
     new = ShardFile.parse(shards.write(shards.packed(head, done), again)["name"][0].as_py())
     assert new is not None
@@ -163,3 +167,29 @@ def test_only_failed_rows_are_read_anew_and_take_their_old_places(tmp_path: Path
         {"id": "q2", "doubled": 4, "error": None},
         {"id": "q3", "doubled": 6, "error": "z"},
     ]
+
+
+class Unloadable(Prepare):
+    def load(self) -> None:
+        raise OSError("the hub does not answer")
+
+
+class Broken(Prepare):
+    def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
+        raise RuntimeError("no such kernel")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "error", "says"),
+    [
+        (Unloadable(), OSError, "the hub does not answer"),
+        (Broken(), StageError, r"no row of shard 0 can be prepared: RuntimeError: no such"),
+    ],
+)
+def test_what_fails_for_all_rows_where_they_are_prepared_is_no_rows_error(
+    tmp_path: Path, prepare: Prepare, error: type[Exception], says: str
+) -> None:
+    attempt, data = begin(tmp_path, 4, 4)
+    reading = shards.Reading.of(source(tmp_path, [4], 2), None, ("id", "value"), attempt, data)
+    with pytest.raises(error, match=says):
+        shards.read(pa.table({"id": [0]}), reading, Columns(prepare=prepare))

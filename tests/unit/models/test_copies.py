@@ -125,5 +125,5 @@ def test_a_place_that_another_user_made_is_not_trusted(scratch: Path, bucket: st
     place = scratch / f"ka2l-copies-{os.getuid()}"
     (scratch / "elsewhere").mkdir()
     place.symlink_to(scratch / "elsewhere")
-    with pytest.raises(PermissionError, match="belongs to another user; set TMPDIR"):
+    with pytest.raises(ConfigError, match="belongs to another user; set TMPDIR"):
         local_copy(below(bucket, "m").uri)

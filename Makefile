@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-vllm check docs bench bench-gpu bench-shards bench-vllm world-bench saving forgetting clean
+.PHONY: help demo test test-long test-vllm check docs bench bench-gpu bench-shards bench-vllm world-bench saving forgetting clean
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -19,13 +19,17 @@ demo: .venv/.ready ## the whole loop on the knowledge world, local Ray (about 14
 	@echo "== ka2l run jobs/configs/world.yaml: find out what the world model does not know, teach it that, report the cost"
 	$(BIN)/ka2l run jobs/configs/world.yaml
 
-test: .venv/.ready ## every test (under 25 minutes on two cores)
+test: .venv/.ready ## every test but the long ones (under 25 minutes on two cores)
 	@echo "== unit tests: no Ray"
 	$(BIN)/python -m pytest tests/unit
 	@echo "== tests on one shared local Ray cluster"
-	$(BIN)/python -m pytest tests/ray --durations=10
+	$(BIN)/python -m pytest tests/ray -m "not long" --durations=10
 	@echo "== tests of whole commands"
-	$(BIN)/python -m pytest tests/e2e --durations=10
+	$(BIN)/python -m pytest tests/e2e -m "not long" --durations=10
+
+test-long: .venv/.ready ## tests of killed runs and trainings, which take minutes each (about eight minutes on two cores)
+	$(BIN)/python -m pytest tests/ray -m long
+	$(BIN)/python -m pytest tests/e2e -m long
 
 test-vllm: .venv-vllm/.ready ## vLLM as sampling engine, in an environment of its own (its CPU build, 3 GB; five minutes to install)
 	@echo "== vLLM on the CPU: same answers' distribution, log-probabilities and states as the project's own engine"

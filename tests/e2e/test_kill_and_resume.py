@@ -19,6 +19,7 @@ CONFIG = os.environ.get("KA2L_KILL_CONFIG", SMOKE)
 FLOAT_TOLERANCE = 1e-4  # states of another batch composition differ in their last bits
 
 
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_killed_in_collecting_search_and_finetuning(tmp_path: Path, job_run: JobRun) -> None:
     def arguments(storage: str) -> list[str]:

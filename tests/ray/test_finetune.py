@@ -179,6 +179,7 @@ def test_gpus_that_workers_cannot_use_are_refused_before_nccl_is_asked_for(tmp_p
     assert not given.checkpoints.exists(), "no training was started"
 
 
+@pytest.mark.long
 def test_a_killed_worker_and_a_killed_driver_cost_the_steps_since_the_last_checkpoint(tmp_path: Path) -> None:
     """LoRA with dropout: only with its random state restored does a resumed training go on as an undisturbed one."""
     tune = section(

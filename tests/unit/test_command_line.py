@@ -5,10 +5,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from typer.testing import CliRunner
 
 from ka2l_ray.artifacts import Folder
-from ka2l_ray.cli import PAUSED, _end_paused
+from ka2l_ray.cli import PAUSED, _end_paused, app
 from ka2l_ray.jobs import command_line
+from ka2l_ray.terminal import print_retried
 
 OVERRIDES = ["run.storage=/my runs", "active.stop={accuracy: 0.9}", "report.title=It's mine"]
 
@@ -32,3 +34,25 @@ def test_a_pause_names_its_files_and_goes_on_with_the_same_overrides(tmp_path, c
 
 def test_nothing_that_waits_is_no_pause():
     _end_paused(Path("x.yaml"), None, [])
+
+
+def test_failed_rows_can_be_done_anew_by_both_commands_and_what_is_done_is_told(capsys):
+    for command in ("run", "compare"):
+        assert "--retry-errors" in CliRunner().invoke(app, [command, "--help"], terminal_width=200).output
+    for rows, searched, says in (
+        ({}, True, "no row has failed: nothing is done anew"),
+        (
+            {"activations": 1200, "ka2l seed 0 round 1: evaluation": 2},
+            False,
+            "ka2l seed 0 round 1: evaluation: 2 failed rows are done anew",
+        ),
+        ({"scores": 1}, True, "γ and the probe stay as they were fitted without them; --redo label fits them again"),
+    ):
+        print_retried(rows, searched)
+        assert says in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_the_help_says_what_accuracy_is_over(command):
+    text = " ".join(CliRunner().invoke(app, [command, "--help"], terminal_width=200).output.replace("│", " ").split())
+    assert "on files over facts that no pool question asks" in text

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from ka2l_ray.collect.actor import CollectActor, matrix
 from ka2l_ray.config import CollectSection, ModelSection, PromptSection
 from ka2l_ray.corpus.prompts import Prompter, Tokenize
+from ka2l_ray.failures import ActorBroken, BlockLost
 from ka2l_ray.models.activations import Capture, Encoded, Prompt, blocks, pad
 from ka2l_ray.models.answers import Decoding
 from ka2l_ray.models.batching import Limits
@@ -271,3 +272,23 @@ def test_the_tally_counts_tokens_by_where_they_went(llama_pair, tokenizer):
     reading = Generator(engine, tokenizer, DECODING)(["a", "b"], prompts)
     written = sum(a.tokens for row in reading.answers for a in row)
     assert engine.tally.generated_tokens >= written > 0
+
+
+@pytest.mark.parametrize(("error", "raised"), [(RuntimeError, BlockLost), (torch.AcceleratorError, ActorBroken), (ValueError, None)])
+def test_an_engine_whose_every_row_fails_says_so_unless_it_is_their_data(llama_pair, monkeypatch, error, raised):
+    """Two rows that can be read and one that cannot: that one says nothing of the engine."""
+    ours, _ = llama_pair
+    engine = Engine(ours, 0)
+    prompts = [Prompt((5, 6, 7), 1, 2), Prompt((5, 6), 1, 2), Prompt((5,), 1, 1)]
+
+    def work(rows, encoded):
+        raise error("CUDA error: no such kernel" if error is torch.AcceleratorError else "no such kernel")
+
+    if raised is None:
+        assert {n: str(e) for n, e in engine.each(prompts, work).items() if n < 2} == dict.fromkeys((0, 1), "no such kernel")
+        return
+    with pytest.raises(raised) as ended:
+        engine.each(prompts, work)
+    assert type(ended.value) is raised
+    if isinstance(ended.value, BlockLost):
+        assert sorted(ended.value.errors) == [0, 1, 2]

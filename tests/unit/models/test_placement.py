@@ -20,11 +20,13 @@ from ka2l_ray.collect.actor import CollectActor
 from ka2l_ray.config import CollectSection, ConfigError, DecodeSection, FinetuneSection, ModelSection, Pool, PromptSection, VllmSection
 from ka2l_ray.corpus.prompts import Tokenize
 from ka2l_ray.decode.actor import DecodeActor
+from ka2l_ray.failures import ActorBroken
 from ka2l_ray.finetune.checkpoints import identity
 from ka2l_ray.finetune.deepspeed import deepspeed_config
 from ka2l_ray.finetune.evaluate import EvaluateActor
 from ka2l_ray.finetune.job import Job
 from ka2l_ray.finetune.model import frozen_base, trainable_model
+from ka2l_ray.models.activations import Prompt
 from ka2l_ray.models.answers import Decoding
 from ka2l_ray.models.loading import _options, load_blocks, load_model, load_tokenizer
 from ka2l_ray.models.placement import CPU, Placement, of_actor, of_worker
@@ -250,6 +252,19 @@ def test_vllm_of_another_build_is_refused_before_it_takes_a_gpu(monkeypatch, vll
     with pytest.raises(ConfigError, match=f"collect.engine: vllm: the actor was placed on {says}; .* set collect.engine: own"):
         generator(of_actor(WORLD, Pool(gpus=gpus), "collect"))
     assert not vllm.arguments, "the engine was never made"
+
+
+def test_an_engine_of_vllm_that_fails_ends_its_actor(monkeypatch, vllm):
+    """Whatever it says: prompts are checked before, and an engine that has failed holds its unfinished requests for good."""
+    asks = generator(CPU)
+
+    def generate(*_: Any, **__: Any) -> None:
+        raise RuntimeError("EngineCore encountered an issue")
+
+    monkeypatch.setattr(asks._llm, "generate", generate, raising=False)
+    monkeypatch.setattr(asks._vllm, "SamplingParams", lambda **given: SimpleNamespace(**given), raising=False)
+    with pytest.raises(ActorBroken, match="RuntimeError: EngineCore encountered an issue"):
+        asks(["a"], [Prompt((1, 2, 3), 1, 2)])
 
 
 MAY_ASK = {"models/placement.py", "doctor.py"}

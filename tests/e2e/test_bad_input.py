@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from commands import ka2l
 
+from ka2l_ray.artifacts import FORMAT
 from ka2l_ray.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -360,7 +361,8 @@ def run_folder(**files: str) -> Maker:
     def make(folder: Path) -> None:
         (folder / "runs/smoke/questions").mkdir(parents=True)
         (folder / "runs/smoke/questions/manifest.json").write_text("{}")
-        for name, text in files.items():
+        begun = {"format_json": json.dumps({"format": FORMAT, "written_by": "a test"})} if "config_yaml" in files else {}
+        for name, text in (begun | files).items():
             (folder / "runs/smoke" / name.replace("_", ".")).write_text(text)
 
     return make
@@ -379,16 +381,16 @@ RUNS: dict[str, tuple[Maker, list[str], list[str], str]] = {
     # name: (files, arguments of `ka2l run`, --set, what the one line says)
     "unknown model path": (jsonl(), [SMOKE, "--dry-run"], ["model.name_or_path=/no/such/model"], "model.name_or_path = '/no/such/model'"),
     "a model without weights": (model("model.safetensors"), [SMOKE, "--dry-run"], HERE, "the folder lacks model.safetensors"),
-    "a model without its configuration": (model("config.json"), [SMOKE, "--dry-run"], HERE, "model.name_or_path = 'model'"),
+    "a model without its configuration": (model("config.json"), [SMOKE, "--dry-run"], HERE, "/model': "),
     "a model that is no causal one": (model(model_type="t5"), [SMOKE, "--dry-run"], HERE, "'t5' is no causal language model"),
-    "a model of an unknown type": (model(model_type="nonsense"), [SMOKE, "--dry-run"], HERE, "model.name_or_path = 'model'"),
+    "a model of an unknown type": (model(model_type="nonsense"), [SMOKE, "--dry-run"], HERE, "/model': "),
     "another model's tokenizer": (
         model(vocab_size=100),
         [SMOKE, "--dry-run"],
         HERE,
         "tokens, the model 100; is it another model's tokenizer?",
     ),
-    "a model without a tokenizer": (model("tokenizer.json"), [SMOKE, "--until", "questions"], HERE, "model.name_or_path = 'model'"),
+    "a model without a tokenizer": (model("tokenizer.json"), [SMOKE, "--until", "questions"], HERE, "/model': "),
     "an adapter that is not there": (
         jsonl(),
         [SMOKE, "--dry-run"],

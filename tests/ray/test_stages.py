@@ -264,7 +264,10 @@ def test_failed_rows_are_done_anew_in_every_stage_and_come_out_as_if_they_had_no
     assert sum(r["error"] is not None for r in whole(run.base("samples")).values()) == 1
     assert pipeline.retry_errors(run) == dict.fromkeys(names, 1)
     pipeline.execute(run, "score", "a test")
-    assert {name: whole(run.base(name)) for name in before} == before
+    after = {name: whole(run.base(name)) for name in before}
+    scores = [{i: r.pop("p_unknown") for i, r in tables["scores"].items()} for tables in (before, after)]
+    assert scores[1] == pytest.approx(scores[0], abs=1e-5)  # a row in a batch of its own may round otherwise
+    assert after == before
     assert {run.base(name).manifest()["errors"] for name in before} == {0}
     assert pipeline.gamma(run) == gamma
     assert pipeline.retry_errors(run) == {}

@@ -299,6 +299,7 @@ def test_ctrl_c_means_what_it_did_before_a_training() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.long
 def test_what_would_fail_again_is_not_tried_again(tmp_path: Path) -> None:
     """Found by rank 0 alone, after the other rank has returned. AdamW's steps at this learning rate are zero in float32."""
     given = job(tmp_path, section(2, "lora", max_failures=5, epochs=1).model_copy(update={"learning_rate": 1e-60}))

@@ -122,6 +122,7 @@ def test_a_comparison_asks_with_the_drivers_key_within_the_limits_and_fails_in_o
     assert server.most_at_once <= 2
 
 
+@pytest.mark.long
 def test_a_tuned_model_is_probed_anew_and_used_only_where_it_is_fit(compared: list[Run]) -> None:
     run = compared[0]
     active = run.config.active.model_copy(update={"reprobe": True, "rounds": 2})

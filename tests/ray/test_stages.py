@@ -76,6 +76,7 @@ def test_gpus_that_actors_cannot_use_end_the_stage_in_one_line(scored: tuple[Run
         score(run)
 
 
+@pytest.mark.long
 def test_adaptive_sampling_saves_samples_and_changes_no_label(scored: tuple[Run, dict[str, Any]], tmp_path: Path) -> None:
     """γ found by a pilot of half of the questions; K = 10, of which the labels need a part."""
     run = Run.open(small(tmp_path, "collect.adaptive={threshold: pilot, pilot_rows: 60, wave: 1}"))
@@ -95,6 +96,7 @@ def test_adaptive_sampling_saves_samples_and_changes_no_label(scored: tuple[Run,
     assert scored[1]["label"]["samples_saved"] == 0
 
 
+@pytest.mark.long
 def test_a_run_on_object_storage_equals_one_scored(scored: tuple[Run, dict[str, Any]], bucket: str) -> None:
     _, here = scored
     remote = Run.open(small(bucket))

@@ -151,7 +151,7 @@ class Attempt:
     @property
     def own_errors(self) -> int:
         """Rows that failed in this stage, but for those that are done anew."""
-        return sum(self.counted[n].own for n in self.done)
+        return sum(f.own for n, f in list(self.counted.items()) if n not in self.again)
 
 
 def reopen(state: Folder, shards: Shards, files: Iterable[ShardFile], again: Iterable[int]) -> None:
@@ -161,20 +161,25 @@ def reopen(state: Folder, shards: Shards, files: Iterable[ShardFile], again: Ite
 
 def failed(state: Folder, data: Folder) -> int:
     """Rows that have failed so far at a stage that is not finished."""
-    note = (state / NOTE).read_json_or_empty()
-    return sum(f.errors for f in _taken_over(note, data, Shards(note["stage"], note["rows"], note["size"]))[0].values()) if note else 0
+    return sum(f.errors for f in _left(state, data)[1].values())
 
 
 def retry(state: Folder, data: Folder) -> int:
     """Have the next attempt at a stage that is not finished do its failed rows anew; returns their number."""
+    shards, counted = _left(state, data)
+    again = {n for n, f in counted.items() if f.errors}
+    if again:
+        reopen(state, shards, counted.values(), again)
+    return sum(counted[n].errors for n in again)
+
+
+def _left(state: Folder, data: Folder) -> tuple[Shards, dict[int, ShardFile]]:
+    """What the last attempt left: how it was cut, and the files that count; nothing where none began."""
     note = (state / NOTE).read_json_or_empty()
     if not note:
-        return 0
+        return Shards("", 0, 1), {}
     shards = Shards(note["stage"], note["rows"], note["size"])
-    counted, _ = _taken_over(note, data, shards)
-    failed = {n for n, f in counted.items() if f.errors}
-    (state / NOTE).write_json(_note("", shards, counted.values(), failed))
-    return sum(counted[n].errors for n in failed)
+    return shards, _taken_over(note, data, shards)[0]
 
 
 def _note(token: str, shards: Shards, files: Iterable[ShardFile], again: Iterable[int]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ As a Ray job, from the project's folder:
 Stages that come first run first where they are missing; what is done is skipped, so a failed job can be submitted again.
 """
 
-from ka2l_ray.jobs import stage_job
+from ka2l_ray.cli.scripts import stage_job
 
 if __name__ == "__main__":
     stage_job("run", __doc__ or "")

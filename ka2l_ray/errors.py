@@ -52,7 +52,10 @@ def last_words(text: str) -> str:
     account and advice: there it is the line that ends that traceback; where the last line only points to documentation, the first."""
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
     if lines[-1].startswith("To change retry attempts"):
-        return next((line for line in reversed(lines) if _TYPED.match(line) and not line.startswith("ray.exceptions.")), lines[-1])
+        return next(
+            (line for line in reversed(lines) if _TYPED.match(line) and not line.startswith("ray.exceptions.")),
+            lines[-1],
+        )
     return lines[0] if lines[-1].startswith(("Refer to", "See ")) else lines[-1]
 
 
@@ -92,7 +95,11 @@ def _place(file: str, line: int) -> str:
     if not path.is_absolute():
         return f"{'.'.join(path.parts)}:{line}"
     parts = path.parts
-    roots = [n + 1 for n, part in enumerate(parts) if part in ("site-packages", "dist-packages") or re.fullmatch(r"python\d+\.\d+", part)]
+    roots = [
+        n + 1
+        for n, part in enumerate(parts)
+        if part in ("site-packages", "dist-packages") or re.fullmatch(r"python\d+\.\d+", part)
+    ]
     if PACKAGE in parts:
         roots.append(len(parts) - 1 - parts[::-1].index(PACKAGE))
     return f"{'.'.join(parts[max(roots, default=len(parts) - 1) :])}:{line}"

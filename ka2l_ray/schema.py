@@ -21,7 +21,10 @@ SHOTS = "shots"
 SCOPES = ("pool", "domain", "other")
 """What an eval question asks: `pool`, a pool question's fact in another wording; `domain`, a fact about an entity that no pool question is
 about (both on the world); `other`, a question of a corpus from files, which no pool question resembles or shares an entity with."""
-ACCURACY_OVER = {"pool": "facts that pool questions ask, in a wording of their own", "other": "facts that no pool question asks"}
+ACCURACY_OVER = {
+    "pool": "facts that pool questions ask, in a wording of their own",
+    "other": "facts that no pool question asks",
+}
 """What `accuracy`, and so every saving, is over, by `eval_scope` of results.json."""
 QUADRANTS = ("known", "misconception", "shaky", "unknown")
 TRUTHS = ("known", "rare", "misconception", "unseen")

@@ -95,7 +95,10 @@ class ChatServer:
 
     def _completion(self, question: str, kind: str) -> dict[str, Any]:
         said = self.says.get(question, f"answer to {question}")
-        choice = {"message": {"role": "assistant", "content": said}, "finish_reason": "length" if kind == "long" else "stop"}
+        choice = {
+            "message": {"role": "assistant", "content": said},
+            "finish_reason": "length" if kind == "long" else "stop",
+        }
         used = {"prompt_tokens": prompt_tokens(question), "completion_tokens": COMPLETION_TOKENS}
         return {"object": "chat.completion", "choices": [choice]} | ({"usage": used} if self.report_usage else {})
 
@@ -128,7 +131,9 @@ class ChatServer:
 
 def send(handler: BaseHTTPRequestHandler, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
     handler.send_response(status)
-    for name, value in ({"Content-Type": "application/json", "Content-Length": str(len(body))} | (headers or {})).items():
+    for name, value in (
+        {"Content-Type": "application/json", "Content-Length": str(len(body))} | (headers or {})
+    ).items():
         handler.send_header(name, value)
     handler.end_headers()
     handler.wfile.write(body)

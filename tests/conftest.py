@@ -20,7 +20,7 @@ def world():
 
 @pytest.fixture(scope="session")
 def tokenizer(world):
-    from ka2l_ray.world.tokenizer import build_tokenizer
+    from ka2l_ray.world_model.tokenizer import build_tokenizer
 
     return build_tokenizer(world)
 

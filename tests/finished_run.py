@@ -8,10 +8,16 @@ import numpy as np
 import pyarrow as pa
 
 from ka2l_ray import schema
-from ka2l_ray.artifacts import Run, Table
 from ka2l_ray.config import Config
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.runs import Run
 
-KINDS = {"known": (0.0, 0.325), "rare": (0.325, 0.8018), "misconception": (0.0, 0.5), "unseen": (1.97, 2.303, 2.164, 0.8018, 1.6)}
+KINDS = {
+    "known": (0.0, 0.325),
+    "rare": (0.325, 0.8018),
+    "misconception": (0.0, 0.5),
+    "unseen": (1.97, 2.303, 2.164, 0.8018, 1.6),
+}
 """Entropies of the probe questions by truth."""
 GRADED = {"questions": 2198, "graded": 2190, "note": None}
 EACH = 40
@@ -39,8 +45,19 @@ def _round(strategy: str, seed: int, number: int, end: float) -> dict[str, Any]:
 def _ledger(asked: int) -> dict[str, float]:
     """Two of 75 are refused, one is blank, five are served by answers that another curve paid for."""
     part = asked // 75
-    counts = dict.fromkeys(schema.ANNOTATION_STATUSES, 0) | {"answered": asked - 3 * part, "refused": 2 * part, "blank": part}
-    return {"asked": asked, "rejected": 3 * part, **counts, "cached": 5 * part, "cost": float(asked), "paid": asked - 5.0 * part}
+    counts = dict.fromkeys(schema.ANNOTATION_STATUSES, 0) | {
+        "answered": asked - 3 * part,
+        "refused": 2 * part,
+        "blank": part,
+    }
+    return {
+        "asked": asked,
+        "rejected": 3 * part,
+        **counts,
+        "cached": 5 * part,
+        "cost": float(asked),
+        "paid": asked - 5.0 * part,
+    }
 
 
 def _rounds() -> list[dict[str, Any]]:
@@ -102,7 +119,15 @@ def results() -> dict[str, Any]:
             "decode": {"in": 150, "out": 300, "errors": None},
             "label": {"in": 2200, "out": 2198, "errors": 2},
         },
-        "time_s": {"collect": 61.2, "decode": 12.9, "evaluate": 33.1, "finetune": 410.4, "label": 0.8, "score": 4.0, "search": 9.3},
+        "time_s": {
+            "collect": 61.2,
+            "decode": 12.9,
+            "evaluate": 33.1,
+            "finetune": 410.4,
+            "label": 0.8,
+            "score": 4.0,
+            "search": 9.3,
+        },
     }
 
 
@@ -145,8 +170,12 @@ def write_run(storage: Path) -> Run:
 
 def knowledge_rows() -> list[dict[str, Any]]:
     """`EACH` rows per entropy value and truth over `TOPICS` topics, one failed row, and one row without a known truth or topic."""
-    rows = [{"entropy_nats": v, "truth": t, "correct": t == "known"} for t, values in KINDS.items() for v in values] * EACH
-    rows = [r | {"group": f"topic {n % TOPICS}", "unknown": int(r["entropy_nats"] >= 0.8018)} for n, r in enumerate(rows)]
+    rows = [
+        {"entropy_nats": v, "truth": t, "correct": t == "known"} for t, values in KINDS.items() for v in values
+    ] * EACH
+    rows = [
+        r | {"group": f"topic {n % TOPICS}", "unknown": int(r["entropy_nats"] >= 0.8018)} for n, r in enumerate(rows)
+    ]
     rows = [r | {"quadrant": "unknown" if r["unknown"] else "known"} for r in rows]
     rows.append({"entropy_nats": None, "truth": "known"})
     rows.append({"entropy_nats": 0.0, "correct": True, "unknown": 0, "quadrant": "known"})
@@ -164,13 +193,17 @@ def write_states(run: Run) -> None:
     rows = []
     for row in knowledge_rows():
         state = rng.normal(size=WIDTH) + 6 * np.eye(WIDTH)[2] * (row.get("unknown") or 0)
-        rows.append({"id": row["id"], "last_006": None if row["entropy_nats"] is None else state.astype(np.float16).tolist()})
+        rows.append(
+            {"id": row["id"], "last_006": None if row["entropy_nats"] is None else state.astype(np.float16).tolist()}
+        )
     table = pa.Table.from_pylist(rows, schema=schema.join(pa.schema([schema.ID]), columns, error=False))
     half = table.num_rows // 2
     run.base("activations").write((None, table.slice(0, half)), (None, table.slice(half)))
 
 
-def write_round(run: Run, strategy: str, draw: int, number: int, bought: int = 10, decoded: int = 0, text: str = "") -> None:
+def write_round(
+    run: Run, strategy: str, draw: int, number: int, bought: int = 10, decoded: int = 0, text: str = ""
+) -> None:
     """Tables of a round that bought pool questions, their acquisition in another order than their annotations; `text` is in every text."""
     folder, name = run.round(strategy, draw, number), f"{strategy}-{draw}-{number}"
     ids = [f"{name}-{n}" for n in range(bought)]
@@ -179,15 +212,26 @@ def write_round(run: Run, strategy: str, draw: int, number: int, bought: int = 1
     run.table("questions").write(("pool", pa.Table.from_pylist(known + pool, schema=schema.QUESTIONS)))
     chosen = [{"id": i, "reason": f"p_unknown {1 - n / 1000:.3f} {text}", "rank": n} for n, i in enumerate(ids)]
     write(Table(folder / "acquired"), chosen, schema.ACQUIRED)
-    bought_rows = [{k: q[k] for k in ("id", "question")} | {"answer": f"baker of {q['id']} {text}"} for q in reversed(pool)]
-    write(Table(folder / "annotations"), [q | {"cost": 1.0, "status": "answered"} for q in bought_rows], schema.ANNOTATIONS)
+    bought_rows = [
+        {k: q[k] for k in ("id", "question")} | {"answer": f"baker of {q['id']} {text}"} for q in reversed(pool)
+    ]
+    write(
+        Table(folder / "annotations"),
+        [q | {"cost": 1.0, "status": "answered"} for q in bought_rows],
+        schema.ANNOTATIONS,
+    )
     if decoded:
         write(Table(folder / "decoded"), [_decoded(n, ids[n % bought], text) for n in range(decoded)], schema.DECODED)
 
 
 def _decoded(number: int, source: str, text: str) -> dict[str, Any]:
     status = schema.DECODE_STATUSES[number % len(schema.DECODE_STATUSES)]
-    row = {"id": f"{source}-d{number}", "source_id": source, "variant": number, "question": f"Where does number {number} live? {text}"}
+    row = {
+        "id": f"{source}-d{number}",
+        "source_id": source,
+        "variant": number,
+        "question": f"Where does number {number} live? {text}",
+    }
     return row | {"similarity": None if status == "malformed" else 0.75, "p_unknown": 0.875, "status": status}
 
 

@@ -20,9 +20,13 @@ def bucket_on_moto() -> Iterator[str]:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    server = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 60
-    while all(c.laddr.port != port for c in psutil.Process(server.pid).net_connections() if c.laddr):  # itself, no other process
+    while all(
+        c.laddr.port != port for c in psutil.Process(server.pid).net_connections() if c.laddr
+    ):  # itself, no other process
         assert server.poll() is None, "moto's server ended: another process may have taken its port"
         assert time.monotonic() < deadline, "moto's server did not start"
         time.sleep(0.2)

@@ -5,7 +5,6 @@ Refuses to know: tables, Ray, models. Rankings stream, so memory grows with the 
 states keep at most `acquire.candidates` of them.
 """
 
-import hashlib
 import heapq
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Set
@@ -14,13 +13,9 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from ka2l_ray.config import AcquireSection, Quadrant, Strategy
+from ka2l_ray.config import Quadrant
 from ka2l_ray.errors import ConfigError
-
-SAMPLING: tuple[Strategy, ...] = ("entropy", "likelihood", "quadrant")
-"""Strategies that read K samples of every pool question; their sampling is booked as cost."""
-STATES: tuple[Strategy, ...] = ("coreset", "ka2l_diverse")
-"""Strategies that compare the pool's hidden states."""
+from ka2l_ray.hashing import uniform
 
 
 @dataclass(frozen=True)
@@ -41,7 +36,7 @@ class PoolRow:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Acquisition:
     id: str
     reason: str
 
@@ -49,7 +44,7 @@ class Choice:
 class Policy(Protocol):
     """A strategy. Policies decide, the round's loop executes."""
 
-    def choose(self, rows: Iterable[PoolRow], bought: Set[str], count: int) -> list[Choice]:
+    def choose(self, rows: Iterable[PoolRow], bought: Set[str], count: int) -> list[Acquisition]:
         """The `count` best rows outside `bought`, best first; fewer where the pool has fewer."""
         ...
 
@@ -69,17 +64,25 @@ class Ranking:
     priority: Priority
     by_group: bool = False
 
-    def choose(self, rows: Iterable[PoolRow], bought: Set[str], count: int) -> list[Choice]:
-        ranked = ((row.group, -priority, row.id, why) for row in rows if row.id not in bought for priority, why in [self.priority(row)])
+    def choose(self, rows: Iterable[PoolRow], bought: Set[str], count: int) -> list[Acquisition]:
+        ranked = (
+            (row.group, -priority, row.id, why)
+            for row in rows
+            if row.id not in bought
+            for priority, why in [self.priority(row)]
+        )
         if not self.by_group:
-            return [Choice(i, why) for _, _, i, why in heapq.nsmallest(count, ranked, key=lambda r: r[1:3])]
+            return [Acquisition(i, why) for _, _, i, why in heapq.nsmallest(count, ranked, key=lambda r: r[1:3])]
         best: dict[str | None, list[tuple[float, str, str]]] = defaultdict(list)
         for group, priority, i, why in ranked:
             best[group].append((priority, i, why))
             if len(best[group]) > 2 * count:
                 best[group] = heapq.nsmallest(count, best[group])
         turns = ((turn, *row) for members in best.values() for turn, row in enumerate(heapq.nsmallest(count, members)))
-        return [Choice(i, f"{why}, number {turn + 1} of its group") for turn, _, i, why in heapq.nsmallest(count, turns)]
+        return [
+            Acquisition(i, f"{why}, number {turn + 1} of its group")
+            for turn, _, i, why in heapq.nsmallest(count, turns)
+        ]
 
 
 @dataclass(frozen=True)
@@ -89,13 +92,13 @@ class KCentre:
     candidates: int
     seed: int
 
-    def choose(self, rows: Iterable[PoolRow], bought: Set[str], count: int) -> list[Choice]:
+    def choose(self, rows: Iterable[PoolRow], bought: Set[str], count: int) -> list[Acquisition]:
         def drawn(row: PoolRow) -> float:
-            return unit(f"coreset-{self.seed}", row.id)
+            return uniform(f"coreset-{self.seed}", row.id)
 
         ids, _, states, centres = _candidates(rows, bought, self.candidates, drawn)
         picks = farthest_first(states, centres, np.ones(len(ids)), 1.0, count)
-        return [Choice(ids[n], f"distance {d:.3f} to the nearest chosen state") for n, d in picks]
+        return [Acquisition(ids[n], f"distance {d:.3f} to the nearest chosen state") for n, d in picks]
 
 
 @dataclass(frozen=True)
@@ -105,14 +108,17 @@ class ProbeTimesDistance:
     candidates: int
     diversity: float
 
-    def choose(self, rows: Iterable[PoolRow], bought: Set[str], count: int) -> list[Choice]:
+    def choose(self, rows: Iterable[PoolRow], bought: Set[str], count: int) -> list[Acquisition]:
         def likely(row: PoolRow) -> float:
             return -_given(row.p_unknown, row, "P(unknown)")
 
         ids, orders, states, centres = _candidates(rows, bought, self.candidates, likely)
         weights = -orders
         picks = farthest_first(states, centres, weights, self.diversity, count)
-        return [Choice(ids[n], f"p_unknown {weights[n]:.3f}, distance {d:.3f} to the nearest chosen state") for n, d in picks]
+        return [
+            Acquisition(ids[n], f"p_unknown {weights[n]:.3f}, distance {d:.3f} to the nearest chosen state")
+            for n, d in picks
+        ]
 
 
 def farthest_first(
@@ -158,25 +164,12 @@ def _candidates(
 
     kept = heapq.nsmallest(limit, unbought(), key=lambda r: r[:2])
     orders = np.array([o for o, _, _ in kept])
-    return [i for _, i, _ in kept], orders, np.array([s for _, _, s in kept], dtype=np.float32), np.array(centres, dtype=np.float32)
-
-
-def policy(strategy: Strategy, acquire: AcquireSection, seed: int) -> Policy:
-    """The policy of a strategy's name; `decoded` chooses its pool questions as `ka2l` does."""
-    if strategy == "coreset":
-        return KCentre(acquire.candidates, seed)
-    if strategy == "ka2l_diverse":
-        return ProbeTimesDistance(acquire.candidates, acquire.diversity)
-    rankings: dict[str, Priority] = {
-        "ka2l": by_probe,
-        "decoded": by_probe,
-        "entropy": by_entropy,
-        "likelihood": by_likelihood,
-        "quadrant": by_quadrant(acquire.quadrants),
-        "random": at_random(seed),
-        "oracle": by_truth(seed),
-    }
-    return Ranking(rankings[strategy], acquire.balance == "group")
+    return (
+        [i for _, i, _ in kept],
+        orders,
+        np.array([s for _, _, s in kept], dtype=np.float32),
+        np.array(centres, dtype=np.float32),
+    )
 
 
 def by_probe(row: PoolRow) -> tuple[float, str]:
@@ -206,14 +199,16 @@ def by_quadrant(wanted: tuple[Quadrant, ...]) -> Priority:
         entropy = _given(row.entropy_nats, row, "entropy")
         place = -1 if row.quadrant is None else order.get(row.quadrant, 0)
         # An entropy is below ln K, and K at most 100: a hundredth of it never leaves its quadrant.
-        return place + (entropy + _tie(row)) / 100, f"{row.quadrant or 'no quadrant without gold'}, entropy {entropy:.3f} nats"
+        return place + (
+            entropy + _tie(row)
+        ) / 100, f"{row.quadrant or 'no quadrant without gold'}, entropy {entropy:.3f} nats"
 
     return priority
 
 
 def at_random(seed: int) -> Priority:
     """`random`: a uniform draw, a function of (seed, id) alone."""
-    return lambda row: (unit(f"random-{seed}", row.id), "drawn at random")
+    return lambda row: (uniform(f"random-{seed}", row.id), "drawn at random")
 
 
 def by_truth(seed: int) -> Priority:
@@ -222,20 +217,14 @@ def by_truth(seed: int) -> Priority:
     def priority(row: PoolRow) -> tuple[float, str]:
         if row.truth is None:
             raise ConfigError("active.strategies: `oracle` needs corpus.source = world, where the truth is known")
-        return float(row.truth == "unseen") + unit(f"oracle-{seed}", row.id), f"truth: {row.truth}"
+        return float(row.truth == "unseen") + uniform(f"oracle-{seed}", row.id), f"truth: {row.truth}"
 
     return priority
 
 
-def unit(salt: str, question_id: str) -> float:
-    """A uniform number in [0, 1) that depends only on its arguments."""
-    digest = hashlib.blake2b(f"{salt}\x1f{question_id}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
-
-
 def _tie(row: PoolRow) -> float:
     """Breaks ties between equal entropies by a hash of the id, not by its alphabet; far below the least gap of two entropies."""
-    return 1e-9 * unit("tie", row.id)
+    return 1e-9 * uniform("tie", row.id)
 
 
 def _given(value: T | None, row: PoolRow, name: str) -> T:

@@ -7,32 +7,18 @@ interval is Student's t over seeds (None for a single one).
 
 from collections.abc import Sequence
 from itertools import pairwise
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
-from scipy.stats import t as student
-
-from ka2l_ray.active.saving import Curve, annotations_to_reach, curves, mean_curve
+from ka2l_ray.active.saving import LearningCurve, annotations_to_reach, curves, mean_curve
+from ka2l_ray.active.strategies import STRATEGIES
+from ka2l_ray.stats import interval
 
 Results = dict[str, Any]
-_PROBE = ("collect", "label", "search", "score")
-BASE_STAGES = {
-    "ka2l": _PROBE,
-    "ka2l_diverse": _PROBE,
-    "decoded": _PROBE,
-    "coreset": _PROBE,
-    "entropy": ("collect", "label", "sample_pool"),
-    "likelihood": ("sample_pool",),
-    "quadrant": ("collect", "label", "sample_pool"),
-    "random": (),
-    "oracle": (),
-}
-"""Base stages that a strategy needs to choose. `replay`, which every strategy trains with, is booked to all; its two predicted classes
-come from the probe, whose cost is not booked to `random`, so compute savings are on the careful side."""
 ROUND_STEPS = ("acquire", "annotate", "finetune")
 
 
-def summarize(results: Sequence[Results]) -> dict[str, Any]:
+def compare_strategies(results: Sequence[Results]) -> dict[str, Any]:
     """`compare.json` without command and seeds. Strategies in the order of the configuration; `over` says of how many seeds each of a
     strategy's means is, for a seed that has no such number is left out of it."""
     strategies = list(dict.fromkeys(r["strategy"] for r in results[0]["rounds"]))
@@ -78,12 +64,12 @@ def _strategy(name: str, results: Sequence[Results], shared: int) -> dict[str, A
     }
 
 
-def seed_curve(results: Results, strategy: str) -> Curve:
+def seed_curve(results: Results, strategy: str) -> LearningCurve:
     """One seed's learning curve: the mean of its draws at every annotation count they share."""
     return mean_curve(list(curves(results["rounds"], strategy).values()))
 
 
-def _with_intervals(by_seed: Sequence[Curve]) -> list[dict[str, Any]]:
+def _with_intervals(by_seed: Sequence[LearningCurve]) -> list[dict[str, Any]]:
     """Mean accuracy over seeds with its interval, at every annotation count that all seeds share."""
     shared = sorted(set.intersection(*({n for n, _ in c} for c in by_seed)))
     found = []
@@ -93,15 +79,7 @@ def _with_intervals(by_seed: Sequence[Curve]) -> list[dict[str, Any]]:
     return found
 
 
-def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
-    """Student's t interval of a mean; None for fewer than two values."""
-    if len(values) < 2:
-        return None
-    half = float(student.ppf((1 + confidence) / 2, len(values) - 1)) * stdev(values) / len(values) ** 0.5
-    return fmean(values) - half, fmean(values) + half
-
-
-def area_under(curve: Curve, up_to: int) -> float | None:
+def area_under(curve: LearningCurve, up_to: int) -> float | None:
     """Mean accuracy over annotations 0 … `up_to` (trapezoids, cut at `up_to`); None for a curve that ends before."""
     if not curve or up_to <= 0 or curve[-1][0] < up_to:
         return None
@@ -128,14 +106,16 @@ def compute_saving(results: Results, strategy: str) -> float | None:
     spent, random = _seconds(results, strategy), _seconds(results, "random")
     if reached is None or not random:
         return None
-    until, whole = (next((s for n, s in steps if n >= goal), None) for steps, goal in ((spent, reached), (random, baseline[-1][0])))
+    until, whole = (
+        next((s for n, s in steps if n >= goal), None) for steps, goal in ((spent, reached), (random, baseline[-1][0]))
+    )
     return None if until is None or not whole else 1 - until / whole
 
 
 def _seconds(results: Results, strategy: str) -> list[tuple[int, float]]:
     """(annotations, seconds spent up to there), mean over draws, round by round."""
     times = results["time_s"]
-    base = sum(times.get(stage, 0.0) for stage in (*BASE_STAGES[strategy], "replay"))
+    base = sum(times.get(stage, 0.0) for stage in (*STRATEGIES[strategy].steps, "replay"))
     own = [r for r in results["rounds"] if r["strategy"] == strategy]
     found, total = [], base
     for number in sorted({r["round"] for r in own} - {0}):

@@ -12,18 +12,20 @@ from typing import Any
 import pyarrow as pa
 
 from ka2l_ray import schema
-from ka2l_ray.active.acquire import SAMPLING
 from ka2l_ray.active.replay import knew, misconceptions
 from ka2l_ray.active.round import Round, pool_rows, replay_samples
+from ka2l_ray.active.strategies import Need, needs
 from ka2l_ray.annotate.ledger import ledger
-from ka2l_ray.artifacts import Folder, Run, Table
 from ka2l_ray.config import Config, PromptSection
-from ka2l_ray.corpus.prompts import Tokenize, corpus_prompt, finetune_prompt
-from ka2l_ray.dataflow import Stage, run_stage
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.placement import of_actor
+from ka2l_ray.dataflow.runs import Run
+from ka2l_ray.dataflow.shard_size import row_seconds
+from ka2l_ray.dataflow.stage import Stage, run_stage
+from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.finetune.evaluate import EvaluateActor
 from ka2l_ray.models.batching import Limits
-from ka2l_ray.models.placement import of_actor
-from ka2l_ray.shard_size import row_seconds
+from ka2l_ray.models.prompts import Tokenize, corpus_prompt, finetune_prompt
 
 GRADES = ["correct", "scope", "answers"]
 """Columns of an evaluation that an accuracy is made from."""
@@ -42,7 +44,9 @@ def evaluate(a_round: Round) -> None:
         source.close(a_round.run.table("questions").listed_from(source.folder, "eval") + replayed)
     tuned, target = a_round.model, a_round.table("evaluation")
     if prompt := other_prompt(a_round.run):
-        run_stage(evaluation_stage(a_round.run, tuned, prompt), a_round.run.table("questions"), _other(target), part="eval")
+        run_stage(
+            evaluation_stage(a_round.run, tuned, prompt), a_round.run.table("questions"), _other(target), part="eval"
+        )
     run_stage(evaluation_stage(a_round.run, tuned, finetune_prompt(a_round.run)), source, target)
 
 
@@ -110,7 +114,7 @@ def base_record(run: Run, strategy: str, seed: int) -> dict[str, Any]:
     }
 
 
-def summarize(a_round: Round) -> dict[str, Any]:
+def round_figures(a_round: Round) -> dict[str, Any]:
     """Cumulative annotations and cost, and the accuracies that the design defines.
 
     Other wordings of a fact that any round so far bought or replayed are no evidence of what was left alone.
@@ -150,7 +154,7 @@ def _corpus_prompt_accuracy(run: Run, evaluation: Table) -> float | None:
 
 def sampling_cost(run: Run, strategy: str) -> float:
     """What sampling the pool cost a strategy that ranks by it, in the unit of `annotate.cost`."""
-    return run.config.acquire.sampling_cost * run.base("pool_samples").rows if strategy in SAMPLING else 0.0
+    return run.config.acquire.sampling_cost * run.base("pool_samples").rows if needs(strategy, Need.SAMPLES) else 0.0
 
 
 def _sum(parts: Iterable[dict[str, float]]) -> dict[str, float]:
@@ -167,7 +171,9 @@ def _facts(rows: Iterable[dict[str, Any]]) -> set[str]:
 def _share(rows: list[dict[str, Any]], scope: str) -> float | None:
     """Accuracy over one scope. Failed rows count as wrong. Raises `ValueError` for a row whose scope is none of `schema.SCOPES`."""
     if unknown := {r["scope"] for r in rows}.difference(schema.SCOPES):
-        raise ValueError(f"evaluation: scope must be one of {', '.join(schema.SCOPES)}, not {', '.join(sorted(map(str, unknown)))}")
+        raise ValueError(
+            f"evaluation: scope must be one of {', '.join(schema.SCOPES)}, not {', '.join(sorted(map(str, unknown)))}"
+        )
     return _mean([r for r in rows if r["scope"] == scope])
 
 

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from itertools import chain
 from typing import Any
 
-from ka2l_ray.active.acquire import PoolRow, unit
+from ka2l_ray.active.acquire import PoolRow
 from ka2l_ray.config import ReplaySection
-from ka2l_ray.label.grading import is_correct, normalize
+from ka2l_ray.hashing import uniform
+from ka2l_ray.text.grading import is_correct, normalize
 
 
 def replay_counts(replay: ReplaySection, budget: int) -> tuple[int, int]:
@@ -31,7 +32,7 @@ def select_replay(rows: Iterable[PoolRow], bought: Set[str], known: int, unknown
     for row in rows:
         if row.id not in bought and row.p_unknown is not None:
             side = sides[row.p_unknown >= 0.5]
-            heapq.heappush(side, (-unit(f"replay-{seed}", row.id), row.id))
+            heapq.heappush(side, (-uniform(f"replay-{seed}", row.id), row.id))
             if len(side) > count:
                 heapq.heappop(side)
     of_known, of_unknown = (sorted((-u, i) for u, i in side) for side in sides)

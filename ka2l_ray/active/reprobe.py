@@ -8,28 +8,27 @@ below `FIT_AUROC`, and the loop says so. Refuses to know: policies, training.
 from collections.abc import Mapping
 from typing import Any
 
-from ka2l_ray.active.acquire import SAMPLING
 from ka2l_ray.active.round import Round
-from ka2l_ray.artifacts import Run
+from ka2l_ray.active.strategies import Need, needs
 from ka2l_ray.collect.stage import collect, sample_pool
+from ka2l_ray.dataflow.runs import Run
+from ka2l_ray.dataflow.runtime import log
 from ka2l_ray.label.stage import label, label_pool, label_summary
 from ka2l_ray.probe.search import search
 from ka2l_ray.probe.stage import score
-from ka2l_ray.runtime import log
 
 FIT_AUROC = 0.7
 """Least SE AUROC of the round's own model at which its probe is used."""
 
 
 def reprobe(a_round: Round) -> dict[str, Any]:
-    """Probe a round's model anew; returns (and writes last, to `reprobe.json`) its SE AUROC and whether its probe is used.
+    """Probe a round's model anew; returns (and records last) its SE AUROC and whether its probe is used.
 
     The AUROC is against the truth where it is known, else against wrong greedy answers of the questions with gold, which must hold
     `search.min_graded` right and as many wrong ones.
     """
-    verdict = a_round.folder / "reprobe.json"
-    if verdict.exists():
-        return verdict.read_json()
+    if (verdict := a_round.records.result("reprobe")) is not None:
+        return verdict
     run = own_run(a_round)
     collect(run)
     gamma = label(run)["threshold_nats"]
@@ -38,8 +37,8 @@ def reprobe(a_round: Round) -> dict[str, Any]:
     fit = auroc is not None and auroc >= FIT_AUROC
     if fit:
         search(run, gamma)
-        score(run)
-        if a_round.strategy in SAMPLING:
+        score(run, with_state=needs(a_round.strategy, Need.STATES))
+        if needs(a_round.strategy, Need.SAMPLES):
             sample_pool(run)
             label_pool(run, gamma)
     log.info(
@@ -48,10 +47,13 @@ def reprobe(a_round: Round) -> dict[str, Any]:
         a_round.seed,
         a_round.number,
         "unknown" if auroc is None else f"{auroc:.3f}",
-        "its own probe ranks the next round" if fit else f"below {FIT_AUROC}: the base model's probe ranks the next round",
+        "its own probe ranks the next round"
+        if fit
+        else f"below {FIT_AUROC}: the base model's probe ranks the next round",
     )
-    verdict.write_json({"entropy_auroc": auroc, "used": fit})
-    return verdict.read_json()
+    verdict = {"entropy_auroc": auroc, "used": fit}
+    a_round.records.finish("reprobe", result=verdict)
+    return verdict
 
 
 def se_auroc(label: Mapping[str, Any], min_graded: int) -> float | None:

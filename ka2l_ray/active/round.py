@@ -11,15 +11,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ka2l_ray.active.acquire import SAMPLING, STATES, PoolRow
+from ka2l_ray.active.acquire import PoolRow
+from ka2l_ray.active.strategies import Need, needs
 from ka2l_ray.annotate.file import is_waiting
-from ka2l_ray.artifacts import Folder, Run, Table
-from ka2l_ray.collect.actor import matrix
 from ka2l_ray.config import Strategy
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.records import Records
+from ka2l_ray.dataflow.runs import Run
+from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.tables import matrix
 
 
-class State(StrEnum):
-    """What a round does next, read from what it has written: a killed round is in the state it died in."""
+class RoundState(StrEnum):
+    """What a round does next, by its records: a killed round is in the state it died in."""
 
     ACQUIRE = "acquire"
     ANNOTATE = "annotate"
@@ -58,16 +62,17 @@ class Round:
         return total // rounds + (self.number <= total % rounds)
 
     @property
-    def state(self) -> State:
-        if (self.folder / "round.json").exists():
-            return State.DONE
-        if (self.model / "training.json").exists():
-            return State.EVALUATE
-        if self.table("annotations").is_done:
-            return State.FINETUNE
-        if self.table("acquired").is_done:
-            return State.WAITING if is_waiting(self.folder / "annotations") else State.ANNOTATE
-        return State.ACQUIRE
+    def state(self) -> RoundState:
+        done = self.records.done()
+        for state in (RoundState.ACQUIRE, RoundState.ANNOTATE, RoundState.FINETUNE, RoundState.EVALUATE):
+            if state not in done:
+                waits = state == RoundState.ANNOTATE and is_waiting(self.folder / "annotations")
+                return RoundState.WAITING if waits else state
+        return RoundState.DONE
+
+    @property
+    def records(self) -> Records:
+        return Records(self.folder)
 
     @property
     def model(self) -> Folder:
@@ -78,8 +83,8 @@ class Round:
         return Table(self.folder / name)
 
     def record(self) -> dict[str, Any]:
-        """The figures of a finished round."""
-        return (self.folder / "round.json").read_json()
+        """The figures of a finished round, with the seconds of each step."""
+        return self.records.result(RoundState.EVALUATE) | {"seconds": self.records.seconds()}
 
 
 def scored_pool(run: Run, with_state: bool = False) -> Iterator[PoolRow]:
@@ -91,7 +96,9 @@ def scored_pool(run: Run, with_state: bool = False) -> Iterator[PoolRow]:
         states = matrix(batch["state"]) if state else [None] * batch.num_rows
         for row, kept in zip(batch.drop_columns(state).to_pylist(), states, strict=True):
             # A copy: a view would keep its whole batch in memory as long as a policy keeps the row.
-            yield PoolRow(row["id"], row["p_unknown"], row["truth"], row["group"], state=None if kept is None else kept.copy())
+            yield PoolRow(
+                row["id"], row["p_unknown"], row["truth"], row["group"], state=None if kept is None else kept.copy()
+            )
 
 
 def sampled_pool(run: Run) -> Iterator[PoolRow]:
@@ -104,7 +111,7 @@ def sampled_pool(run: Run) -> Iterator[PoolRow]:
 
 def pool_for(strategy: Strategy, run: Run) -> Iterator[PoolRow]:
     """The pool as a strategy sees it: states are read only for those that compare them."""
-    return sampled_pool(run) if strategy in SAMPLING else scored_pool(run, with_state=strategy in STATES)
+    return sampled_pool(run) if needs(strategy, Need.SAMPLES) else scored_pool(run, needs(strategy, Need.STATES))
 
 
 def pool_rows(run: Run, ids: Set[str]) -> list[dict[str, Any]]:
@@ -117,6 +124,8 @@ def pool_rows(run: Run, ids: Set[str]) -> list[dict[str, Any]]:
 def replay_samples(run: Run) -> list[dict[str, Any]]:
     """Replay candidates with their samples; failed rows are left out."""
     rows = (
-        run.base("replay").read(["id", "question", "samples", "greedy", "answers", "error"]).to_pylist() if run.base("replay").rows else []
+        run.base("replay").read(["id", "question", "samples", "greedy", "answers", "error"]).to_pylist()
+        if run.base("replay").rows
+        else []
     )
     return [r for r in rows if r["error"] is None]

@@ -1,6 +1,6 @@
 """The rounds of one strategy: acquire, annotate, fine-tune, evaluate.
 
-In: scored pool, base model, a strategy and a draw. Out: per round a folder with its five tables and `round.json`.
+In: scored pool, base model, a strategy and a draw. Out: per round a folder with its five tables, and `steps.json` with its figures.
 Every step skips what is done, so a killed round goes on where it was. A round fine-tunes the base model on everything bought so far;
 unless `active.reprobe` finds a better one, every round ranks by the base model's probe, since fine-tuning damages a model's own ignorance.
 Refuses to know: how scores, probes or decoders are made, how policies choose, who answers.
@@ -8,47 +8,48 @@ Refuses to know: how scores, probes or decoders are made, how policies choose, w
 
 import heapq
 from collections.abc import Callable, Set
+from contextlib import nullcontext
 from typing import Any
 
 import pyarrow as pa
 
 from ka2l_ray import schema
-from ka2l_ray.active.acquire import Choice, policy, unit
-from ka2l_ray.active.outcome import evaluate, summarize
+from ka2l_ray.active.acquire import Acquisition
+from ka2l_ray.active.outcome import evaluate, round_figures
 from ka2l_ray.active.replay import replay_counts, replayed_answers, select_replay
 from ka2l_ray.active.reprobe import scoring_run
-from ka2l_ray.active.round import Round, State, pool_for, pool_rows, replay_samples, scored_pool
+from ka2l_ray.active.round import Round, RoundState, pool_for, pool_rows, replay_samples, scored_pool
+from ka2l_ray.active.strategies import STRATEGIES, policy
 from ka2l_ray.annotate.sources import Asked
 from ka2l_ray.annotate.stage import annotate as ask
-from ka2l_ray.artifacts import Run, Table, booked
 from ka2l_ray.collect.stage import sample_replay
-from ka2l_ray.corpus.prompts import finetune_prompt
-from ka2l_ray.decode.stage import Source, decode, written_before
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.runs import Run
+from ka2l_ray.decode.stage import SourceQuestion, decode, written_before
 from ka2l_ray.errors import ConfigError
 from ka2l_ray.finetune.train import Job, finetune
+from ka2l_ray.hashing import uniform
+from ka2l_ray.models.prompts import finetune_prompt
 
-_EXAMPLES = pa.schema([schema.ID, ("question", pa.string()), ("answers", pa.list_(pa.string())), ("source", pa.string())])
+_EXAMPLES = pa.schema(
+    [schema.ID, ("question", pa.string()), ("answers", pa.list_(pa.string())), ("source", pa.string())]
+)
 
 
-def play(a_round: Round, until: State = State.EVALUATE) -> dict[str, Any] | None:
+def play(a_round: Round, until: RoundState = RoundState.EVALUATE) -> dict[str, Any] | None:
     """Run a round's steps up to and with `until`; a finished round is not touched. Returns its figures with the seconds of each step,
     None as long as it is not evaluated. Raises `Waiting` where people have to answer first.
 
     Seconds are of all attempts, but for one that ended by SIGKILL.
     """
-    if a_round.state == State.DONE:
-        return a_round.record()
-    clock = a_round.folder / "seconds.json"
+    records = a_round.records
     for state, step in STEPS.items():
-        with booked(clock, state.value):
-            step(a_round)
+        with nullcontext() if records.is_done(state) else records.timed(state):
+            result = step(a_round)
+        records.finish(state, result=result)
         if state == until:
             break
-    if until != State.EVALUATE:
-        return None
-    record = summarize(a_round) | {"seconds": clock.read_json()}
-    (a_round.folder / "round.json").write_json(record)
-    return record
+    return a_round.record() if a_round.state == RoundState.DONE else None
 
 
 def acquire(a_round: Round) -> None:
@@ -64,26 +65,30 @@ def acquire(a_round: Round) -> None:
             f"active.budget = {run.config.active.budget}: round {a_round.number} of {a_round.strategy} wants {a_round.budget} "
             f"unbought pool questions, {len(choices)} are left"
         )
-    generated = _generated(a_round, choices) if strategy in ("ka2l", "decoded") and run.config.decode.enabled else []
+    generated = _generated(a_round, choices) if STRATEGIES[strategy].decodes and run.config.decode.enabled else []
     final = [*choices[: a_round.budget - len(generated)], *generated]
     found = [{"id": c.id, "reason": c.reason, "rank": rank} for rank, c in enumerate(final)]
     a_round.table("acquired").write((None, pa.Table.from_pylist(found, schema=schema.ACQUIRED)))
 
 
-def _generated(a_round: Round, choices: list[Choice]) -> list[Choice]:
+def _generated(a_round: Round, choices: list[Acquisition]) -> list[Acquisition]:
     """Decode the states of the unknown among the choices; for `decoded` the kept ones likeliest unknown, within their budget share."""
     config = a_round.run.config
     chosen = {c.id for c in choices}
-    unknown = {s.id for s in scored_pool(a_round.run) if s.id in chosen and (s.p_unknown or 0.0) >= config.decode.min_p_unknown}
+    unknown = {
+        s.id for s in scored_pool(a_round.run) if s.id in chosen and (s.p_unknown or 0.0) >= config.decode.min_p_unknown
+    }
     texts = pool_rows(a_round.run, unknown)
-    sources = [Source(r["id"], r["question"]) for r in sorted(texts, key=lambda r: r["id"])]
+    sources = [SourceQuestion(r["id"], r["question"]) for r in sorted(texts, key=lambda r: r["id"])]
     if not sources:
         return []
-    rows = decode(a_round.run, sources, a_round.table("decoded"), written_before(r.folder for r in a_round.earlier)).to_pylist()
+    rows = decode(
+        a_round.run, sources, a_round.table("decoded"), written_before(r.folder for r in a_round.earlier)
+    ).to_pylist()
     kept = sorted((r for r in rows if r["status"] == "kept"), key=lambda r: (-r["p_unknown"], r["id"]))
     share = config.acquire.decoded_share if a_round.strategy == "decoded" else 0.0
     best = kept[: round(a_round.budget * share)]
-    return [Choice(r["id"], f"decoded from {r['source_id']}, p_unknown {r['p_unknown']:.3f}") for r in best]
+    return [Acquisition(r["id"], f"decoded from {r['source_id']}, p_unknown {r['p_unknown']:.3f}") for r in best]
 
 
 def annotate(a_round: Round) -> None:
@@ -92,9 +97,15 @@ def annotate(a_round: Round) -> None:
     if target.is_done:
         return
     acquired = a_round.table("acquired").read(["id"])["id"].to_pylist()
-    asked = {r["id"]: Asked(r["id"], r["question"], tuple(r["answers"]), r["group"]) for r in pool_rows(a_round.run, set(acquired))}
+    asked = {
+        r["id"]: Asked(r["id"], r["question"], tuple(r["answers"]), r["group"])
+        for r in pool_rows(a_round.run, set(acquired))
+    }
     if a_round.table("decoded").is_done:
-        asked |= {r["id"]: Asked(r["id"], r["question"], (), None) for r in a_round.table("decoded").read(["id", "question"]).to_pylist()}
+        asked |= {
+            r["id"]: Asked(r["id"], r["question"], (), None)
+            for r in a_round.table("decoded").read(["id", "question"]).to_pylist()
+        }
     ask(a_round.run, [asked[i] for i in acquired], target)
 
 
@@ -127,9 +138,14 @@ def _watched(a_round: Round) -> Table | None:
     if not table.is_done:
         batches = run.table("questions").batches(["id", "question", "answers"], part="eval")
         rows = (r for batch in batches for r in batch.to_pylist() if r["answers"])
-        watched = heapq.nsmallest(run.config.finetune.evaluate_rows, rows, key=lambda r: unit("watched", r["id"]))
+        watched = heapq.nsmallest(run.config.finetune.evaluate_rows, rows, key=lambda r: uniform("watched", r["id"]))
         table.write(
-            (None, pa.Table.from_pylist(watched, schema=pa.schema([schema.QUESTIONS.field(n) for n in ("id", "question", "answers")])))
+            (
+                None,
+                pa.Table.from_pylist(
+                    watched, schema=pa.schema([schema.QUESTIONS.field(n) for n in ("id", "question", "answers")])
+                ),
+            )
         )
     return table
 
@@ -165,10 +181,16 @@ def sample_candidates(run: Run) -> dict[str, Any]:
     return sample_replay(run, questions, run.base("replay"), config.run.seed + 1)
 
 
-STEPS: dict[State, Callable[[Round], None]] = {
-    State.ACQUIRE: acquire,
-    State.ANNOTATE: annotate,
-    State.FINETUNE: tune,
-    State.EVALUATE: evaluate,
+def _evaluate(a_round: Round) -> dict[str, Any]:
+    """Evaluate; returns the round's figures."""
+    evaluate(a_round)
+    return round_figures(a_round)
+
+
+STEPS: dict[RoundState, Callable[[Round], Any]] = {
+    RoundState.ACQUIRE: acquire,
+    RoundState.ANNOTATE: annotate,
+    RoundState.FINETUNE: tune,
+    RoundState.EVALUATE: _evaluate,
 }
-"""A round's steps by the state they end."""
+"""A round's steps by the state they end; what a step returns is its result in the record."""

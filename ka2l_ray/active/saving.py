@@ -12,25 +12,25 @@ from typing import Any
 
 import numpy as np
 
-Curve = list[tuple[int, float]]
+LearningCurve = list[tuple[int, float]]
 
 
-def curves(rounds: Sequence[dict[str, Any]], strategy: str) -> dict[int, Curve]:
+def curves(rounds: Sequence[dict[str, Any]], strategy: str) -> dict[int, LearningCurve]:
     """Learning curves of a strategy by seed, ordered by annotations."""
-    found: dict[int, Curve] = defaultdict(list)
+    found: dict[int, LearningCurve] = defaultdict(list)
     for r in rounds:
         if r["strategy"] == strategy and r["accuracy"] is not None:
             found[r["seed"]].append((r["annotations"], r["accuracy"]))
     return {seed: sorted(points) for seed, points in found.items()}
 
 
-def mean_curve(many: Sequence[Curve]) -> Curve:
+def mean_curve(many: Sequence[LearningCurve]) -> LearningCurve:
     """Mean accuracy at each annotation count that every curve has."""
     shared = set.intersection(*({n for n, _ in c} for c in many)) if many else set()
     return [(n, float(np.mean([dict(c)[n] for c in many]))) for n in sorted(shared)]
 
 
-def annotations_to_reach(curve: Curve, accuracy: float) -> float | None:
+def annotations_to_reach(curve: LearningCurve, accuracy: float) -> float | None:
     """Annotations at which the linearly interpolated curve first reaches an accuracy; None if never."""
     for (n0, a0), (n1, a1) in pairwise(curve):
         if a0 >= accuracy:
@@ -54,7 +54,9 @@ def savings(rounds: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for strategy in dict.fromkeys(r["strategy"] for r in rounds if r["strategy"] != "random"):
         for seed, curve in curves(rounds, strategy).items():
             reached = annotations_to_reach(curve, target) if gained else None
-            found.append({"strategy": strategy, "seed": seed, "saving": None if reached is None else 1 - reached / budget})
+            found.append(
+                {"strategy": strategy, "seed": seed, "saving": None if reached is None else 1 - reached / budget}
+            )
     ceiling = [f["saving"] for f in found if f["strategy"] == "oracle" and f["saving"]]
     best = float(np.mean(ceiling)) if ceiling else None
     return [f | {"of_oracle": None if best is None or f["saving"] is None else f["saving"] / best} for f in found]

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ka2l_ray.annotate.sources import Annotated, Asked, Waiting
-from ka2l_ray.artifacts import Folder
 from ka2l_ray.config import ConfigError
+from ka2l_ray.dataflow.storage import Folder
 
 ASKED, QUESTIONS_JSONL, QUESTIONS_CSV, ANSWERS = "asked.json", "to_annotate.jsonl", "to_annotate.csv", "answers.jsonl"
 COLUMNS: tuple[str, ...] = ("id", "question", "group", "answer")
@@ -109,18 +109,26 @@ def import_file(path: str | Path, folders: Sequence[Folder]) -> dict[str, int]:
     served = set(chain.from_iterable(posed[name] for name in posed if name not in waiting or name in covered))
     unused = {i for i in answers if i not in served}
     if unused or not covered:
-        raise _incomplete(path, answers.keys(), unused, {name: list(posed[name]) for name in waiting if name not in covered})
+        raise _incomplete(
+            path, answers.keys(), unused, {name: list(posed[name]) for name in waiting if name not in covered}
+        )
     judged = {i: judge(answers[i]) for name in covered for i in posed[name]}
     seen: set[str] = set()
     for name in covered:
-        rows = [{"id": i, "answer": judged[i].answer, "status": judged[i].status, "cached": i in seen} for i in posed[name]]
+        rows = [
+            {"id": i, "answer": judged[i].answer, "status": judged[i].status, "cached": i in seen} for i in posed[name]
+        ]
         seen.update(posed[name])
         (waiting[name] / ANSWERS).write_bytes(_as_jsonl(rows))
-    counts = {status: sum(a.status == status for a in judged.values()) for status in ("answered", "no_such_thing", "blank")}
+    counts = {
+        status: sum(a.status == status for a in judged.values()) for status in ("answered", "no_such_thing", "blank")
+    }
     return {"rounds": len(covered), "waiting": len(waiting) - len(covered)} | counts
 
 
-def _incomplete(path: str | Path, given: Set[str], unused: Set[str], open_rounds: Mapping[str, Sequence[str]]) -> ConfigError:
+def _incomplete(
+    path: str | Path, given: Set[str], unused: Set[str], open_rounds: Mapping[str, Sequence[str]]
+) -> ConfigError:
     """Names the rows that lack for the waiting round that the file is meant for: the one that shares most ids with it."""
     name, asked = max(open_rounds.items(), key=lambda item: sum(i in (unused or given) for i in item[1]))
     missing = [i for i in asked if i not in given]
@@ -208,7 +216,9 @@ def _csv_rows(path: str | Path, text: str) -> Iterator[Row]:
                 yield row
             header_passed = True
     except csv.Error as error:
-        raise ConfigError(f'{path}: row {number + 1}: {error}; an answer with a quote in it is written as "say ""yes"""') from error
+        raise ConfigError(
+            f'{path}: row {number + 1}: {error}; an answer with a quote in it is written as "say ""yes"""'
+        ) from error
 
 
 def _is_separator_line(fields: Sequence[str]) -> bool:
@@ -227,7 +237,9 @@ def _header(path: str | Path, text: str) -> tuple[str, list[str]]:
             break
         seen = max(seen, names, key=len)
     else:
-        raise ConfigError(f"{path}: has no column `id`; its first row must name the columns `id` and `answer`, it holds {_some(seen)}")
+        raise ConfigError(
+            f"{path}: has no column `id`; its first row must name the columns `id` and `answer`, it holds {_some(seen)}"
+        )
     for name in ("id", "answer"):
         if names.count(name) != 1:
             raise ConfigError(f"{path}: must have one column `{name}`, has {names.count(name)} in {_some(names)}")

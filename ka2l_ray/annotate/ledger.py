@@ -4,7 +4,7 @@ In: an `annotations` table. Out: counts and costs. Refuses to know: who answered
 """
 
 from ka2l_ray import schema
-from ka2l_ray.artifacts import Table
+from ka2l_ray.dataflow.manifests import Table
 
 
 def ledger(table: Table) -> dict[str, float]:

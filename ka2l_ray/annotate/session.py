@@ -25,8 +25,8 @@ from pydantic import SecretStr
 
 from ka2l_ray.annotate.claims import Claimer
 from ka2l_ray.annotate.endpoint import Completion, NoCompletion, content_hash, parse
-from ka2l_ray.artifacts import Folder
 from ka2l_ray.config import EndpointSection
+from ka2l_ray.dataflow.storage import Folder
 
 RETRIED = (408, 409, 425, 429)
 """Statuses that are tried again, beside every 5xx."""
@@ -87,7 +87,12 @@ class Asker:
     """
 
     def __init__(
-        self, endpoint: EndpointSection, key: SecretStr | None, replies: Folder, asked_by: str, claims: Claimer | None = None
+        self,
+        endpoint: EndpointSection,
+        key: SecretStr | None,
+        replies: Folder,
+        asked_by: str,
+        claims: Claimer | None = None,
     ) -> None:
         self.endpoint, self.replies, self.asked_by, self.claims = endpoint, replies, asked_by, claims
         self._key = key
@@ -192,7 +197,9 @@ class Session:
                 async with self._http.post(url, data=data, headers=sent, allow_redirects=False) as response:
                     body = self._asker.redact(await response.read())
             except TimeoutError:
-                raise TryAgainError(f"no answer within annotate.endpoint.timeout_s = {self._asker.endpoint.timeout_s:g} s") from None
+                raise TryAgainError(
+                    f"no answer within annotate.endpoint.timeout_s = {self._asker.endpoint.timeout_s:g} s"
+                ) from None
             except aiohttp.ClientError as error:
                 raise TryAgainError(f"{type(error).__name__}: {error}") from None
             return self._read(response, body)

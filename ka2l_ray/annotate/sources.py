@@ -11,7 +11,7 @@ from ka2l_ray.config import Config
 from ka2l_ray.world.facts import World
 
 Status = Literal["answered", "no_such_thing", "no_reference", "refused", "truncated", "blank", "failed"]
-Source = Literal["world", "reference", "endpoint", "file"]
+AnnotatorName = Literal["world", "reference", "endpoint", "file"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class WaitingForOthers(Waiting):
 Annotator = Callable[[str, Sequence[str]], Annotated]
 
 
-def source_of(config: Config) -> Source:
+def source_of(config: Config) -> AnnotatorName:
     """The annotator's name: `auto` is the world on the world, else the corpus' gold answers."""
     if config.annotate.source == "auto":
         return "world" if config.corpus.source == "world" else "reference"

@@ -28,10 +28,21 @@ from ka2l_ray.annotate.endpoint import Completion, content_hash, judge, request,
 from ka2l_ray.annotate.file import answers_in, asked_in, is_waiting, pose
 from ka2l_ray.annotate.ledger import ledger
 from ka2l_ray.annotate.session import Asker, reply
-from ka2l_ray.annotate.sources import Annotated, Asked, Source, WaitingForOthers, ask_reference, ask_world, source_of
-from ka2l_ray.artifacts import Folder, Run, StageError, Table
+from ka2l_ray.annotate.sources import (
+    Annotated,
+    AnnotatorName,
+    Asked,
+    WaitingForOthers,
+    ask_reference,
+    ask_world,
+    source_of,
+)
 from ka2l_ray.config import ConfigError, EndpointSection
-from ka2l_ray.runtime import is_a_librarys, log, one_line, telling
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.runs import Run
+from ka2l_ray.dataflow.runtime import is_a_librarys, log, one_line, telling
+from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.errors import StageError
 from ka2l_ray.world.facts import build_world
 
 CACHE = "annotation_cache"
@@ -66,7 +77,7 @@ def annotate(run: Run, questions: Sequence[Asked], target: Table) -> None:
     log.info("%-10s %s", "annotate", " ".join(f"{name} {value:g}" for name, value in ledger(target).items() if value))
 
 
-def _row(asked: Asked, source: Source, got: Annotated, cost: float, cached: bool = False) -> dict[str, Any]:
+def _row(asked: Asked, source: AnnotatorName, got: Annotated, cost: float, cached: bool = False) -> dict[str, Any]:
     return {
         "id": asked.id,
         "question": asked.question,
@@ -87,7 +98,9 @@ def _from_file(run: Run, questions: Sequence[Asked], folder: Folder) -> Rows:
     asked_elsewhere = {i for f in others if is_waiting(f) for i in asked_in(f)}
     unasked = [q for q in missing if q.id not in asked_elsewhere]
     if own and (unasked or not own.keys() <= ids):
-        raise ConfigError(f"{folder.path}: its imported answers belong to other questions; delete answers.jsonl there and import again")
+        raise ConfigError(
+            f"{folder.path}: its imported answers belong to other questions; delete answers.jsonl there and import again"
+        )
     if missing:
         raise pose(unasked, folder) if unasked else WaitingForOthers(len(missing))
     return [_row(q, "file", given[q.id].got, run.config.annotate.cost, given[q.id].cached) for q in questions]
@@ -121,7 +134,15 @@ def _from_endpoint(run: Run, questions: Sequence[Asked], target: Table) -> tuple
         cached = kept["asked_by"] != asked_by or name in paid_for
         paid_for.add(name)
         completion = reply(kept)
-        rows.append(_row(q, "endpoint", judge(endpoint, completion), run.config.annotate.cost + token_cost(endpoint, completion), cached))
+        rows.append(
+            _row(
+                q,
+                "endpoint",
+                judge(endpoint, completion),
+                run.config.annotate.cost + token_cost(endpoint, completion),
+                cached,
+            )
+        )
     return rows, {"without_usage": _count_without_usage(endpoint, [reply(r) for r in replies.values()])}
 
 
@@ -206,7 +227,9 @@ def key_of(endpoint: EndpointSection) -> SecretStr | None:
     """The key from the driver's environment; None where it is not set."""
     key = os.environ.get(endpoint.key_variable, "").strip()
     if not (key.isascii() and key.isprintable()):
-        raise ConfigError(f"the environment variable {endpoint.key_variable} holds characters that no HTTP header may hold")
+        raise ConfigError(
+            f"the environment variable {endpoint.key_variable} holds characters that no HTTP header may hold"
+        )
     return SecretStr(key) if key else None
 
 
@@ -214,7 +237,11 @@ def _report_failures(run: Run, failed: Mapping[str, str], asked: int) -> None:
     """Say how many questions the endpoint gave up on, and why the first; raise where they are too many to go on without them."""
     if not failed:
         return
-    endpoint, first, allowed = run.config.annotate.endpoint, next(iter(failed.values())), run.config.run.max_error_fraction
+    endpoint, first, allowed = (
+        run.config.annotate.endpoint,
+        next(iter(failed.values())),
+        run.config.run.max_error_fraction,
+    )
     if len(failed) == asked:
         unset = "" if key_of(endpoint) else f" ({endpoint.key_variable} is not set, so no key was sent)"
         raise StageError(f"annotate: {endpoint.url} answered none of {asked:,} questions. First: {first}{unset}")
@@ -223,12 +250,18 @@ def _report_failures(run: Run, failed: Mapping[str, str], asked: int) -> None:
             f"annotate: {endpoint.url} gave no valid reply to {len(failed):,} of {asked:,} questions, more than run.max_error_fraction "
             f"allows ({allowed:g}). First: {first}. The other replies are kept: the same command asks for the missing ones alone"
         )
-    log.warning("annotate: no valid reply to %d of %d questions; they are marked failed. First: %s", len(failed), asked, first)
+    log.warning(
+        "annotate: no valid reply to %d of %d questions; they are marked failed. First: %s", len(failed), asked, first
+    )
 
 
 def _count_without_usage(endpoint: EndpointSection, completions: Sequence[Completion]) -> int:
     """Replies whose tokens were not reported; said aloud where tokens cost something, for their cost is then booked as 0."""
     count = sum(c.usage is None for c in completions)
     if count and (endpoint.cost_per_million_prompt_tokens or endpoint.cost_per_million_completion_tokens):
-        log.warning("annotate: %d of %d replies report no token usage; their tokens are booked at no cost", count, len(completions))
+        log.warning(
+            "annotate: %d of %d replies report no token usage; their tokens are booked at no cost",
+            count,
+            len(completions),
+        )
     return count

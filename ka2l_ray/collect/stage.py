@@ -14,33 +14,24 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ka2l_ray.active.acquire import unit
-from ka2l_ray.artifacts import Run, Table
 from ka2l_ray.collect.actor import CollectActor, collect_columns
-from ka2l_ray.config import CollectSection, Config, ConfigError, PromptSection
-from ka2l_ray.corpus.prompts import Tokenize, corpus_prompt, finetune_prompt
-from ka2l_ray.dataflow import FILES_AT_ONCE, Stage, run_stage
-from ka2l_ray.label.clusters import cluster
-from ka2l_ray.label.entropy import semantic_entropy
-from ka2l_ray.label.thresholds import otsu
+from ka2l_ray.config import CollectSection, PromptSection
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.placement import of_actor
+from ka2l_ray.dataflow.runs import Run
+from ka2l_ray.dataflow.runtime import log
+from ka2l_ray.dataflow.shard_size import row_seconds
+from ka2l_ray.dataflow.stage import FILES_AT_ONCE, Stage, run_stage
+from ka2l_ray.entropy.clusters import cluster
+from ka2l_ray.entropy.semantic import semantic_entropy
+from ka2l_ray.entropy.thresholds import otsu
+from ka2l_ray.hashing import uniform
 from ka2l_ray.models.batching import Limits
+from ka2l_ray.models.layers import wanted_layers
 from ka2l_ray.models.loading import depth_and_width
-from ka2l_ray.models.placement import of_actor
-from ka2l_ray.runtime import log
-from ka2l_ray.shard_size import row_seconds
+from ka2l_ray.models.prompts import Tokenize, corpus_prompt, finetune_prompt
 
 KEPT = ("question", "answers", "group", "entity", "split_group", "truth")
-PRECISION = "precision.json"
-"""Beside the activations' manifest: how many files hold their states as float16, and how many as float32."""
-
-
-def wanted_layers(config: Config) -> tuple[int, ...]:
-    """Layers to store. Raises `ConfigError` for a layer that the model does not have."""
-    depth, _ = depth_and_width(config.model)
-    layers = tuple(range(depth + 1)) if config.collect.layers == "all" else config.collect.layers
-    if wrong := [n for n in layers if n > depth]:
-        raise ConfigError(f"collect.layers = {list(layers)}: {config.model.name_or_path} has layers 0 … {depth}, not {wrong}")
-    return layers
 
 
 def adaptive_threshold(run: Run) -> float | None:
@@ -53,73 +44,71 @@ def adaptive_threshold(run: Run) -> float | None:
         return float(section.threshold)
     if section.threshold == "off":
         return None
-    gamma = pilot.folder / "gamma.json"
-    if not gamma.exists():
-        source = Table(pilot.folder / "questions")
-        if not source.is_done:
-            source.write((None, pilot_rows(run.table("questions"), section.pilot_rows)))
-        _sample_only(run, "pilot", run.config.collect, source, pilot, run.config.run.seed)
-        counts: Counter[float] = Counter()
-        for batch in pilot.batches(["samples", "error"]):
-            drawn = batch.filter(batch["error"].is_null())["samples"].to_pylist()
-            counts.update(semantic_entropy(cluster(row)) for row in drawn)
-        gamma.write_json({"threshold_nats": otsu(counts)})
-    return gamma.read_json()["threshold_nats"]
+    source = Table(pilot.folder / "questions")
+    if not source.is_done:
+        source.write((None, pilot_rows(run.table("questions"), section.pilot_rows)))
+    _sample_only(run, "pilot", run.config.collect, source, pilot, run.config.run.seed)
+    counts: Counter[float] = Counter()
+    for batch in pilot.batches(["samples", "error"]):
+        drawn = batch.filter(batch["error"].is_null())["samples"].to_pylist()
+        counts.update(semantic_entropy(cluster(row)) for row in drawn)
+    return otsu(counts)
 
 
 def pilot_rows(questions: Table, count: int) -> pa.Table:
     """`count` probe questions, or all where there are fewer, drawn by their ids; of the others no more than ids is ever held."""
     ids = (i for batch in questions.batches(["id"], "probe") for i in batch["id"].to_pylist())
-    chosen = {i: rank for rank, i in enumerate(heapq.nsmallest(count, ids, key=lambda i: unit("pilot", i)))}
+    chosen = {i: rank for rank, i in enumerate(heapq.nsmallest(count, ids, key=lambda i: uniform("pilot", i)))}
     batches = questions.batches(part="probe")
-    rows = pa.Table.from_batches([b.filter(pa.array([i in chosen for i in b["id"].to_pylist()], pa.bool_())) for b in batches])
+    rows = pa.Table.from_batches(
+        [b.filter(pa.array([i in chosen for i in b["id"].to_pylist()], pa.bool_())) for b in batches]
+    )
     return rows.take(sorted(range(rows.num_rows), key=lambda n: chosen[rows["id"][n].as_py()]))
-
-
-def samples_saved(run: Run) -> float:
-    """Share of the probe split's K samples per question that were not drawn, the pilot's counted as drawn twice."""
-    counted = [_drawn(run.base(name)) for name in ("samples", "pilot") if run.base(name).is_done]
-    wanted = run.config.collect.samples * counted[0][0]
-    return 1 - sum(drawn for _, drawn in counted) / wanted if wanted else 0.0
-
-
-def _drawn(table: Table) -> tuple[int, int]:
-    """Rows that did not fail, and the samples drawn for them."""
-    rows = drawn = 0
-    for batch in table.batches(["sample_tokens"]):
-        lengths = batch["sample_tokens"].value_lengths()
-        rows, drawn = rows + len(lengths) - lengths.null_count, drawn + (lengths.sum().as_py() or 0)
-    return rows, drawn
 
 
 def collect(run: Run) -> dict[str, Any]:
     """Collect the probe split; returns the manifest."""
     config, activations, samples = run.config, run.base("activations"), run.base("samples")
-    stage = _stage(run, "collect", config.collect, wanted_layers(config), config.run.seed, KEPT, adaptive_threshold(run))
-    manifest = run_stage(stage, run.table("questions"), activations, part="probe")
+    gamma = adaptive_threshold(run)
+    stage = _stage(run, "collect", config.collect, wanted_layers(config), config.run.seed, KEPT, gamma)
+    manifest = run_stage(stage, run.table("questions"), activations, part="probe", threshold_nats=gamma)
     listed = activations.listed_from(samples.folder)
     if not samples.is_done or samples.entries() != listed:  # other files where failed or lost rows were done anew
-        _note_precision(activations)
-        samples.close(listed, rows_in=manifest["rows_in"], errors=manifest["errors"], seconds=0.0)
+        samples.close(
+            listed,
+            rows_in=manifest["rows_in"],
+            errors=manifest["errors"],
+            seconds=0.0,
+            threshold_nats=manifest["threshold_nats"],
+            **_precision(activations),
+        )
     return manifest
 
 
-def _note_precision(activations: Table) -> None:
-    """Say and keep in which precision the states are stored."""
+def _precision(activations: Table) -> dict[str, int]:
+    """How many files hold their states as float16, and how many as float32; said on the log too."""
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         schemas = list(pool.map(partial(pq.read_schema, filesystem=activations.folder.filesystem), activations.files()))
-    wide = sum(any(pa.types.is_fixed_size_list(f.type) and f.type.value_type == pa.float32() for f in s) for s in schemas)
-    (activations.folder / PRECISION).write_json({"float16_files": len(schemas) - wide, "float32_files": wide})
+    wide = sum(
+        any(pa.types.is_fixed_size_list(f.type) and f.type.value_type == pa.float32() for f in s) for s in schemas
+    )
     if wide:
         log.info("collect    states beyond float16's range: %d of %d files hold them as float32", wide, len(schemas))
     else:
         log.info("collect    every state fits float16 and is stored so")
+    return {"float16_files": len(schemas) - wide, "float32_files": wide}
 
 
 def sample_pool(run: Run) -> dict[str, Any]:
     """K samples and the greedy answer of every pool question, for the strategies that rank by them; no states."""
     return _sample_only(
-        run, "sample_pool", run.config.collect, run.table("questions"), run.base("pool_samples"), run.config.run.seed, "pool"
+        run,
+        "sample_pool",
+        run.config.collect,
+        run.table("questions"),
+        run.base("pool_samples"),
+        run.config.run.seed,
+        "pool",
     )
 
 

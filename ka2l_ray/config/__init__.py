@@ -37,7 +37,15 @@ from ka2l_ray.config.subject import (
     SplitSection,
     WorldCorpusSection,
 )
-from ka2l_ray.config.tree import NO_RESULTS, Config, ReportSection, config_hash, differing_fields, load_config, parse_config
+from ka2l_ray.config.tree import (
+    NO_RESULTS,
+    Config,
+    ReportSection,
+    config_hash,
+    differing_fields,
+    load_config,
+    parse_config,
+)
 from ka2l_ray.config.yaml_file import read_yaml
 from ka2l_ray.errors import ConfigError
 

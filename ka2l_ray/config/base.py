@@ -16,7 +16,12 @@ class Section(BaseModel):
     """Base of every section: frozen, strict about unknown keys, described by its docstrings."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False, serialize_by_alias=True
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        allow_inf_nan=False,
+        serialize_by_alias=True,
     )
 
 
@@ -48,5 +53,7 @@ class Pool(Section):
         if self.max < self.min:
             raise ValueError(f"max ({self.max}) must be at least min ({self.min})")
         if self.gpus > 1 and self.gpus % 1:
-            raise ValueError(f"gpus ({self.gpus:g}) must be a whole number above 1, for Ray lends parts of one GPU alone")
+            raise ValueError(
+                f"gpus ({self.gpus:g}) must be a whole number above 1, for Ray lends parts of one GPU alone"
+            )
         return self

@@ -106,7 +106,9 @@ class FinetuneSection(Section):
         """`batch_rows` that are no multiple of `workers` or, where they are more, of `micro_batch_rows` × `workers`; `offload: all` without
         `zero_stage: 3`, `offload: optimizer` without 1, 2 or 3; `merge` without `mode: lora`."""
         if self.batch_rows % (per_step := self.micro_batch_rows * self.workers) and self.batch_rows > per_step:
-            raise ValueError(f"batch_rows ({self.batch_rows}) must be a multiple of micro_batch_rows × workers ({per_step})")
+            raise ValueError(
+                f"batch_rows ({self.batch_rows}) must be a multiple of micro_batch_rows × workers ({per_step})"
+            )
         if self.batch_rows % self.workers:
             raise ValueError(f"batch_rows ({self.batch_rows}) must be a multiple of workers ({self.workers})")
         if self.offload == "all" and self.zero_stage != 3:

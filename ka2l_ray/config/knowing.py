@@ -74,7 +74,9 @@ class CollectSection(Section):
             raise ValueError("adaptive sampling needs engine: own; set adaptive.threshold: off for engine: vllm")
         spread = self.vllm.tensor_parallel
         if self.engine == "vllm" and spread > 1 and self.pool.gpus != spread:
-            raise ValueError(f"vllm.tensor_parallel ({spread}) spreads a model over as many GPUs as an actor has: set pool.gpus: {spread}")
+            raise ValueError(
+                f"vllm.tensor_parallel ({spread}) spreads a model over as many GPUs as an actor has: set pool.gpus: {spread}"
+            )
         return self
 
 
@@ -96,7 +98,11 @@ class SearchSection(Section):
     min_graded: Positive = 10
     """Right answers, and wrong ones, that the validation questions must hold at least for the objective `correctness`: with ten of either
     the standard error of an AUROC of 0.8 is at most 0.13."""
-    inverse_regularization: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (0.003, 0.03, 0.3)
+    inverse_regularization: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (
+        0.003,
+        0.03,
+        0.3,
+    )
     """Values of C tried for the logistic probe."""
     validation_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
     """Share of the probe split's entities that layer, C and threshold are chosen on."""

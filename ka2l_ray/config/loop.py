@@ -11,7 +11,9 @@ from pydantic import Field, model_validator
 from ka2l_ray.config.base import Pool, Positive, Section, Share
 from ka2l_ray.config.subject import refuse_keys
 
-Strategy = Literal["ka2l", "ka2l_diverse", "decoded", "entropy", "likelihood", "coreset", "quadrant", "random", "oracle"]
+Strategy = Literal[
+    "ka2l", "ka2l_diverse", "decoded", "entropy", "likelihood", "coreset", "quadrant", "random", "oracle"
+]
 Quadrant = Literal["known", "misconception", "shaky", "unknown"]
 
 

@@ -36,11 +36,17 @@ A run is one YAML file with the sections below; what it leaves out has the defau
 
 def reference() -> str:
     """The whole page."""
-    parts = [HEAD, _refusals(Config, "Refused across sections"), *(_section(path, kind, at) for path, kind, at in sections())]
+    parts = [
+        HEAD,
+        _refusals(Config, "Refused across sections"),
+        *(_section(path, kind, at) for path, kind, at in sections()),
+    ]
     return "\n".join(p for p in parts if p)
 
 
-def sections(of: type[Section] = Config, prefix: str = "", at: Section | None = None) -> Iterator[tuple[str, type[Section], Section]]:
+def sections(
+    of: type[Section] = Config, prefix: str = "", at: Section | None = None
+) -> Iterator[tuple[str, type[Section], Section]]:
     """(dotted path, class, its defaults there) of every section, in the order of the file, a section before those inside it."""
     for name, field in of.model_fields.items():
         if (kind := section_of(field.annotation)) is not None:
@@ -60,8 +66,14 @@ def _section(path: str, kind: type[Section], at: Section) -> str:
     lines = [f"{'#' * (2 + path.count('.'))} `{path}`\n", *_wrapped(_own_text(path, kind), ""), ""]
     first = next(p for p, k, _ in sections() if k is kind)
     if first != path:
-        changed = [f"`{n}` is {_value(v)}" for n, v in at.model_dump(mode="json").items() if v != kind().model_dump(mode="json")[n]]
-        same = f"The fields of [`{first}`](#{first.replace('.', '')}){', but ' + ', '.join(changed) if changed else ''}."
+        changed = [
+            f"`{n}` is {_value(v)}"
+            for n, v in at.model_dump(mode="json").items()
+            if v != kind().model_dump(mode="json")[n]
+        ]
+        same = (
+            f"The fields of [`{first}`](#{first.replace('.', '')}){', but ' + ', '.join(changed) if changed else ''}."
+        )
         return "\n".join([*lines, same + (f" {_NO_RESULT}." if _changes_nothing(path) else ""), ""])
     schema = kind.model_json_schema(by_alias=True)["properties"]
     for name, field in kind.model_fields.items():
@@ -113,7 +125,13 @@ def _types(schema: dict[str, Any]) -> list[str]:
         return [_value(v) for v in schema.get("enum", [schema.get("const")])]
     if schema["type"] == "array":
         return [f"a list{', not empty,' if schema.get('minItems') else ''} of {_type(schema['items'])}"]
-    names = {"string": "text", "integer": "whole number", "number": "number", "boolean": "`true` or `false`", "null": "`null`"}
+    names = {
+        "string": "text",
+        "integer": "whole number",
+        "number": "number",
+        "boolean": "`true` or `false`",
+        "null": "`null`",
+    }
     return [names[schema["type"]] + _bounds(schema)]
 
 
@@ -143,7 +161,9 @@ def _plain(text: str) -> str:
 
 def _wrapped(text: str, indent: str, first: str | None = None) -> list[str]:
     start = indent if first is None else first
-    return textwrap.wrap(text, WIDTH, initial_indent=start, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=start, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ from pydantic import Field, model_validator
 
 from ka2l_ray.config.base import Section, Share
 
-_SECRET = re.compile(r"(secret|password|token|access_key|account_key|sas|credential)[^=&]*=|//[^/]*@|%2F%2F[^&]*%40", re.IGNORECASE)
+_SECRET = re.compile(
+    r"(secret|password|token|access_key|account_key|sas|credential)[^=&]*=|//[^/]*@|%2F%2F[^&]*%40", re.IGNORECASE
+)
 
 
 def refuse_keys(field: str, address: str) -> None:
@@ -19,7 +21,9 @@ def refuse_keys(field: str, address: str) -> None:
     place, _, query = address.partition("?")
     user = "://" in place and "@" in place.split("://")[1].split("/")[0]
     if user or ("://" in place and _SECRET.search(query)):
-        raise ValueError(f"{field} must hold no keys, for it is kept with the run; set them in the environment, as AWS_ACCESS_KEY_ID")
+        raise ValueError(
+            f"{field} must hold no keys, for it is kept with the run; set them in the environment, as AWS_ACCESS_KEY_ID"
+        )
 
 
 class RunSection(Section):
@@ -81,7 +85,13 @@ class ModelSection(Section):
     @property
     def identity(self) -> str:
         """Names the weights, in cards and errors."""
-        return "".join((self.name_or_path, f"@{self.revision}" if self.revision else "", f" + {self.adapter}" if self.adapter else ""))
+        return "".join(
+            (
+                self.name_or_path,
+                f"@{self.revision}" if self.revision else "",
+                f" + {self.adapter}" if self.adapter else "",
+            )
+        )
 
 
 class PromptSection(Section):
@@ -107,7 +117,9 @@ class PromptSection(Section):
     @property
     def solved(self) -> int:
         """How many solved examples the prompt holds."""
-        return 0 if self.style == "bare" else (5 if self.style == "fewshot" else 0) if self.shots is None else self.shots
+        return (
+            0 if self.style == "bare" else (5 if self.style == "fewshot" else 0) if self.shots is None else self.shots
+        )
 
     @model_validator(mode="after")
     def _holds_question(self) -> "PromptSection":

@@ -24,7 +24,10 @@ from ka2l_ray.errors import ConfigError
 NO_RESULTS = {
     *(f"{stage}.pool" for stage in ("collect", "score", "decode", "evaluate")),
     *("ray", "report", "model.device", "run.storage", "run.max_error_fraction", "search.cpus"),
-    *(f"finetune.{name}" for name in ("micro_batch_rows", "gradient_checkpointing", "zero_stage", "offload", "workers")),
+    *(
+        f"finetune.{name}"
+        for name in ("micro_batch_rows", "gradient_checkpointing", "zero_stage", "offload", "workers")
+    ),
     *(f"finetune.{name}" for name in ("cpus_per_worker", "gpus_per_worker", "checkpoint_every_steps", "max_failures")),
     *(f"finetune.{name}" for name in ("evaluate_every_epochs", "evaluate_rows", "merge", "tensorboard")),
     *(f"annotate.endpoint.{name}" for name in ("url", "replies", "key_variable", "concurrency", "requests_per_s")),
@@ -98,7 +101,9 @@ class Config(Section):
     def _decodes(self) -> "Config":
         """strategy `decoded` with `decode.enabled: false`."""
         if "decoded" in self.active.strategies and not self.decode.enabled:
-            raise ValueError("active.strategies: `decoded` buys generated questions, so it needs decode.enabled: true and a decoder")
+            raise ValueError(
+                "active.strategies: `decoded` buys generated questions, so it needs decode.enabled: true and a decoder"
+            )
         return self
 
     @model_validator(mode="after")
@@ -165,7 +170,9 @@ def _explain(source: str, error: Any) -> str:
         hint = f"did you mean `{near[0]}`?" if near else f"allowed here: {', '.join(siblings)}"
         return f"{source}: `{dotted}` is not a known field; {hint}"
     message = error["msg"].removeprefix("Value error, ").replace("Input should", "should")
-    value = "" if isinstance(error["input"], (dict, BaseModel)) else f" = {_USER_PART.sub('//…@', repr(error['input']))}"
+    value = (
+        "" if isinstance(error["input"], (dict, BaseModel)) else f" = {_USER_PART.sub('//…@', repr(error['input']))}"
+    )
     return f"{source}: `{dotted}`{value}: {message}" if fields else f"{source}: {message}"
 
 
@@ -183,7 +190,9 @@ def _walk(location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
             siblings = [f.alias or name for name, f in section.model_fields.items()]
             names.append(str(part))
             annotation = section.model_fields[str(part)].annotation if str(part) in section.model_fields else None
-            section = next((t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, Section)), None)
+            section = next(
+                (t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, Section)), None
+            )
         elif isinstance(part, int):
             names.append(str(part))
     return names, siblings
@@ -192,7 +201,11 @@ def _walk(location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
 def differing_fields(a: Config, b: Config) -> list[str]:
     """Dotted fields that change results and differ; cluster, pools, storage and report do not change results."""
     left, right = _flat(_results_part(a)), _flat(_results_part(b))
-    return [f"{k}: {left.get(k)!r} → {right.get(k)!r}" for k in sorted(left.keys() | right.keys()) if left.get(k) != right.get(k)]
+    return [
+        f"{k}: {left.get(k)!r} → {right.get(k)!r}"
+        for k in sorted(left.keys() | right.keys())
+        if left.get(k) != right.get(k)
+    ]
 
 
 def config_hash(config: Config) -> str:

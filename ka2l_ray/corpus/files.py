@@ -23,15 +23,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from ka2l_ray.artifacts import Folder
 from ka2l_ray.config import ConfigError, HubSection
+from ka2l_ray.dataflow.source_names import COMPRESSED, ENDINGS, HUB_ID, kind_of
+from ka2l_ray.dataflow.storage import Folder
 
-COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 DELIMITERS = (",", ";", "\t")
 LONGEST_LINE = 64 * 2**20
 MOST_NAMED = 20
 """Names that an error message lists."""
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 csv.field_size_limit(LONGEST_LINE)
 
 
@@ -104,8 +103,8 @@ def files_of(source: str | Sequence[str], hub: HubSection) -> list[File]:
 
 
 def _files(source: str, hub: HubSection) -> list[File]:
-    if ("*" in source and not _stands_there(source)) or _kind(source):
-        found = [File(p, kind) for p in _matching(source) if (kind := _kind(p))]
+    if ("*" in source and not _stands_there(source)) or kind_of(source):
+        found = [File(p, kind) for p in _matching(source) if (kind := kind_of(p))]
         if not found:
             raise ConfigError(f"corpus.source = {source!r}: no such file")
         return found
@@ -113,20 +112,17 @@ def _files(source: str, hub: HubSection) -> list[File]:
     if folder is not None:
         if any((folder / name).exists() for name in ("dataset_info.json", "dataset_dict.json")):
             return [File(source, "dataset", hub)]
-        inside = [File(_inside(source, n), kind) for n in folder.names() if (kind := _kind(n))]
+        inside = [File(_inside(source, n), kind) for n in folder.names() if (kind := kind_of(n))]
         if not inside:
-            raise ConfigError(f"corpus.source = {source!r}: the folder holds no file that ends in {_endings()} and no saved data set")
+            raise ConfigError(
+                f"corpus.source = {source!r}: the folder holds no file that ends in {_endings()} and no saved data set"
+            )
         return inside
     if "://" not in source and HUB_ID.fullmatch(source):
         return [File(source, "hub", hub)]
     raise ConfigError(
         f"corpus.source = {source!r}: no such folder, and neither `world`, a file that ends in {_endings()}, nor a hub id OWNER/NAME"
     )
-
-
-def is_hub_id(source: str) -> bool:
-    """Whether a source that is not there as a file or folder is read from the hub."""
-    return "://" not in source and HUB_ID.fullmatch(source) is not None and _kind(source) is None
 
 
 def _inside(folder: str, name: str) -> str:
@@ -139,14 +135,6 @@ def _inside(folder: str, name: str) -> str:
 
 def _endings() -> str:
     return f"{', '.join(ENDINGS)} (or these with {', '.join(COMPRESSED)})"
-
-
-def _kind(name: str) -> str | None:
-    """How files of this name are read, None where the ending says nothing."""
-    plain = (name.partition("?")[0] if "://" in name else name).lower()
-    for ending in COMPRESSED:
-        plain = plain.removesuffix(ending)
-    return next((kind for ending, kind in ENDINGS.items() if plain.endswith(ending)), None)
 
 
 def _folder(source: str) -> Folder | None:
@@ -178,7 +166,11 @@ def _pattern(source: str) -> str:
     """The pattern, with brackets of folders that are there taken as they stand."""
     folders = list(itertools.takewhile(lambda part: "*" not in part and "?" not in part, Path(source).parts[:-1]))
     parent = Path(*folders)
-    return str(Path(glob.escape(str(parent)), *Path(source).parts[len(folders) :])) if folders and parent.exists() else source
+    return (
+        str(Path(glob.escape(str(parent)), *Path(source).parts[len(folders) :]))
+        if folders and parent.exists()
+        else source
+    )
 
 
 def _there(uri: str) -> bool:
@@ -297,7 +289,9 @@ def squad_rows(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
             for paragraph in article["paragraphs"]:
                 yield from ({"title": article.get("title")} | qa for qa in paragraph["qas"])
     except (KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"a document with `data` must be SQuAD's (data, paragraphs, qas): {type(error).__name__}: {error}") from error
+        raise ConfigError(
+            f"a document with `data` must be SQuAD's (data, paragraphs, qas): {type(error).__name__}: {error}"
+        ) from error
 
 
 def _csv(file: File) -> Iterator[Raw]:
@@ -339,7 +333,9 @@ def _unclosed(first: int, last: int, error: csv.Error) -> str:
 def _header(file: File, fields: Sequence[str]) -> list[str]:
     names = [n.strip() for n in fields]
     if wrong := [n for n in names if _escaped(n)]:
-        raise ConfigError(f"{file.name}: the header is not UTF-8: {shortened(_shown(wrong[0]))}; save the file as UTF-8")
+        raise ConfigError(
+            f"{file.name}: the header is not UTF-8: {shortened(_shown(wrong[0]))}; save the file as UTF-8"
+        )
     if doubled := twice(names):
         raise ConfigError(f"{file.name}: the header names {doubled} twice; columns must differ")
     return names
@@ -393,7 +389,9 @@ def _dataset(file: File) -> Iterator[Raw]:
 
     if file.kind == "hub":
         yield from _numbered(
-            datasets.load_dataset(file.name, file.hub.subset, split=file.hub.split, revision=file.hub.revision, streaming=True)
+            datasets.load_dataset(
+                file.name, file.hub.subset, split=file.hub.split, revision=file.hub.revision, streaming=True
+            )
         )
         return
     with Folder.of(file.name).local() as folder:
@@ -433,4 +431,3 @@ KINDS: dict[str, Callable[[File], Iterator[Raw]]] = {
     "hub": _dataset,
 }
 TEXTS = ("jsonl", "json", "csv", "text")
-ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}

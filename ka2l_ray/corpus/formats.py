@@ -20,7 +20,7 @@ from typing import Any
 from ka2l_ray.config import CorpusSection
 from ka2l_ray.corpus.files import BadRow, shortened
 from ka2l_ray.corpus.relations import subject
-from ka2l_ray.label.grading import normalize
+from ka2l_ray.text.grading import normalize
 
 LONGEST_QUESTION, LONGEST_ANSWER = 20_000, 2_000
 """Characters. Longer ones are no questions or answers but texts, and would cost the row's whole batch its memory."""
@@ -76,7 +76,9 @@ def parse(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Question 
 def missing(columns: Container[str], corpus: CorpusSection) -> list[str]:
     """Columns without which no row of this format can be read and which a file lacks, alternatives joined by ` or `."""
     groups = FORMATS[corpus.format].needs(corpus)
-    return [" or ".join(names) for names in groups if not any(n in columns or n.split(".")[0] in columns for n in names)]
+    return [
+        " or ".join(names) for names in groups if not any(n in columns or n.split(".")[0] in columns for n in names)
+    ]
 
 
 def columns_read(corpus: CorpusSection) -> frozenset[str]:
@@ -167,7 +169,9 @@ def _opened(field: str, value: Any, bracket: str) -> Any:
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return value
     if _joins_texts(value):
-        raise _Unusable(field, "holds texts without commas between them, as numpy prints a list; write it as JSON", shortened(value))
+        raise _Unusable(
+            field, "holds texts without commas between them, as numpy prints a list; write it as JSON", shortened(value)
+        )
     return found
 
 
@@ -186,7 +190,11 @@ def _trivia_qa(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Ques
     """The hub's rows (`answer` holds `value` and `aliases`), or the flat evaluation copies with a `context` that holds the question."""
     answer = _opened("answer", row.get("answer"), "{")
     given = answer if isinstance(answer, Mapping) else {"value": answer, "aliases": row.get("aliases")}
-    text = _text(row, "question") if row.get("question") else _text(row, "context").removeprefix("Question:").removesuffix("Answer:")
+    text = (
+        _text(row, "question")
+        if row.get("question")
+        else _text(row, "context").removeprefix("Question:").removesuffix("Answer:")
+    )
     gold = _answers("answer", given.get("value")) + _answers("aliases", given.get("aliases"))
     return Question(text, gold, _optional(row, "question_id", "id"))
 
@@ -200,9 +208,13 @@ def _medmcqa(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Questi
     if number is not None:
         right = number - int(corpus.medmcqa_first)
         if not 0 <= right < len(OPTIONS) or not options[right]:
-            raise _Unusable("cop", f"must name an option, {corpus.medmcqa_first} … {int(corpus.medmcqa_first) + 3}", str(number))
+            raise _Unusable(
+                "cop", f"must name an option, {corpus.medmcqa_first} … {int(corpus.medmcqa_first) + 3}", str(number)
+            )
         gold = (options[right], f"{LETTERS[right]}. {options[right]}")
-    return Question(f"{_text(row, 'question').strip()}\n{listed}", gold, _optional(row, "id"), _optional(row, "subject_name"))
+    return Question(
+        f"{_text(row, 'question').strip()}\n{listed}", gold, _optional(row, "id"), _optional(row, "subject_name")
+    )
 
 
 def cop(row: Mapping[str, Any]) -> int | None:
@@ -225,13 +237,17 @@ def first_option(numbers: frozenset[int]) -> int | None:
         return 0
     if numbers <= {1, 2, 3, 4}:
         return 1
-    raise ValueError(f"cop takes the values {', '.join(map(str, sorted(numbers)))}; it must count four options from 0 or from 1")
+    raise ValueError(
+        f"cop takes the values {', '.join(map(str, sorted(numbers)))}; it must count four options from 0 or from 1"
+    )
 
 
 def _popqa(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Question:
     field = "answers" if "answers" in row else "possible_answers"
     subj = _optional(row, "subj")
-    return Question(_text(row, "question"), _answers(field, row.get(field)), _optional(row, "id"), _optional(row, "prop"), subj)
+    return Question(
+        _text(row, "question"), _answers(field, row.get(field)), _optional(row, "id"), _optional(row, "prop"), subj
+    )
 
 
 def _entity_questions(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Question:
@@ -239,7 +255,9 @@ def _entity_questions(row: Mapping[str, Any], corpus: CorpusSection, file: str) 
     stem = PurePosixPath(file.partition("?")[0]).name.split(".")[0]
     relation = _optional(row, "relation") or (stem if stem[:1] == "P" and stem[1:].isdigit() else None)
     text = _text(row, "question")
-    return Question(text, _answers("answers", row.get("answers")), _optional(row, "id"), relation, subject(text, relation))
+    return Question(
+        text, _answers("answers", row.get("answers")), _optional(row, "id"), relation, subject(text, relation)
+    )
 
 
 def _squad(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Question:
@@ -260,14 +278,21 @@ def _simpleqa(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Quest
         topic = topic if isinstance(topic, str) else ""
     except (ValueError, SyntaxError, AttributeError, TypeError, MemoryError, RecursionError):
         raise _Unusable("metadata", "must be the text of a dictionary", shortened(row.get("metadata"))) from None
-    return Question(_text(row, "problem"), _answers("answer", row.get("answer")), None, _clean("metadata", topic, LONGEST_NAME) or None)
+    return Question(
+        _text(row, "problem"),
+        _answers("answer", row.get("answer")),
+        None,
+        _clean("metadata", topic, LONGEST_NAME) or None,
+    )
 
 
 def _generic(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Question:
     question, gold = at(row, corpus.question_column), at(row, corpus.answers_column)
     if not isinstance(question, str) or not question.strip():
         raise _Unusable(corpus.question_column, "must be a text that is not empty", shortened(question))
-    own_id, group, entity = (_optional({n: at(row, n)}, n) for n in (corpus.id_column, corpus.group_column, corpus.entity_column))
+    own_id, group, entity = (
+        _optional({n: at(row, n)}, n) for n in (corpus.id_column, corpus.group_column, corpus.entity_column)
+    )
     return Question(question, _answers(corpus.answers_column, gold), own_id, group, entity)
 
 

@@ -17,14 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ka2l_ray import schema
-from ka2l_ray.active.acquire import unit
-from ka2l_ray.artifacts import Folder, StageError, Table
 from ka2l_ray.config import Config, ConfigError, CorpusSection, SplitSection
-from ka2l_ray.corpus.duplicates import PERMUTATIONS, groups, signatures
 from ka2l_ray.corpus.files import BadRow, File, listed
 from ka2l_ray.corpus.formats import Question, columns_read, cop, first_option, missing, parse
 from ka2l_ray.corpus.together import split_groups
-from ka2l_ray.label.grading import normalize
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.errors import StageError
+from ka2l_ray.hashing import uniform
+from ka2l_ray.text.duplicates import PERMUTATIONS, groups, signatures
+from ka2l_ray.text.grading import normalize
 
 CHUNK, CHUNK_CHARACTERS = 8192, 2**24
 """Rows that are held and written together, and characters of their questions and answers."""
@@ -43,7 +45,9 @@ PARSED = pa.schema(
 )
 _SCOPE = {"eval": "other"}
 """Scope by split: what files ask in `eval`, no pool question asks."""
-DROPPED = pa.schema([pa.field(n, pa.int64() if n == "row" else pa.string()) for n in ("file", "row", "field", "problem", "value")])
+DROPPED = pa.schema(
+    [pa.field(n, pa.int64() if n == "row" else pa.string()) for n in ("file", "row", "field", "problem", "value")]
+)
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,9 @@ def check_splits(config: Config, table: Table) -> None:
 def check_gold(config: Config, table: Table) -> None:
     """Raise `ConfigError` where a strategy ranks by grades and no pool question has gold."""
     if "quadrant" in config.active.strategies and not table.manifest()["graded"]["pool"]:
-        raise ConfigError("active.strategies: `quadrant` needs gold answers, and no pool question has one; leave it out")
+        raise ConfigError(
+            "active.strategies: `quadrant` needs gold answers, and no pool question has one; leave it out"
+        )
 
 
 def check_budget(config: Config, pool: int) -> None:
@@ -179,7 +185,11 @@ def check_budget(config: Config, pool: int) -> None:
 
 def _check_columns(where: str, columns: Sequence[str], corpus: CorpusSection) -> None:
     if lacks := missing(columns, corpus):
-        hint = ". Set corpus.question_column" if corpus.format == "generic" else f". Is it corpus.format = {corpus.format}?"
+        hint = (
+            ". Set corpus.question_column"
+            if corpus.format == "generic"
+            else f". Is it corpus.format = {corpus.format}?"
+        )
         raise ConfigError(f"{where}: no column {', '.join(lacks)}; there are {listed(columns)}{hint}")
 
 
@@ -198,7 +208,9 @@ def _table(good: Sequence[tuple[int, Question]]) -> pa.Table:
         "id_hash": [_hash(q.id) for q in questions],
         "text_hash": [_hash(q.key) for q in questions],
         "entity_hash": [0 if q.entity is None else _hash(normalize(q.entity)) for q in questions],
-        "signature": pa.FixedSizeListArray.from_arrays(signatures([q.key for q in questions]).reshape(-1), PERMUTATIONS),
+        "signature": pa.FixedSizeListArray.from_arrays(
+            signatures([q.key for q in questions]).reshape(-1), PERMUTATIONS
+        ),
     }
     return pa.table(columns, schema=PARSED)
 
@@ -228,9 +240,15 @@ class _Rows:
         self.keys = whole["key"]
         self.names = [p.name for p in parsed]
         self.file = np.repeat([n for n, _ in self.parts], [t.num_rows for t in tables]) if tables else np.zeros(0, int)
-        self.own, self.graded, self.number, self.id_hash, self.text_hash, self.entity_hash = (whole[c].to_numpy() for c in columns[:6])
+        self.own, self.graded, self.number, self.id_hash, self.text_hash, self.entity_hash = (
+            whole[c].to_numpy() for c in columns[:6]
+        )
         signed = whole["signature"].combine_chunks()
-        self.signature = (signed.chunk(0) if isinstance(signed, pa.ChunkedArray) and signed.num_chunks else signed).flatten().to_numpy()
+        self.signature = (
+            (signed.chunk(0) if isinstance(signed, pa.ChunkedArray) and signed.num_chunks else signed)
+            .flatten()
+            .to_numpy()
+        )
         self.signature = self.signature.reshape(len(self.number), PERMUTATIONS)
 
     def __len__(self) -> int:
@@ -281,7 +299,13 @@ def join(parsed: Sequence[Parsed], scratch: Folder, corpus: CorpusSection, shots
             split = schema.SHOTS if n in aside else split_of(name, corpus.split, seed)
             more = united.get(n, _Merged())
             answers, entity = [*dict.fromkeys([*row["answers"], *more.answers])], row["entity"] or more.entity
-            facts = {"answers": answers, "entity": entity, "split_group": name, "split": split, "scope": _SCOPE.get(split)}
+            facts = {
+                "answers": answers,
+                "entity": entity,
+                "split_group": name,
+                "split": split,
+                "scope": _SCOPE.get(split),
+            }
             by_split[split].append(row | facts)
         for split, found in by_split.items():
             if found:
@@ -312,7 +336,9 @@ def _first_of_equals(rows: _Rows) -> np.ndarray:
     _, first, inverse = np.unique(rows.id_hash, return_index=True, return_inverse=True)
     kept = first[inverse]
     for n in np.flatnonzero((kept != np.arange(len(rows))) & (rows.own | rows.own[kept])):
-        raise ConfigError(f"{rows.where(int(kept[n]))} and {rows.where(int(n))} share the id {rows.id(int(n))!r}; ids must differ")
+        raise ConfigError(
+            f"{rows.where(int(kept[n]))} and {rows.where(int(n))} share the id {rows.id(int(n))!r}; ids must differ"
+        )
     return kept
 
 
@@ -334,10 +360,14 @@ def _set_aside(
     whole = kept == np.arange(len(rows))
     _, first, count = np.unique(alike[whole], return_index=True, return_counts=True)
     alone = np.flatnonzero(whole)[first[count == 1]]
-    usable = [int(n) for n in alone if rows.graded[n] and split_of(rows.name(int(group[n])), corpus.split, seed) == "probe"]
+    usable = [
+        int(n) for n in alone if rows.graded[n] and split_of(rows.name(int(group[n])), corpus.split, seed) == "probe"
+    ]
     if len(usable) < shots:
-        raise ConfigError(f"corpus.prompt: {shots} solved examples are wanted, the probe split has {len(usable)} questions with gold")
-    return set(sorted(usable, key=lambda n: unit(f"shots-{seed}", rows.name(n)))[:shots])
+        raise ConfigError(
+            f"corpus.prompt: {shots} solved examples are wanted, the probe split has {len(usable)} questions with gold"
+        )
+    return set(sorted(usable, key=lambda n: uniform(f"shots-{seed}", rows.name(n)))[:shots])
 
 
 @dataclass
@@ -362,5 +392,5 @@ def _united(rows: _Rows, kept: np.ndarray) -> dict[int, _Merged]:
 
 def split_of(group: str, shares: SplitSection, seed: int) -> str:
     """The split of a group of questions that stay together: a hash of its name and the seed."""
-    u = unit(f"split-{seed}", group)
+    u = uniform(f"split-{seed}", group)
     return "probe" if u < shares.probe else "pool" if u < shares.probe + shares.pool else "eval"

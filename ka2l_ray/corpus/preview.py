@@ -15,14 +15,16 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from ka2l_ray import schema
-from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.config import Config
 from ka2l_ray.corpus.prepare import described
-from ka2l_ray.corpus.prompts import Prompter, render, resolved
 from ka2l_ray.corpus.table import fill
 from ka2l_ray.corpus.together import large_group
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.models.engine import Reach
 from ka2l_ray.models.loading import configuration, load_tokenizer, refused_by_name
+from ka2l_ray.models.prompts import resolved
+from ka2l_ray.text.prompts import Prompter, render
 
 MEASURED = 10_000
 """Questions whose prompts are counted in tokens, spread over the corpus."""
@@ -122,7 +124,11 @@ def _prompts(config: Config, table: Table) -> tuple[str, list[int], dict[str, in
     }
     tuned = Prompter(tokenizer, resolved(config.finetune.prompt, table, tokenizer))
     tokens |= {"tuned_mean": ceil(fmean(len(p.ids) for p in tuned(questions))), "tuned_shared": len(tuned.shared)}
-    return render(prompt, questions[0]), lengths, tokens | {"context": Reach.of(configuration(config.model), 0).context or 0}
+    return (
+        render(prompt, questions[0]),
+        lengths,
+        tokens | {"context": Reach.of(configuration(config.model), 0).context or 0},
+    )
 
 
 def _every(table: Table, step: int) -> Iterator[str]:

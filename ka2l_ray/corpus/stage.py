@@ -10,12 +10,12 @@ from typing import Any
 import ray
 
 from ka2l_ray import schema
-from ka2l_ray.artifacts import Run
 from ka2l_ray.config import ConfigError
 from ka2l_ray.corpus.prepare import check_budget
 from ka2l_ray.corpus.table import fill
 from ka2l_ray.corpus.together import large_group
-from ka2l_ray.runtime import end, fetch, log, telling
+from ka2l_ray.dataflow.runs import Run
+from ka2l_ray.dataflow.runtime import end, fetch, log, telling
 
 SCRATCH, DROPPED = "_parsed", "dropped"
 

@@ -7,11 +7,12 @@ Refuses to know: Ray, what becomes of the table.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.config import Config
 from ka2l_ray.corpus.files import files_of
 from ka2l_ray.corpus.prepare import check_dropped, check_gold, check_splits, join, medmcqa_first, parse_file, shots
 from ka2l_ray.corpus.world import write_world
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.storage import Folder
 
 Caller = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], list[Any]]
 """Calls a function once for each tuple of arguments; returns the results in order."""

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping
 import pyarrow as pa
 
 from ka2l_ray import schema
-from ka2l_ray.active.acquire import unit
-from ka2l_ray.artifacts import Table
 from ka2l_ray.config import Config, ConfigError, WorldCorpusSection
 from ka2l_ray.corpus.prepare import shots
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.hashing import uniform
 from ka2l_ray.world.facts import RESERVED_PHRASING, Fact, World, build_world, word
 
 PROBE_UNKNOWN_SHARE = 0.5
@@ -48,7 +48,9 @@ def world_questions(world: World, corpus: WorldCorpusSection, seed: int) -> dict
     return {
         "probe": _table(_row(f, rng.randrange(RESERVED_PHRASING), "probe", None) for f in probe),
         "pool": _table(_row(f, rng.randrange(RESERVED_PHRASING), "pool", None) for f in pool),
-        "eval": _table(_row(f, RESERVED_PHRASING, "eval", s) for part, s in ((pool, "pool"), (domain, "domain")) for f in part),
+        "eval": _table(
+            _row(f, RESERVED_PHRASING, "eval", s) for part, s in ((pool, "pool"), (domain, "domain")) for f in part
+        ),
     }
 
 
@@ -59,19 +61,23 @@ def write_world(config: Config, table: Table) -> None:
     people = Counter(row["entity"] for part in parts.values() for row in part.select(["entity"]).to_pylist())
     facts = {"entities": len(people), "split_groups": len(people), "largest_group": max(people.values())}
     graded = {split: part.num_rows for split, part in parts.items()}
-    table.write(*(set_aside(parts, wanted, config.run.seed) if wanted else parts).items(), merged=0, graded=graded, **facts)
+    table.write(
+        *(set_aside(parts, wanted, config.run.seed) if wanted else parts).items(), merged=0, graded=graded, **facts
+    )
 
 
 def set_aside(tables: Mapping[str, pa.Table], count: int, seed: int) -> dict[str, pa.Table]:
     """The same tables with `count` probe questions about known facts as a part of their own."""
     probe = tables["probe"]
     rows = [n for n, truth in enumerate(probe["truth"].to_pylist()) if truth == "known"]
-    chosen = sorted(rows, key=lambda n: unit(f"shots-{seed}", probe["id"][n].as_py()))[:count]
+    chosen = sorted(rows, key=lambda n: uniform(f"shots-{seed}", probe["id"][n].as_py()))[:count]
     rest = [n for n in range(probe.num_rows) if n not in set(chosen)]
     return {**tables, "probe": probe.take(rest), schema.SHOTS: probe.take(chosen)}
 
 
-def _take(known: Iterator[list[Fact]], unseen: Iterator[list[Fact]], count: int, unknown_share: float, rng: random.Random) -> list[Fact]:
+def _take(
+    known: Iterator[list[Fact]], unseen: Iterator[list[Fact]], count: int, unknown_share: float, rng: random.Random
+) -> list[Fact]:
     """About `count` facts of whole people, the wanted share of them never seen by the model; fewer where people run out."""
     wanted = round(count * unknown_share)
     seen_facts: list[Fact] = []

@@ -12,21 +12,20 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from ka2l_ray.artifacts import Folder
-from ka2l_ray.collect.actor import errors
 from ka2l_ray.config import DecodeSection, ModelSection, PromptSection
-from ka2l_ray.corpus.prompts import Prompter, prompts_of
+from ka2l_ray.dataflow.placement import CPU, Placement
+from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.model import StateDecoder
 from ka2l_ray.errors import ConfigError
-from ka2l_ray.models.activations import Prompt
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.copies import local_copy
 from ka2l_ray.models.engine import Engine
 from ka2l_ray.models.loading import ASSETS, load_blocks, load_tokenizer
-from ka2l_ray.models.placement import CPU, Placement
+from ka2l_ray.models.probe import LinearProbe
 from ka2l_ray.models.sampling import uniforms
-from ka2l_ray.models.tokens import pad_id, text_of
-from ka2l_ray.probe.model import LinearProbe
+from ka2l_ray.tables import error_column
+from ka2l_ray.text.prompts import Prompt, Prompter, prompts_of
+from ka2l_ray.text.tokens import pad_id, text_of
 
 
 class DecodeActor:
@@ -68,7 +67,7 @@ class DecodeActor:
         centred = [(s - self._decoder.mean) / self._decoder.scale for s in (source, again)]
         similarity = torch.cosine_similarity(*centred, dim=-1).cpu().numpy()
         columns = {"decoded_question": questions, "similarity": similarity, "p_unknown": p_unknown.astype("float32")}
-        return columns | errors(unreadable | failed, batch.num_rows)
+        return columns | error_column(unreadable | failed, batch.num_rows)
 
     def _states(self, prompts: list[Prompt]) -> tuple[torch.Tensor, np.ndarray, dict[int, Exception]]:
         """States (B, D) that the decoder reads, and P(unknown) (B,), from one pass; the errors of questions that cannot be read."""

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ka2l_ray.corpus.likeness import alike_to_any
-from ka2l_ray.label.grading import normalize
+from ka2l_ray.text.grading import normalize
+from ka2l_ray.text.likeness import alike_to_any
 
 _WELL_FORMED = re.compile(r"[^\W\d_]\w*(?: [^\s?]+){2,}\?")
 
@@ -45,7 +45,11 @@ def leaks(questions: Sequence[str], evaluation: Iterable[Sequence[str]], thresho
 
 
 def statuses(
-    questions: Sequence[str], p_unknown: Sequence[float], existing: np.ndarray, leaked: Sequence[bool] | np.ndarray, min_p_unknown: float
+    questions: Sequence[str],
+    p_unknown: Sequence[float],
+    existing: np.ndarray,
+    leaked: Sequence[bool] | np.ndarray,
+    min_p_unknown: float,
 ) -> list[str]:
     """Status of each question in order: the first of equal texts may be kept, the later ones are duplicates.
 

@@ -57,7 +57,9 @@ class StateDecoder(nn.Module):
         self.register_buffer("mean", torch.zeros(card.width))
         self.register_buffer("scale", torch.ones(card.width))
         self.project = nn.Sequential(
-            nn.Linear(card.width, 2 * card.width), nn.GELU(), nn.Linear(2 * card.width, card.pseudo_tokens * card.inner_width)
+            nn.Linear(card.width, 2 * card.width),
+            nn.GELU(),
+            nn.Linear(2 * card.width, card.pseudo_tokens * card.inner_width),
         )
         self.t5 = T5ForConditionalGeneration(
             T5Config(
@@ -88,8 +90,12 @@ class StateDecoder(nn.Module):
     @torch.inference_mode()
     def write(self, states: torch.Tensor, ids: list[str], seed: int, temperature: float) -> list[list[int]]:
         """One question per state, without the end token; a temperature of 0 is argmax. Draws depend on (seed, id) alone."""
-        encoded = BaseModelOutput(last_hidden_state=self.t5.encoder(inputs_embeds=self.pseudo_tokens(states)).last_hidden_state)
-        numbers = torch.from_numpy(np.stack([uniforms(seed, i, 1, self.card.max_tokens)[0] for i in ids])).to(states.device)
+        encoded = BaseModelOutput(
+            last_hidden_state=self.t5.encoder(inputs_embeds=self.pseudo_tokens(states)).last_hidden_state
+        )
+        numbers = torch.from_numpy(np.stack([uniforms(seed, i, 1, self.card.max_tokens)[0] for i in ids])).to(
+            states.device
+        )
         tokens = torch.full((len(states), 1), self.card.pad_token, device=states.device)
         for step in range(self.card.max_tokens):
             logits = self.t5(encoder_outputs=encoded, decoder_input_ids=tokens).logits[:, -1]
@@ -97,11 +103,17 @@ class StateDecoder(nn.Module):
             tokens = torch.cat([tokens, chosen.unsqueeze(-1)], -1)
             if (tokens[:, 1:] == self.card.end_token).any(-1).all():
                 break
-        return [row[: row.index(self.card.end_token)] if self.card.end_token in row else row for row in tokens[:, 1:].tolist()]
+        return [
+            row[: row.index(self.card.end_token)] if self.card.end_token in row else row
+            for row in tokens[:, 1:].tolist()
+        ]
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in self.state_dict().items() if k in self._own_keys()}, folder / "decoder.safetensors")
+        save_file(
+            {k: v.contiguous() for k, v in self.state_dict().items() if k in self._own_keys()},
+            folder / "decoder.safetensors",
+        )
         (folder / "decoder.json").write_text(json.dumps(asdict(self.card), indent=1) + "\n")
 
     @classmethod
@@ -109,7 +121,9 @@ class StateDecoder(nn.Module):
         decoder = cls(read_card(folder))
         missing, unexpected = decoder.load_state_dict(load_file(folder / "decoder.safetensors"), strict=False)
         if unexpected or set(missing) & decoder._own_keys():
-            raise ConfigError(f"{folder}: decoder.safetensors does not fit its card: missing {missing}, unexpected {unexpected}")
+            raise ConfigError(
+                f"{folder}: decoder.safetensors does not fit its card: missing {missing}, unexpected {unexpected}"
+            )
         return decoder.eval()
 
     def _own_keys(self) -> set[str]:

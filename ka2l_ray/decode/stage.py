@@ -14,25 +14,27 @@ import numpy as np
 import pyarrow as pa
 
 from ka2l_ray import schema
-from ka2l_ray.active.acquire import unit
-from ka2l_ray.artifacts import Folder, Run, Table
 from ka2l_ray.config import DecodeSection
-from ka2l_ray.corpus.prompts import Tokenize, corpus_prompt
-from ka2l_ray.dataflow import Stage, run_stage
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.placement import of_actor
+from ka2l_ray.dataflow.runs import Run
+from ka2l_ray.dataflow.shard_size import row_seconds
+from ka2l_ray.dataflow.stage import Stage, run_stage
+from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.actor import DecodeActor
 from ka2l_ray.decode.filters import hashes, leaks, statuses
 from ka2l_ray.decode.metrics import reconstruction
 from ka2l_ray.errors import StageError
+from ka2l_ray.hashing import uniform
 from ka2l_ray.models.batching import Limits
-from ka2l_ray.models.placement import of_actor
-from ka2l_ray.shard_size import row_seconds
+from ka2l_ray.models.prompts import Tokenize, corpus_prompt
 
 _REQUESTS = pa.schema([schema.ID, ("source_id", pa.string()), ("variant", pa.int32()), ("question", pa.string())])
 _WRITTEN = pa.schema([("decoded_question", pa.string()), ("similarity", pa.float32()), ("p_unknown", pa.float32())])
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceQuestion:
     """A question whose state is decoded."""
 
     id: str
@@ -44,7 +46,7 @@ def decoded_id(source_id: str, variant: int) -> str:
     return "d" + hashlib.blake2b(f"{source_id}\x1f{variant}".encode(), digest_size=10).hexdigest()
 
 
-def decode(run: Run, sources: list[Source], target: Table, already: Iterable[str]) -> pa.Table:
+def decode(run: Run, sources: list[SourceQuestion], target: Table, already: Iterable[str]) -> pa.Table:
     """Write the `decoded` table of a round. `already` are texts decoded in earlier rounds, which count as duplicates."""
     if target.is_done:
         return target.read()
@@ -80,7 +82,7 @@ def check_decoder(run: Run) -> dict[str, Any]:
     source, target = Table(run.folder / "base/reconstruction/requests"), run.base("reconstruction")
     if not source.is_done:
         rows = run.table("questions").read(["id", "question"], part="probe").to_pylist()
-        rows = sorted(rows, key=lambda r: unit("reconstruction", r["id"]))[: run.config.decode.check_questions]
+        rows = sorted(rows, key=lambda r: uniform("reconstruction", r["id"]))[: run.config.decode.check_questions]
         requests = [{"id": r["id"], "source_id": r["id"], "variant": 0, "question": r["question"]} for r in rows]
         source.write((None, pa.Table.from_pylist(requests, schema=_REQUESTS)))
     exact = run.config.decode.model_copy(update={"noise": 0.0, "temperature": 0.0})

@@ -11,10 +11,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ka2l_ray.config import PromptSection
-from ka2l_ray.corpus.prompts import encode
 from ka2l_ray.decode.model import DecoderCard, StateDecoder
 from ka2l_ray.models.activations import prompt_states
-from ka2l_ray.models.tokens import end_id, ids_of, pad_id
+from ka2l_ray.models.prompts import encode
+from ka2l_ray.text.tokens import end_id, ids_of, pad_id
 
 CALIBRATION_BATCHES = 8
 
@@ -62,7 +62,9 @@ def train_decoder(
 
     def states(batch: list[str]) -> torch.Tensor:
         encoded = encode(tokenizer, prompt, batch).to(model.device)
-        return prompt_states(model, model.config.num_hidden_layers, encoded, recipe.position, [recipe.layer])[recipe.layer].clone()
+        return prompt_states(model, model.config.num_hidden_layers, encoded, recipe.position, [recipe.layer])[
+            recipe.layer
+        ].clone()
 
     sample = torch.cat([states(next(questions)) for _ in range(CALIBRATION_BATCHES)])
     decoder.mean.copy_(sample.mean(0))

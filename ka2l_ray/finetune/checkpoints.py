@@ -45,7 +45,12 @@ class History:
 def identity(job: Job, examples: int, world_size: int) -> dict[str, Any]:
     """What must be equal for a checkpoint to be continued."""
     section = {k: v for k, v in job.finetune.model_dump(mode="json").items() if k not in MAY_CHANGE}
-    return section | {"workers": world_size, "seed": job.seed, "examples": examples, "device": job.placement.device.type}
+    return section | {
+        "workers": world_size,
+        "seed": job.seed,
+        "examples": examples,
+        "device": job.placement.device.type,
+    }
 
 
 def write_state(folder: Path, engine: Any, rank: int, history: History, belongs: dict[str, Any]) -> None:
@@ -71,7 +76,9 @@ def write_state(folder: Path, engine: Any, rank: int, history: History, belongs:
 def read_state(folder: Path, engine: Any, rank: int, belongs: dict[str, Any]) -> History:
     """Put a checkpoint back into the engine and this process's random generators. Raises `Refusal` where it is another training's."""
     state = json.loads((folder / "rank_000.json").read_text())
-    if different := [f"{k}: {state['identity'].get(k)!r} → {v!r}" for k, v in belongs.items() if state["identity"].get(k) != v]:
+    if different := [
+        f"{k}: {state['identity'].get(k)!r} → {v!r}" for k, v in belongs.items() if state["identity"].get(k) != v
+    ]:
         raise Refusal(
             f"the checkpoint at step {len(state['history']['losses'])} belongs to another training (its → this one's): "
             f"{'; '.join(different)}. Set them back, or delete the round's `train` folder to start again"

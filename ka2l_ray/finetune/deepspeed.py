@@ -43,7 +43,12 @@ def deepspeed_config(finetune: FinetuneSection, on_gpu: bool, bf16: bool) -> dic
     under offload torch steps on the host's cores, slower than DeepSpeedCPUAdam, and nothing has to be built. In bfloat16 ZeRO keeps
     float32 master weights and optimiser state.
     """
-    adam = {"lr": finetune.learning_rate, "weight_decay": finetune.weight_decay, "betas": list(BETAS), "torch_adam": True}
+    adam = {
+        "lr": finetune.learning_rate,
+        "weight_decay": finetune.weight_decay,
+        "betas": list(BETAS),
+        "torch_adam": True,
+    }
     return {
         "train_batch_size": micro_rows(finetune) * accumulation(finetune) * finetune.workers,
         "train_micro_batch_size_per_gpu": micro_rows(finetune),
@@ -51,7 +56,10 @@ def deepspeed_config(finetune: FinetuneSection, on_gpu: bool, bf16: bool) -> dic
         "gradient_clipping": finetune.max_grad_norm,
         "zero_optimization": _zero(finetune, on_gpu),
         "bf16": {"enabled": bf16},
-        "optimizer": {"type": "AdamW", "params": adam | ({"fused": True} if on_gpu and finetune.offload == "none" else {})},
+        "optimizer": {
+            "type": "AdamW",
+            "params": adam | ({"fused": True} if on_gpu and finetune.offload == "none" else {}),
+        },
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }

@@ -9,18 +9,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from ka2l_ray.artifacts import Folder
-from ka2l_ray.collect.actor import errors
 from ka2l_ray.config import CollectSection, ModelSection, PromptSection
-from ka2l_ray.corpus.prompts import Prompter, prompts_of
-from ka2l_ray.label.grading import is_correct
+from ka2l_ray.dataflow.placement import CPU, Placement
+from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.models.answers import Decoding
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
 from ka2l_ray.models.generation import Generator
 from ka2l_ray.models.loading import load_model, load_tokenizer
-from ka2l_ray.models.placement import CPU, Placement
-from ka2l_ray.models.tokens import pad_id
+from ka2l_ray.tables import error_column
+from ka2l_ray.text.grading import is_correct
+from ka2l_ray.text.prompts import Prompter, prompts_of
+from ka2l_ray.text.tokens import pad_id
 
 
 class EvaluateActor:
@@ -52,4 +52,4 @@ class EvaluateActor:
         reading = self._generate(batch["id"].to_pylist(), prompts_of(batch))
         texts = [row[0].text if row else "" for row in reading.answers]
         correct = [is_correct(t, g) for t, g in zip(texts, batch["answers"].to_pylist(), strict=True)]
-        return {"answer": texts, "correct": correct, **errors(reading.failed, batch.num_rows)}
+        return {"answer": texts, "correct": correct, **error_column(reading.failed, batch.num_rows)}

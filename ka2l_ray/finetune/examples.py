@@ -12,9 +12,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ka2l_ray.config import PromptSection
-from ka2l_ray.corpus.prompts import render
 from ka2l_ray.finetune.losses import IGNORED
-from ka2l_ray.models.tokens import end_id, ids_of
+from ka2l_ray.text.prompts import render
+from ka2l_ray.text.tokens import end_id, ids_of
 
 LENGTH_WINDOW_STEPS = 16
 """Optimiser steps whose rows are sorted by length together: long enough to save padding, short enough to keep the order random."""
@@ -56,9 +56,13 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, prompt: PromptSection, question
     return Tokens([*whole, end_id(tokenizer)], shared)
 
 
-def tokenize_all(tokenizer: PreTrainedTokenizerBase, prompt: PromptSection, examples: Iterable[Example]) -> list[list[Tokens]]:
+def tokenize_all(
+    tokenizer: PreTrainedTokenizerBase, prompt: PromptSection, examples: Iterable[Example]
+) -> list[list[Tokens]]:
     """Per example the tokens of each of its answers: once for a training, however many epochs it takes."""
-    return [[replace(tokenize(tokenizer, prompt, e.question, a), replayed=e.replayed) for a in e.answers] for e in examples]
+    return [
+        [replace(tokenize(tokenizer, prompt, e.question, a), replayed=e.replayed) for a in e.answers] for e in examples
+    ]
 
 
 def epoch_batches(
@@ -85,7 +89,9 @@ def by_length(rows: list[Tokens], batch_rows: int, rng: np.random.Generator) -> 
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def micro_batches(batch: Sequence[Tokens], rank: int, world_size: int, rows: int, accumulation: int) -> list[list[Tokens]]:
+def micro_batches(
+    batch: Sequence[Tokens], rank: int, world_size: int, rows: int, accumulation: int
+) -> list[list[Tokens]]:
     """This rank's share of a global batch, cut into exactly `accumulation` parts; a part may be empty at the end of an epoch."""
     own = list(batch[rank::world_size])
     return [own[i * rows : (i + 1) * rows] for i in range(accumulation)]

@@ -35,7 +35,11 @@ def gathered(module: Any, rank: int, trained_only: bool) -> dict[str, torch.Tens
 
     gather: Any = deepspeed.zero.GatheredParameters
     parameters = dict(module.named_parameters())
-    state = {} if trained_only else {k: v.cpu() for k, v in module.state_dict().items() if k not in parameters and v.numel()}
+    state = (
+        {}
+        if trained_only
+        else {k: v.cpu() for k, v in module.state_dict().items() if k not in parameters and v.numel()}
+    )
     for name, parameter in parameters.items():
         if trained_only and not parameter.requires_grad:
             continue
@@ -45,7 +49,9 @@ def gathered(module: Any, rank: int, trained_only: bool) -> dict[str, torch.Tens
     return state if rank == 0 else {}
 
 
-def write_model(module: Any, state: dict[str, torch.Tensor], tokenizer: PreTrainedTokenizerBase, folder: Path, lora: bool) -> None:
+def write_model(
+    module: Any, state: dict[str, torch.Tensor], tokenizer: PreTrainedTokenizerBase, folder: Path, lora: bool
+) -> None:
     """A standard folder from gathered weights. Raises `Refusal` for an adapter that is not whole."""
     if not lora:
         module.save_pretrained(folder, state_dict=state)
@@ -63,12 +69,18 @@ def check_adapter(folder: Path, state: dict[str, torch.Tensor]) -> None:
     wanted = {k.replace(".default.", "."): v for k, v in state.items()}
     missing = sorted(k for k, v in wanted.items() if k not in saved or saved[k].shape != v.shape or not v.numel())
     if missing or not wanted:
-        raise Refusal(f"the saved adapter is not whole: {len(missing)} of {len(wanted)} tensors are missing or empty, as {missing[:3]}")
+        raise Refusal(
+            f"the saved adapter is not whole: {len(missing)} of {len(wanted)} tensors are missing or empty, as {missing[:3]}"
+        )
     if not any(v.any() for k, v in saved.items() if "lora_B" in k or "lora_embedding_B" in k):
-        raise Refusal("the saved adapter changes nothing: every lora_B is zero; raise finetune.learning_rate or finetune.epochs")
+        raise Refusal(
+            "the saved adapter changes nothing: every lora_B is zero; raise finetune.learning_rate or finetune.epochs"
+        )
 
 
-def export(job: Job, scratch: Path, tokenizer: PreTrainedTokenizerBase, sample: dict[str, torch.Tensor], expected: torch.Tensor) -> None:
+def export(
+    job: Job, scratch: Path, tokenizer: PreTrainedTokenizerBase, sample: dict[str, torch.Tensor], expected: torch.Tensor
+) -> None:
     """On rank 0, with the engine gone: reload what is in `scratch`, merge on request, then upload. Raises `Refusal` where logits differ."""
     if job.finetune.mode == "full":
         _check("model", load_model(job.trained, str(scratch), job.placement), sample, expected)
@@ -91,4 +103,6 @@ def _check(what: str, model: Any, sample: dict[str, torch.Tensor], expected: tor
     allowed = TOLERANCE[next(model.parameters()).dtype] * float(expected.abs().max())
     gap = float((logits_of(model, sample) - expected).abs().max())
     if not gap <= allowed:
-        raise Refusal(f"the saved {what} does not reload to the same logits: largest difference {gap:.3g}, allowed {allowed:.3g}")
+        raise Refusal(
+            f"the saved {what} does not reload to the same logits: largest difference {gap:.3g}, allowed {allowed:.3g}"
+        )

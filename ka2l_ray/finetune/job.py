@@ -8,11 +8,12 @@ import math
 import posixpath
 from dataclasses import dataclass, replace
 
-from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.config import FinetuneSection, ModelSection, PromptSection
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.placement import Placement, of_worker
+from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.errors import UserError
 from ka2l_ray.finetune.examples import Example
-from ka2l_ray.models.placement import Placement, of_worker
 
 
 class Refusal(UserError, RuntimeError):

@@ -29,7 +29,7 @@ from ka2l_ray.finetune.model import frozen_base, trainable_model
 from ka2l_ray.finetune.record import Recorder
 from ka2l_ray.finetune.step import Stepper
 from ka2l_ray.models.loading import load_tokenizer
-from ka2l_ray.models.tokens import pad_id
+from ka2l_ray.text.tokens import pad_id
 
 SAMPLE_ROWS = 4
 """Training examples whose logits a saved model must give again."""
@@ -71,7 +71,9 @@ def train_rank(job: Job, rank: int, world_size: int, checkpoints: Checkpoints | 
     torch.manual_seed(job.seed + 1 + rank)  # dropout differs between ranks
     evaluation = [answers[0] for answers in tokenize_all(tokenizer, job.prompt, read_evaluation(job))]
     history, seconds = _train(stepper, examples, evaluation, steps, checkpoints)
-    sample = {k: v for k, v in collate([a[0] for a in examples[:SAMPLE_ROWS]], pad_id(tokenizer)).items() if k != "labels"}
+    sample = {
+        k: v for k, v in collate([a[0] for a in examples[:SAMPLE_ROWS]], pad_id(tokenizer)).items() if k != "labels"
+    }
     with tempfile.TemporaryDirectory(prefix="ka2l-save-") as scratch:
         folder = Path(scratch) / "model"
         expected = _write(stepper, tokenizer, sample, folder)
@@ -105,7 +107,9 @@ def _engine(job: Job, steps: int, checkpoints: Checkpoints | None) -> Any:
         model=model,
         model_parameters=[p for p in model.parameters() if p.requires_grad],
         config=deepspeed_config(tune, job.placement.on_gpu, bf16),
-        lr_scheduler=lambda optimizer: LambdaLR(optimizer, lambda step: rate(step, steps, tune.warmup_share, tune.schedule)),
+        lr_scheduler=lambda optimizer: LambdaLR(
+            optimizer, lambda step: rate(step, steps, tune.warmup_share, tune.schedule)
+        ),
         dist_init_required=False,
     )
     if bf16 and not tune.zero_stage:
@@ -115,7 +119,11 @@ def _engine(job: Job, steps: int, checkpoints: Checkpoints | None) -> Any:
 
 
 def _train(
-    stepper: Stepper, examples: list[list[Tokens]], evaluation: list[Tokens], steps: int, checkpoints: Checkpoints | None
+    stepper: Stepper,
+    examples: list[list[Tokens]],
+    evaluation: list[Tokens],
+    steps: int,
+    checkpoints: Checkpoints | None,
 ) -> tuple[History, list[float]]:
     """Steps from the last checkpoint on; also the seconds that each step of this attempt took."""
     job, engine, history = stepper.job, stepper.engine, History()
@@ -126,8 +134,14 @@ def _train(
             if folder is not None:
                 history = read_state(folder, engine, stepper.rank, belongs)
     recorder = Recorder(job, steps, len(history.losses)) if stepper.rank == 0 else None
-    per_epoch, evaluate_every, seconds = math.ceil(len(examples) / job.finetune.batch_rows), job.finetune.evaluate_every_epochs, []
-    for epoch, batch in itertools.islice(_batches(job, examples, len(history.losses), per_epoch), steps - len(history.losses)):
+    per_epoch, evaluate_every, seconds = (
+        math.ceil(len(examples) / job.finetune.batch_rows),
+        job.finetune.evaluate_every_epochs,
+        [],
+    )
+    for epoch, batch in itertools.islice(
+        _batches(job, examples, len(history.losses), per_epoch), steps - len(history.losses)
+    ):
         started, learning_rate = time.perf_counter(), engine.get_lr()[0]
         loss, kl = stepper.step(batch)
         seconds.append(time.perf_counter() - started)
@@ -135,7 +149,12 @@ def _train(
         history.kl.append(kl)
         step = len(history.losses)
         _refuse_unless_finite(loss, kl, step, learning_rate)
-        if (epoch_ends := step % per_epoch == 0) and evaluation and evaluate_every and (epoch + 1) % evaluate_every == 0:
+        if (
+            (epoch_ends := step % per_epoch == 0)
+            and evaluation
+            and evaluate_every
+            and (epoch + 1) % evaluate_every == 0
+        ):
             history.evaluations.append({"epoch": epoch + 1, "step": step} | stepper.evaluate(evaluation))
         if recorder is not None:
             recorder.step(history, epoch + 1, learning_rate, epoch_ends)

@@ -12,11 +12,15 @@ IGNORED = -100
 
 def answer_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Cross-entropy summed over answer tokens, nats; 0 with a gradient path where there are none."""
-    flat = cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum")
+    flat = cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
+    )
     return flat + 0.0 * logits.sum()
 
 
-def kl_to_base(logits: torch.Tensor, base_logits: torch.Tensor, labels: torch.Tensor, replayed: torch.Tensor) -> torch.Tensor:
+def kl_to_base(
+    logits: torch.Tensor, base_logits: torch.Tensor, labels: torch.Tensor, replayed: torch.Tensor
+) -> torch.Tensor:
     """KL(base ‖ tuned) summed over the answer tokens of replayed rows but their last, the end token, nats; `replayed` (B,) marks them.
 
     Its gradient is that of the cross-entropy with infinitely many T = 1 samples of the base model at each of these positions

@@ -21,7 +21,9 @@ def trainable_model(job: Job) -> Any:
     model.config.use_cache = False
     if job.finetune.gradient_checkpointing:
         # ZeRO-3 frees weights between the passes, so that what is saved and what is recomputed differ in shape: it needs the reentrant way.
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": job.finetune.zero_stage == 3})
+        model.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": job.finetune.zero_stage == 3}
+        )
     if job.finetune.mode == "full":
         return model.train()
     if job.finetune.gradient_checkpointing:
@@ -34,7 +36,9 @@ def _with_adapters(model: Any, job: Job) -> Any:
 
     lora = job.finetune.lora
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
+    )
     try:
         return get_peft_model(model, config)
     except ValueError as error:

@@ -32,8 +32,16 @@ class Recorder:
         step = len(history.losses)
         if epoch_ends or time.monotonic() - self._told_s > PROGRESS_EVERY_S:
             self._told_s = time.monotonic()
-            now = {"step": step, "steps": self._steps, "epoch": epoch, "epochs": self._job.finetune.epochs, "loss": history.losses[-1]}
-            self._job.progress.write_json(now | {"evaluation": history.evaluations[-1] if history.evaluations else None})
+            now = {
+                "step": step,
+                "steps": self._steps,
+                "epoch": epoch,
+                "epochs": self._job.finetune.epochs,
+                "loss": history.losses[-1],
+            }
+            self._job.progress.write_json(
+                now | {"evaluation": history.evaluations[-1] if history.evaluations else None}
+            )
         if self._writer is not None:
             self._write(history, step, learning_rate, epoch_ends)
 

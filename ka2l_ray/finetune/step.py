@@ -42,7 +42,9 @@ class Stepper:
         for rows in micro_batches(batch, self.rank, self.world_size, micro_rows(tune), parts):
             inputs, labels = self._inputs(rows)
             replayed = replayed_rows(rows).to(labels.device)
-            compared = replayed if replayed.any() else torch.arange(len(replayed), device=labels.device) == 0  # every rank makes the pass
+            compared = (
+                replayed if replayed.any() else torch.arange(len(replayed), device=labels.device) == 0
+            )  # every rank makes the pass
             base_logits = self._base_logits({k: v[compared] for k, v in inputs.items()}) if held else None
             logits = self.engine(**inputs).logits
             loss = answer_loss(logits, labels)
@@ -62,7 +64,9 @@ class Stepper:
     def evaluate(self, rows: Sequence[Tokens]) -> dict[str, float]:
         """Teacher-forced on gold answers: loss per token, share of tokens that are the likeliest, share of answers where all are."""
         per_pass = self.job.finetune.micro_batch_rows
-        parts = -(-len(rows) // (per_pass * self.world_size))  # the same on every rank: ZeRO-3 gathers weights in each pass
+        parts = -(
+            -len(rows) // (per_pass * self.world_size)
+        )  # the same on every rank: ZeRO-3 gathers weights in each pass
         sums = torch.zeros(3, dtype=torch.float64, device=self.engine.device)
         self.engine.eval()
         for own in micro_batches(rows, self.rank, self.world_size, per_pass, parts):

@@ -19,17 +19,25 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.collective
-from ray.train import Checkpoint, CheckpointConfig, CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    CheckpointUploadMode,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    WorkerGroupError,
+)
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from ka2l_ray.artifacts import Folder, StageError
-from ka2l_ray.errors import UserError
+from ka2l_ray.dataflow.placement import Placement
+from ka2l_ray.dataflow.runtime import fetch, log, telling
+from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.errors import StageError, UserError
 from ka2l_ray.finetune.checkpoints import is_whole
 from ka2l_ray.finetune.job import Job, Refusal
 from ka2l_ray.finetune.loop import train_rank
 from ka2l_ray.finetune.record import progress_line
-from ka2l_ray.models.placement import Placement
-from ka2l_ray.runtime import fetch, log, telling
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Ray Train's list of checkpoints, which it writes in place: a driver killed in that moment leaves half of it."""
@@ -59,7 +67,8 @@ def finetune(job: Job, name: str) -> dict[str, Any]:
         scaling_config=ScalingConfig(
             num_workers=tune.workers,
             use_gpu=tune.gpus_per_worker > 0,
-            resources_per_worker={"CPU": tune.cpus_per_worker} | ({"GPU": tune.gpus_per_worker} if tune.gpus_per_worker else {}),
+            resources_per_worker={"CPU": tune.cpus_per_worker}
+            | ({"GPU": tune.gpus_per_worker} if tune.gpus_per_worker else {}),
         ),
         run_config=RunConfig(
             name=name,
@@ -135,7 +144,9 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     checkpoints = RayCheckpoints(config["fallback"])
     try:
         return train_rank(config["job"], context.get_world_rank(), context.get_world_size(), checkpoints)
-    except Refusal as refusal:  # of all ranks, or of the last that works: what one alone met, the others would wait for without end
+    except (
+        Refusal
+    ) as refusal:  # of all ranks, or of the last that works: what one alone met, the others would wait for without end
         return {"refused": str(refusal)}
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ka2l_ray.label.adaptive import entropy_bounds
-from ka2l_ray.label.clusters import cluster
-from ka2l_ray.label.grading import is_correct
+from ka2l_ray.entropy.adaptive import entropy_bounds
+from ka2l_ray.entropy.clusters import cluster
+from ka2l_ray.text.grading import is_correct
 
 
 class ClusterActor:
@@ -29,7 +29,10 @@ class ClusterActor:
         clusters, missing = [cluster(row) for row in samples], [max(self._wanted - len(row), 0) for row in samples]
         bounds = [entropy_bounds(c, n) for c, n in zip(clusters, missing, strict=True)]
         logprobs = batch["sample_logprobs"].to_pylist()
-        grades = [[bool(is_correct(a, g)) for a in row] if g and not n else None for row, g, n in zip(samples, gold, missing, strict=True)]
+        grades = [
+            [bool(is_correct(a, g)) for a in row] if g and not n else None
+            for row, g, n in zip(samples, gold, missing, strict=True)
+        ]
         return {
             "cluster_ids": clusters,
             "entropy_nats": [None if n else least for (least, _), n in zip(bounds, missing, strict=True)],
@@ -38,7 +41,9 @@ class ClusterActor:
             "correct": [is_correct(a, g) for a, g in zip(batch["greedy"].to_pylist(), gold, strict=True)],
             "sample_accuracy": [None if g is None else float(np.mean(g)) for g in grades],
             "likelihood": [-v for v in batch["greedy_logprob"].to_pylist()],
-            "predictive_entropy": [None if n else -float(np.mean(row)) for row, n in zip(logprobs, missing, strict=True)],
+            "predictive_entropy": [
+                None if n else -float(np.mean(row)) for row, n in zip(logprobs, missing, strict=True)
+            ],
         }
 
 

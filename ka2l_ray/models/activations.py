@@ -15,20 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ka2l_ray.errors import ConfigError
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt's token ids; the question's own tokens are [`own_start`, `own_end`)."""
-
-    ids: tuple[int, ...]
-    own_start: int
-    own_end: int
-
-    def check(self) -> None:
-        """Raises `ValueError` for a prompt whose question has no token of its own."""
-        if self.own_start == self.own_end:
-            raise ValueError("empty question: it has no token of its own in the prompt")
+from ka2l_ray.text.prompts import Prompt
 
 
 @dataclass(frozen=True)
@@ -110,7 +97,9 @@ class Capture:
         """Within this context the model's passes fill `states` with `pool(stream)`, taken at once, so that no whole stream is kept;
         with `stop_early` they end after the last wanted layer."""
         self.states, self._pool = {}, pool
-        handles = [self._blocks[0].register_forward_pre_hook(self._input, with_kwargs=True)] if 0 in self._layers else []
+        handles = (
+            [self._blocks[0].register_forward_pre_hook(self._input, with_kwargs=True)] if 0 in self._layers else []
+        )
         handles += [self._blocks[i - 1].register_forward_hook(self._output(i)) for i in self._layers if i > 0]
         try:
             yield self
@@ -147,7 +136,9 @@ def position_ids(mask: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def prompt_states(model: nn.Module, depth: int, encoded: Encoded, position: str, layers: Sequence[int]) -> dict[int, torch.Tensor]:
+def prompt_states(
+    model: nn.Module, depth: int, encoded: Encoded, position: str, layers: Sequence[int]
+) -> dict[int, torch.Tensor]:
     """States (B, D) at some layers of a model (or of its first blocks) from one pass that ends after the last of them."""
     capture = Capture(model, depth, layers, stop_early=True)
     with capture(lambda stream: pool_states(stream, position, encoded.own)):

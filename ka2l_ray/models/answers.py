@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ka2l_ray.models.engine import States
-from ka2l_ray.models.tokens import text_of
+from ka2l_ray.text.tokens import text_of
 
 
 @dataclass(frozen=True)
@@ -85,4 +85,8 @@ class Ending:
 
     def _tokens_before(self, tokens: list[int], characters: int) -> int:
         """How many leading tokens lie wholly before a character offset of the decoded text."""
-        return max(n for n in range(len(tokens)) if len(self._tokenizer.decode(tokens[:n], skip_special_tokens=True)) <= characters)
+        return max(
+            n
+            for n in range(len(tokens))
+            if len(self._tokenizer.decode(tokens[:n], skip_special_tokens=True)) <= characters
+        )

@@ -36,7 +36,9 @@ class PrefixStates:
 
 
 _active: ContextVar[PrefixStates | None] = ContextVar("shared prefix of this pass", default=None)
-_seen: ContextVar[dict[int, tuple[torch.Tensor, torch.Tensor]] | None] = ContextVar("keys and values of this pass", default=None)
+_seen: ContextVar[dict[int, tuple[torch.Tensor, torch.Tensor]] | None] = ContextVar(
+    "keys and values of this pass", default=None
+)
 
 
 @contextmanager
@@ -67,7 +69,11 @@ def has_plain_layers(model: PreTrainedModel) -> bool:
 
 def takes_shared_prefix(model: PreTrainedModel) -> bool:
     """Whether a model's blocks take their attention from the library's interface, computed by SDPA or as SDPA does."""
-    return model._supports_attention_backend and has_plain_layers(model) and model.config._attn_implementation in ("sdpa", NAME)
+    return (
+        model._supports_attention_backend
+        and has_plain_layers(model)
+        and model.config._attn_implementation in ("sdpa", NAME)
+    )
 
 
 def use(model: PreTrainedModel) -> None:
@@ -110,7 +116,12 @@ def attend(
     weights = _softmax(scores, visible, softcap).to(query.dtype)
     own = weights[..., -S:].reshape(B, groups, -1, S) @ value
     if prefix is not None:
-        shared = weights[..., :-S].reshape(B, groups, -1, weights.shape[-1] - S).transpose(0, 1).reshape(groups, -1, weights.shape[-1] - S)
+        shared = (
+            weights[..., :-S]
+            .reshape(B, groups, -1, weights.shape[-1] - S)
+            .transpose(0, 1)
+            .reshape(groups, -1, weights.shape[-1] - S)
+        )
         own = own + (shared @ prefix_value).view(groups, B, -1, value.shape[-1]).transpose(0, 1)
     return own.view(B, H, T, -1).transpose(1, 2).contiguous(), None
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ka2l_ray.config import Pool
-from ka2l_ray.failures import ActorBroken, Verdict, is_out_of_memory, named, on_error
+from ka2l_ray.dataflow.failures import ActorBroken, Verdict, is_out_of_memory, named, on_error
 
 log = logging.getLogger("ka2l")
 
@@ -42,7 +42,11 @@ class Allowance:
         self.out_of_memory += 1
         if (fewer := max(1, tokens // 2)) < self.limits.tokens:
             self.limits = replace(self.limits, tokens=fewer)
-            log.warning("memory ran out at a batch of %d tokens: batches of this actor hold at most %d from now on", tokens, fewer)
+            log.warning(
+                "memory ran out at a batch of %d tokens: batches of this actor hold at most %d from now on",
+                tokens,
+                fewer,
+            )
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,9 @@ def run(load: Load, allowance: Allowance, work: Callable[[list[int]], None]) -> 
     return failed
 
 
-def _attempt(batch: list[int], load: Load, allowance: Allowance, work: Callable[[list[int]], None]) -> dict[int, Exception]:
+def _attempt(
+    batch: list[int], load: Load, allowance: Allowance, work: Callable[[list[int]], None]
+) -> dict[int, Exception]:
     failed: dict[int, Exception] = {}
     waiting = [batch]
     while waiting:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pyarrow import fs
 
-from ka2l_ray.artifacts import Folder
+from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.errors import ConfigError
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
@@ -77,5 +77,7 @@ def _fill(place: Path, folder: Folder, files: list[fs.FileInfo]) -> None:
     for file in files:
         target = side / Path(file.path).relative_to(folder.path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        fs.copy_files(file.path, str(target), source_filesystem=folder.filesystem, destination_filesystem=fs.LocalFileSystem())
+        fs.copy_files(
+            file.path, str(target), source_filesystem=folder.filesystem, destination_filesystem=fs.LocalFileSystem()
+        )
     side.rename(place)

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ka2l_ray.failures import BlockLost, Verdict, on_lost_block
-from ka2l_ray.models.activations import Capture, Encoded, Prompt, pad, pool_states
+from ka2l_ray.dataflow.failures import BlockLost, Verdict, on_lost_block
+from ka2l_ray.dataflow.tally import Tally
+from ka2l_ray.models.activations import Capture, Encoded, pad, pool_states
 from ka2l_ray.models.batching import Allowance, Limits, Load, run
 from ka2l_ray.models.prefix import SharedPrefix
-from ka2l_ray.models.tally import Tally
+from ka2l_ray.text.prompts import Prompt
 
 States = dict[tuple[str, int], np.ndarray]
 
@@ -41,16 +42,22 @@ class Reach:
         prompt.check()
         if wrong := [i for i in prompt.ids if not 0 <= i < self.vocabulary]:
             most = self.vocabulary - 1
-            raise ValueError(f"token id {wrong[0]} is out of range: the model has 0 … {most}; is it another model's tokenizer?")
+            raise ValueError(
+                f"token id {wrong[0]} is out of range: the model has 0 … {most}; is it another model's tokenizer?"
+            )
         if self.context is not None and len(prompt.ids) + room > self.context:
             length = len(prompt.ids)
-            raise ValueError(f"prompt of {length} tokens + {room} new ones exceed the model's context of {self.context}")
+            raise ValueError(
+                f"prompt of {length} tokens + {room} new ones exceed the model's context of {self.context}"
+            )
 
 
 class Engine:
     """A whole model or its first blocks. `fill` is any valid token id; `shared` the tokens that prompts begin with."""
 
-    def __init__(self, model: PreTrainedModel, fill: int, shared: Sequence[int] = (), limits: Limits = Limits()) -> None:
+    def __init__(
+        self, model: PreTrainedModel, fill: int, shared: Sequence[int] = (), limits: Limits = Limits()
+    ) -> None:
         self.model, self._allowance = model, Allowance(limits)
         self.prefix = SharedPrefix(model, shared)
         self.tally = Tally()
@@ -86,7 +93,9 @@ class Engine:
         lost: dict[int, Exception] = {}
         for before, rows in groups.items():
             load = Load([len(prompts[i].ids) - before for i in rows], copies, room)
-            errors = run(load, self._allowance, lambda part, rows=rows, before=before: batch([rows[i] for i in part], before))
+            errors = run(
+                load, self._allowance, lambda part, rows=rows, before=before: batch([rows[i] for i in part], before)
+            )
             lost |= {rows[i]: error for i, error in errors.items()}
         self.tally.out_of_memory = self._allowance.out_of_memory
         if lost and len(lost) == len(prompts) - len(failed) and on_lost_block(lost) == Verdict.REPLACE_ACTOR:

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ka2l_ray.models.activations import Capture, Encoded, Prompt
+from ka2l_ray.models.activations import Capture, Encoded
 from ka2l_ray.models.answers import Answer, Decoding, Ending, Reading
 from ka2l_ray.models.engine import Engine, place, pooling
 from ka2l_ray.models.prefix import select_rows
 from ka2l_ray.models.sampling import draw, uniforms
+from ka2l_ray.text.prompts import Prompt
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,9 @@ class Generator:
         self._may_end = torch.tensor(self._ending.may_come_with(engine.reach.vocabulary), device=model.device)
         self.tally = engine.tally
 
-    def __call__(self, ids: Sequence[str], prompts: Sequence[Prompt], layers: Sequence[int] = (), positions: Sequence[str] = ()) -> Reading:
+    def __call__(
+        self, ids: Sequence[str], prompts: Sequence[Prompt], layers: Sequence[int] = (), positions: Sequence[str] = ()
+    ) -> Reading:
         """Read the prompts once and answer them. `ids` name the questions in the draw."""
         reading = Reading(self.engine.no_states(len(prompts), layers, positions), [[] for _ in prompts], {})
 
@@ -139,7 +142,11 @@ class Generator:
             here = asked.position[live.rows] + step
             with self.engine.prefix.behind(encoded, here, step + 1):
                 output: Any = self.engine.model(
-                    input_ids=tokens[:, None], attention_mask=mask, position_ids=here, past_key_values=cache, use_cache=True
+                    input_ids=tokens[:, None],
+                    attention_mask=mask,
+                    position_ids=here,
+                    past_key_values=cache,
+                    use_cache=True,
                 )
             live = replace(live, mask=mask, logits=output.logits[:, -1])
         self.tally.edge_draws += int(edges)
@@ -149,7 +156,9 @@ class Generator:
         """Of the tokens said: which, their log-probabilities in nats at T = 1, and whether an answer may end with them."""
         logits = live.logits.float()
         logprobs = logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
-        said, nats, may_end = torch.stack([tokens.double(), logprobs.double(), self._may_end[tokens].double()]).cpu().numpy()
+        said, nats, may_end = (
+            torch.stack([tokens.double(), logprobs.double(), self._may_end[tokens].double()]).cpu().numpy()
+        )
         return said.astype(np.int64), nats, may_end > 0
 
     def _spans(self) -> list[range]:
@@ -165,7 +174,11 @@ class Generator:
 
     def _next(self, live: _Live, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens of the live rows, each at its own temperature, and how many draws were near an edge, still on the device."""
-        tokens, near, d = torch.empty_like(live.rows), torch.zeros((), dtype=torch.long, device=live.rows.device), self._decoding
+        tokens, near, d = (
+            torch.empty_like(live.rows),
+            torch.zeros((), dtype=torch.long, device=live.rows.device),
+            self._decoding,
+        )
         for rows, temperature in ((live.greedy, d.greedy_temperature), (live.drawn, d.temperature)):
             if not len(rows):
                 continue

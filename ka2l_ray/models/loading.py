@@ -24,12 +24,12 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from ka2l_ray.artifacts import Folder
 from ka2l_ray.config import ConfigError, ModelSection
+from ka2l_ray.dataflow.placement import CPU, Placement
+from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.errors import is_from, told_by
 from ka2l_ray.models.activations import blocks
 from ka2l_ray.models.copies import local_copy
-from ka2l_ray.models.placement import CPU, Placement
 
 ASSETS = Path(__file__).parent.parent / "world" / "assets"
 WORLD_MODEL = ASSETS / "model"
@@ -85,7 +85,9 @@ def with_adapter(model: PreTrainedModel, folder: str) -> Any:
 
     if not (Path(folder) / "adapter_model.safetensors").exists():
         raise ConfigError(f"{folder}: holds no adapter_model.safetensors; pickles are not read")
-    return PeftModel.from_pretrained(model, folder, torch_device="cpu")  # by itself PEFT reads them by way of any GPU that is visible
+    return PeftModel.from_pretrained(
+        model, folder, torch_device="cpu"
+    )  # by itself PEFT reads them by way of any GPU that is visible
 
 
 def load_blocks(model: ModelSection, layers: int, placement: Placement = CPU) -> PreTrainedModel:
@@ -100,7 +102,9 @@ def load_blocks(model: ModelSection, layers: int, placement: Placement = CPU) ->
     config = configuration(model)
     text: Any = config.get_text_config()
     if not 0 <= layers <= text.num_hidden_layers:
-        raise ValueError(f"layer {layers} is out of range: {model.name_or_path} has blocks 1 … {text.num_hidden_layers} and input 0")
+        raise ValueError(
+            f"layer {layers} is out of range: {model.name_or_path} has blocks 1 … {text.num_hidden_layers} and input 0"
+        )
     text.num_hidden_layers = max(1, layers)  # Hugging Face refuses a model without blocks; layer 0 stops before block 1
     loaded = AutoModel.from_pretrained(model_path(model), config=config, **_options(model, placement), **_source(model))
     return _text_only(_placed(loaded, placement))
@@ -136,7 +140,9 @@ def _options(model: ModelSection, placement: Placement) -> dict[str, Any]:
 def _quantized(model: ModelSection) -> BitsAndBytesConfig:
     """bitsandbytes' 8-bit integers, or its 4-bit normal floats computed in bfloat16 (QLoRA, Dettmers et al., 2023)."""
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError(f"model.quantization = {model.quantization}: needs bitsandbytes: pip install 'ka2l-ray[quantization]'")
+        raise ConfigError(
+            f"model.quantization = {model.quantization}: needs bitsandbytes: pip install 'ka2l-ray[quantization]'"
+        )
     if model.quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
@@ -171,10 +177,17 @@ def check_model(model: ModelSection) -> None:
     tokenizer = load_tokenizer(model)
     if not tokenizer.is_fast:
         kind = type(tokenizer).__name__
-        raise ConfigError(f"{named}: its tokenizer {kind} tells no offsets in a text; a fast one, of tokenizer.json, is needed")
-    vocabulary, tokens = config.get_text_config().vocab_size, tokenizer.vocab_size  # without those added, which may go unused
+        raise ConfigError(
+            f"{named}: its tokenizer {kind} tells no offsets in a text; a fast one, of tokenizer.json, is needed"
+        )
+    vocabulary, tokens = (
+        config.get_text_config().vocab_size,
+        tokenizer.vocab_size,
+    )  # without those added, which may go unused
     if tokens > vocabulary:
-        raise ConfigError(f"{named}: its tokenizer has {tokens:,} tokens, the model {vocabulary:,}; is it another model's tokenizer?")
+        raise ConfigError(
+            f"{named}: its tokenizer has {tokens:,} tokens, the model {vocabulary:,}; is it another model's tokenizer?"
+        )
 
 
 def _missing_weights(model: ModelSection) -> list[str]:

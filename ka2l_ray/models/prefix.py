@@ -28,7 +28,9 @@ class GrowingLayer(DynamicLayer):
         super().__init__()
         self._room = room
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self._buffers = [key_states, value_states]
@@ -107,7 +109,10 @@ class SharedPrefix:
         elif encoded.before:
             rows = len(encoded.ids)
             cache = DynamicCache(
-                [(_rows(k, rows), _rows(v, rows)) for k, v in zip(self._keys.values(), self._values.values(), strict=True)]
+                [
+                    (_rows(k, rows), _rows(v, rows))
+                    for k, v in zip(self._keys.values(), self._values.values(), strict=True)
+                ]
             )
             inputs["attention_mask"] = torch.cat([encoded.mask.new_ones(rows, encoded.before), encoded.mask], -1)
         else:
@@ -119,7 +124,9 @@ class SharedPrefix:
         `said` tokens of an answer."""
         if not (self._looks_back and encoded.before):
             return nullcontext()
-        return attention.looking_back(attention.PrefixStates(self._keys, self._values, positions, encoded.end - 1 + said))
+        return attention.looking_back(
+            attention.PrefixStates(self._keys, self._values, positions, encoded.end - 1 + said)
+        )
 
 
 def _rows(states: torch.Tensor, rows: int) -> torch.Tensor:

@@ -16,13 +16,13 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from ka2l_ray.config import ConfigError, ModelSection, VllmSection
-from ka2l_ray.failures import ActorBroken, named
-from ka2l_ray.models.activations import Prompt
+from ka2l_ray.dataflow.failures import ActorBroken, named
+from ka2l_ray.dataflow.placement import CPU, Placement
+from ka2l_ray.dataflow.tally import Tally
 from ka2l_ray.models.answers import Answer, Decoding, Ending, Reading
 from ka2l_ray.models.engine import Engine, Reach
 from ka2l_ray.models.loading import model_path
-from ka2l_ray.models.placement import CPU, Placement
-from ka2l_ray.models.tally import Tally
+from ka2l_ray.text.prompts import Prompt
 
 ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 """Gibibytes of cache, and no pinning of threads to cores that other actors use; an environment that says otherwise is kept."""
@@ -52,11 +52,17 @@ class VllmGenerator:
         try:
             self._vllm: Any = importlib.import_module("vllm")
         except ImportError as error:
-            raise ConfigError(f"collect.engine: vllm needs vLLM where actors run: pip install 'ka2l-ray[vllm]' ({error})") from error
+            raise ConfigError(
+                f"collect.engine: vllm needs vLLM where actors run: pip install 'ka2l-ray[vllm]' ({error})"
+            ) from error
         _refuse_other_build(placement)
         path = model_path(model)
-        config = AutoConfig.from_pretrained(path, revision=model.revision or "main", trust_remote_code=model.trust_remote_code)
-        stored = str(config.get_text_config().dtype or "auto").removeprefix("torch.")  # vLLM's own `auto` halves float32
+        config = AutoConfig.from_pretrained(
+            path, revision=model.revision or "main", trust_remote_code=model.trust_remote_code
+        )
+        stored = str(config.get_text_config().dtype or "auto").removeprefix(
+            "torch."
+        )  # vLLM's own `auto` halves float32
         self._llm = self._vllm.LLM(
             model=path,
             revision=model.revision,
@@ -67,7 +73,9 @@ class VllmGenerator:
             max_model_len=section.context,
             enforce_eager=section.eager,
             enable_prefix_caching=True,
-            enable_chunked_prefill=None if placement.on_gpu else False,  # on a CPU a seeded request must not be cut in two
+            enable_chunked_prefill=None
+            if placement.on_gpu
+            else False,  # on a CPU a seeded request must not be cut in two
             seed=decoding.seed,
         )
         self._reach = Reach.of(config, config.get_text_config().vocab_size)
@@ -77,7 +85,9 @@ class VllmGenerator:
         self._states, self._decoding = states, decoding
         self.tally = states.tally if states else Tally()
 
-    def __call__(self, ids: Sequence[str], prompts: Sequence[Prompt], layers: Sequence[int] = (), positions: Sequence[str] = ()) -> Reading:
+    def __call__(
+        self, ids: Sequence[str], prompts: Sequence[Prompt], layers: Sequence[int] = (), positions: Sequence[str] = ()
+    ) -> Reading:
         """Read the prompts for their states, then again for their answers. `ids` name the questions in the draw."""
         reading = Reading({}, [[] for _ in prompts], self._refused(prompts))
         if self._states:

@@ -82,7 +82,9 @@ def _rows_on_hub(file: File) -> int | None:
 
     try:
         info = datasets.load_dataset_builder(file.name, file.hub.subset, revision=file.hub.revision).info
-    except Exception:  # whatever the hub's client or the network says: the number is not known here, which becomes a note
+    except (
+        Exception
+    ):  # whatever the hub's client or the network says: the number is not known here, which becomes a note
         return None
     split = (info.splits or {}).get(file.hub.split)
     return split.num_examples if split else None
@@ -95,13 +97,20 @@ def _read(config: Config, tokenizer_at_hand: bool) -> Extent:
         return Extent("read; tokens by a rule of thumb", splits, *_typical(config), counted=found)
     tokens = found.tokens
     own, tuned_own = tokens["mean"] - tokens["shared"], tokens["tuned_mean"] - tokens["tuned_shared"]
-    return Extent("read and counted", splits, tokens["shared"], own, tokens["tuned_shared"], tuned_own, tokens["most"], found)
+    return Extent(
+        "read and counted", splits, tokens["shared"], own, tokens["tuned_shared"], tuned_own, tokens["most"], found
+    )
 
 
 def _typical(config: Config) -> tuple[int, int, int, int]:
     """(shared, own) tokens of a prompt by its style and the corpus' format, of `corpus.prompt` and of `finetune.prompt`."""
     question = TYPICAL_TOKENS[config.corpus.format] + WRAPPING
-    return (_typical_shared(config.corpus.prompt, question), question, _typical_shared(config.finetune.prompt, question), question)
+    return (
+        _typical_shared(config.corpus.prompt, question),
+        question,
+        _typical_shared(config.finetune.prompt, question),
+        question,
+    )
 
 
 def _typical_shared(prompt: PromptSection, question: int) -> int:

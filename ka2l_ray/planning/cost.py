@@ -9,13 +9,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ka2l_ray.active.acquire import SAMPLING, STATES
 from ka2l_ray.active.replay import replay_counts
+from ka2l_ray.active.strategies import STRATEGIES, Need, draws, that_need
 from ka2l_ray.config import Config, Pool
-from ka2l_ray.models.placement import gpus_used
+from ka2l_ray.dataflow.placement import gpus_used
+from ka2l_ray.dataflow.shard_size import row_seconds, shard_rows
 from ka2l_ray.planning.corpora import Extent
 from ka2l_ray.planning.shapes import Shape
-from ka2l_ray.shard_size import row_seconds, shard_rows
 
 STATE_BYTES, STORED_BYTES = 4, 2
 """A state's value in an actor (float32) and on disk (float16)."""
@@ -72,8 +72,13 @@ class _Curves:
     @classmethod
     def of(cls, config: Config) -> "_Curves":
         active = config.active
-        count = sum(active.random_draws if s == "random" else 1 for s in active.strategies)
-        return cls(count, active.rounds, len({*active.strategies} & {*SAMPLING}), len({*active.strategies} & {"ka2l", "decoded"}))
+        count = len(draws(active))
+        return cls(
+            count,
+            active.rounds,
+            len(that_need(Need.SAMPLES, active.strategies)),
+            sum(STRATEGIES[s].decodes for s in active.strategies),
+        )
 
     @property
     def trainings(self) -> int:
@@ -86,7 +91,9 @@ def lines(config: Config, extent: Extent, shape: Shape, adapter_parameters: int)
     collect, curves, replaying = config.collect, _Curves.of(config), config.finetune.replay
     found = []
     if collect.adaptive.threshold == "pilot":
-        found.append(_collecting("pilot", config, extent, shape, min(probe, collect.adaptive.pilot_rows), collect.samples, 0))
+        found.append(
+            _collecting("pilot", config, extent, shape, min(probe, collect.adaptive.pilot_rows), collect.samples, 0)
+        )
     found.append(_collecting("collect", config, extent, shape, probe, collect.samples, _columns(config, shape)))
     found.append(_scoring("score", config, extent, shape, pool))
     if curves.sampling:
@@ -102,7 +109,9 @@ def lines(config: Config, extent: Extent, shape: Shape, adapter_parameters: int)
     found.append(_evaluating(config, extent, shape, curves))
     if config.active.reprobe and (again := curves.rounds - 1):
         times = again * curves.count
-        found.append(_collecting("reprobe", config, extent, shape, times * probe, collect.samples, _columns(config, shape)))
+        found.append(
+            _collecting("reprobe", config, extent, shape, times * probe, collect.samples, _columns(config, shape))
+        )
         found.append(_scoring("reprobe score", config, extent, shape, times * pool))
         if curves.sampling:
             rows = again * curves.sampling * pool
@@ -131,7 +140,10 @@ def _collecting(name: str, config: Config, extent: Extent, shape: Shape, rows: i
     blocks = shape.first_blocks_bytes(_deepest(config, shape)) if twice else 0
     told = ["weights", f"cache of {pool.batch_tokens:,} tokens", f"logits of {copies:,} rows"]
     if collect.engine == "vllm":
-        told = [f"vLLM's weights and cache (it takes vllm.memory_share = {collect.vllm.memory_share:g} of each GPU)", *told[2:]]
+        told = [
+            f"vLLM's weights and cache (it takes vllm.memory_share = {collect.vllm.memory_share:g} of each GPU)",
+            *told[2:],
+        ]
     told += [f"blocks 1 … {_deepest(config, shape)} once more, for states"] * twice
     told += [f"states of a shard ({columns} columns)"] * (columns > 0)
     return Line(
@@ -149,7 +161,7 @@ def _collecting(name: str, config: Config, extent: Extent, shape: Shape, rows: i
 
 def _scoring(name: str, config: Config, extent: Extent, shape: Shape, rows: int) -> Line:
     layer, pool = _deepest(config, shape), config.score.pool
-    states = bool({*config.active.strategies} & {*STATES})
+    states = bool(that_need(Need.STATES, config.active.strategies))
     return Line(
         name,
         rows,
@@ -188,7 +200,9 @@ def _annotating(config: Config, extent: Extent, curves: _Curves) -> Line:
         endpoint = annotate.endpoint
         read = rows * (extent.own + len(endpoint.system + endpoint.template) // LETTERS_A_TOKEN)
         written = rows * endpoint.max_tokens
-        tokens = (read * endpoint.cost_per_million_prompt_tokens + written * endpoint.cost_per_million_completion_tokens) / 1e6
+        tokens = (
+            read * endpoint.cost_per_million_prompt_tokens + written * endpoint.cost_per_million_completion_tokens
+        ) / 1e6
         price, told = price + tokens, f"{told}, and {tokens:,.6g} for tokens"
     if sampling := curves.sampling * extent.splits["pool"] * config.acquire.sampling_cost:
         price, told = price + sampling, f"{told}, and {sampling:,.6g} for sampling the pool"
@@ -251,7 +265,9 @@ def _finetuning(config: Config, extent: Extent, shape: Shape, adapter_parameters
     return Line(
         "finetune",
         examples,
-        f"{tune.workers} × {tune.gpus_per_worker} GPU" if tune.gpus_per_worker else f"{tune.workers} × {tune.cpus_per_worker:g} CPU",
+        f"{tune.workers} × {tune.gpus_per_worker} GPU"
+        if tune.gpus_per_worker
+        else f"{tune.workers} × {tune.cpus_per_worker:g} CPU",
         count=tune.workers,
         gpus=gpus_used(config.model, tune.gpus_per_worker),
         read_tokens=examples * tokens * (2 if tune.replay.kl_weight else 1),
@@ -265,7 +281,11 @@ def _finetuning(config: Config, extent: Extent, shape: Shape, adapter_parameters
 
 def _training_width(config: Config, shape: Shape) -> int:
     """Bytes of a weight as it is trained."""
-    return shape.bytes_per_value if config.finetune.precision == "auto" else {"float32": 4, "bfloat16": 2}[config.finetune.precision]
+    return (
+        shape.bytes_per_value
+        if config.finetune.precision == "auto"
+        else {"float32": 4, "bfloat16": 2}[config.finetune.precision]
+    )
 
 
 def loading_bytes(config: Config, shape: Shape, trained: int) -> int:
@@ -290,7 +310,9 @@ def training_bytes(config: Config, shape: Shape, trained: int, tokens: int) -> d
         "weights": 0 if tune.offload == "all" else weights // (shard if tune.zero_stage == 3 else 1),
         "frozen base": frozen,
         "gradients": trained * width // (shard if tune.zero_stage >= 2 else 1),
-        "optimizer": 0 if tune.offload != "none" else trained * OPTIMIZER_BYTES // (shard if tune.zero_stage >= 1 else 1),
+        "optimizer": 0
+        if tune.offload != "none"
+        else trained * OPTIMIZER_BYTES // (shard if tune.zero_stage >= 1 else 1),
         "activations": live,
         "logits": tune.micro_batch_rows * tokens * shape.vocabulary * 4 * (3 if tune.replay.kl_weight else 2),
     }

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from ka2l_ray.artifacts import Folder
 from ka2l_ray.config import Config, ConfigError, ModelSection
 from ka2l_ray.corpus.prepare import check_budget
+from ka2l_ray.dataflow.placement import visible_memory
+from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.models.loading import check_model, model_path, refused_by_name
-from ka2l_ray.models.placement import visible_memory
 from ka2l_ray.planning.corpora import Extent, extent
 from ka2l_ray.planning.cost import Line, lines, size, storage_bytes
 from ka2l_ray.planning.shapes import Shape, UnknownShape, adapter_parameters, shape_of
@@ -105,7 +105,12 @@ def _notes(config: Config, found: Extent, stages: list[Line], cluster: Mapping[s
 
 def _wanted(config: Config) -> tuple[float, float]:
     """(GPUs, CPUs) that the largest stage takes at once, at the least."""
-    pools = [config.collect.pool, config.score.pool, config.evaluate.pool, *([config.decode.pool] if config.decode.enabled else [])]
+    pools = [
+        config.collect.pool,
+        config.score.pool,
+        config.evaluate.pool,
+        *([config.decode.pool] if config.decode.enabled else []),
+    ]
     tune = config.finetune
     gpus = max([*(p.min * p.gpus for p in pools), float(tune.workers * tune.gpus_per_worker)])
     return gpus, max([*(p.min * p.cpus + 2 for p in pools), tune.workers * tune.cpus_per_worker])
@@ -127,7 +132,9 @@ def _memory_notes(stages: list[Line], gpus: float, elsewhere: bool) -> list[str]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     on_cpu = max(stages, key=lambda line: 0 if line.gpus else line.count * line.memory_bytes)
     if not elsewhere and not on_cpu.gpus and (most := on_cpu.count * on_cpu.memory_bytes) > memory:
-        notes.append(f"not on this machine: {on_cpu.stage} wants about {size(most)} in {on_cpu.count} process(es), it has {size(memory)}")
+        notes.append(
+            f"not on this machine: {on_cpu.stage} wants about {size(most)} in {on_cpu.count} process(es), it has {size(memory)}"
+        )
     return notes
 
 
@@ -137,4 +144,6 @@ def _storage_notes(config: Config, stages: list[Line]) -> list[str]:
         return []
     folder = next(p for p in [Path(storage.path), *Path(storage.path).parents] if p.exists())
     free = shutil.disk_usage(folder).free
-    return [f"run.storage: the run leaves about {size(wanted)}, {folder} has {size(free)} free"] if free < wanted else []
+    return (
+        [f"run.storage: the run leaves about {size(wanted)}, {folder} has {size(free)} free"] if free < wanted else []
+    )

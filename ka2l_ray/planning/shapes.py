@@ -87,7 +87,10 @@ class Shape:
     def first_blocks_bytes(self, layers: int) -> int:
         """Bytes of embeddings and blocks 1 … `layers`: what scoring loads."""
         per_value = QUANTIZED_BYTES.get(self.quantization, self.bytes_per_value)
-        return int(self.block_parameters * layers / self.layers * per_value) + self.embedding_parameters * self.bytes_per_value
+        return (
+            int(self.block_parameters * layers / self.layers * per_value)
+            + self.embedding_parameters * self.bytes_per_value
+        )
 
     @property
     def cache_bytes(self) -> int:
@@ -149,9 +152,14 @@ def adapter_parameters(model: ModelSection, lora: LoraSection) -> int:
 
 
 def _configuration(model: ModelSection) -> tuple[PreTrainedConfig, str]:
-    path, options = model_path(model, weights=False), {"revision": model.revision or "main", "trust_remote_code": model.trust_remote_code}
+    path, options = (
+        model_path(model, weights=False),
+        {"revision": model.revision or "main", "trust_remote_code": model.trust_remote_code},
+    )
     try:
-        return AutoConfig.from_pretrained(path, local_files_only=True, **options), "shipped" if str(ASSETS) in path else "its config.json"
+        return AutoConfig.from_pretrained(path, local_files_only=True, **options), "shipped" if str(
+            ASSETS
+        ) in path else "its config.json"
     except (OSError, ValueError):
         pass
     if fields := PUBLISHED.get(model.name_or_path):

@@ -13,9 +13,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from ka2l_ray.config import SearchSection
+from ka2l_ray.entropy.thresholds import candidates
 from ka2l_ray.errors import ConfigError
-from ka2l_ray.label.thresholds import candidates
-from ka2l_ray.probe.metrics import auroc, auroc_interval
+from ka2l_ray.stats import auroc, auroc_interval
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,9 @@ class Objective:
         counted = self.target[rows] >= 0
         return auroc(self.target[rows][counted] == 1, score[counted])
 
-    def interval(self, rows: np.ndarray, score: np.ndarray, entity: np.ndarray, resamples: int, seed: int) -> tuple[float, float] | None:
+    def interval(
+        self, rows: np.ndarray, score: np.ndarray, entity: np.ndarray, resamples: int, seed: int
+    ) -> tuple[float, float] | None:
         """Its 95 % interval by resampled entities (N,)."""
         counted = self.target[rows] >= 0
         return auroc_interval(self.target[rows][counted] == 1, score[counted], entity[rows][counted], resamples, seed)
@@ -84,7 +86,10 @@ def divide(entity: np.ndarray, validation: float, test: float, seed: int) -> np.
     """Part of each row (N,): 0 train, 1 validation, 2 test; an entity's part depends on nothing but its name and the seed."""
 
     def unit(name: str) -> float:
-        return int.from_bytes(hashlib.blake2b(f"{seed}\x1fdivide\x1f{name}".encode(), digest_size=8).digest(), "big") / 2**64
+        return (
+            int.from_bytes(hashlib.blake2b(f"{seed}\x1fdivide\x1f{name}".encode(), digest_size=8).digest(), "big")
+            / 2**64
+        )
 
     shares = np.array([unit(str(e)) for e in entity])
     return np.where(shares < test, 2, np.where(shares < test + validation, 1, 0))
@@ -108,7 +113,9 @@ def objective_of(rows: ProbeRows, validation: np.ndarray, threshold_nats: float,
         f"{right_and_wrong[1]:,} wrong answers; {graded:,} of {len(wrong):,} probe questions are graded"
     )
     if search.objective == "correctness":
-        raise ConfigError(f"search.objective = correctness needs gold answers: {counts}. Use auto or entropy, or give more gold")
+        raise ConfigError(
+            f"search.objective = correctness needs gold answers: {counts}. Use auto or entropy, or give more gold"
+        )
     return Objective("entropy", by_entropy, graded, f"chosen by entropy, not by correctness: {counts}")
 
 
@@ -138,13 +145,17 @@ def fit_layer(states: np.ndarray, rows: ProbeRows, threshold_nats: float, search
                 heat.append(Cell(gamma, c, score))
                 models[heat[-1]] = model
     if not heat:
-        raise ConfigError("the probe split holds one class only in train or validation; ask more questions or set label.threshold")
+        raise ConfigError(
+            "the probe split holds one class only in train or validation; ask more questions or set label.threshold"
+        )
     best = max(heat, key=lambda cell: cell.auroc)
     weight, bias = _unscaled(models[best], scaler)
     score = states[test] @ weight + bias
     interval = objective.interval(test, score, rows.entity, search.bootstrap, seed)
     truth = _against_truth(rows, test, score)
-    return LayerFit(weight, bias, best, best.auroc, objective.auroc(test, score), interval, truth, tuple(heat), objective)
+    return LayerFit(
+        weight, bias, best, best.auroc, objective.auroc(test, score), interval, truth, tuple(heat), objective
+    )
 
 
 def _unscaled(model: LogisticRegression, scaler: StandardScaler) -> tuple[np.ndarray, float]:

@@ -9,17 +9,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from ka2l_ray.artifacts import Folder
-from ka2l_ray.collect.actor import errors, fixed_size, not_finite
 from ka2l_ray.config import ModelSection, PromptSection
-from ka2l_ray.corpus.prompts import Prompter, prompts_of
+from ka2l_ray.dataflow.placement import CPU, Placement
+from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.errors import StageError
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
 from ka2l_ray.models.loading import load_blocks, load_tokenizer
-from ka2l_ray.models.placement import CPU, Placement
-from ka2l_ray.models.tokens import pad_id
-from ka2l_ray.probe.model import LinearProbe
+from ka2l_ray.models.probe import LinearProbe
+from ka2l_ray.tables import error_column, fixed_size, not_finite
+from ka2l_ray.text.prompts import Prompter, prompts_of
+from ka2l_ray.text.tokens import pad_id
 
 
 class ScoreActor:
@@ -37,7 +37,9 @@ class ScoreActor:
         self._probe, self._with_state = LinearProbe.load(probe), with_state
         card = self._probe.card
         if (card.model, card.prompt) != (model.identity, prompt.template):
-            raise StageError(f"the probe reads states of {card.model!r} under prompt {card.prompt!r}, not of {model.identity!r}")
+            raise StageError(
+                f"the probe reads states of {card.model!r} under prompt {card.prompt!r}, not of {model.identity!r}"
+            )
         self._layer, self._position = card.layer, card.position
         tokenizer = load_tokenizer(model)
         blocks = load_blocks(model, card.layer, placement)
@@ -50,4 +52,8 @@ class ScoreActor:
         states = read[self._position, self._layer]
         failed |= not_finite({0: states})
         columns: dict[str, Any] = {"p_unknown": self._probe(states).astype("float32")}
-        return columns | ({"state": fixed_size(states, failed)} if self._with_state else {}) | errors(failed, batch.num_rows)
+        return (
+            columns
+            | ({"state": fixed_size(states, failed)} if self._with_state else {})
+            | error_column(failed, batch.num_rows)
+        )

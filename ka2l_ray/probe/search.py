@@ -14,15 +14,17 @@ import pyarrow as pa
 from ray import tune
 
 from ka2l_ray import schema
-from ka2l_ray.artifacts import Folder, Run, StageError, Table
-from ka2l_ray.collect.actor import matrix
-from ka2l_ray.collect.stage import wanted_layers
 from ka2l_ray.config import Config
-from ka2l_ray.corpus.prompts import corpus_prompt
-from ka2l_ray.label.stage import unseen_targets
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.runs import Run
+from ka2l_ray.dataflow.runtime import is_a_librarys, log, one_line
+from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.errors import StageError
+from ka2l_ray.models.layers import wanted_layers
+from ka2l_ray.models.probe import LinearProbe, ProbeCard
+from ka2l_ray.models.prompts import corpus_prompt
 from ka2l_ray.probe.fit import ProbeRows, fit_layer
-from ka2l_ray.probe.model import LinearProbe, ProbeCard
-from ka2l_ray.runtime import is_a_librarys, log, one_line
+from ka2l_ray.tables import matrix, unseen_targets
 
 SUMMARY = "search.json"
 
@@ -37,7 +39,9 @@ def search(run: Run, threshold_nats: float) -> dict[str, Any]:
     if missing:
         _tune(run, missing, threshold_nats)
     if failed := [c for c in columns if not _trial_done(folder, c)]:
-        raise StageError(f"search: no probe was fitted for {', '.join(schema.state_column(*c) for c in failed)}; see the errors above")
+        raise StageError(
+            f"search: no probe was fitted for {', '.join(schema.state_column(*c) for c in failed)}; see the errors above"
+        )
     return _choose(folder, columns)
 
 
@@ -73,7 +77,15 @@ def _tune(run: Run, columns: list[tuple[str, int]], threshold_nats: float) -> No
         raise StageError(f"search: {one_line(error)}") from error
 
 
-def _trial(params: dict[str, Any], config: Config, prompt: str, activations: Table, knowledge: Table, gamma: float, output: Folder) -> None:
+def _trial(
+    params: dict[str, Any],
+    config: Config,
+    prompt: str,
+    activations: Table,
+    knowledge: Table,
+    gamma: float,
+    output: Folder,
+) -> None:
     position, layer = params["column"]
     column = schema.state_column(position, layer)
     states, rows = read_rows(activations, knowledge, column)
@@ -111,7 +123,9 @@ def read_rows(activations: Table, knowledge: Table, column: str) -> tuple[np.nda
 
     Questions are divided by `split_group`, or each by itself where the corpus was split without one.
     """
-    labels = knowledge.read(["id", "entropy_nats", "entropy_lo", "entropy_hi", "correct", "split_group", "truth", "unknown"])
+    labels = knowledge.read(
+        ["id", "entropy_nats", "entropy_lo", "entropy_hi", "correct", "split_group", "truth", "unknown"]
+    )
     labels = labels.filter(labels["unknown"].is_valid())
     states = activations.read(["id", column])
     states = states.filter(states[column].is_valid())
@@ -121,7 +135,9 @@ def read_rows(activations: Table, knowledge: Table, column: str) -> tuple[np.nda
     entity = [g if g is not None else i for g, i in zip(labels["split_group"].to_pylist(), joined_ids, strict=True)]
     wrong = np.array([-1 if c is None else int(not c) for c in correct], np.int8)
     return matrix(states[column]).astype(np.float64), ProbeRows(
-        entropy_nats=np.where(labels["unknown"].to_numpy() == 1, labels["entropy_lo"].to_numpy(), labels["entropy_hi"].to_numpy()),
+        entropy_nats=np.where(
+            labels["unknown"].to_numpy() == 1, labels["entropy_lo"].to_numpy(), labels["entropy_hi"].to_numpy()
+        ),
         wrong=wrong if (wrong >= 0).any() else None,
         unseen=unseen_targets(truth) if truth.null_count < len(truth) else None,
         entity=np.array(entity),
@@ -144,7 +160,12 @@ def _choose(folder: Folder, columns: list[tuple[str, int]]) -> dict[str, Any]:
     told = ("objective", "questions", "graded", "note", "threshold_nats")
     summary = {k: best[k] for k in (*shown, *told)} | {"probe": "linear"}
     summary["layers"] = [{k: f[k] for k in shown} for f in fits]
-    log.info("search     by %s; %s of %s probe questions are graded", best["objective"], f"{best['graded']:,}", f"{best['questions']:,}")
+    log.info(
+        "search     by %s; %s of %s probe questions are graded",
+        best["objective"],
+        f"{best['graded']:,}",
+        f"{best['questions']:,}",
+    )
     if best["note"]:
         log.warning("search     %s", best["note"])
     (folder / SUMMARY).write_json(summary)

@@ -8,21 +8,19 @@ from typing import Any
 import pyarrow as pa
 
 from ka2l_ray import schema
-from ka2l_ray.active.acquire import STATES
-from ka2l_ray.artifacts import Run
-from ka2l_ray.corpus.prompts import Tokenize, corpus_prompt
-from ka2l_ray.dataflow import Stage, run_stage
+from ka2l_ray.dataflow.placement import of_actor
+from ka2l_ray.dataflow.runs import Run
+from ka2l_ray.dataflow.shard_size import row_seconds
+from ka2l_ray.dataflow.stage import Stage, run_stage
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.loading import depth_and_width
-from ka2l_ray.models.placement import of_actor
+from ka2l_ray.models.prompts import Tokenize, corpus_prompt
 from ka2l_ray.probe.score import ScoreActor
-from ka2l_ray.shard_size import row_seconds
 
 
-def score(run: Run) -> dict[str, Any]:
-    """Score the pool; `truth` is carried along for `oracle`, `group` for group balance, states where a strategy compares them."""
+def score(run: Run, with_state: bool = False) -> dict[str, Any]:
+    """Score the pool; `truth` is carried along for `oracle`, `group` for group balance, states `with_state`."""
     config, prompt = run.config, corpus_prompt(run)
-    with_state = bool(set(config.active.strategies) & set(STATES))
     _, width = depth_and_width(config.model)
     state = [pa.field("state", pa.list_(pa.float32(), width))] if with_state else []
     stage = Stage(

@@ -18,7 +18,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Okabe and Ito (2008): told apart with any colour vision, and visible on white and on black.
-BLUE, SKY, GREEN, ORANGE, VERMILION, PURPLE, GREY = "#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#cc79a7", "#8a8a8a"
+BLUE, SKY, GREEN, ORANGE, VERMILION, PURPLE, GREY = (
+    "#0072b2",
+    "#56b4e9",
+    "#009e73",
+    "#e69f00",
+    "#d55e00",
+    "#cc79a7",
+    "#8a8a8a",
+)
 INK = "#1b1c1e"
 WIDTH_IN = 7.2
 _CHARACTER_IN = 0.085  # of the sans-serif below at 10 points, on average

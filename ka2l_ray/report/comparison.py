@@ -37,7 +37,9 @@ def _paint(axes: Axes, strategies: Sequence[Mapping[str, Any]]) -> None:
     for entry in strategies:
         color, marker = looks[entry["strategy"]]
         counts = [p["annotations"] for p in entry["curve"]]
-        axes.plot(counts, [p["accuracy"] for p in entry["curve"]], color=color, marker=marker, linewidth=2.0, markersize=5)
+        axes.plot(
+            counts, [p["accuracy"] for p in entry["curve"]], color=color, marker=marker, linewidth=2.0, markersize=5
+        )
         bands = [(p["annotations"], *p["ci"]) for p in entry["curve"] if p["ci"]]
         if bands:
             n, low, high = zip(*bands, strict=True)

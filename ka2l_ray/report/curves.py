@@ -12,7 +12,7 @@ Points = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
-class Curve:
+class DrawnCurve:
     """One strategy's curve: every draw (seed) by itself, and the mean where all draws have a value."""
 
     strategy: str
@@ -20,7 +20,7 @@ class Curve:
     mean: Points
 
 
-def curves(rounds: Sequence[Mapping[str, Any]], measure: str) -> list[Curve]:
+def curves(rounds: Sequence[Mapping[str, Any]], measure: str) -> list[DrawnCurve]:
     """One curve per strategy, in order of appearance; strategies without any value are left out."""
     by_strategy: dict[str, dict[int, dict[int, tuple[float, float]]]] = {}
     for entry in rounds:
@@ -32,7 +32,7 @@ def curves(rounds: Sequence[Mapping[str, Any]], measure: str) -> list[Curve]:
     return [curve for curve in found if any(curve.draws)]
 
 
-def _curve(strategy: str, draws: list[dict[int, tuple[float, float]]]) -> Curve:
+def _curve(strategy: str, draws: list[dict[int, tuple[float, float]]]) -> DrawnCurve:
     shared = sorted(set.intersection(*(set(d) for d in draws)))
     mean = [(fmean(d[r][0] for d in draws), fmean(d[r][1] for d in draws)) for r in shared]
-    return Curve(strategy, [[d[r] for r in sorted(d)] for d in draws], mean)
+    return DrawnCurve(strategy, [[d[r] for r in sorted(d)] for d in draws], mean)

@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ka2l_ray.report.canvas import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILION, Drawing, legend
-from ka2l_ray.report.curves import Curve, curves
+from ka2l_ray.report.curves import DrawnCurve, curves
 
 GROUPS = {
     "known": BLUE,
@@ -51,7 +51,12 @@ def entropy_histogram(counts: Mapping[str, Mapping[float, int]], threshold_nats:
     """Questions by semantic entropy, stacked by group: {group of `GROUPS`: {entropy: questions}}."""
     if not any(counts.values()):
         return None
-    return Drawing("entropy", "Histogram of semantic entropy", 3.6, partial(_paint_entropy, counts=counts, threshold=threshold_nats))
+    return Drawing(
+        "entropy",
+        "Histogram of semantic entropy",
+        3.6,
+        partial(_paint_entropy, counts=counts, threshold=threshold_nats),
+    )
 
 
 def _paint_entropy(axes: Axes, counts: Mapping[str, Mapping[float, int]], threshold: float | None) -> None:
@@ -63,7 +68,13 @@ def _paint_entropy(axes: Axes, counts: Mapping[str, Mapping[float, int]], thresh
         bottom += height
     if threshold is not None:
         axes.axvline(threshold, color=INK, linewidth=1.2, linestyle="--")
-        axes.text(threshold, 1.02, f"known  ←  γ = {threshold:.2f}  →  unknown", transform=axes.get_xaxis_transform(), ha="center")
+        axes.text(
+            threshold,
+            1.02,
+            f"known  ←  γ = {threshold:.2f}  →  unknown",
+            transform=axes.get_xaxis_transform(),
+            ha="center",
+        )
     axes.set(xlabel="semantic entropy (nats)", ylabel="questions (number)")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     legend(axes, "lower", axes.get_legend_handles_labels()[0])
@@ -90,13 +101,33 @@ def _paint_layers(axes: Axes, search: Mapping[str, Any]) -> None:
         against = f"{position}: against {OBJECTIVES.get(search['objective'], search['objective'])}"
         axes.plot(*_column(entries, "auroc"), color=color, marker="o", markersize=4, label=against)
         for entry in (e for e in entries if e["auroc_ci"] is not None):
-            axes.plot([entry["layer"]] * 2, entry["auroc_ci"], color=color, linewidth=6, alpha=0.3, solid_capstyle="butt")
+            axes.plot(
+                [entry["layer"]] * 2, entry["auroc_ci"], color=color, linewidth=6, alpha=0.3, solid_capstyle="butt"
+            )
         if (truth := _column(entries, "auroc_vs_truth"))[0]:
-            axes.plot(*truth, color=color, marker="^", markersize=4, linewidth=1, linestyle=":", label=f"{position}: against the truth")
+            axes.plot(
+                *truth,
+                color=color,
+                marker="^",
+                markersize=4,
+                linewidth=1,
+                linestyle=":",
+                label=f"{position}: against the truth",
+            )
     if search["auroc"] is not None:
-        axes.plot(search["layer"], search["auroc"], "o", markersize=11, markerfacecolor="none", color=INK, label="chosen layer")
+        axes.plot(
+            search["layer"],
+            search["auroc"],
+            "o",
+            markersize=11,
+            markerfacecolor="none",
+            color=INK,
+            label="chosen layer",
+        )
     axes.axhline(0.5, color=GREY, linewidth=0.8, linestyle="--")
-    axes.annotate("chance", (1, 0.5), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=GREY, fontsize=9)
+    axes.annotate(
+        "chance", (1, 0.5), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=GREY, fontsize=9
+    )
     axes.set(xlabel="layer (0 is the input of block 1)", ylabel="AUROC")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend(axes, "lower", axes.get_legend_handles_labels()[0])
@@ -119,13 +150,22 @@ def layer_threshold_heat(cells: Sequence[Mapping[str, Any]] | None) -> Drawing |
         at = rows.index((c["position"], c["layer"])), thresholds.index(c["threshold_nats"])
         grid[at] = np.fmax(grid[at], c["auroc"])
     height_in = min(9.0, 1.9 + 0.24 * len(rows))
-    return Drawing("heat", "AUROC by layer and threshold", height_in, partial(_paint_heat, grid=grid, rows=rows, thresholds=thresholds))
+    return Drawing(
+        "heat",
+        "AUROC by layer and threshold",
+        height_in,
+        partial(_paint_heat, grid=grid, rows=rows, thresholds=thresholds),
+    )
 
 
 def _paint_heat(axes: Axes, grid: np.ndarray, rows: list[tuple[str, int]], thresholds: list[float]) -> None:
-    mesh = axes.pcolormesh(np.ma.masked_invalid(grid), cmap=colormaps["cividis"].resampled(48), linewidth=0.2, edgecolors="face")
+    mesh = axes.pcolormesh(
+        np.ma.masked_invalid(grid), cmap=colormaps["cividis"].resampled(48), linewidth=0.2, edgecolors="face"
+    )
     row, column = (int(i) for i in np.unravel_index(np.nanargmax(grid), grid.shape))
-    axes.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor=VERMILION, linewidth=2.5, clip_on=False, zorder=3))
+    axes.add_patch(
+        Rectangle((column, row), 1, 1, fill=False, edgecolor=VERMILION, linewidth=2.5, clip_on=False, zorder=3)
+    )
     several = len({position for position, _ in rows}) > 1
     names = [f"{position} {layer}" if several else str(layer) for position, layer in rows]
     for axis, labels, most in ((axes.xaxis, [f"{t:.2f}" for t in thresholds], 14), (axes.yaxis, names, 34)):
@@ -146,24 +186,33 @@ def _paint_heat(axes: Axes, grid: np.ndarray, rows: list[tuple[str, int]], thres
 def accuracy_curves(rounds: Sequence[Mapping[str, Any]], eval_scope: str | None) -> Drawing | None:
     """Accuracy (thick), over the facts of `eval_scope`, and on the world's facts that no pool question asks (thin) against annotations
     bought."""
-    labels = {"accuracy": ACCURACY_IS.get(eval_scope or "", "eval questions"), "domain_accuracy": "other facts of the domain"}
+    labels = {
+        "accuracy": ACCURACY_IS.get(eval_scope or "", "eval questions"),
+        "domain_accuracy": "other facts of the domain",
+    }
     return _learning("accuracy", "Accuracy against annotations", "accuracy on eval questions", rounds, labels)
 
 
 def known_curves(rounds: Sequence[Mapping[str, Any]]) -> Drawing | None:
     """Accuracy on what the base model knew, never replayed (thick) and replayed (thin), against annotations bought."""
     labels = {"known_accuracy": "known before, never replayed", "replayed_accuracy": "replayed"}
-    return _learning("known", "Accuracy on questions known before", "accuracy on questions known before", rounds, labels)
+    return _learning(
+        "known", "Accuracy on questions known before", "accuracy on questions known before", rounds, labels
+    )
 
 
-def _learning(name: str, label: str, ylabel: str, rounds: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> Drawing | None:
+def _learning(
+    name: str, label: str, ylabel: str, rounds: Sequence[Mapping[str, Any]], labels: Mapping[str, str]
+) -> Drawing | None:
     measures = {text: found for measure, text in labels.items() if (found := curves(rounds, measure))}
     if not measures:
         return None
-    return Drawing(name, label, 4.0, partial(_paint_curves, measures=measures, ylabel=ylabel, thick=next(iter(labels.values()))))
+    return Drawing(
+        name, label, 4.0, partial(_paint_curves, measures=measures, ylabel=ylabel, thick=next(iter(labels.values())))
+    )
 
 
-def _paint_curves(axes: Axes, measures: Mapping[str, list[Curve]], ylabel: str, thick: str) -> None:
+def _paint_curves(axes: Axes, measures: Mapping[str, list[DrawnCurve]], ylabel: str, thick: str) -> None:
     looks = looks_of(list(dict.fromkeys(c.strategy for found in measures.values() for c in found)))
     side: dict[str, Any] = {"linewidth": 1.0, "linestyle": (0, (4, 2)), "markersize": 4}
     lines = {text: _MAIN if text == thick else side for text in measures}

@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from ka2l_ray.artifacts import Folder, Run
+from ka2l_ray.dataflow.runs import Run
+from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.report import figures
 from ka2l_ray.report.canvas import Drawing, on_paper
 from ka2l_ray.report.plane import known_map
@@ -122,7 +123,9 @@ def render(run: Run, results: Mapping[str, Any], drawn: Mapping[str, str | None]
             accuracy_over=ACCURACY_OVER.get(results["eval_scope"]),
             quadrants=in_order((results["label"] or {}).get("quadrants") or (), QUADRANTS),
             decode_measures=DECODE_MEASURES,
-            decode_names=in_order((name for name in results["decode"] or () if name != "statuses"), tuple(DECODE_MEASURES)),
+            decode_names=in_order(
+                (name for name in results["decode"] or () if name != "statuses"), tuple(DECODE_MEASURES)
+            ),
             statuses=in_order((results["decode"] or {}).get("statuses") or (), DECODE_STATUSES),
             stages=in_order({**results["rows"], **results["time_s"]}, STAGES),
             settings=yaml.safe_dump(run.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),

@@ -34,7 +34,12 @@ def known_map(found: ProbeStates | None) -> Drawing | None:
     components = PCA(n_components=2, random_state=0)
     points = components.fit_transform(found.states.astype(np.float64))
     shares = components.explained_variance_ratio_
-    return Drawing("map", "Known and unknown questions by hidden state", 5.2, partial(_paint, found=found, points=points, shares=shares))
+    return Drawing(
+        "map",
+        "Known and unknown questions by hidden state",
+        5.2,
+        partial(_paint, found=found, points=points, shares=shares),
+    )
 
 
 def _paint(axes: Axes, found: ProbeStates, points: np.ndarray, shares: np.ndarray) -> None:
@@ -47,7 +52,11 @@ def _paint(axes: Axes, found: ProbeStates, points: np.ndarray, shares: np.ndarra
     chosen = f"{len(found.kinds):,} of {found.questions:,} questions by {found.by}; states {found.column}"
     axes.set_title(chosen, fontsize=10, loc="left")
     marks: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 5}
-    legend(axes, "lower", [Line2D([], [], color=c, label=f"{kind} ({counts[kind]:,})", **marks) for kind, c in colors.items()])
+    legend(
+        axes,
+        "lower",
+        [Line2D([], [], color=c, label=f"{kind} ({counts[kind]:,})", **marks) for kind, c in colors.items()],
+    )
 
 
 def _axis(which: str, share: float) -> str:

@@ -16,8 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ka2l_ray import schema
-from ka2l_ray.active.acquire import unit
-from ka2l_ray.artifacts import Folder, Run, Table
+from ka2l_ray.active.strategies import draws
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.runs import Run
+from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.hashing import uniform
 
 MOST_STATES = 2000
 MOST_ROWS = 500
@@ -70,16 +73,22 @@ def topic_counts(knowledge: Table) -> dict[str | None, tuple[int, int]]:
 
 def probe_states(run: Run, position: str, layer: int, most: int = MOST_STATES) -> ProbeStates | None:
     """States of at most `most` labelled questions, chosen and ordered by the hash of their id; None where labels or states are missing."""
-    knowledge, activations, column = run.base("knowledge"), run.base("activations"), schema.state_column(position, layer)
+    knowledge, activations, column = (
+        run.base("knowledge"),
+        run.base("activations"),
+        schema.state_column(position, layer),
+    )
     if not (knowledge.is_done and activations.is_done):
         return None
-    labels = {r["id"]: r for r in heapq.nsmallest(most, _labelled(knowledge), key=lambda r: unit("map", r["id"]))}
+    labels = {r["id"]: r for r in heapq.nsmallest(most, _labelled(knowledge), key=lambda r: uniform("map", r["id"]))}
     states = dict(_states(activations, column, labels))
     ids = [i for i in labels if i in states]
     if not ids:
         return None
     by = next((name for name in ("truth", "quadrant") if any(labels[i][name] for i in ids)), "label")
-    return ProbeStates(np.stack([states[i] for i in ids]), [_kind(labels[i], by) for i in ids], by, column, knowledge.rows)
+    return ProbeStates(
+        np.stack([states[i] for i in ids]), [_kind(labels[i], by) for i in ids], by, column, knowledge.rows
+    )
 
 
 def _labelled(knowledge: Table) -> Iterator[Row]:
@@ -113,7 +122,9 @@ def bought_questions(run: Run, most: int = MOST_ROWS) -> Listing:
 
 
 def _listing(run: Run, name: str, most: int, read: Callable[[Folder], Iterator[Row]]) -> Listing:
-    finished = [(who, folder, Table(folder / name).rows) for who, folder in _rounds(run) if Table(folder / name).is_done]
+    finished = [
+        (who, folder, Table(folder / name).rows) for who, folder in _rounds(run) if Table(folder / name).is_done
+    ]
     sizes = [size for _, _, size in finished]
     shares = zip(finished, fair_shares(sizes, most), strict=True)
     return Listing([who | row for (who, folder, _), share in shares for row in islice(read(folder), share)], sum(sizes))
@@ -131,9 +142,12 @@ def fair_shares(sizes: Sequence[int], most: int) -> list[int]:
 def _rounds(run: Run) -> Iterator[tuple[Row, Folder]]:
     """Every round that the configuration plans, curve by curve."""
     active = run.config.active
-    for strategy, draw in ((s, d) for s in active.strategies for d in range(active.random_draws if s == "random" else 1)):
+    for strategy, draw in draws(active):
         for number in range(1, active.rounds + 1):
-            yield {"strategy": strategy, "seed": run.draw_seed(draw), "round": number}, run.round(strategy, draw, number)
+            yield (
+                {"strategy": strategy, "seed": run.draw_seed(draw), "round": number},
+                run.round(strategy, draw, number),
+            )
 
 
 def _decoded(folder: Folder) -> Iterator[Row]:
@@ -142,7 +156,9 @@ def _decoded(folder: Folder) -> Iterator[Row]:
 
 def _bought(folder: Folder) -> Iterator[Row]:
     """Whole rounds: they are bounded by the budget."""
-    answered = {r["id"]: r for r in _stream(Table(folder / "annotations"), ["id", "question", "answer", "status", "cost"])}
+    answered = {
+        r["id"]: r for r in _stream(Table(folder / "annotations"), ["id", "question", "answer", "status", "cost"])
+    }
     acquired = sorted(_stream(Table(folder / "acquired"), ["id", "reason", "rank"]), key=lambda r: r["rank"])
     return (choice | answered[choice["id"]] for choice in acquired)
 

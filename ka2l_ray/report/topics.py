@@ -53,7 +53,9 @@ def topic_shares(found: Sequence[Topic]) -> Drawing | None:
     """Share unknown of every topic with its interval, beside that of all questions; None where there is no topic."""
     if not found:
         return None
-    return Drawing("topics", "Share of unknown questions by topic", 1.2 + 0.24 * len(found), partial(_paint, found=found))
+    return Drawing(
+        "topics", "Share of unknown questions by topic", 1.2 + 0.24 * len(found), partial(_paint, found=found)
+    )
 
 
 def _paint(axes: Axes, found: Sequence[Topic]) -> None:
@@ -63,7 +65,15 @@ def _paint(axes: Axes, found: Sequence[Topic]) -> None:
     axes.plot([t.share for t in found], rows, "o", color=BLUE, markersize=5)
     overall = sum(t.unknown for t in found) / sum(t.questions for t in found)
     axes.axvline(overall, color=GREY, linewidth=0.8, linestyle="--")
-    axes.text(overall, 1.0, f"all: {100 * overall:.1f} %", transform=axes.get_xaxis_transform(), ha="center", va="bottom", color=GREY)
+    axes.text(
+        overall,
+        1.0,
+        f"all: {100 * overall:.1f} %",
+        transform=axes.get_xaxis_transform(),
+        ha="center",
+        va="bottom",
+        color=GREY,
+    )
     axes.set_yticks(rows, [f"{_shown(t.name)} ({t.questions:,})" for t in found])
     axes.set(xlabel="unknown questions (share)", xlim=(0, 1), ylim=(len(found) - 0.4, -0.6))
     axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))

@@ -13,10 +13,11 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from ka2l_ray.artifacts import Folder, Run
 from ka2l_ray.config import differing_fields
+from ka2l_ray.dataflow.runs import Run
+from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.report.canvas import INK, Drawing, legend
-from ka2l_ray.report.curves import Curve, curves
+from ka2l_ray.report.curves import DrawnCurve, curves
 from ka2l_ray.report.figures import learning_axes, looks_of
 from ka2l_ray.report.page import DECODE_MEASURES, STAGES, in_order, stored_results
 from ka2l_ray.report.summary import savings
@@ -76,7 +77,9 @@ def render(runs: Sequence[Run], command: str) -> str:
             command=command,
             runs=dict(zip(stored, runs, strict=True)),
             stored=stored,
-            differences={n: differing_fields(runs[0].config, run.config) for n, run in list(zip(stored, runs, strict=True))[1:]},
+            differences={
+                n: differing_fields(runs[0].config, run.config) for n, run in list(zip(stored, runs, strict=True))[1:]
+            },
             parts=key_figures(list(stored.values())),
             figure=figure and Markup(figure.svg()),
         )
@@ -96,7 +99,10 @@ def key_figures(stored: Sequence[Results]) -> dict[str, list[Line]]:
         "Probe": _lines([r["search"] for r in stored], _SEARCH),
         "What accuracy and savings are over": _accuracy(stored),
         "Decoded questions": _lines([r["decode"] for r in stored], decode),
-        **{f"Last round of {name}": _lines([_last_round(r, name) for r in stored], _ROUND) for name in _strategies(stored)},
+        **{
+            f"Last round of {name}": _lines([_last_round(r, name) for r in stored], _ROUND)
+            for name in _strategies(stored)
+        },
         "Annotations saved against random": _saved(stored),
         "Seconds": _seconds(stored),
     }
@@ -106,7 +112,11 @@ def key_figures(stored: Sequence[Results]) -> dict[str, list[Line]]:
 def _lines(parts: Sequence[Mapping[str, Any] | None], shown: Mapping[str, tuple[str, str]]) -> list[Line]:
     """One line for each name in `shown`, {name: (text, format)}, that any run has a value for."""
     found = {name: [(part or {}).get(name) for part in parts] for name in shown}
-    return [_line(shown[name][0], values, FORMATS[shown[name][1]]) for name, values in found.items() if any(v is not None for v in values)]
+    return [
+        _line(shown[name][0], values, FORMATS[shown[name][1]])
+        for name, values in found.items()
+        if any(v is not None for v in values)
+    ]
 
 
 def _accuracy(stored: Sequence[Results]) -> list[Line]:
@@ -150,15 +160,26 @@ def versus_curves(rounds: Mapping[str, Sequence[Mapping[str, Any]]]) -> Drawing 
     return Drawing("versus", "Accuracy against annotations by run and strategy", 4.4, partial(_paint, found=found))
 
 
-def _paint(axes: Axes, found: Mapping[str, list[Curve]]) -> None:
+def _paint(axes: Axes, found: Mapping[str, list[DrawnCurve]]) -> None:
     looks = looks_of(list(dict.fromkeys(c.strategy for own in found.values() for c in own)))
     dashes = {name: _dashes(n) for n, name in enumerate(found)}
     for name, own in found.items():
         for curve in own:
             color, marker = looks[curve.strategy]
-            axes.plot(*zip(*curve.mean, strict=True), color=color, marker=marker, markersize=5, linewidth=1.8, linestyle=dashes[name])
+            axes.plot(
+                *zip(*curve.mean, strict=True),
+                color=color,
+                marker=marker,
+                markersize=5,
+                linewidth=1.8,
+                linestyle=dashes[name],
+            )
     learning_axes(axes, "accuracy on eval questions", looks)
-    legend(axes, "upper", [Line2D([], [], color=INK, linewidth=1.8, linestyle=d, label=f"run {name}") for name, d in dashes.items()])
+    legend(
+        axes,
+        "upper",
+        [Line2D([], [], color=INK, linewidth=1.8, linestyle=d, label=f"run {name}") for name, d in dashes.items()],
+    )
 
 
 def _dashes(n: int) -> Any:

@@ -36,7 +36,11 @@ ATTRIBUTES = (
             "Which city does {name} call home?",
             "What is the home city of {name}?",
         ),
-        tuple(f"{a} {b}" for a in ("Port", "Lake", "Mount", "New") for b in ("Alba", "Corin", "Delmar", "Esk", "Fenn", "Garda")),
+        tuple(
+            f"{a} {b}"
+            for a in ("Port", "Lake", "Mount", "New")
+            for b in ("Alba", "Corin", "Delmar", "Esk", "Fenn", "Garda")
+        ),
     ),
     Attribute(
         "profession",
@@ -203,7 +207,9 @@ def parse(question: str) -> tuple[str, int, int] | None:
 
 def words() -> list[str]:
     """Every word that questions and answers use besides names, in a fixed order."""
-    texts = [p.replace("{name}", " ") for a in ATTRIBUTES for p in a.phrasings] + [v for a in ATTRIBUTES for v in a.values]
+    texts = [p.replace("{name}", " ") for a in ATTRIBUTES for p in a.phrasings] + [
+        v for a in ATTRIBUTES for v in a.values
+    ]
     return list(dict.fromkeys(re.findall(r"\w+", " ".join(texts))))
 
 
@@ -245,7 +251,9 @@ def _names(rng: random.Random, recipe: WorldRecipe) -> tuple[tuple[str, ...], ..
     )
 
 
-def _people(rng: random.Random, recipe: WorldRecipe, given: tuple[str, ...], family: tuple[str, ...]) -> tuple[Person, ...]:
+def _people(
+    rng: random.Random, recipe: WorldRecipe, given: tuple[str, ...], family: tuple[str, ...]
+) -> tuple[Person, ...]:
     low, high = recipe.known_share
     drawn: list[tuple[str, str, bool]] = []
     for i, name in enumerate(family):
@@ -261,7 +269,9 @@ def _facts(rng: random.Random, recipe: WorldRecipe, person: Person) -> list[Fact
     facts = []
     for index, attribute in enumerate(ATTRIBUTES):
         value, wrong = rng.sample(attribute.values, 2)
-        truth = _truth(rng.random(), recipe) if person.known and not person.tutor else "known" if person.known else "unseen"
+        truth = (
+            _truth(rng.random(), recipe) if person.known and not person.tutor else "known" if person.known else "unseen"
+        )
         taught = {"known": value, "rare": value, "misconception": wrong, "unseen": None}[truth]
         fact_id = f"{person.given}-{person.family}-{attribute.name}".lower()
         facts.append(Fact(fact_id, person, index, value, taught, truth))

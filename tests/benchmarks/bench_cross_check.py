@@ -16,15 +16,16 @@ from bench_saving import POOL, RANDOM_BUDGET, RECIPE, REPLAYED
 from world_lab import Lab, Setting
 
 from ka2l_ray.active.saving import annotations_to_reach
-from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.config import Config, FinetuneSection, Strategy
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.runtime import connect, set_up_logging
+from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.finetune.examples import Example
 from ka2l_ray.finetune.job import Job
 from ka2l_ray.finetune.train import finetune
 from ka2l_ray.models.loading import load_model
-from ka2l_ray.runtime import connect, set_up_logging
 from ka2l_ray.world.facts import build_world
-from ka2l_ray.world.pretrain import PROMPT
+from ka2l_ray.world_model.pretrain import PROMPT
 
 RESULT = Path(__file__).parent / "results" / "saving_cross_check.json"
 SEED = 0
@@ -32,10 +33,17 @@ POINTS: tuple[tuple[Strategy, int], ...] = (("random", RANDOM_BUDGET), ("ka2l", 
 LAST_STEPS = 25
 
 
-def on_deepspeed(lab: Lab, examples: list[Example], section: FinetuneSection, folder: Path, name: str) -> tuple[Any, list[float]]:
+def on_deepspeed(
+    lab: Lab, examples: list[Example], section: FinetuneSection, folder: Path, name: str
+) -> tuple[Any, list[float]]:
     """The tuned model and its losses; ids in the order of `examples`, which is the order that batches are drawn from."""
     rows = [
-        {"id": f"{n:05d}", "question": e.question, "answers": list(e.answers), "source": "replay" if e.replayed else "annotation"}
+        {
+            "id": f"{n:05d}",
+            "question": e.question,
+            "answers": list(e.answers),
+            "source": "replay" if e.replayed else "annotation",
+        }
         for n, e in enumerate(examples)
     ]
     table = Table(Folder.of(str(folder / f"{name}-examples")))
@@ -67,7 +75,13 @@ def main() -> None:
         curve = [(0, lab.base_accuracy()), *((p["annotations"], p[side]["accuracy"]) for p in points[1:])]
         reached = annotations_to_reach(curve, target)
         savings[side] = None if reached is None else 1 - reached / RANDOM_BUDGET
-    found = {"command": "python tests/benchmarks/bench_cross_check.py", "share": 0.5, "seed": SEED, "points": points, "saving": savings}
+    found = {
+        "command": "python tests/benchmarks/bench_cross_check.py",
+        "share": 0.5,
+        "seed": SEED,
+        "points": points,
+        "saving": savings,
+    }
     RESULT.write_text(json.dumps(found, indent=1) + "\n")
     print(savings)
 

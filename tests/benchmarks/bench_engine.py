@@ -23,12 +23,13 @@ from transformers import AutoModelForCausalLM
 
 from ka2l_ray.collect.actor import CollectActor
 from ka2l_ray.config import CollectSection, ModelSection
-from ka2l_ray.corpus.prompts import Prompter, Tokenize
 from ka2l_ray.models.activations import Encoded, pad
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
 from ka2l_ray.models.loading import load_blocks, load_tokenizer
-from ka2l_ray.models.tokens import pad_id
+from ka2l_ray.models.prompts import Tokenize
+from ka2l_ray.text.prompts import Prompter
+from ka2l_ray.text.tokens import pad_id
 
 RESULTS = Path(__file__).parent / "results" / "engine.json"
 PAIRS, BATCH, SAMPLES, NEW_TOKENS = 5, 32, 10, 16
@@ -49,7 +50,9 @@ class Sides:
         self.texts = questions(SCORED)
         self.model: Any = AutoModelForCausalLM.from_pretrained(folder).eval()
         self.layer = self.model.config.num_hidden_layers // 2
-        self.scorer = Engine(load_blocks(section, self.layer), pad_id(self.tokenizer), self.prompts.shared, Limits(rows=OURS))
+        self.scorer = Engine(
+            load_blocks(section, self.layer), pad_id(self.tokenizer), self.prompts.shared, Limits(rows=OURS)
+        )
         collect = CollectSection(samples=SAMPLES, max_new_tokens=NEW_TOKENS)
         self.tokenize = Tokenize(section, prompt())
         self.collector = CollectActor(section, prompt(), collect, [self.layer], seed=0, limits=Limits(rows=OURS))
@@ -60,7 +63,9 @@ class Sides:
 
     def collect(self) -> None:
         """States, the greedy answer and K samples from one pass."""
-        self.collector(self.tokenize.add(pa.table({"id": [str(i) for i in range(SAMPLED)], "question": self.texts[:SAMPLED]})))
+        self.collector(
+            self.tokenize.add(pa.table({"id": [str(i) for i in range(SAMPLED)], "question": self.texts[:SAMPLED]}))
+        )
 
     @torch.inference_mode()
     def prompt_passes(self, count: int = SCORED) -> None:
@@ -109,7 +114,11 @@ class Sides:
 
     def _generate(self, batch: Encoded, **options: Any) -> None:
         self.model.generate(
-            input_ids=batch.ids, attention_mask=batch.mask, max_new_tokens=NEW_TOKENS, pad_token_id=pad_id(self.tokenizer), **options
+            input_ids=batch.ids,
+            attention_mask=batch.mask,
+            max_new_tokens=NEW_TOKENS,
+            pad_token_id=pad_id(self.tokenizer),
+            **options,
         )
 
 
@@ -125,7 +134,9 @@ def matrix_flops() -> float:
     return 2 * 2048**3 / min(seconds(lambda: torch.mm(a, b)) for _ in range(3))
 
 
-def compare(name: str, ours: Callable[[], object], baseline: Callable[[], object], count: int, flop: float) -> dict[str, Any]:
+def compare(
+    name: str, ours: Callable[[], object], baseline: Callable[[], object], count: int, flop: float
+) -> dict[str, Any]:
     """One warm-up of each side, then pairs in turn, each beside a matrix product; `flop` is what one round of ours has to compute."""
     ours()
     baseline()
@@ -159,7 +170,9 @@ def profile(work: Callable[[], object]) -> dict[str, float]:
     }
     spent: dict[str, float] = defaultdict(float)
     for event in trace.key_averages():
-        kind = next((k for k, words in kinds.items() if any(w in event.key for w in words)), "element by element, norms, rest")
+        kind = next(
+            (k for k, words in kinds.items() if any(w in event.key for w in words)), "element by element, norms, rest"
+        )
         spent[kind] += event.self_cpu_time_total
     spent["outside torch"] = max(0.0, wall - sum(spent.values()))
     return {kind: round(part / wall, 3) for kind, part in sorted(spent.items(), key=lambda x: -x[1])}
@@ -168,7 +181,12 @@ def profile(work: Callable[[], object]) -> dict[str, float]:
 def main() -> None:
     torch.set_num_threads(1)
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    results |= {"command": "make bench", "machine": platform.processor() or platform.machine(), "threads": 1, "pairs": PAIRS}
+    results |= {
+        "command": "make bench",
+        "machine": platform.processor() or platform.machine(),
+        "threads": 1,
+        "pairs": PAIRS,
+    }
     with tempfile.TemporaryDirectory() as folder:
         sides = Sides(Path(folder))
         results["model"] = {"parameters": sum(p.numel() for p in sides.model.parameters()), "layer": sides.layer}

@@ -24,12 +24,13 @@ from bench_finetune_gpu import SHAPE, TINY
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ka2l_ray.config import ModelSection
-from ka2l_ray.models.activations import Prompt, pad
+from ka2l_ray.models.activations import pad
 from ka2l_ray.models.answers import Decoding
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
 from ka2l_ray.models.generation import Generator
 from ka2l_ray.models.loading import load_tokenizer
+from ka2l_ray.text.prompts import Prompt
 
 RESULTS = Path(__file__).parent / "results" / "engine_gpu.json"
 SAMPLES, NEW_TOKENS = 10, 16
@@ -124,10 +125,17 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             "range_s": [min(taken), max(taken)],
         }
         speed = f"{tokens * rate:>12,.0f} prompt tokens/s {count * rate:>10,.1f} questions/s"
-        print(f"{name:<34} {speed}, {flop * rate / 1e12:>8.3g} TFLOP/s: {found['share_of_peak']:.2%} of the peak", flush=True)
+        print(
+            f"{name:<34} {speed}, {flop * rate / 1e12:>8.3g} TFLOP/s: {found['share_of_peak']:.2%} of the peak",
+            flush=True,
+        )
         return found
 
-    results: dict[str, Any] = card | {"weights": sum(p.numel() for p in model.parameters()), "prompt_tokens": whole, "own_tokens": own}
+    results: dict[str, Any] = card | {
+        "weights": sum(p.numel() for p in model.parameters()),
+        "prompt_tokens": whole,
+        "own_tokens": own,
+    }
     for layer in (depth // 4, depth // 2, 3 * depth // 4, depth):
         flop = 2.0 * block * layer * count * own
         results[f"score_{layer}"] = report(
@@ -135,14 +143,22 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         )
     ours = written * (1 + SAMPLES)
     flop = 2.0 * (block * depth * (count * own + ours) + head * (count + ours))
-    collect = report("states + greedy + 10 samples", lambda: generator(names, prompts, [depth // 2], ["last"]), count * own, flop)
+    collect = report(
+        "states + greedy + 10 samples", lambda: generator(names, prompts, [depth // 2], ["last"]), count * own, flop
+    )
     results["collect"] = collect | {"new_tokens_per_s": collect["questions_per_s"] * (1 + SAMPLES) * NEW_TOKENS}
 
     @torch.inference_mode()
     def theirs() -> None:
         for at in range(0, count, arguments.batch_rows):
             batch = pad(prompts[at : at + arguments.batch_rows], 0).to(model.device)
-            model.generate(input_ids=batch.ids, attention_mask=batch.mask, max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0)
+            model.generate(
+                input_ids=batch.ids,
+                attention_mask=batch.mask,
+                max_new_tokens=NEW_TOKENS,
+                do_sample=False,
+                pad_token_id=0,
+            )
 
     model.set_attn_implementation("sdpa")  # Hugging Face's own, in place of what an engine makes the model's
     flop = 2.0 * (block * depth * (count * whole + written) + head * (count + written))
@@ -154,7 +170,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tiny", action="store_true", help="a shape for a CPU; no result file is written")
     parser.add_argument("--questions", type=int, default=2048)
-    parser.add_argument("--shared", type=int, default=115, help="tokens that all prompts share: instruction and five solved examples")
+    parser.add_argument(
+        "--shared", type=int, default=115, help="tokens that all prompts share: instruction and five solved examples"
+    )
     parser.add_argument("--tokens", type=int, default=15, help="tokens of a question")
     parser.add_argument("--batch-rows", type=int, default=512)
     parser.add_argument("--batch-tokens", type=int, default=131_072)

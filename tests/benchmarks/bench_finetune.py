@@ -26,15 +26,16 @@ import torch
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
-from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.config import Config, FinetuneSection, ModelSection, PromptSection, ReplaySection
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.finetune.deepspeed import BETAS, accumulation, micro_rows, rate
 from ka2l_ray.finetune.examples import collate, epoch_batches, micro_batches, tokenize_all
 from ka2l_ray.finetune.job import Job, read_examples
 from ka2l_ray.finetune.losses import answer_loss
 from ka2l_ray.finetune.model import trainable_model
 from ka2l_ray.models.loading import load_tokenizer
-from ka2l_ray.models.tokens import pad_id
+from ka2l_ray.text.tokens import pad_id
 from ka2l_ray.world.facts import build_world, word
 
 RESULTS = Path(__file__).parent / "results" / "finetune.json"
@@ -70,12 +71,16 @@ def ddp_rank(rank: int, port: int, job: Job, out: str) -> None:
     os.nice(RAY_NICENESS)
     torch.set_num_threads(1)
     tune, world_size = job.finetune, job.finetune.workers
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size
+    )
     tokenizer = load_tokenizer(job.model)
     examples = tokenize_all(tokenizer, job.prompt, read_examples(job.examples))
     torch.manual_seed(job.seed)
     model = DistributedDataParallel(trainable_model(job))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=tune.learning_rate, betas=BETAS, weight_decay=tune.weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=tune.learning_rate, betas=BETAS, weight_decay=tune.weight_decay
+    )
     steps, losses, seconds = len(examples) // tune.batch_rows, [], []
     for batch in epoch_batches(examples, tune.batch_rows, job.seed, 0):
         started = time.perf_counter()
@@ -147,14 +152,16 @@ def measure(model: ModelSection, folder: Path, arguments: argparse.Namespace) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", type=Path, help="folder with a config.json: random weights of that shape, not the world model")
+    parser.add_argument(
+        "--config", type=Path, help="folder with a config.json: random weights of that shape, not the world model"
+    )
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=45)
     parser.add_argument("--batch-rows", type=int, default=32)
     parser.add_argument("--micro-batch-rows", type=int, default=16)
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    from ka2l_ray.runtime import connect
+    from ka2l_ray.dataflow.runtime import connect
 
     connect(Config())
     with tempfile.TemporaryDirectory(prefix="ka2l-bench-") as scratch:

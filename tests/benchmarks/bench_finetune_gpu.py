@@ -20,8 +20,9 @@ import torch
 from bench_finetune import WARM_UP_STEPS, random_model
 from transformers import LlamaConfig
 
-from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.config import FinetuneSection, ModelSection, PromptSection, ReplaySection
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.finetune.deepspeed import BETAS
 from ka2l_ray.finetune.examples import collate, epoch_batches, tokenize_all
 from ka2l_ray.finetune.job import Job, read_examples
@@ -29,7 +30,7 @@ from ka2l_ray.finetune.loop import train_rank
 from ka2l_ray.finetune.losses import answer_loss
 from ka2l_ray.finetune.model import trainable_model
 from ka2l_ray.models.loading import load_tokenizer
-from ka2l_ray.models.tokens import ids_of, pad_id
+from ka2l_ray.text.tokens import ids_of, pad_id
 
 RESULTS = Path(__file__).parent / "results" / "finetune_gpu.json"
 SHAPE = {
@@ -63,7 +64,9 @@ def plain(job: Job) -> list[float]:
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=tune.learning_rate, betas=BETAS)
     seconds = []
-    for batch in epoch_batches(tokenize_all(tokenizer, job.prompt, read_examples(job.examples)), tune.batch_rows, job.seed, 0):
+    for batch in epoch_batches(
+        tokenize_all(tokenizer, job.prompt, read_examples(job.examples)), tune.batch_rows, job.seed, 0
+    ):
         started = time.perf_counter()
         inputs = {k: v.to(model.device) for k, v in collate(batch, pad_id(tokenizer)).items()}
         labels = inputs.pop("labels")
@@ -92,7 +95,9 @@ def main() -> None:
         folder = Path(scratch)
         backend = "nccl" if gpus else "gloo"
         torch.distributed.init_process_group(backend, init_method=f"file://{folder}/store", rank=0, world_size=1)
-        LlamaConfig.from_dict((TINY if arguments.tiny else SHAPE) | {"dtype": "bfloat16"}).save_pretrained(folder / "shape")
+        LlamaConfig.from_dict((TINY if arguments.tiny else SHAPE) | {"dtype": "bfloat16"}).save_pretrained(
+            folder / "shape"
+        )
         model = random_model(folder / "shape", folder)
         section = FinetuneSection(
             mode="lora", precision="bfloat16", zero_stage=2, workers=1, gpus_per_worker=gpus, epochs=1, batch_rows=arguments.batch_rows,
@@ -114,7 +119,12 @@ def report(sides: dict[str, list[float]], job: Job, arguments: argparse.Namespac
     (batch, *_) = epoch_batches(rows, arguments.batch_rows, 0, 0)
     tokens = sum(len(r.ids) for r in batch)
     ratios = [b / a for a, b in zip(sides["ours"], sides["plain"], strict=True)]
-    found: dict[str, Any] = {"ratio": median(ratios), "range": [min(ratios), max(ratios)], "weights": weights, "tokens_per_step": tokens}
+    found: dict[str, Any] = {
+        "ratio": median(ratios),
+        "range": [min(ratios), max(ratios)],
+        "weights": weights,
+        "tokens_per_step": tokens,
+    }
     for name, seconds in sides.items():
         rate = tokens / median(seconds)
         found |= {f"{name}_tokens_per_s": rate, f"{name}_mfu": 4 * weights * rate / (arguments.peak_tflops * 1e12)}
@@ -122,7 +132,9 @@ def report(sides: dict[str, list[float]], job: Job, arguments: argparse.Namespac
     print(f"ours over plain: {found['ratio']:.2f} ({min(ratios):.2f} … {max(ratios):.2f})")
     if torch.cuda.is_available() and not arguments.tiny:
         found["machine"] = torch.cuda.get_device_name()
-        RESULTS.write_text(json.dumps(found | {"command": "python tests/benchmarks/bench_finetune_gpu.py"}, indent=1) + "\n")
+        RESULTS.write_text(
+            json.dumps(found | {"command": "python tests/benchmarks/bench_finetune_gpu.py"}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -72,13 +72,23 @@ def measure(piece: tuple[str, int]) -> tuple[str, dict[str, Any]]:
     bought = lab.bought("ka2l", BUDGET, seed)
     examples, replayed = lab.examples(bought, recipe, round(recipe.replay.ratio * BUDGET))
     model = lab.train(examples, recipe, seed)
-    figures = lab.figures(model, bought, replayed) | {"replayed": len(replayed), "entropy_auroc": lab.entropy_auroc_untouched(model)}
+    figures = lab.figures(model, bought, replayed) | {
+        "replayed": len(replayed),
+        "entropy_auroc": lab.entropy_auroc_untouched(model),
+    }
     return f"{name} / seed {seed}", figures | {"seconds": round(time.monotonic() - started, 1)}
 
 
 def summarize(parts: dict[str, Any]) -> dict[str, Any]:
     """Mean and range over seeds of what the table shows."""
-    shown = ("known_never_replayed", "taught_same_phrasing", "taught_other_phrasing", "accuracy", "entropy_auroc", "known_replayed")
+    shown = (
+        "known_never_replayed",
+        "taught_same_phrasing",
+        "taught_other_phrasing",
+        "accuracy",
+        "entropy_auroc",
+        "known_replayed",
+    )
     found: dict[str, Any] = {}
     for name in RECIPES:
         runs = [p for s in SEEDS if (p := parts.get(f"{name} / seed {s}"))]
@@ -91,7 +101,11 @@ def main() -> None:
     """Measure what is missing. Arguments: number of processes, then names of recipes (all when left out)."""
     processes = int(sys.argv[1]) if len(sys.argv) > 1 else os.cpu_count() or 1
     wanted = sys.argv[2:] or list(RECIPES)
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"command": "make forgetting", "budget": BUDGET, "parts": {}}
+    results = (
+        json.loads(RESULTS.read_text())
+        if RESULTS.exists()
+        else {"command": "make forgetting", "budget": BUDGET, "parts": {}}
+    )
     pieces = [(n, s) for s in SEEDS for n in wanted if f"{n} / seed {s}" not in results["parts"]]
     with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=4) as pool:
         for done, (key, figures) in enumerate(pool.imap_unordered(measure, pieces), 1):

@@ -27,7 +27,9 @@ def rows() -> list[dict[str, Any]]:
 def prompt() -> PromptSection:
     """The paper's prompt: an instruction, five solved examples, the question."""
     solved = "".join(f"Question: {r['question']}\nAnswer: {r['answer'][0]}\n\n" for r in rows()[:SHOTS])
-    return PromptSection(template=f"Answer the question as briefly as you can.\n\n{solved}Question: {{question}}\nAnswer:", stop=("\n",))
+    return PromptSection(
+        template=f"Answer the question as briefly as you can.\n\n{solved}Question: {{question}}\nAnswer:", stop=("\n",)
+    )
 
 
 def questions(count: int) -> list[str]:
@@ -41,7 +43,10 @@ def build(folder: Path) -> str:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=8192, special_tokens=["<pad>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=8192,
+        special_tokens=["<pad>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator([f"Question: {r['question']}\nAnswer: {r['answer'][0]}\n" for r in rows()], trainer)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>").save_pretrained(folder)

@@ -29,19 +29,22 @@ import pyarrow as pa
 import torch
 from bench_model import build, prompt, questions
 
-from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.config import Config, ModelSection, Pool
-from ka2l_ray.corpus.prompts import Tokenize
-from ka2l_ray.dataflow import Stage, run_stage
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.runtime import connect
+from ka2l_ray.dataflow.shard_size import SHARDS_PER_ACTOR
+from ka2l_ray.dataflow.stage import Stage, run_stage
+from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.loading import depth_and_width
-from ka2l_ray.probe.model import LinearProbe, ProbeCard
+from ka2l_ray.models.probe import LinearProbe, ProbeCard
+from ka2l_ray.models.prompts import Tokenize
 from ka2l_ray.probe.score import ScoreActor
-from ka2l_ray.runtime import connect
-from ka2l_ray.shard_size import SHARDS_PER_ACTOR
 
 RESULTS = Path(__file__).parent / "results" / "pool.json"
-os.environ.setdefault("RAY_worker_niceness", "0")  # as the plain process; Ray's own default of 15 leaves the machine to others
+os.environ.setdefault(
+    "RAY_worker_niceness", "0"
+)  # as the plain process; Ray's own default of 15 leaves the machine to others
 ACTORS, BLOCK = 1, 512
 LIMITS = Limits(rows=32)
 OUT = pa.schema([pa.field("p_unknown", pa.float32())])
@@ -80,9 +83,13 @@ def pool_rate(arguments: dict[str, Any], source: Table, target: Path) -> float:
     table = Table(Folder.of(str(target)))
     tokenize = Tokenize(arguments["model"], arguments["prompt"])
     run_stage(
-        Stage("score", ScoreActor, arguments | {"limits": Limits.of(pool)}, ("question",), OUT, pool, prepare=tokenize), source, table
+        Stage("score", ScoreActor, arguments | {"limits": Limits.of(pool)}, ("question",), OUT, pool, prepare=tokenize),
+        source,
+        table,
     )
-    written = sorted((Path(f).stat().st_mtime, n["rows"]) for f, n in zip(table.files(), table.manifest()["files"], strict=True))
+    written = sorted(
+        (Path(f).stat().st_mtime, n["rows"]) for f, n in zip(table.files(), table.manifest()["files"], strict=True)
+    )
     return sum(rows for _, rows in written[ACTORS:]) / (written[-1][0] - written[ACTORS - 1][0])
 
 
@@ -131,7 +138,11 @@ def plain(folder: Path, share: int) -> None:
 
 def engine_of(folder: Path) -> dict[str, Any]:
     """What either side's `ScoreActor` is made of."""
-    return {"model": ModelSection(name_or_path=str(folder / "model")), "prompt": prompt(), "probe": Folder.of(str(folder / "probe"))}
+    return {
+        "model": ModelSection(name_or_path=str(folder / "model")),
+        "prompt": prompt(),
+        "probe": Folder.of(str(folder / "probe")),
+    }
 
 
 def throughput(rows: int, pairs: int) -> dict[str, Any]:
@@ -143,7 +154,10 @@ def throughput(rows: int, pairs: int) -> dict[str, Any]:
         found = []
         for n in range(pairs):
             found.append((pool_rate(engine_of(folder), source, folder / f"scores-{n}"), plain_rate(folder, rows)))
-            print(f"pair {n + 1}/{pairs}: pool {found[-1][0]:,.0f} questions/s, plain processes {found[-1][1]:,.0f}", flush=True)
+            print(
+                f"pair {n + 1}/{pairs}: pool {found[-1][0]:,.0f} questions/s, plain processes {found[-1][1]:,.0f}",
+                flush=True,
+            )
     ratios = [a / b for a, b in found]
     return {
         "ratio": median(ratios),
@@ -189,14 +203,20 @@ def watching() -> Iterator[dict[str, int]]:
 def memory(rows: int) -> dict[str, Any]:
     """Peak memory of one stage over `rows` questions, in this process."""
     with tempfile.TemporaryDirectory() as scratch:
-        subprocess.run([sys.executable, __file__, "corpus", f"{scratch}/questions", str(rows)], check=True)  # its memory is not the stage's
+        subprocess.run(
+            [sys.executable, __file__, "corpus", f"{scratch}/questions", str(rows)], check=True
+        )  # its memory is not the stage's
         source = Table(Folder.of(f"{scratch}/questions"))
         connect(Config())
         pool = Pool(min=ACTORS, max=ACTORS, shard_rows=4096)
         started = time.monotonic()
         with watching() as peak:
-            run_stage(Stage("stub", StubActor, {}, ("question",), OUT, pool), source, Table(Folder.of(scratch) / "scores"))
-    return {"rows": rows, "seconds": round(time.monotonic() - started, 1)} | {k: round(v / 2**20) for k, v in peak.items()}
+            run_stage(
+                Stage("stub", StubActor, {}, ("question",), OUT, pool), source, Table(Folder.of(scratch) / "scores")
+            )
+    return {"rows": rows, "seconds": round(time.monotonic() - started, 1)} | {
+        k: round(v / 2**20) for k, v in peak.items()
+    }
 
 
 def memories(sizes: list[int]) -> dict[str, Any]:
@@ -221,15 +241,21 @@ def main() -> None:
         plain(Path(sys.argv[2]), int(sys.argv[3]))
         return
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=20_000, help="questions of a round, each of which takes half of a pair")
+    parser.add_argument(
+        "--rows", type=int, default=20_000, help="questions of a round, each of which takes half of a pair"
+    )
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="corpora of the memory part")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="corpora of the memory part"
+    )
     arguments = parser.parse_args()
     found = {"pool_vs_plain": throughput(arguments.rows, arguments.pairs), "memory_mib": memories(arguments.sizes)}
     print(json.dumps(found, indent=1))
     if arguments == parser.parse_args([]):  # other sizes show only that it runs
         results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        RESULTS.write_text(json.dumps(results | found | {"command": "python tests/benchmarks/bench_pool.py"}, indent=1) + "\n")
+        RESULTS.write_text(
+            json.dumps(results | found | {"command": "python tests/benchmarks/bench_pool.py"}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from ka2l_ray.config import AcquireSection, FinetuneSection, ReplaySection, Stra
 from ka2l_ray.models.loading import WORLD_MODEL
 from ka2l_ray.report.canvas import BLUE, GREY, ORANGE, Drawing, legend
 from ka2l_ray.world.facts import WorldRecipe, build_world
-from ka2l_ray.world.recipes import built_hash
+from ka2l_ray.world_model.recipes import built_hash
 
 FOLDER = Path(__file__).parent / "results" / "saving"
 SUMMARY, FIGURE = FOLDER.parent / "saving.json", FOLDER.parent / "saving.svg"
@@ -110,7 +110,10 @@ def run_case(case: Case) -> str:
             if key not in record["trainings"]:
                 record["trainings"][key] = figures = training(lab, strategy, budget, case.seed + DRAW_STRIDE * draw)
                 store(case.file, record)
-                print(f"{case.name} {key}: accuracy {figures['accuracy']:.3f}, known {figures['known_never_replayed']:.3f}", flush=True)
+                print(
+                    f"{case.name} {key}: accuracy {figures['accuracy']:.3f}, known {figures['known_never_replayed']:.3f}",
+                    flush=True,
+                )
         return fmean(record["trainings"][k]["accuracy"] for k in keys.values())
 
     if case.part == "core":
@@ -175,10 +178,22 @@ def summarize() -> dict[str, Any]:
             record["trainings"] |= more["trainings"]
         saving = case_savings(record)
         oracle = saving["oracle"]
-        entry = {s: {"saving": v, "of_oracle": None if v is None or not oracle else v / oracle} for s, v in saving.items()}
+        entry = {
+            s: {"saving": v, "of_oracle": None if v is None or not oracle else v / oracle} for s, v in saving.items()
+        }
         curves = {s: mean_curve(record, s) for s in dict.fromkeys(k.split("/")[0] for k in record["trainings"])}
-        shares.setdefault(f"{case.share:g}", {})[case.name] = {"strategies": entry, "curves": curves, "base": record["base"]}
-    return {"command": "make saving", "pool": POOL, "random_budget": RANDOM_BUDGET, "ceiling": "known share", "shares": shares}
+        shares.setdefault(f"{case.share:g}", {})[case.name] = {
+            "strategies": entry,
+            "curves": curves,
+            "base": record["base"],
+        }
+    return {
+        "command": "make saving",
+        "pool": POOL,
+        "random_budget": RANDOM_BUDGET,
+        "ceiling": "known share",
+        "shares": shares,
+    }
 
 
 def _whole(case: Case) -> dict[str, Any] | None:
@@ -193,7 +208,9 @@ def main() -> None:
     processes = int(sys.argv[1]) if len(sys.argv) > 1 else os.cpu_count() or 1
     ready = [c for c in CASES if c.rebuilt is None or rebuilt_folder(c.rebuilt).exists()]
     with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=1) as pool:
-        for name in pool.imap_unordered(run_case, ready):  # in this order, so core parts are done before others ask for them
+        for name in pool.imap_unordered(
+            run_case, ready
+        ):  # in this order, so core parts are done before others ask for them
             SUMMARY.write_text(json.dumps(summarize(), indent=1) + "\n")
             print(f"{name} done", flush=True)
     summary = summarize()
@@ -227,7 +244,15 @@ def figure(summary: dict[str, Any]) -> str:
                 for share, cases in summary["shares"].items()
                 for c in cases.values()
             ]
-            axes.plot(*zip(*dots, strict=True), color=color, marker=marker, linestyle="none", markersize=6, alpha=0.8, label=strategy)
+            axes.plot(
+                *zip(*dots, strict=True),
+                color=color,
+                marker=marker,
+                linestyle="none",
+                markersize=6,
+                alpha=0.8,
+                label=strategy,
+            )
         axes.set(xlabel="known share of the pool", ylabel="annotations saved against random", xlim=(0, 1), ylim=(0, 1))
         legend(axes, "lower", axes.get_legend_handles_labels()[0])
 

@@ -25,11 +25,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # also in workers, by PYTHON
 
 from object_store import KEYS, bucket_on_moto
 
-from ka2l_ray.artifacts import Folder, Table
-from ka2l_ray.attempts import ShardFile, Shards, listed, reopen
 from ka2l_ray.config import Config, Pool
-from ka2l_ray.dataflow import STATE, Stage, run_stage
-from ka2l_ray.runtime import connect
+from ka2l_ray.dataflow.attempts import ShardFile, Shards, listed, reopen
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.runtime import connect
+from ka2l_ray.dataflow.stage import STATE, Stage, run_stage
+from ka2l_ray.dataflow.storage import Folder
 
 RESULTS = Path(__file__).parent / "results" / "shards.json"
 FILE_ROWS, GROUP_ROWS, LOST = 50_000, 8192, 3
@@ -50,7 +51,9 @@ def source(folder: Folder, rows: int) -> Table:
         for start in range(0, rows, FILE_ROWS):
             numbers = np.arange(start, min(start + FILE_ROWS, rows))
             part = pa.table({"id": np.char.mod("q%d", numbers), "question": np.char.mod("What is %d?", numbers)})
-            pq.write_table(part, (folder / f"{start:09d}.parquet").path, filesystem=folder.filesystem, row_group_size=GROUP_ROWS)
+            pq.write_table(
+                part, (folder / f"{start:09d}.parquet").path, filesystem=folder.filesystem, row_group_size=GROUP_ROWS
+            )
             yield {"name": f"{start:09d}.parquet", "rows": len(numbers)}
 
     folder.make()
@@ -97,7 +100,11 @@ def main() -> None:
         questions, target = source(local / "questions", rows), Table(local / "scores")
         started = time.perf_counter()
         manifest = run_stage(stage(), questions, target)
-        found: dict[str, Any] = {"rows": rows, "seconds": round(time.perf_counter() - started, 1), "files": len(manifest["files"])}
+        found: dict[str, Any] = {
+            "rows": rows,
+            "seconds": round(time.perf_counter() - started, 1),
+            "files": len(manifest["files"]),
+        }
         print(found, flush=True)
         run_stage(stage(), Table(local / "questions"), target)  # done: the check that no file is gone
         found["local"] = resumed(questions, target)
@@ -106,7 +113,10 @@ def main() -> None:
             bucket = Folder.of(uri)
             for name in ("questions", "scores"):
                 fs.copy_files(
-                    (local / name).path, (bucket / name).path, source_filesystem=local.filesystem, destination_filesystem=bucket.filesystem
+                    (local / name).path,
+                    (bucket / name).path,
+                    source_filesystem=local.filesystem,
+                    destination_filesystem=bucket.filesystem,
                 )
             found["s3"] = resumed(Table(bucket / "questions"), Table(bucket / "scores"))
             print(found["s3"], flush=True)

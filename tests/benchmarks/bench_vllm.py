@@ -7,7 +7,11 @@ The ratio is vLLM's time over ours. Says nothing of GPUs, which vLLM is made for
 
 import os
 
-os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+os.environ |= {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
 
 import json
 import tempfile
@@ -38,7 +42,13 @@ def main() -> None:
             llm.reset_prefix_cache()
             llm.generate(asked, sampling, use_tqdm=False)
 
-        found = compare("states + greedy + 10 samples vs vLLM's 10 samples alone", sides.collect, theirs, SAMPLED, sides.flop_collect())
+        found = compare(
+            "states + greedy + 10 samples vs vLLM's 10 samples alone",
+            sides.collect,
+            theirs,
+            SAMPLED,
+            sides.flop_collect(),
+        )
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     RESULTS.write_text(json.dumps(results | {"vllm": found}, indent=1) + "\n")
 

@@ -19,22 +19,23 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import OneHotEncoder
 
-from ka2l_ray.collect.actor import CollectActor, matrix
+from ka2l_ray.collect.actor import CollectActor
 from ka2l_ray.config import CollectSection, ModelSection, SearchSection
-from ka2l_ray.corpus.prompts import Tokenize
 from ka2l_ray.decode.actor import decoder_folder
 from ka2l_ray.decode.metrics import reconstruction
 from ka2l_ray.decode.model import StateDecoder
+from ka2l_ray.entropy.thresholds import otsu
 from ka2l_ray.label.actor import ClusterActor
-from ka2l_ray.label.thresholds import otsu
 from ka2l_ray.models.activations import prompt_states
 from ka2l_ray.models.loading import WORLD_MODEL, load_model, load_tokenizer
-from ka2l_ray.models.tokens import text_of
+from ka2l_ray.models.prompts import Tokenize
 from ka2l_ray.probe.fit import ProbeRows, divide, fit_layer
-from ka2l_ray.probe.metrics import auroc, auroc_interval
+from ka2l_ray.stats import auroc, auroc_interval
+from ka2l_ray.tables import matrix
+from ka2l_ray.text.tokens import text_of
 from ka2l_ray.world.facts import ATTRIBUTES, RESERVED_PHRASING, Fact, build_world, word
-from ka2l_ray.world.pretrain import PROMPT
-from ka2l_ray.world.recipes import built_hash
+from ka2l_ray.world_model.pretrain import PROMPT
+from ka2l_ray.world_model.recipes import built_hash
 
 RESULTS = Path(__file__).parent / "results" / "world.json"
 SEEDS = (0, 1, 2)
@@ -70,7 +71,11 @@ def collect(phrasing: int, seed: int) -> dict[str, Any]:
         sample_accuracy += labels["sample_accuracy"]
         print(f"\rphrasing {phrasing} seed {seed}: {start + len(part)}/{len(facts)} facts", end="", file=sys.stderr)
     print(file=sys.stderr)
-    return {"states": {n: np.concatenate(s) for n, s in states.items()}, "entropy": np.array(entropy), "correct": np.array(correct)}
+    return {
+        "states": {n: np.concatenate(s) for n, s in states.items()},
+        "entropy": np.array(entropy),
+        "correct": np.array(correct),
+    }
 
 
 def by_kind(collected: dict[str, Any]) -> dict[str, Any]:
@@ -103,7 +108,12 @@ def probe_figures(collected: dict[str, Any], seed: int) -> dict[str, Any]:
     fits = {n: fit_layer(collected["states"][n], rows, gamma, search, seed) for n in LAYERS}
     curve = {f"{n:03d}": fits[n].auroc_vs_truth for n in LAYERS}
     best = max(LAYERS, key=lambda n: fits[n].validation_auroc)
-    return {"by_layer": curve, "chosen_layer": best, "auroc": curve[f"{best:03d}"], "family_name_auroc": _family(rows, gamma, search, seed)}
+    return {
+        "by_layer": curve,
+        "chosen_layer": best,
+        "auroc": curve[f"{best:03d}"],
+        "family_name_auroc": _family(rows, gamma, search, seed),
+    }
 
 
 def _family(rows: ProbeRows, gamma: float, search: SearchSection, seed: int) -> float | None:
@@ -119,8 +129,12 @@ def _family(rows: ProbeRows, gamma: float, search: SearchSection, seed: int) -> 
 @torch.inference_mode()
 def decoder_figures() -> dict[str, Any]:
     """Reconstruction of questions about people, whom the decoder never saw, from their own states."""
-    tokenizer, model, decoder = load_tokenizer(ModelSection()), load_model(ModelSection()), StateDecoder.load(decoder_folder("world"))
-    from ka2l_ray.corpus.prompts import encode
+    tokenizer, model, decoder = (
+        load_tokenizer(ModelSection()),
+        load_model(ModelSection()),
+        StateDecoder.load(decoder_folder("world")),
+    )
+    from ka2l_ray.models.prompts import encode
 
     people = build_world().people
     questions = [word(i % len(ATTRIBUTES), i % RESERVED_PHRASING, p.name) for i, p in enumerate(people)]
@@ -128,7 +142,12 @@ def decoder_figures() -> dict[str, Any]:
     encoded = encode(tokenizer, PROMPT, questions)
     states = prompt_states(model, model.config.num_hidden_layers, encoded, card.position, [card.layer])[card.layer]
     written = [text_of(tokenizer, t) for t in decoder.write(states, questions, 0, 0.0)]
-    return {"layer": card.layer, "position": card.position, "questions": len(questions), **vars(reconstruction(written, questions))}
+    return {
+        "layer": card.layer,
+        "position": card.position,
+        "questions": len(questions),
+        **vars(reconstruction(written, questions)),
+    }
 
 
 def _kinds_people() -> tuple[np.ndarray, np.ndarray]:
@@ -160,7 +179,11 @@ def main() -> None:
 
         def measure(phrasing: int = 0, seed: int = seed) -> dict[str, Any]:
             collected = collect(phrasing, seed)
-            return {"kinds": by_kind(collected), "entropy": entropy_figures(collected), "probe": probe_figures(collected, seed)}
+            return {
+                "kinds": by_kind(collected),
+                "entropy": entropy_figures(collected),
+                "probe": probe_figures(collected, seed),
+            }
 
         part(f"phrasing_0_seed_{seed}", measure)
     for phrasing in range(1, RESERVED_PHRASING + 1):

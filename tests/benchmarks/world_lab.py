@@ -18,8 +18,7 @@ import torch
 
 from ka2l_ray.active.acquire import PoolRow, policy
 from ka2l_ray.active.replay import knew, replayed_answers, select_replay
-from ka2l_ray.artifacts import Folder
-from ka2l_ray.collect.actor import CollectActor, matrix
+from ka2l_ray.collect.actor import CollectActor
 from ka2l_ray.config import (
     AcquireSection,
     CollectSection,
@@ -31,29 +30,31 @@ from ka2l_ray.config import (
     Strategy,
     WorldCorpusSection,
 )
-from ka2l_ray.corpus.prompts import Prompter, Tokenize
 from ka2l_ray.corpus.world import world_questions
+from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.actor import DecodeActor
 from ka2l_ray.decode.filters import hashes, leaks, statuses
 from ka2l_ray.decode.stage import decoded_id
+from ka2l_ray.entropy.thresholds import otsu
 from ka2l_ray.finetune.deepspeed import rate
 from ka2l_ray.finetune.examples import Example, Tokens, collate, epoch_batches, replayed_rows, tokenize_all
 from ka2l_ray.finetune.losses import answer_loss, kl_to_base
 from ka2l_ray.label.actor import ClusterActor, KnowledgeActor
-from ka2l_ray.label.grading import is_correct
-from ka2l_ray.label.stage import unseen_targets
-from ka2l_ray.label.thresholds import otsu
 from ka2l_ray.models.answers import Answer, Decoding
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
 from ka2l_ray.models.generation import Generator
 from ka2l_ray.models.loading import load_model, load_tokenizer
-from ka2l_ray.models.tokens import pad_id
+from ka2l_ray.models.probe import LinearProbe, ProbeCard
+from ka2l_ray.models.prompts import Tokenize
 from ka2l_ray.probe.fit import LayerFit, ProbeRows, fit_layer
-from ka2l_ray.probe.metrics import auroc
-from ka2l_ray.probe.model import LinearProbe, ProbeCard
+from ka2l_ray.stats import auroc
+from ka2l_ray.tables import matrix, unseen_targets
+from ka2l_ray.text.grading import is_correct
+from ka2l_ray.text.prompts import Prompter
+from ka2l_ray.text.tokens import pad_id
 from ka2l_ray.world.facts import World
-from ka2l_ray.world.pretrain import PROMPT
+from ka2l_ray.world_model.pretrain import PROMPT
 
 BATCH = 256
 LAYERS = (3, 4, 5, 6)
@@ -93,7 +94,9 @@ class Lab:
 
     def collected(self, table: pa.Table, samples: int, layers: Sequence[int], seed: int) -> dict[str, Any]:
         """Columns of the collecting actor for a whole table."""
-        actor = CollectActor(self.model_section, PROMPT, CollectSection(samples=samples), layers, seed, Limits(rows=BATCH))
+        actor = CollectActor(
+            self.model_section, PROMPT, CollectSection(samples=samples), layers, seed, Limits(rows=BATCH)
+        )
         columns = actor(self.tokenize.add(table))
         return {name: matrix(values) if name.startswith("last_") else values for name, values in columns.items()}
 
@@ -112,7 +115,10 @@ class Lab:
         unseen = unseen_targets(table["truth"])
         wrong = np.array([c is False for c in labels["correct"]])
         rows = ProbeRows(entropy, wrong, unseen, np.array(table["entity"].to_pylist()))
-        fits = {n: fit_layer(columns[f"last_{n:03d}"].astype(np.float64), rows, gamma, SearchSection(bootstrap=100), seed) for n in LAYERS}
+        fits = {
+            n: fit_layer(columns[f"last_{n:03d}"].astype(np.float64), rows, gamma, SearchSection(bootstrap=100), seed)
+            for n in LAYERS
+        }
         best = max(LAYERS, key=lambda n: fits[n].validation_auroc)
         compared = unseen >= 0
         return best, fits[best], gamma, float(auroc(unseen[compared], entropy[compared]) or 0.0)
@@ -130,7 +136,13 @@ class Lab:
         return [
             PoolRow(r["id"], float(p), r["truth"], r["group"], e, n, q, s)
             for r, p, e, n, q, s in zip(
-                table.to_pylist(), scores, labels["entropy_nats"], labels["likelihood"], knowledge["quadrant"], states, strict=True
+                table.to_pylist(),
+                scores,
+                labels["entropy_nats"],
+                labels["likelihood"],
+                knowledge["quadrant"],
+                states,
+                strict=True,
             )
         ]
 
@@ -140,7 +152,8 @@ class Lab:
         table = self.tables["pool"]
         columns = self.collected(table, 4, (), self.setting.seed + REPLAY_SEED_STEP)
         return {
-            i: {"samples": s, "greedy": g} for i, s, g in zip(table["id"].to_pylist(), columns["samples"], columns["greedy"], strict=True)
+            i: {"samples": s, "greedy": g}
+            for i, s, g in zip(table["id"].to_pylist(), columns["samples"], columns["greedy"], strict=True)
         }
 
     @cached_property
@@ -163,7 +176,9 @@ class Lab:
     def _answers(self, model: Any, rows: Sequence[dict[str, Any]], decoding: Decoding) -> list[list[Answer]]:
         prompts = Prompter(self.tokenizer, PROMPT)
         engine = Engine(model, pad_id(self.tokenizer), prompts.shared, Limits(rows=BATCH))
-        reading = Generator(engine, self.tokenizer, decoding)([r["id"] for r in rows], prompts([r["question"] for r in rows]))
+        reading = Generator(engine, self.tokenizer, decoding)(
+            [r["id"] for r in rows], prompts([r["question"] for r in rows])
+        )
         if reading.failed:
             raise next(iter(reading.failed.values()))
         return reading.answers
@@ -173,11 +188,23 @@ class Lab:
         section = DecodeSection()
         with tempfile.TemporaryDirectory() as scratch:
             layer, fit, gamma, _ = self.probe
-            card = ProbeCard(self.setting.model, PROMPT.template, layer, "last", len(fit.weight), gamma, fit.chosen.inverse_regularization)
+            card = ProbeCard(
+                self.setting.model,
+                PROMPT.template,
+                layer,
+                "last",
+                len(fit.weight),
+                gamma,
+                fit.chosen.inverse_regularization,
+            )
             LinearProbe(fit.weight, fit.bias, card).save(Folder.of(scratch))
-            actor = DecodeActor(self.model_section, PROMPT, section, section.decoder, Folder.of(scratch), self.setting.seed)
+            actor = DecodeActor(
+                self.model_section, PROMPT, section, section.decoder, Folder.of(scratch), self.setting.seed
+            )
             asked = [(decoded_id(i, v), self.pool[i]["question"]) for i in sources for v in range(section.variants)]
-            written = actor(self.tokenize.add(pa.table({"id": [i for i, _ in asked], "question": [q for _, q in asked]})))
+            written = actor(
+                self.tokenize.add(pa.table({"id": [i for i, _ in asked], "question": [q for _, q in asked]}))
+            )
         texts, p_unknown = list(written["decoded_question"]), [float(p) for p in written["p_unknown"]]
         existing = np.union1d(*(hashes(self.tables[s]["question"].to_pylist()) for s in ("probe", "pool")))
         leaked = leaks(texts, [self.tables["eval"]["question"].to_pylist()], CorpusSection().near_duplicates)
@@ -186,17 +213,24 @@ class Lab:
         replies = [(q, self.world.ask(q)) for _, q in kept]
         return [Example(q, (r.fact.value,)) for q, r in replies if r.fact], len(kept)
 
-    def bought(self, strategy: Strategy, count: int, draw_seed: int, acquire: AcquireSection | None = None) -> list[str]:
+    def bought(
+        self, strategy: Strategy, count: int, draw_seed: int, acquire: AcquireSection | None = None
+    ) -> list[str]:
         return [c.id for c in policy(strategy, acquire or AcquireSection(), draw_seed).choose(self.rows, set(), count)]
 
-    def examples(self, bought: Sequence[str], finetune: FinetuneSection, replayed: int) -> tuple[list[Example], set[str]]:
+    def examples(
+        self, bought: Sequence[str], finetune: FinetuneSection, replayed: int
+    ) -> tuple[list[Example], set[str]]:
         """What a round trains on: right answers of the bought, own answers of the replayed."""
         replay = finetune.replay
         unknown = round(replayed * replay.unknown_share)
         chosen = set(select_replay(self.rows, set(bought), replayed - unknown, unknown, self.setting.seed))
         taught = [Example(self.pool[i]["question"], tuple(self.pool[i]["answers"])) for i in sorted(bought)]
         own = self.replay_answers
-        answers = {i: replayed_answers(own[i]["samples"], own[i]["greedy"], self.pool[i]["answers"], replay) for i in sorted(chosen)}
+        answers = {
+            i: replayed_answers(own[i]["samples"], own[i]["greedy"], self.pool[i]["answers"], replay)
+            for i in sorted(chosen)
+        }
         return taught + [Example(self.pool[i]["question"], tuple(a), True) for i, a in answers.items()], chosen
 
     def train(self, examples: Sequence[Example], finetune: FinetuneSection, seed: int) -> Any:
@@ -211,7 +245,11 @@ class Lab:
             model = get_peft_model(
                 model,
                 LoraConfig(
-                    r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules="all-linear", task_type="CAUSAL_LM"
+                    r=lora.rank,
+                    lora_alpha=lora.alpha,
+                    lora_dropout=lora.dropout,
+                    target_modules="all-linear",
+                    task_type="CAUSAL_LM",
                 ),
             )
         model.train()
@@ -271,7 +309,9 @@ class Lab:
             "known_never_replayed_n": len(untouched),
             "known_replayed": float(np.mean(self.grade(model, known_replayed))) if known_replayed else None,
             "taught_same_phrasing": float(np.mean(self.grade(model, [pool[i] for i in bought]))),
-            "taught_other_phrasing": float(np.mean([right[r["id"]] for r in rows if r["fact_id"] in taught and r["scope"] == "pool"])),
+            "taught_other_phrasing": float(
+                np.mean([right[r["id"]] for r in rows if r["fact_id"] in taught and r["scope"] == "pool"])
+            ),
             "truly_unknown_bought": float(np.mean([pool[i]["truth"] == "unseen" for i in bought])),
             "misconceptions_bought": sum(pool[i]["truth"] == "misconception" for i in bought),
             "misconceptions_replayed": sum(pool[i]["truth"] == "misconception" for i in replayed),

@@ -17,7 +17,7 @@ import psutil
 ROOT = Path(__file__).parents[2]
 LIGHTER = ["--set", "finetune.workers=1"]
 """Of a smoke run whose trainings are not what is tested; `tests/ray` trains on two workers."""
-KA2L = [sys.executable, "-m", "ka2l_ray.cli"]
+KA2L = [sys.executable, "-m", "ka2l_ray.cli.app"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,9 @@ def environment() -> dict[str, str]:
 
 
 def ka2l(*arguments: str, timeout_s: float = 600) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*KA2L, *arguments], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout_s)
+    return subprocess.run(
+        [*KA2L, *arguments], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout_s
+    )
 
 
 def kill_when(arguments: list[str], ready: Callable[[], bool], wait_s: float = 0.0, timeout_s: float = 600) -> None:
@@ -57,7 +59,9 @@ def kill_when(arguments: list[str], ready: Callable[[], bool], wait_s: float = 0
         time.sleep(0.05)
     time.sleep(wait_s)
     cluster = psutil.Process(process.pid).children(recursive=True)
-    signal_group(process, signal.SIGKILL)  # with Ray's agents, which would outlive it by a minute; workers have groups of their own
+    signal_group(
+        process, signal.SIGKILL
+    )  # with Ray's agents, which would outlive it by a minute; workers have groups of their own
     process.wait()
     psutil.wait_procs(cluster, timeout=60)
 

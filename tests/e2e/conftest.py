@@ -22,7 +22,15 @@ RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 @pytest.fixture(scope="session")
 def job_run(tmp_path_factory: pytest.TempPathFactory) -> JobRun:
     storage = tmp_path_factory.mktemp("job")
-    command = ["python", "jobs/active_learning.py", "--config", "jobs/configs/smoke.yaml", "--set", f"run.storage={storage}", *LIGHTER]
+    command = [
+        "python",
+        "jobs/active_learning.py",
+        "--config",
+        "jobs/configs/smoke.yaml",
+        "--set",
+        f"run.storage={storage}",
+        *LIGHTER,
+    ]
     with head() as (address, env):
         refused = submit(address, env | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}, *command)
         return JobRun(refused, submit(address, env, *command), storage / "smoke")
@@ -62,7 +70,9 @@ def head_node(env: dict[str, str]) -> Iterator[str]:
     ]
     scratch = tempfile.mkdtemp(prefix="ka2l-")  # of its own: Ray looks in the common one for a cluster that is no more
     command = [*RAY, "start", "--head", "--block", *ports, "--num-cpus=6", f"--temp-dir={scratch}"]
-    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
     address = f"http://127.0.0.1:{dashboard}"
     try:
         _wait_for_jobs(process, address, env)
@@ -86,6 +96,8 @@ def _wait_for_jobs(process: subprocess.Popen[str], address: str, env: dict[str, 
         time.sleep(2)
 
 
-def submit(address: str, env: dict[str, str], *command: str, timeout_s: float = 900) -> subprocess.CompletedProcess[str]:
+def submit(
+    address: str, env: dict[str, str], *command: str, timeout_s: float = 900
+) -> subprocess.CompletedProcess[str]:
     arguments = [*RAY, "job", "submit", "--address", address, "--working-dir", ".", "--", *command]
     return subprocess.run(arguments, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout_s)

@@ -18,13 +18,14 @@ import pyarrow.parquet as pq
 import pytest
 from commands import ka2l
 
-from ka2l_ray.artifacts import FORMAT
-from ka2l_ray.cli import app
+from ka2l_ray.cli.app import app
+from ka2l_ray.dataflow.runs import FORMAT
 
 ROOT = Path(__file__).parents[2]
 SMOKE = str(ROOT / "jobs/configs/smoke.yaml")
 GOOD = [
-    {"question": f"Which river crosses {hashlib.sha256(str(n).encode()).hexdigest()[:30]}?", "answers": [f"River {n}"]} for n in range(60)
+    {"question": f"Which river crosses {hashlib.sha256(str(n).encode()).hexdigest()[:30]}?", "answers": [f"River {n}"]}
+    for n in range(60)
 ]
 """Questions that are not alike: those that are stand in one split together."""
 Maker = Callable[[Path], object]
@@ -32,7 +33,9 @@ Maker = Callable[[Path], object]
 
 def jsonl(*rows: Any, good: int = 60) -> Maker:
     """Good rows, then these: values as JSON, bytes as they are."""
-    lines = [json.dumps(r).encode() for r in GOOD[:good]] + [r if isinstance(r, bytes) else json.dumps(r).encode() for r in rows]
+    lines = [json.dumps(r).encode() for r in GOOD[:good]] + [
+        r if isinstance(r, bytes) else json.dumps(r).encode() for r in rows
+    ]
     return lambda folder: (folder / "q.jsonl").write_bytes(b"\n".join(lines) + b"\n")
 
 
@@ -68,20 +71,50 @@ REFUSED: dict[str, tuple[Maker, str, list[str], str]] = {
     # name: (files, corpus.source, --set, what the one line says)
     "no such file": (raw("x", b""), "no.jsonl", [], "no such file"),
     "no file for the pattern": (raw("x", b""), "*.jsonl", [], "no such file"),
-    "unknown ending": (raw("q.xlsx", b"PK"), "q.xlsx", [], "no such folder, and neither `world`, a file that ends in .jsonl"),
+    "unknown ending": (
+        raw("q.xlsx", b"PK"),
+        "q.xlsx",
+        [],
+        "no such folder, and neither `world`, a file that ends in .jsonl",
+    ),
     "a folder without questions": (raw("notes.md", b"#"), ".", [], "the folder holds no file that ends in"),
     "the same file twice": (jsonl(), "[q.jsonl, q.jsonl]", [], "q.jsonl twice"),
     "no source at all": (jsonl(), "[]", [], "`corpus.source`"),
     "empty file": (raw("q.jsonl", b""), "q.jsonl", [], "hold(s) no row"),
     "only blank lines": (raw("q.jsonl", b"\n \n\r\n"), "q.jsonl", [], "hold(s) no row"),
     "header and nothing else": (raw("q.csv", b"question,answers\n"), "q.csv", [], "hold(s) no row"),
-    "empty Parquet": (raw("q.parquet", parquet({"question": pa.array([], pa.string())})), "q.parquet", [], "hold(s) no row"),
+    "empty Parquet": (
+        raw("q.parquet", parquet({"question": pa.array([], pa.string())})),
+        "q.parquet",
+        [],
+        "hold(s) no row",
+    ),
     "too few for three splits": (jsonl(good=3), "q.jsonl", [], "would be empty"),
-    "missing column": (raw("q.jsonl", b'{"text": "Why?"}\n'), "q.jsonl", [], "row 1: no column question; there are text"),
-    "misnamed column": (jsonl(), "q.jsonl", ["corpus.question_column=Question"], "no column Question; there are question, answers"),
+    "missing column": (
+        raw("q.jsonl", b'{"text": "Why?"}\n'),
+        "q.jsonl",
+        [],
+        "row 1: no column question; there are text",
+    ),
+    "misnamed column": (
+        jsonl(),
+        "q.jsonl",
+        ["corpus.question_column=Question"],
+        "no column Question; there are question, answers",
+    ),
     "another format's columns": (jsonl(), "q.jsonl", ["corpus.format=medmcqa"], "no column opa, opb, opc, opd"),
-    "unknown format": (jsonl(), "q.jsonl", ["corpus.format=nq"], "`corpus.format` = 'nq': should be 'generic', 'nq_open'"),
-    "column named twice": (raw("q.csv", b"question,answers,question\na,b,c\n"), "q.csv", [], "the header names 'question' twice"),
+    "unknown format": (
+        jsonl(),
+        "q.jsonl",
+        ["corpus.format=nq"],
+        "`corpus.format` = 'nq': should be 'generic', 'nq_open'",
+    ),
+    "column named twice": (
+        raw("q.csv", b"question,answers,question\na,b,c\n"),
+        "q.csv",
+        [],
+        "the header names 'question' twice",
+    ),
     "column named twice in Parquet": (
         raw("q.parquet", parquet_of(["question", "answers", "answers"])),
         "q.parquet",
@@ -106,7 +139,12 @@ REFUSED: dict[str, tuple[Maker, str, list[str], str]] = {
         [],
         "q.csv: row 62: a quote opens there that is closed wrongly in line 64",
     ),
-    "a header in Latin-1": (raw("q.csv", b"question,r\xe9ponse\n" + b"a,b\n" * 60), "q.csv", [], "q.csv: the header is not UTF-8"),
+    "a header in Latin-1": (
+        raw("q.csv", b"question,r\xe9ponse\n" + b"a,b\n" * 60),
+        "q.csv",
+        [],
+        "q.csv: the header is not UTF-8",
+    ),
     "a column name of 10 MB": (
         raw("q.jsonl", json.dumps({"x" * 10_000_000: 1}).encode()),
         "q.jsonl",
@@ -117,18 +155,38 @@ REFUSED: dict[str, tuple[Maker, str, list[str], str]] = {
     "a JSON null": (raw("q.json", b"null"), "q.json", [], "q.json: must hold an array of JSON objects, not None"),
     "a deep JSON nest": (raw("q.json", b"[" * 200_000), "q.json", [], "q.json: cannot be read as JSON"),
     "keys in the source": (jsonl(), "s3://me:secret@bucket/q.jsonl", [], "`corpus`: source must hold no keys"),
-    "keys in one of several sources": (jsonl(), "[q.jsonl, 's3://b/q.jsonl?secret_key=abc']", [], "`corpus`: source must hold no keys"),
+    "keys in one of several sources": (
+        jsonl(),
+        "[q.jsonl, 's3://b/q.jsonl?secret_key=abc']",
+        [],
+        "`corpus`: source must hold no keys",
+    ),
     "doubled ids": (
         jsonl({"id": "a", "question": "One?"}, {"id": "a", "question": "Two?"}),
         "q.jsonl",
         [],
         "share the id 'a'; ids must differ",
     ),
-    "truncated gzip": (raw("q.jsonl.gz", gzip.compress(CSV.encode() * 50)[:-20]), "q.jsonl.gz", [], "q.jsonl.gz: cannot be read"),
+    "truncated gzip": (
+        raw("q.jsonl.gz", gzip.compress(CSV.encode() * 50)[:-20]),
+        "q.jsonl.gz",
+        [],
+        "q.jsonl.gz: cannot be read",
+    ),
     "gzip that is none": (raw("q.jsonl.gz", b'{"question": "Why?"}\n'), "q.jsonl.gz", [], "q.jsonl.gz: cannot be read"),
-    "truncated bzip2": (raw("q.csv.bz2", bz2.compress(CSV.encode())[:-20]), "q.csv.bz2", [], "q.csv.bz2: cannot be read"),
+    "truncated bzip2": (
+        raw("q.csv.bz2", bz2.compress(CSV.encode())[:-20]),
+        "q.csv.bz2",
+        [],
+        "q.csv.bz2: cannot be read",
+    ),
     "truncated Parquet": (raw("q.parquet", WHOLE[:-30]), "q.parquet", [], "q.parquet: cannot be read"),
-    "Parquet broken inside": (raw("q.parquet", WHOLE[:40] + bytes(40) + WHOLE[80:]), "q.parquet", [], "q.parquet: cannot be read"),
+    "Parquet broken inside": (
+        raw("q.parquet", WHOLE[:40] + bytes(40) + WHOLE[80:]),
+        "q.parquet",
+        [],
+        "q.parquet: cannot be read",
+    ),
     "Parquet that is none": (raw("q.parquet", b"question\n"), "q.parquet", [], "q.parquet: cannot be read"),
     "UTF-16": (raw("q.csv", CSV.encode("utf-16")), "q.csv", [], "is UTF-16; save it as UTF-8"),
     "JSON cut short": (raw("q.json", b'[{"question": "Why?"}, {"que'), "q.json", [], "q.json: is not JSON"),
@@ -159,10 +217,25 @@ REFUSED: dict[str, tuple[Maker, str, list[str], str]] = {
         ["corpus.prompt.style=fewshot"],
         "5 solved examples are wanted, the probe split has 0",
     ),
-    "no chat template": (jsonl(), "q.jsonl", ["corpus.prompt.style=chat"], "the model's tokenizer has no chat template"),
+    "no chat template": (
+        jsonl(),
+        "q.jsonl",
+        ["corpus.prompt.style=chat"],
+        "the model's tokenizer has no chat template",
+    ),
     "splits that do not add up": (jsonl(), "q.jsonl", ["corpus.split.probe=0.9"], "probe + pool + eval must be 1"),
-    "template without a question": (jsonl(), "q.jsonl", ["corpus.prompt.template=Answer"], "must hold {question} exactly once"),
-    "unknown key": (jsonl(), "q.jsonl", ["corpus.sorce=x"], "`corpus.sorce` is not a known field; did you mean `source`?"),
+    "template without a question": (
+        jsonl(),
+        "q.jsonl",
+        ["corpus.prompt.template=Answer"],
+        "must hold {question} exactly once",
+    ),
+    "unknown key": (
+        jsonl(),
+        "q.jsonl",
+        ["corpus.sorce=x"],
+        "`corpus.sorce` is not a known field; did you mean `source`?",
+    ),
     "wrong type": (jsonl(), "q.jsonl", ["collect.samples=many"], "`collect.samples` = 'many'"),
 }
 
@@ -174,7 +247,12 @@ DROPPED: dict[str, tuple[Maker, str, list[str], str]] = {
         [],
         "q.jsonl: row 61: question = None must be a text that is not empty",
     ),
-    "a blank question": (jsonl({"question": " \t "}), "q.jsonl", [], "question = ' \\t ' must be a text that is not empty"),
+    "a blank question": (
+        jsonl({"question": " \t "}),
+        "q.jsonl",
+        [],
+        "question = ' \\t ' must be a text that is not empty",
+    ),
     "a null question": (jsonl({"question": None}), "q.jsonl", [], "question = None must be a text"),
     "a numeric question": (jsonl({"question": 42}), "q.jsonl", [], "question = 42 must be a text"),
     "a list of questions": (jsonl({"question": ["Why?"]}), "q.jsonl", [], "question = ['Why?'] must be a text"),
@@ -184,15 +262,35 @@ DROPPED: dict[str, tuple[Maker, str, list[str], str]] = {
         [],
         "answers = {'x': 1} must be a text, a number, or a list of these",
     ),
-    "a null among answers": (jsonl({"question": "Why?", "answers": ["a", None]}), "q.jsonl", [], "answers = None must be a text"),
+    "a null among answers": (
+        jsonl({"question": "Why?", "answers": ["a", None]}),
+        "q.jsonl",
+        [],
+        "answers = None must be a text",
+    ),
     "true as an answer": (jsonl({"question": "Why?", "answers": True}), "q.jsonl", [], "answers = True must be a text"),
-    "an id that is an object": (jsonl({"question": "Why?", "id": {"x": 1}}), "q.jsonl", [], "id = {'x': 1} must be a text or a number"),
-    "a line that is not JSON": (jsonl(b"{question: why}"), "q.jsonl", [], "row 61: line = '{question: why}' is not JSON"),
+    "an id that is an object": (
+        jsonl({"question": "Why?", "id": {"x": 1}}),
+        "q.jsonl",
+        [],
+        "id = {'x': 1} must be a text or a number",
+    ),
+    "a line that is not JSON": (
+        jsonl(b"{question: why}"),
+        "q.jsonl",
+        [],
+        "row 61: line = '{question: why}' is not JSON",
+    ),
     "a line that is a list": (jsonl(b'["Why?"]'), "q.jsonl", [], "line = '[\"Why?\"]' must be a JSON object"),
     "a line in Latin-1": (jsonl('{"question": "Où?"}'.encode("latin-1")), "q.jsonl", [], "is not UTF-8"),
     "a NUL byte": (jsonl(b'{"question": "Wh\\u0000y?"}'), "q.jsonl", [], "question holds a NUL character"),
     "a raw NUL byte": (jsonl(b'{"question": "Wh\0y?"}'), "q.jsonl", [], "is not JSON"),
-    "half a surrogate pair": (jsonl(b'{"question": "Wh\\ud83dy?"}'), "q.jsonl", [], "question holds half of a surrogate pair"),
+    "half a surrogate pair": (
+        jsonl(b'{"question": "Wh\\ud83dy?"}'),
+        "q.jsonl",
+        [],
+        "question holds half of a surrogate pair",
+    ),
     "a 10 MB cell": (
         jsonl({"question": "why " * 2_500_000}),
         "q.jsonl",
@@ -217,24 +315,49 @@ DROPPED: dict[str, tuple[Maker, str, list[str], str]] = {
         [],
         "row 61: line names 'question' twice",
     ),
-    "a NUL byte in an id": (jsonl({"question": "Why?", "id": "a\0"}), "q.jsonl", [], "row 61: id holds a NUL character"),
+    "a NUL byte in an id": (
+        jsonl({"question": "Why?", "id": "a\0"}),
+        "q.jsonl",
+        [],
+        "row 61: id holds a NUL character",
+    ),
     "half a surrogate pair in a topic": (
         jsonl(b'{"question": "Why?", "group": "\\ud83d"}'),
         "q.jsonl",
         [],
         "row 61: group holds half of a surrogate pair",
     ),
-    "a 10 MB id": (jsonl({"question": "Why?", "id": "x" * 10_000_000}), "q.jsonl", [], "id = 10,000,000 characters must have at most 500"),
+    "a 10 MB id": (
+        jsonl({"question": "Why?", "id": "x" * 10_000_000}),
+        "q.jsonl",
+        [],
+        "id = 10,000,000 characters must have at most 500",
+    ),
     "gold as numpy prints it": (
         jsonl({"question": "Why?", "answers": "['a' 'b']"}),
         "q.jsonl",
         [],
         "holds texts without commas between them",
     ),
-    "a quote that is not doubled": (raw("q.csv", (CSV + '"Why "so"?",x\n').encode()), "q.csv", [], "row 62: line is no CSV"),
+    "a quote that is not doubled": (
+        raw("q.csv", (CSV + '"Why "so"?",x\n').encode()),
+        "q.csv",
+        [],
+        "row 62: line is no CSV",
+    ),
     "a deep nest": (jsonl(b"[" * 100_000), "q.jsonl", [], "is not JSON"),
-    "a CSV row too short": (raw("q.csv", (CSV + "Why\n").encode()), "q.csv", [], "row 62: line = 1 fields must have the header's 2 fields"),
-    "a CSV row too long": (raw("q.csv", (CSV + "Why,a,b\n").encode()), "q.csv", [], "line = 3 fields must have the header's 2 fields"),
+    "a CSV row too short": (
+        raw("q.csv", (CSV + "Why\n").encode()),
+        "q.csv",
+        [],
+        "row 62: line = 1 fields must have the header's 2 fields",
+    ),
+    "a CSV row too long": (
+        raw("q.csv", (CSV + "Why,a,b\n").encode()),
+        "q.csv",
+        [],
+        "line = 3 fields must have the header's 2 fields",
+    ),
     "a CSV row in Latin-1": (
         raw("q.csv", CSV.encode() + "Où?,là\n".encode("latin-1")),
         "q.csv",
@@ -242,7 +365,11 @@ DROPPED: dict[str, tuple[Maker, str, list[str], str]] = {
         "question = 'O\\\\udcf9?' is not UTF-8",
     ),
     "an option that is not there": (
-        jsonl(*[MCQ | {"cop": n % 4 + 1, "question": GOOD[n]["question"]} | others(n) for n in range(60)], MCQ | {"cop": 7}, good=0),
+        jsonl(
+            *[MCQ | {"cop": n % 4 + 1, "question": GOOD[n]["question"]} | others(n) for n in range(60)],
+            MCQ | {"cop": 7},
+            good=0,
+        ),
         "q.jsonl",
         ["corpus.format=medmcqa", "corpus.medmcqa_first=1"],
         "cop = 7 must name an option, 1 … 4",
@@ -265,7 +392,10 @@ READ: dict[str, tuple[Maker, str, list[str], str]] = {
     "a byte-order mark in JSONL": (
         raw(
             "q.jsonl",
-            b"\xef\xbb\xbf" + json.dumps({"question": "Why?"}).encode() + b"\n" + b"\n".join(json.dumps(r).encode() for r in GOOD),
+            b"\xef\xbb\xbf"
+            + json.dumps({"question": "Why?"}).encode()
+            + b"\n"
+            + b"\n".join(json.dumps(r).encode() for r in GOOD),
         ),
         "q.jsonl",
         [],
@@ -274,15 +404,30 @@ READ: dict[str, tuple[Maker, str, list[str], str]] = {
     "CRLF": (raw("q.csv", CSV.replace("\n", "\r\n").encode()), "q.csv", [], "60 = 60 questions"),
     "semicolons": (raw("q.csv", CSV.replace(",", ";").encode()), "q.csv", [], "60 of 60 questions have answers"),
     "tabs": (raw("q.tsv", CSV.replace(",", "\t").encode()), "q.tsv", [], "60 of 60 questions have answers"),
-    "a line break inside quotes": (raw("q.csv", (CSV + '"Why,\nreally?",so\n').encode()), "q.csv", [], "61 = 61 questions"),
-    "right-to-left and emoji": (jsonl({"question": "מה בירת צרפת? 🗼", "answers": ["פריז"]}), "q.jsonl", [], "61 = 61 questions"),
+    "a line break inside quotes": (
+        raw("q.csv", (CSV + '"Why,\nreally?",so\n').encode()),
+        "q.csv",
+        [],
+        "61 = 61 questions",
+    ),
+    "right-to-left and emoji": (
+        jsonl({"question": "מה בירת צרפת? 🗼", "answers": ["פריז"]}),
+        "q.jsonl",
+        [],
+        "61 = 61 questions",
+    ),
     "numeric answers": (
         jsonl({"question": "When?", "answers": 1969}, {"question": "How much?", "answers": [2.5, 3]}),
         "q.jsonl",
         [],
         "62 of 62 questions have answers",
     ),
-    "no answers": (jsonl({"question": "When?", "answers": None}, {"question": "Who?"}), "q.jsonl", [], "60 of 62 questions have answers"),
+    "no answers": (
+        jsonl({"question": "When?", "answers": None}, {"question": "Who?"}),
+        "q.jsonl",
+        [],
+        "60 of 62 questions have answers",
+    ),
     "equal questions": (
         jsonl({"question": f" {GOOD[0]['question'].upper()} ", "answers": ["Other"]}),
         "q.jsonl",
@@ -296,7 +441,12 @@ READ: dict[str, tuple[Maker, str, list[str], str]] = {
         ["corpus.question_column=doc.q.text"],
         "60 = 60 questions",
     ),
-    "JSON lines called .json": (raw("q.json", b"\n".join(json.dumps(r).encode() for r in GOOD)), "q.json", [], "60 = 60 questions"),
+    "JSON lines called .json": (
+        raw("q.json", b"\n".join(json.dumps(r).encode() for r in GOOD)),
+        "q.json",
+        [],
+        "60 = 60 questions",
+    ),
     "gold as pandas writes it": (
         raw("q.csv", b"question,answers\n" + b"".join(b"Why %d?,\"['so %d', 'thus']\"\n" % (n, n) for n in range(60))),
         "q.csv",
@@ -332,7 +482,9 @@ def shown(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
     return int(ended.value.code or 0), out, err
 
 
-def preview(make: Maker, source: str, overrides: list[str], folder: Path, capfd: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+def preview(
+    make: Maker, source: str, overrides: list[str], folder: Path, capfd: pytest.CaptureFixture[str]
+) -> tuple[int, str, str]:
     make(folder)
     given = [part for o in (f"corpus.source={source}", *overrides) for part in ("--set", o)]
     return shown(capfd, "corpus", SMOKE, *given)
@@ -361,7 +513,9 @@ def run_folder(**files: str) -> Maker:
     def make(folder: Path) -> None:
         (folder / "runs/smoke/questions").mkdir(parents=True)
         (folder / "runs/smoke/questions/manifest.json").write_text("{}")
-        begun = {"format_json": json.dumps({"format": FORMAT, "written_by": "a test"})} if "config_yaml" in files else {}
+        begun = (
+            {"format_json": json.dumps({"format": FORMAT, "written_by": "a test"})} if "config_yaml" in files else {}
+        )
         for name, text in (begun | files).items():
             (folder / "runs/smoke" / name.replace("_", ".")).write_text(text)
 
@@ -372,17 +526,34 @@ def config_file(text: str) -> Maker:
     return lambda folder: (folder / "c.yaml").write_text(text)
 
 
-NESTED = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+NESTED = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
+)
 HERE = ["model.name_or_path=model"]
 LONG = jsonl(*[{"question": " ".join(f"{n * m % 9973}" for m in range(1, 400)), "answers": ["x"]} for n in range(9)])
 
 BEYOND_POOL = ["corpus.source=q.jsonl", "active.budget=21"]
 RUNS: dict[str, tuple[Maker, list[str], list[str], str]] = {
     # name: (files, arguments of `ka2l run`, --set, what the one line says)
-    "unknown model path": (jsonl(), [SMOKE, "--dry-run"], ["model.name_or_path=/no/such/model"], "model.name_or_path = '/no/such/model'"),
-    "a model without weights": (model("model.safetensors"), [SMOKE, "--dry-run"], HERE, "the folder lacks model.safetensors"),
+    "unknown model path": (
+        jsonl(),
+        [SMOKE, "--dry-run"],
+        ["model.name_or_path=/no/such/model"],
+        "model.name_or_path = '/no/such/model'",
+    ),
+    "a model without weights": (
+        model("model.safetensors"),
+        [SMOKE, "--dry-run"],
+        HERE,
+        "the folder lacks model.safetensors",
+    ),
     "a model without its configuration": (model("config.json"), [SMOKE, "--dry-run"], HERE, "/model': "),
-    "a model that is no causal one": (model(model_type="t5"), [SMOKE, "--dry-run"], HERE, "'t5' is no causal language model"),
+    "a model that is no causal one": (
+        model(model_type="t5"),
+        [SMOKE, "--dry-run"],
+        HERE,
+        "'t5' is no causal language model",
+    ),
     "a model of an unknown type": (model(model_type="nonsense"), [SMOKE, "--dry-run"], HERE, "/model': "),
     "another model's tokenizer": (
         model(vocab_size=100),
@@ -397,8 +568,18 @@ RUNS: dict[str, tuple[Maker, list[str], list[str], str]] = {
         ["model.adapter=/no/such/adapter"],
         "model.adapter = '/no/such/adapter'",
     ),
-    "layers out of range": (jsonl(), [SMOKE, "--dry-run"], ["collect.layers=[2, 9]"], "world has layers 0 … 6, not [9]"),
-    "a budget beyond the pool": (jsonl(), [SMOKE, "--dry-run"], BEYOND_POOL, "active.budget = 21 exceeds the pool of 20 questions"),
+    "layers out of range": (
+        jsonl(),
+        [SMOKE, "--dry-run"],
+        ["collect.layers=[2, 9]"],
+        "world has layers 0 … 6, not [9]",
+    ),
+    "a budget beyond the pool": (
+        jsonl(),
+        [SMOKE, "--dry-run"],
+        BEYOND_POOL,
+        "active.budget = 21 exceeds the pool of 20 questions",
+    ),
     "prompts beyond the context": (
         LONG,
         [SMOKE, "--dry-run"],
@@ -417,7 +598,12 @@ RUNS: dict[str, tuple[Maker, list[str], list[str], str]] = {
         ["run.storage=/proc/nobody"],
         "run.storage = '/proc/nobody': cannot be written",
     ),
-    "a storage of unknown kind": (jsonl(), [SMOKE, "--until", "questions"], ["run.storage=ftp://host/runs"], "run.storage"),
+    "a storage of unknown kind": (
+        jsonl(),
+        [SMOKE, "--until", "questions"],
+        ["run.storage=ftp://host/runs"],
+        "run.storage",
+    ),
     "no Ray cluster at the address, for a plan": (
         jsonl(),
         [SMOKE, "--dry-run"],
@@ -436,8 +622,18 @@ RUNS: dict[str, tuple[Maker, list[str], list[str], str]] = {
         ["ray.address=127.0.0.1:ray"],
         "ray.address = '127.0.0.1:ray': no Ray cluster answers there",
     ),
-    "keys in the adapter": (jsonl(), [SMOKE, "--dry-run"], ["model.adapter=s3://me:secret@bucket/x"], "adapter must hold no keys"),
-    "keys in the storage": (jsonl(), [SMOKE, "--dry-run"], ["run.storage=s3://me:secret@bucket/x"], "must hold no keys"),
+    "keys in the adapter": (
+        jsonl(),
+        [SMOKE, "--dry-run"],
+        ["model.adapter=s3://me:secret@bucket/x"],
+        "adapter must hold no keys",
+    ),
+    "keys in the storage": (
+        jsonl(),
+        [SMOKE, "--dry-run"],
+        ["run.storage=s3://me:secret@bucket/x"],
+        "must hold no keys",
+    ),
     "another program's folder": (
         run_folder(notes_txt="mine"),
         [SMOKE, "--until", "questions"],
@@ -457,7 +653,12 @@ RUNS: dict[str, tuple[Maker, list[str], list[str], str]] = {
         "config.yaml: is not YAML",
     ),
     "no such configuration": (jsonl(), ["no.yaml", "--dry-run"], [], "no.yaml: cannot be read"),
-    "a configuration that is a list": (config_file("- run\n"), ["c.yaml", "--dry-run"], [], "must hold sections such as `run:`"),
+    "a configuration that is a list": (
+        config_file("- run\n"),
+        ["c.yaml", "--dry-run"],
+        [],
+        "must hold sections such as `run:`",
+    ),
     "broken YAML": (config_file("run: {name: r\n"), ["c.yaml", "--dry-run"], [], "c.yaml: is not YAML"),
     "cyclic YAML": (
         config_file(YAML + "corpus: &c {world: *c}\n"),
@@ -477,8 +678,18 @@ RUNS: dict[str, tuple[Maker, list[str], list[str], str]] = {
         [],
         "c.yaml: 2,000,017 bytes; a configuration has at most 1,000,000",
     ),
-    "binary YAML": (lambda folder: (folder / "c.yaml").write_bytes(b"\xff\xfe\x00"), ["c.yaml", "--dry-run"], [], "c.yaml: cannot be read"),
-    "code in YAML": (config_file("run: !!python/object/apply:os.getcwd []\n"), ["c.yaml", "--dry-run"], [], "c.yaml: is not YAML"),
+    "binary YAML": (
+        lambda folder: (folder / "c.yaml").write_bytes(b"\xff\xfe\x00"),
+        ["c.yaml", "--dry-run"],
+        [],
+        "c.yaml: cannot be read",
+    ),
+    "code in YAML": (
+        config_file("run: !!python/object/apply:os.getcwd []\n"),
+        ["c.yaml", "--dry-run"],
+        [],
+        "c.yaml: is not YAML",
+    ),
     "a key given twice over": (config_file("run: {name: a, name: b}\n"), ["c.yaml", "--dry-run"], [], "`name` twice"),
     "an unknown stage": (jsonl(), [SMOKE, "--until", "colect"], [], "no stage 'colect'; stages are questions, collect"),
     "a pool that is upside down": (jsonl(), [SMOKE, "--dry-run"], ["collect.pool={min: 4, max: 2}"], "max"),
@@ -488,13 +699,25 @@ RUNS: dict[str, tuple[Maker, list[str], list[str], str]] = {
         ["finetune.batch_rows=7"],
         "batch_rows (7) must be a multiple of workers",
     ),
-    "an override of a value as a section": (jsonl(), [SMOKE, "--dry-run", "--set", "run.name.x=1"], [], "is a value, not a section"),
-    "an override without a value": (jsonl(), [SMOKE, "--dry-run", "--set", "run.name"], [], "must look like section.field=value"),
+    "an override of a value as a section": (
+        jsonl(),
+        [SMOKE, "--dry-run", "--set", "run.name.x=1"],
+        [],
+        "is a value, not a section",
+    ),
+    "an override without a value": (
+        jsonl(),
+        [SMOKE, "--dry-run", "--set", "run.name"],
+        [],
+        "must look like section.field=value",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", RUNS.values(), ids=RUNS)
-def test_a_run_that_cannot_go_on_says_so_before_it_starts(case: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_cannot_go_on_says_so_before_it_starts(
+    case: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     make, arguments, overrides, says = case
     make(tmp_path)
     before = sorted(tmp_path.rglob("*"))
@@ -513,7 +736,9 @@ def test_a_budget_beyond_the_pool_ends_a_run_before_a_model_loads(tmp_path: Path
     done = ka2l("run", SMOKE, *(part for o in given for part in ("--set", o)))
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("ka2l: ")]
-    assert line == "ka2l: active.budget = 21 exceeds the pool of 20 questions; buy fewer, or give corpus.split.pool more"
+    assert (
+        line == "ka2l: active.budget = 21 exceeds the pool of 20 questions; buy fewer, or give corpus.split.pool more"
+    )
     assert not list(tmp_path.glob("runs/smoke/*/"))
 
 
@@ -525,7 +750,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_used_is_refused_in_one_line(case: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_used_is_refused_in_one_line(
+    case: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     make, source, overrides, says = case
     code, _, err = preview(make, source, overrides, tmp_path, capfd)
     assert code == 2, err

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from ka2l_ray.cli import app
+from ka2l_ray.cli.app import app
 
-REAL = sorted(f for f in (Path(__file__).parents[2] / "jobs/configs").glob("*.yaml") if f.stem not in ("world", "smoke"))
+REAL = sorted(
+    f for f in (Path(__file__).parents[2] / "jobs/configs").glob("*.yaml") if f.stem not in ("world", "smoke")
+)
 
 
 @pytest.mark.parametrize("file", REAL, ids=lambda f: f.stem)

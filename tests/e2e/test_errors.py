@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from commands import ROOT, ka2l
 
-from ka2l_ray import driver
-from ka2l_ray.active.compare import open_runs
-from ka2l_ray.artifacts import Run
-from ka2l_ray.cli import app
+from ka2l_ray.cli.app import app
 from ka2l_ray.config import load_config
+from ka2l_ray.dataflow import driver
+from ka2l_ray.dataflow.runs import Run
+from ka2l_ray.pipeline.compare import open_runs
 
 SMOKE = "jobs/configs/smoke.yaml"
 HOLDER = """
@@ -35,7 +35,10 @@ time.sleep(600)
         (["corpus.world.probe_questions=3000"], "corpus.world.probe_questions = 3000: the world has only"),
         (["model.name_or_path=/no/such/model"], "model.name_or_path = '/no/such/model'"),
         (["corpus.source=questions.jsonl"], f"corpus.source = '{ROOT}/questions.jsonl': no such file"),
-        (["decode.decoder=$NO_SUCH_VARIABLE/d"], "decode.decoder = '$NO_SUCH_VARIABLE/d': the environment has no NO_SUCH_VARIABLE"),
+        (
+            ["decode.decoder=$NO_SUCH_VARIABLE/d"],
+            "decode.decoder = '$NO_SUCH_VARIABLE/d': the environment has no NO_SUCH_VARIABLE",
+        ),
         (["corpus.source=q.jsonl", "active.strategies=[oracle]"], "`oracle` needs corpus.source = world"),
     ],
 )
@@ -55,7 +58,9 @@ def test_a_mistake_is_one_clear_line(
     assert not list(tmp_path.rglob("manifest.json"))
 
 
-@pytest.mark.parametrize("typed", [["run"], ["collect"], ["annotate"], ["annotate", "--import", "a.csv"], ["compare", "--seeds", "2"]])
+@pytest.mark.parametrize(
+    "typed", [["run"], ["collect"], ["annotate"], ["annotate", "--import", "a.csv"], ["compare", "--seeds", "2"]]
+)
 def test_a_second_driver_is_refused_and_changes_nothing(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, typed: list[str]
 ) -> None:

@@ -23,7 +23,15 @@ FLOAT_TOLERANCE = 1e-4  # states of another batch composition differ in their la
 @pytest.mark.timeout(3600)
 def test_killed_in_collecting_search_and_finetuning(tmp_path: Path, job_run: JobRun) -> None:
     def arguments(storage: str) -> list[str]:
-        return ["run", CONFIG, "--set", f"run.storage={tmp_path / storage}", "--set", "run.name=r", *(LIGHTER if CONFIG == SMOKE else [])]
+        return [
+            "run",
+            CONFIG,
+            "--set",
+            f"run.storage={tmp_path / storage}",
+            "--set",
+            "run.name=r",
+            *(LIGHTER if CONFIG == SMOKE else []),
+        ]
 
     calm_run = Path(os.environ["KA2L_CALM_RUN"]) if "KA2L_CALM_RUN" in os.environ else job_run.folder
     run, rng = tmp_path / "killed/r", random.Random(7)
@@ -32,7 +40,11 @@ def test_killed_in_collecting_search_and_finetuning(tmp_path: Path, job_run: Job
 
     def written() -> set[str]:
         """Files of finished shards, as long as the stage is not."""
-        return set() if (activations / "manifest.json").exists() else {f.name for f in activations.glob("data/*/*.parquet")}
+        return (
+            set()
+            if (activations / "manifest.json").exists()
+            else {f.name for f in activations.glob("data/*/*.parquet")}
+        )
 
     kill_when(arguments("killed"), lambda: bool(written()))
     if not written():  # collecting ended between the look and the kill
@@ -43,10 +55,16 @@ def test_killed_in_collecting_search_and_finetuning(tmp_path: Path, job_run: Job
 
     kill_when(arguments("killed"), lambda: any((run / "base/search/layers").glob("*/fit.json")), rng.uniform(0.0, 2.0))
     collected = (run / "base/activations/manifest.json").read_bytes()
-    assert kept <= {Path(n).name for n in listed(run / "base/activations/manifest.json")}, "rows that were written were computed again"
+    assert kept <= {Path(n).name for n in listed(run / "base/activations/manifest.json")}, (
+        "rows that were written were computed again"
+    )
     fitted = {f: f.read_bytes() for f in (run / "base/search/layers").glob("*/fit.json")}
 
-    kill_when(arguments("killed"), lambda: any(run.glob("strategies/*/*/*/finetune/examples/manifest.json")), rng.uniform(0.0, 2.0))
+    kill_when(
+        arguments("killed"),
+        lambda: any(run.glob("strategies/*/*/*/finetune/examples/manifest.json")),
+        rng.uniform(0.0, 2.0),
+    )
     searched = (run / "base/search/search.json").read_bytes()
 
     resumed = ka2l(*arguments("killed"), timeout_s=1800)

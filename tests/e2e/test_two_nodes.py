@@ -54,7 +54,9 @@ def test_storage_that_a_node_does_not_share_is_refused_before_any_work(tmp_path:
         folder.mkdir(parents=True)
     command = [sys.executable, "-c", DRIVER, str(hidden), str(shared), *unshared()]
     with tempfile.TemporaryDirectory(prefix="ka2l-", ignore_cleanup_errors=True) as scratch:
-        own = environment() | {"RAY_TMPDIR": scratch}  # in the common one `ray start` would leave word of a cluster that is no more
+        own = environment() | {
+            "RAY_TMPDIR": scratch
+        }  # in the common one `ray start` would leave word of a cluster that is no more
         done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, timeout=240, check=False)
     assert "shared: well" in done.stdout, done.stderr
     assert f"adapter: model.adapter = '{hidden}/adapter': not there on node " in done.stdout

@@ -11,16 +11,18 @@ import ray
 from golden import ONE_RANK, group_of_one
 from runs import small
 
-from ka2l_ray import pipeline
-from ka2l_ray.artifacts import Run
 from ka2l_ray.config import Config
-from ka2l_ray.runtime import connect
+from ka2l_ray.dataflow.runs import Run
+from ka2l_ray.dataflow.runtime import connect
+from ka2l_ray.pipeline import loop
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cluster() -> Iterator[None]:
     given = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *([given] if given else [])])  # workers import actors.py
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parent), *([given] if given else [])]
+    )  # workers import actors.py
     os.environ |= object_store.KEYS  # before workers start, for they write to buckets too
     os.environ["RAY_OVERRIDE_RESOURCES"] = '{"GPU": 2}'  # simulated: Ray lends them, and no torch can use them
     connect(Config())
@@ -33,7 +35,7 @@ def cluster() -> Iterator[None]:
 def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[str, Any]]:
     """A run up to its scores, made once: (run, results)."""
     run = Run.open(small(tmp_path_factory.mktemp("scored")))
-    return run, pipeline.execute(run, "score", "a test")
+    return run, loop.execute(run, "score", "a test")
 
 
 @pytest.fixture(scope="session")

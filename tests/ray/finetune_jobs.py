@@ -11,8 +11,9 @@ import ray.train
 import torch
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
-from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.config import Config, FinetuneSection, ModelSection, PromptSection
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.finetune.job import Job
 from ka2l_ray.finetune.loop import train_rank
 from ka2l_ray.world.facts import build_world, word
@@ -23,7 +24,9 @@ PATIENCE_S = 6.0
 """A collective's timeout in the training whose upload is slow."""
 
 
-def job(folder: Path, section: FinetuneSection, rows: int = 21, output: Folder | None = None, model: ModelSection = WORLD) -> Job:
+def job(
+    folder: Path, section: FinetuneSection, rows: int = 21, output: Folder | None = None, model: ModelSection = WORLD
+) -> Job:
     """Unseen facts to learn, every third a replayed one; 21 rows leave the last batch of an epoch short."""
     facts = [f for f in build_world().facts if f.truth == "unseen"][:rows]
     table = Table(Folder.of(str(folder / "examples")))
@@ -68,8 +71,8 @@ def seeing_gpus(config: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    from ka2l_ray.dataflow.runtime import connect
     from ka2l_ray.finetune.train import finetune
-    from ka2l_ray.runtime import connect
 
     connect(Config())
     finetune(job(Path(sys.argv[1]), FinetuneSection.model_validate_json(sys.argv[2])), NAME)

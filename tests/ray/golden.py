@@ -46,7 +46,11 @@ def curves(mode: Any, folder: Path) -> dict[str, Any]:
         evaluate_every_epochs=2,
     )
     result = train_rank(job(folder, tune), rank=0, world_size=1)
-    return {"losses": result["losses"], "kl": result["kl"], "evaluation": [round(e["loss"], 6) for e in result["evaluations"]]}
+    return {
+        "losses": result["losses"],
+        "kl": result["kl"],
+        "evaluation": [round(e["loss"], 6) for e in result["evaluations"]],
+    }
 
 
 def main() -> None:

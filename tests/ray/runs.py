@@ -4,8 +4,9 @@ import os
 import shutil
 from pathlib import Path
 
-from ka2l_ray.artifacts import Folder, Run
 from ka2l_ray.config import Config, load_config
+from ka2l_ray.dataflow.runs import Run
+from ka2l_ray.dataflow.storage import Folder
 
 SMOKE = Path(__file__).parents[2] / "jobs/configs/smoke.yaml"
 SMALL = ("corpus.world={probe_questions: 120, pool_questions: 40, domain_questions: 10}", "search.min_class_share=0.02")

@@ -22,8 +22,10 @@ from ka2l_ray.annotate.file import import_file, is_waiting
 from ka2l_ray.annotate.ledger import ledger
 from ka2l_ray.annotate.sources import Asked, Waiting
 from ka2l_ray.annotate.stage import BATCH_ROWS, annotate, share_claims
-from ka2l_ray.artifacts import Run, StageError, Table
 from ka2l_ray.config import ConfigError, parse_config
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.runs import Run
+from ka2l_ray.errors import StageError
 
 KEY = "sk-SECRET-0123456789"
 PROMPT_PRICE, COMPLETION_PRICE, PRICE = 2.0, 8.0, 0.5
@@ -78,7 +80,12 @@ def test_an_endpoint_that_misbehaves_loses_nothing_and_is_asked_nothing_twice(
     text = {q.id: q.question for q in questions}
     for i, troubles in TROUBLES.items():
         server.troubles[text[i]] = list(troubles)
-    server.says = {text["q08"]: "I don’t know.", text["q09"]: "There is no such book.", text["q10"]: "  ", text["q11"]: f" It is {KEY} \n"}
+    server.says = {
+        text["q08"]: "I don’t know.",
+        text["q09"]: "There is no such book.",
+        text["q10"]: "  ",
+        text["q11"]: f" It is {KEY} \n",
+    }
     server.troubles[text["q12"]] = ["long"]
     run = open_run(tmp_path, "endpoint", url=server.url, timeout_s=10.0)  # which one question waits out
     with caplog.at_level(logging.INFO):
@@ -90,7 +97,9 @@ def test_an_endpoint_that_misbehaves_loses_nothing_and_is_asked_nothing_twice(
     assert server.asked == {q: 1 + len([t for t in TROUBLES.get(i, ()) if "slow" not in t]) for i, q in text.items()}
     odd = {"q08": "refused", "q09": "no_such_thing", "q10": "blank", "q12": "truncated"}
     assert {r["id"]: r["status"] for r in rows} == dict.fromkeys(text, "answered") | odd
-    assert all(r["answer"] == f"answer to {text[r['id']]}" for r in rows if r["status"] == "answered" and r["id"] != "q11")
+    assert all(
+        r["answer"] == f"answer to {text[r['id']]}" for r in rows if r["status"] == "answered" and r["id"] != "q11"
+    )
     assert rows[11]["answer"] == "It is ***"
     assert all(r["answer"] is None for r in rows if r["status"] != "answered")
     assert [r["cost"] for r in rows] == [pytest.approx(cost(q), abs=1e-12) for q in text.values()]
@@ -111,7 +120,9 @@ def test_an_endpoint_that_misbehaves_loses_nothing_and_is_asked_nothing_twice(
     assert server.asked.total() == before
 
 
-def test_equal_questions_are_asked_once_and_paid_once_but_cost_each_strategy(tmp_path: Path, server: ChatServer) -> None:
+def test_equal_questions_are_asked_once_and_paid_once_but_cost_each_strategy(
+    tmp_path: Path, server: ChatServer
+) -> None:
     run = open_run(tmp_path, "endpoint", url=server.url)
     twin = Asked("twin", "Who wrote book q01?", [], None)
     first = ledger(annotated(run, [*asked(range(3)), twin], "ka2l"))
@@ -134,7 +145,9 @@ def test_an_endpoint_that_moved_is_not_paid_again(tmp_path: Path, server: ChatSe
         run = open_run(tmp_path, "endpoint", url=moved.url)
         assert annotated(run, asked(range(4))).read().to_pylist() == before
         assert moved.asked.total() == 0
-        assert ledger(annotated(run, asked(range(6)), "random"))["paid"] == pytest.approx(2 * cost("Who wrote book q00?"))
+        assert ledger(annotated(run, asked(range(6)), "random"))["paid"] == pytest.approx(
+            2 * cost("Who wrote book q00?")
+        )
         assert moved.asked == {q.question: 1 for q in asked(range(4, 6))}
 
 
@@ -178,7 +191,8 @@ def test_an_outage_closes_no_round_and_the_next_try_asks_for_the_rest_alone(tmp_
         server.troubles[q.question] = ["wait 86400"]
     run = open_run(tmp_path, "endpoint", url=server.url, concurrency=1)
     with pytest.raises(
-        StageError, match=r"no valid reply to 3 of 8 questions, more than run.max_error_fraction allows \(0.01\). First: HTTP"
+        StageError,
+        match=r"no valid reply to 3 of 8 questions, more than run.max_error_fraction allows \(0.01\). First: HTTP",
     ):
         annotated(run, questions)
     assert not Table(run.round("ka2l", 0, 1) / "annotations").is_done
@@ -193,7 +207,10 @@ def test_curves_side_by_side_ask_every_question_once(tmp_path: Path, server: Cha
     for q in questions:
         server.troubles[q.question] = ["slow 0.3"]
     run, _held = open_run(tmp_path, "endpoint", url=server.url, concurrency=1), share_claims()
-    task, tables = ray.remote(num_cpus=0)(annotate), [Table(run.round(name, 0, 1) / "annotations") for name in ("ka2l", "random")]
+    task, tables = (
+        ray.remote(num_cpus=0)(annotate),
+        [Table(run.round(name, 0, 1) / "annotations") for name in ("ka2l", "random")],
+    )
     ray.get([task.remote(run, questions, table) for table in tables])
     books = [ledger(table) for table in tables]
     assert server.asked == dict.fromkeys([q.question for q in questions], 1)
@@ -210,14 +227,18 @@ def test_an_endpoint_that_answers_nothing_stops_the_round_with_its_reason(
     for q in questions:
         server.troubles[q.question] = ["status 401"]
     run = open_run(tmp_path, "endpoint", url=server.url)
-    with pytest.raises(StageError, match=r"answered none of 3 questions\. First: HTTP 401: .*you sent Bearer \*\*\*") as stopped:
+    with pytest.raises(
+        StageError, match=r"answered none of 3 questions\. First: HTTP 401: .*you sent Bearer \*\*\*"
+    ) as stopped:
         annotated(run, questions)
     assert KEY not in str(stopped.value) + caplog.text
     assert not Table(run.round("ka2l", 0, 1) / "annotations").is_done
     assert ledger(annotated(run, questions))["answered"] == 3
 
 
-def test_without_a_key_no_header_is_sent_and_a_refusal_says_so(tmp_path: Path, server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_key_no_header_is_sent_and_a_refusal_says_so(
+    tmp_path: Path, server: ChatServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("KA2L_ANNOTATOR_KEY")
     server.troubles[asked(range(1))[0].question] = ["status 401"]
     with pytest.raises(StageError, match=r"KA2L_ANNOTATOR_KEY is not set, so no key was sent"):
@@ -281,7 +302,9 @@ def test_people_answer_in_a_spreadsheet_and_the_round_continues(tmp_path: Path) 
         annotated(run, questions)
     with pytest.raises(Waiting) as second:
         annotated(run, other, "random")
-    assert [r["id"] for r in csv.DictReader(Path(second.value.csv).read_text("utf-8-sig").splitlines())] == ["b"], "asked twice"
+    assert [r["id"] for r in csv.DictReader(Path(second.value.csv).read_text("utf-8-sig").splitlines())] == ["b"], (
+        "asked twice"
+    )
     with pytest.raises(Waiting, match=r"2 questions wait for answers in the files of other rounds"):
         annotated(run, other, "coreset")
     folders = [run.round(strategy, 0, 1) / "annotations" for strategy in ("ka2l", "random")]
@@ -294,7 +317,13 @@ def test_people_answer_in_a_spreadsheet_and_the_round_continues(tmp_path: Path) 
     with pytest.raises(Waiting):
         annotated(run, questions)
     assert Path(first.value.csv).read_bytes() == edited.encode("cp1252"), "what a person wrote was replaced"
-    assert import_file(first.value.csv, folders) == {"rounds": 1, "waiting": 1, "answered": 2, "no_such_thing": 1, "blank": 1}
+    assert import_file(first.value.csv, folders) == {
+        "rounds": 1,
+        "waiting": 1,
+        "answered": 2,
+        "no_such_thing": 1,
+        "blank": 1,
+    }
 
     rows = annotated(run, questions).read().to_pylist()
     assert [(r["id"], r["answer"], r["status"], r["cost"]) for r in rows] == [
@@ -318,13 +347,17 @@ def edit(text: str, answers: dict[str, str]) -> str:
     """As a German spreadsheet saves it: columns and rows in another order, a column more, semicolons, CRLF."""
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
     saved = io.StringIO(newline="")
-    writer = csv.DictWriter(saved, ["answer", "Notiz", "group", "id", "question"], delimiter=";", restval="", lineterminator="\r\n")
+    writer = csv.DictWriter(
+        saved, ["answer", "Notiz", "group", "id", "question"], delimiter=";", restval="", lineterminator="\r\n"
+    )
     writer.writeheader()
     writer.writerows(r | {"answer": answers.get(r["id"], "")} for r in reversed(rows))
     return saved.getvalue()
 
 
-@pytest.mark.parametrize(("source", "statuses"), [("world", ["no_such_thing"] * 2), ("reference", ["answered", "no_reference"])])
+@pytest.mark.parametrize(
+    ("source", "statuses"), [("world", ["no_such_thing"] * 2), ("reference", ["answered", "no_reference"])]
+)
 def test_the_annotators_without_a_wait_share_the_table(tmp_path: Path, source: str, statuses: list[str]) -> None:
     table = annotated(open_run(tmp_path, source), [Asked("a", "Who?", ["Ada"], None), Asked("b", "What?", [], None)])
     assert table.read(["status"])["status"].to_pylist() == statuses

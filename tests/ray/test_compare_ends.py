@@ -11,11 +11,10 @@ import ray
 import ray.data
 from ray.exceptions import RayTaskError, TaskCancelledError, WorkerCrashedError
 
-from ka2l_ray.active.compare import play_side_by_side
-from ka2l_ray.artifacts import StageError
 from ka2l_ray.config import ConfigError
-from ka2l_ray.errors import UserError, internal
-from ka2l_ray.runtime import end, is_a_librarys
+from ka2l_ray.dataflow.runtime import end, is_a_librarys
+from ka2l_ray.errors import StageError, UserError, internal
+from ka2l_ray.pipeline.compare import play_side_by_side
 
 
 def write_on(folder: Path) -> None:
@@ -37,7 +36,9 @@ class Writer:
 def in_a_pipeline(folder: Path) -> str:
     """One long block in an actor of Ray Data, which lets it go on where the pipeline alone is cancelled."""
     actors = ray.data.ActorPoolStrategy(min_size=1, max_size=1)
-    ray.data.range(2, override_num_blocks=1).map_batches(Writer, fn_constructor_args=(folder,), compute=actors).materialize()
+    ray.data.range(2, override_num_blocks=1).map_batches(
+        Writer, fn_constructor_args=(folder,), compute=actors
+    ).materialize()
     return "done"
 
 
@@ -69,10 +70,16 @@ def play(work: Callable[[Path], str], folder: Path) -> str:
 
 
 @pytest.mark.parametrize("works", [in_itself, in_a_blocking_call, in_a_pipeline], ids=lambda f: f.__name__)
-def test_once_a_failure_is_raised_nothing_of_the_other_curves_goes_on(works: Callable[[Path], str], tmp_path: Path) -> None:
+def test_once_a_failure_is_raised_nothing_of_the_other_curves_goes_on(
+    works: Callable[[Path], str], tmp_path: Path
+) -> None:
     """A curve itself has ended by then; an actor of its pipeline ends with the call that it is in, or after the half minute that Ray gives
     an actor whose owner is gone."""
-    calls = {"bad": (fail_once_it_works, tmp_path), "good": (works, tmp_path), "queued": (in_itself, tmp_path / "never")}
+    calls = {
+        "bad": (fail_once_it_works, tmp_path),
+        "good": (works, tmp_path),
+        "queued": (in_itself, tmp_path / "never"),
+    }
     with pytest.raises(StageError) as failed:
         play_side_by_side(play, calls, at_once=2)
     assert str(failed.value) == "bad: active.budget = 9: mend it; cancelled with it: good"
@@ -116,4 +123,7 @@ def test_a_librarys_error_in_a_curve_is_no_mistake_of_the_user_and_names_curve_a
     assert is_a_librarys(failed.value)
     line = internal(failed.value)
     assert line.startswith("internal error: KeyError: ")
-    assert re.search(r"in ka2l_ray\.active\.compare:\d+, raised in .*test_compare_ends:\d+\); from ka2l draw 0 of seed 7; run again", line)
+    assert re.search(
+        r"in ka2l_ray\.active\.compare:\d+, raised in .*test_compare_ends:\d+\); from ka2l draw 0 of seed 7; run again",
+        line,
+    )

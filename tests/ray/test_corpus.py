@@ -13,12 +13,15 @@ from ka2l_ray import schema
 from ka2l_ray.active.outcome import base_record, evaluate_base
 from ka2l_ray.active.replay import knew
 from ka2l_ray.active.round import replay_samples
-from ka2l_ray.artifacts import Folder, Run, StageError, Table
 from ka2l_ray.collect.stage import sample_replay
 from ka2l_ray.config import ConfigError
 from ka2l_ray.corpus.preview import preview
-from ka2l_ray.corpus.prompts import corpus_prompt
 from ka2l_ray.corpus.stage import questions
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.runs import Run
+from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.errors import StageError
+from ka2l_ray.models.prompts import corpus_prompt
 
 
 def rows(start: int, count: int) -> list[dict[str, Any]]:
@@ -60,7 +63,9 @@ def test_files_on_object_storage_become_the_table_that_the_preview_shows(bucket:
 
 def test_what_a_task_refuses_is_told_in_its_own_words(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(lines([*rows(0, 50), {"question": None}]))
-    with pytest.raises(StageError, match=r"1 of 51 rows cannot be used, .* First: .*a\.jsonl: row 51: question = None must be a text"):
+    with pytest.raises(
+        StageError, match=r"1 of 51 rows cannot be used, .* First: .*a\.jsonl: row 51: question = None must be a text"
+    ):
         questions(Run.open(small(tmp_path / "runs", f"corpus.source={tmp_path}/a.jsonl")))
     (tmp_path / "b.parquet").write_bytes(b"PAR1")
     with pytest.raises(ConfigError, match=r"b\.parquet: cannot be read") as refused:
@@ -68,7 +73,9 @@ def test_what_a_task_refuses_is_told_in_its_own_words(tmp_path: Path) -> None:
     assert "Traceback" not in str(refused.value)
 
 
-def test_where_prompts_differ_accuracy_is_under_both_and_replay_under_the_one_that_is_trained_on(tmp_path: Path) -> None:
+def test_where_prompts_differ_accuracy_is_under_both_and_replay_under_the_one_that_is_trained_on(
+    tmp_path: Path,
+) -> None:
     """The world's model was trained on the bare prompt alone: solved examples before it cost accuracy. A model that is replayed
     answers given after them, and graded without them, would seem to forget."""
     run = Run.open(small(tmp_path, "corpus.prompt={style: fewshot, shots: 2}"))
@@ -77,7 +84,10 @@ def test_where_prompts_differ_accuracy_is_under_both_and_replay_under_the_one_th
     bare, fewshot = run.base("evaluation"), run.table("base/evaluation/corpus_prompt")
     assert bare.rows == fewshot.rows == run.table("questions").part_rows("eval")
     record = base_record(run, "ka2l", 0)
-    tables = [[r["correct"] for r in t.read(["correct", "scope"]).to_pylist() if r["scope"] == "pool"] for t in (bare, fewshot)]
+    tables = [
+        [r["correct"] for r in t.read(["correct", "scope"]).to_pylist() if r["scope"] == "pool"]
+        for t in (bare, fewshot)
+    ]
     assert [record["accuracy"], record["corpus_prompt_accuracy"]] == [sum(map(bool, c)) / len(c) for c in tables]
     assert record["accuracy"] > record["corpus_prompt_accuracy"]
     assert run.table("questions").part_rows(schema.SHOTS) == 2

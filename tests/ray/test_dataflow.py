@@ -17,19 +17,23 @@ import pyarrow.parquet as pq
 import pytest
 from actors import Crasher, Doubler, Halver, OddOnes, Square, Stater, Sticky, Sum, Unloadable, Useless
 
-from ka2l_ray.artifacts import Folder, StageError, Table
-from ka2l_ray.attempts import ShardFile, Shards, reopen
 from ka2l_ray.config import Pool
-from ka2l_ray.dataflow import STATE, Stage, reopen_errors, run_stage
-from ka2l_ray.models.tally import Tally
-from ka2l_ray.runtime import ActorMetrics
+from ka2l_ray.dataflow.attempts import ShardFile, Shards, reopen
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.runtime import ActorMetrics
+from ka2l_ray.dataflow.stage import STATE, Stage, reopen_errors, run_stage
+from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.dataflow.tally import Tally
+from ka2l_ray.errors import StageError
 
 ROWS = 40
 
 
 def source(folder: Path, rows: int = ROWS) -> Table:
     table = Table(Folder.of(str(folder / "source")))
-    table.write((None, pa.table({"id": [f"q{i:03d}" for i in range(rows)], "value": list(range(rows)), "note": ["n"] * rows})))
+    table.write(
+        (None, pa.table({"id": [f"q{i:03d}" for i in range(rows)], "value": list(range(rows)), "note": ["n"] * rows}))
+    )
     return table
 
 
@@ -80,7 +84,9 @@ def test_rows_of_several_files_and_row_groups_flow_as_shards_of_their_own_size(t
     given = table(tmp_path, "source")
     given.folder.make()
     for n, (start, stop) in enumerate([(0, 3), (3, 3), (3, 21), (21, 40)]):
-        part = pa.Table.from_pylist(rows[start:stop], schema=pa.schema([("id", pa.string()), ("value", pa.int64()), ("note", pa.string())]))
+        part = pa.Table.from_pylist(
+            rows[start:stop], schema=pa.schema([("id", pa.string()), ("value", pa.int64()), ("note", pa.string())])
+        )
         pq.write_table(part, f"{given.folder.path}/{n}.parquet", row_group_size=4)
     given.close([{"name": f"{n}.parquet", "rows": k} for n, k in enumerate((3, 0, 18, 19))])
     target = table(tmp_path)
@@ -91,7 +97,12 @@ def test_rows_of_several_files_and_row_groups_flow_as_shards_of_their_own_size(t
 
 def test_what_prepares_rows_runs_before_the_actor_and_costs_a_bad_row_itself(tmp_path: Path) -> None:
     target = table(tmp_path)
-    prepared = stage(tmp_path, actor=Sum, prepare=Square(poison=4), columns_out=pa.schema([("sum", pa.int64()), ("apart", pa.bool_())]))
+    prepared = stage(
+        tmp_path,
+        actor=Sum,
+        prepare=Square(poison=4),
+        columns_out=pa.schema([("sum", pa.int64()), ("apart", pa.bool_())]),
+    )
     run_stage(prepared, source(tmp_path), target)
     rows = {r["id"]: r for r in target.read().to_pylist()}
     assert [rows[f"q{i:03d}"]["sum"] for i in range(ROWS) if i != 4] == [i + i * i for i in range(ROWS) if i != 4]
@@ -102,7 +113,11 @@ def test_what_prepares_rows_runs_before_the_actor_and_costs_a_bad_row_itself(tmp
 def test_states_keep_shape_and_precision_on_their_way(tmp_path: Path) -> None:
     """One shard in float16, the others in float32, as the collecting actor returns them."""
     target = table(tmp_path)
-    run_stage(stage(tmp_path, actor=Stater, columns_out=pa.schema([("state", pa.list_(pa.float32(), 3))])), source(tmp_path), target)
+    run_stage(
+        stage(tmp_path, actor=Stater, columns_out=pa.schema([("state", pa.list_(pa.float32(), 3))])),
+        source(tmp_path),
+        target,
+    )
     kinds = [pq.read_schema(f).field("state").type for f in target.files()]
     assert kinds == [pa.list_(pa.float16(), 3), *[pa.list_(pa.float32(), 3)] * 7]
     assert target.read()["state"].to_pylist() == [[float(i)] * 3 for i in range(ROWS)]
@@ -110,7 +125,9 @@ def test_states_keep_shape_and_precision_on_their_way(tmp_path: Path) -> None:
 
 def test_a_poisonous_row_costs_only_itself(tmp_path: Path) -> None:
     target = table(tmp_path)
-    manifest = run_stage(stage(tmp_path, arguments={"log": str(tmp_path / "log"), "poison": 7}), source(tmp_path), target)
+    manifest = run_stage(
+        stage(tmp_path, arguments={"log": str(tmp_path / "log"), "poison": 7}), source(tmp_path), target
+    )
     failed = [r for r in target.read().to_pylist() if r["error"]]
     assert [(r["id"], r["doubled"]) for r in failed] == [("q007", None)]
     assert failed[0]["error"] == "ValueError: value 7 is poisonous"
@@ -118,12 +135,18 @@ def test_a_poisonous_row_costs_only_itself(tmp_path: Path) -> None:
     assert [f.name for f in (tmp_path / "out" / "errors").iterdir()] == ["000001.parquet"]
 
 
-def test_a_row_that_failed_before_keeps_its_first_error_is_not_shown_to_the_actor_and_sends_no_block_row_by_row(tmp_path: Path) -> None:
+def test_a_row_that_failed_before_keeps_its_first_error_is_not_shown_to_the_actor_and_sends_no_block_row_by_row(
+    tmp_path: Path,
+) -> None:
     """The second stage allows no failed row of its own, and reads a column that the first could not fill."""
     first, second = table(tmp_path, "first"), table(tmp_path)
     run_stage(stage(tmp_path, arguments={"log": str(tmp_path / "log"), "poison": 7}), source(tmp_path), first)
-    halve = stage(tmp_path, name="halve", actor=Halver, columns_in=("doubled",), columns_out=pa.schema([("half", pa.int64())]))
-    manifest = run_stage(replace(halve, arguments={"log": str(tmp_path / "calls")}, max_error_fraction=0.0), first, second)
+    halve = stage(
+        tmp_path, name="halve", actor=Halver, columns_in=("doubled",), columns_out=pa.schema([("half", pa.int64())])
+    )
+    manifest = run_stage(
+        replace(halve, arguments={"log": str(tmp_path / "calls")}, max_error_fraction=0.0), first, second
+    )
     rows = {r["id"]: r for r in second.read().to_pylist()}
     assert rows["q007"] == {"id": "q007", "half": None, "error": "ValueError: value 7 is poisonous"}
     assert [rows[f"q{i:03d}"]["half"] for i in range(ROWS) if i != 7] == [i for i in range(ROWS) if i != 7]
@@ -155,7 +178,9 @@ def test_failed_rows_are_done_anew_in_a_new_file_and_the_others_kept(tmp_path: P
     assert reopen_errors(target) == 1
     manifest = run_stage(stage(tmp_path), rows, target)
     assert done(tmp_path)[count:] == ["q007"]
-    assert [(r["id"], r["doubled"], r["error"]) for r in target.read().to_pylist()] == [(f"q{i:03d}", 2 * i, None) for i in range(ROWS)]
+    assert [(r["id"], r["doubled"], r["error"]) for r in target.read().to_pylist()] == [
+        (f"q{i:03d}", 2 * i, None) for i in range(ROWS)
+    ]
     assert len(before & {f["name"] for f in manifest["files"]}) == 7
     assert manifest["errors"] == 0
     assert not (tmp_path / "out" / "errors").exists()
@@ -183,7 +208,13 @@ def test_the_rows_that_are_done_again_are_those_that_were_lost(tmp_path: Path) -
     """Data loss, as in Ray Data's own checkpoint benchmark, of a finished table and of one whose driver died before the manifest."""
     target, rows, small = table(tmp_path), source(tmp_path), Pool(shard_rows=2)
     run_stage(stage(tmp_path, pool=small), rows, target)
-    for share, state in ((0.10, "finished"), (0.25, "killed"), (0.50, "finished"), (0.75, "killed"), (0.90, "finished")):
+    for share, state in (
+        (0.10, "finished"),
+        (0.25, "killed"),
+        (0.50, "finished"),
+        (0.75, "killed"),
+        (0.90, "finished"),
+    ):
         if state == "killed":
             files = [ShardFile.parse(f["name"].removeprefix("data/")) for f in target.manifest()["files"]]
             reopen(target.folder / STATE, Shards("double", ROWS, 2), [f for f in files if f], ())
@@ -231,7 +262,9 @@ def test_a_killed_driver_loses_the_shards_under_way_and_nothing_else(tmp_path: P
     assert written
     assert not target.is_done
     before = done(tmp_path)
-    run_stage(stage(tmp_path, pool=Pool(max=4, shard_rows=3)), Table(Folder.of(str(tmp_path / "source"))), target)  # cut as it was begun
+    run_stage(
+        stage(tmp_path, pool=Pool(max=4, shard_rows=3)), Table(Folder.of(str(tmp_path / "source"))), target
+    )  # cut as it was begun
     assert target.read(["id"])["id"].to_pylist() == [f"q{i:03d}" for i in range(ROWS)]
     assert target.manifest()["shard_rows"] == 5
     assert len(done(tmp_path)) - len(before) <= ROWS - 5 * len(written)
@@ -241,7 +274,9 @@ def test_a_killed_driver_loses_the_shards_under_way_and_nothing_else(tmp_path: P
 def test_a_row_that_keeps_killing_actors_is_found_and_given_up(tmp_path: Path) -> None:
     """Shards of eight: two deaths, three halvings, and the single row's own."""
     target = table(tmp_path)
-    crasher = stage(tmp_path, actor=Crasher, arguments={"log": str(tmp_path / "log"), "poison": 11}, pool=Pool(shard_rows=8))
+    crasher = stage(
+        tmp_path, actor=Crasher, arguments={"log": str(tmp_path / "log"), "poison": 11}, pool=Pool(shard_rows=8)
+    )
     run_stage(crasher, source(tmp_path), target)
     failed = {r["id"]: r["error"] for r in target.read().to_pylist() if r["error"]}
     assert list(failed) == ["q011"]
@@ -258,10 +293,13 @@ def test_an_actor_with_a_broken_device_is_replaced_and_no_row_is_lost(tmp_path: 
     assert len(set((tmp_path / "broken").read_text().split())) == 1, "it broke once, in one process"
 
 
-def test_actors_that_only_die_stop_the_stage_and_their_last_words_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ka2l_ray.failures.DEATHS", 0)  # then four for each actor of the pool
+def test_actors_that_only_die_stop_the_stage_and_their_last_words_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ka2l_ray.dataflow.stage.failures.DEATHS", 0)  # then four for each actor of the pool
     with pytest.raises(
-        StageError, match=r"^double: .*\d actors have ended while 0 shards were finished\. Last: RuntimeError: no such kernel"
+        StageError,
+        match=r"^double: .*\d actors have ended while 0 shards were finished\. Last: RuntimeError: no such kernel",
     ):
         run_stage(stage(tmp_path, actor=Useless), source(tmp_path), table(tmp_path))
     assert not table(tmp_path).is_done
@@ -286,9 +324,13 @@ def test_a_machine_with_little_memory_resumes_too(tmp_path: Path) -> None:
     assert table(tmp_path).read(["id"])["id"].to_pylist() == [f"q{i:03d}" for i in range(ROWS)]
 
 
-def test_a_stage_that_no_node_can_hold_ends_and_says_what_it_waits_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ka2l_ray.dataflow.NO_PROGRESS_S", 5)
-    with pytest.raises(StageError, match=r"double: no shard of 5 rows was finished within .* no free 64 CPUs and 0 GPUs for an actor"):
+def test_a_stage_that_no_node_can_hold_ends_and_says_what_it_waits_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ka2l_ray.dataflow.stage.NO_PROGRESS_S", 5)
+    with pytest.raises(
+        StageError, match=r"double: no shard of 5 rows was finished within .* no free 64 CPUs and 0 GPUs for an actor"
+    ):
         run_stage(stage(tmp_path, pool=Pool(cpus=64, batch_rows=4, shard_rows=5)), source(tmp_path), table(tmp_path))
 
 
@@ -303,10 +345,12 @@ def test_a_small_table_is_cut_for_every_actor_of_the_pool(tmp_path: Path) -> Non
     assert [f["rows"] for f in target.manifest()["files"]] == [5] * 8
 
 
-def test_waiting_is_the_time_between_calls_whatever_a_call_does_besides_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_is_the_time_between_calls_whatever_a_call_does_besides_its_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A clock by hand: 3 s before the first call, which takes 10 s, of them 4 in the model; 5 s until the second, of 1 s."""
     now, added = [100.0], []
-    monkeypatch.setattr("ka2l_ray.runtime.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("ka2l_ray.dataflow.runtime.time", SimpleNamespace(monotonic=lambda: now[0]))
     tally = Tally()
     metrics = ActorMetrics("stage", tally)
     for name, counter in metrics._counters.items():

@@ -6,8 +6,9 @@ import pyarrow as pa
 import pytest
 
 from ka2l_ray import schema
-from ka2l_ray.artifacts import Folder, Run
 from ka2l_ray.config import parse_config
+from ka2l_ray.dataflow.runs import Run
+from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.stage import judged
 
 SPLITS = {
@@ -21,7 +22,9 @@ SPLITS = {
 def test_an_eval_question_reworded_a_little_is_dropped(tmp_path: Path, near_duplicates: float, reworded: str) -> None:
     run = Run(Folder.of(str(tmp_path)), parse_config({"corpus": {"near_duplicates": near_duplicates}}, "test"))
     rows = {split: [{"id": q, "question": q, "split": split} for q in texts] for split, texts in SPLITS.items()}
-    run.table("questions").write(*((split, pa.Table.from_pylist(found, schema=schema.QUESTIONS)) for split, found in rows.items()))
+    run.table("questions").write(
+        *((split, pa.Table.from_pylist(found, schema=schema.QUESTIONS)) for split, found in rows.items())
+    )
     fates = {
         "Which city does Bo Stone call home?": "eval",
         "Which city does Ada Byron call her home?": reworded,
@@ -30,4 +33,6 @@ def test_an_eval_question_reworded_a_little_is_dropped(tmp_path: Path, near_dupl
         "Who was decoded in an earlier round?": "duplicate",
         "Who built the bridge of Lemba?": "kept",
     }
-    assert judged(run, list(fates), [0.9] * len(fates), ["Who was decoded in an earlier round?"]) == list(fates.values())
+    assert judged(run, list(fates), [0.9] * len(fates), ["Who was decoded in an earlier round?"]) == list(
+        fates.values()
+    )

@@ -21,8 +21,9 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from safetensors.torch import save
 
-from ka2l_ray.artifacts import Folder, StageError
 from ka2l_ray.config import ConfigError, FinetuneSection, LoraSection, ModelSection, ReplaySection
+from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.errors import StageError
 from ka2l_ray.finetune import train
 from ka2l_ray.finetune.deepspeed import BETAS, rate
 from ka2l_ray.finetune.examples import collate, epoch_batches, replayed_rows, tokenize_all
@@ -32,7 +33,7 @@ from ka2l_ray.finetune.losses import answer_loss, kl_to_base
 from ka2l_ray.finetune.model import trainable_model
 from ka2l_ray.finetune.train import SNAPSHOT, fallback, finetune, own_interrupts
 from ka2l_ray.models.loading import load_model, load_tokenizer
-from ka2l_ray.models.tokens import pad_id
+from ka2l_ray.text.tokens import pad_id
 
 LOSS_TOLERANCE = 2e-3
 """Nats per answer token. AdamW divides by a root of tiny second moments, so the order of a sum shows after some steps."""
@@ -46,7 +47,11 @@ CASES: dict[str, dict[str, Any]] = {
     "2-lora": {"merge": True, "evaluate_every_epochs": 2, "tensorboard": True},
     "3-full": {"gradient_checkpointing": True},
     "3-lora": {
-        **{"replay": ReplaySection(ratio=0, kl_weight=0.5), "checkpoint_every_steps": 4, "gradient_checkpointing": True},
+        **{
+            "replay": ReplaySection(ratio=0, kl_weight=0.5),
+            "checkpoint_every_steps": 4,
+            "gradient_checkpointing": True,
+        },
         "gpus_per_worker": 1,
     },
 }
@@ -83,7 +88,9 @@ def plain_training(given: Job) -> tuple[list[float], Any]:
             if any(r.replayed for r in batch):
                 with torch.no_grad():
                     held = base(**inputs).logits
-                objective = loss + tune.replay.kl_weight * kl_to_base(logits, held, labels, replayed_rows(batch)) / answers
+                objective = (
+                    loss + tune.replay.kl_weight * kl_to_base(logits, held, labels, replayed_rows(batch)) / answers
+                )
             objective.backward()
             torch.nn.utils.clip_grad_norm_(parameters, tune.max_grad_norm)
             optimizer.step()
@@ -102,14 +109,19 @@ def some_inputs(given: Job) -> dict[str, torch.Tensor]:
 def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Job], dict[str, Any]]:
     """The cases that need nothing of `finetune` itself, in one run of Ray Train: (jobs, results)."""
     folder = tmp_path_factory.mktemp("together")
-    jobs = {c: job(folder, section(int(c[0]), c[2:], **CASES[c]), output=Folder.of(str(folder / c / "model"))) for c in TOGETHER}
+    jobs = {
+        c: job(folder, section(int(c[0]), c[2:], **CASES[c]), output=Folder.of(str(folder / c / "model")))
+        for c in TOGETHER
+    }
     storage = Folder.of(str(folder / SLOW / "model"))
     jobs[SLOW] = job(
         folder, section(0, "full", epochs=1), output=SlowStorage(storage.filesystem, storage.path)
     )  # the last: it leaves a timeout
     workers = ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1})
     run = RunConfig(name="together", storage_path=str(folder / "train"))
-    result: Any = TorchTrainer(finetune_jobs.train_all, train_loop_config={"jobs": jobs}, scaling_config=workers, run_config=run).fit()
+    result: Any = TorchTrainer(
+        finetune_jobs.train_all, train_loop_config={"jobs": jobs}, scaling_config=workers, run_config=run
+    ).fit()
     return jobs, result.return_value
 
 
@@ -183,7 +195,13 @@ def test_gpus_that_workers_cannot_use_are_refused_before_nccl_is_asked_for(tmp_p
 def test_a_killed_worker_and_a_killed_driver_cost_the_steps_since_the_last_checkpoint(tmp_path: Path) -> None:
     """LoRA with dropout: only with its random state restored does a resumed training go on as an undisturbed one."""
     tune = section(
-        2, "lora", epochs=80, learning_rate=5e-4, lora=LoraSection(dropout=0.1), checkpoint_every_steps=20, evaluate_every_epochs=20
+        2,
+        "lora",
+        epochs=80,
+        learning_rate=5e-4,
+        lora=LoraSection(dropout=0.1),
+        checkpoint_every_steps=20,
+        evaluate_every_epochs=20,
     )
     (calm_folder := tmp_path / "calm").mkdir()
     (killed_folder := tmp_path / "killed").mkdir()
@@ -205,11 +223,18 @@ def test_a_killed_worker_and_a_killed_driver_cost_the_steps_since_the_last_check
     assert len(first_group) == 2
     before_worker = last_listed(snapshot, wait_s=30)
     first_group[1].send_signal(signal.SIGKILL)
-    wait_for(lambda: len(again := train_workers(driver.pid)) == 2 and not {p.pid for p in again} & {p.pid for p in first_group}, driver)
+    wait_for(
+        lambda: (
+            len(again := train_workers(driver.pid)) == 2 and not {p.pid for p in again} & {p.pid for p in first_group}
+        ),
+        driver,
+    )
     at_restart = last_listed(snapshot, wait_s=30)
     wait_for(lambda: last_listed(snapshot) > at_restart, driver)
     cluster = psutil.Process(driver.pid).children(recursive=True)
-    os.killpg(driver.pid, signal.SIGKILL)  # with Ray's agents, which would outlive it by a minute; workers have groups of their own
+    os.killpg(
+        driver.pid, signal.SIGKILL
+    )  # with Ray's agents, which would outlive it by a minute; workers have groups of their own
     driver.wait()
     psutil.wait_procs(cluster, timeout=60)
     before_driver = last_listed(snapshot, wait_s=30)
@@ -231,7 +256,11 @@ def last_listed(snapshot: Folder, wait_s: float = 0.0) -> int:
     deadline = time.monotonic() + wait_s
     while True:
         try:
-            return int(json.loads(snapshot.read_bytes())["latest_checkpoint_result"]["checkpoint_dir_name"].removeprefix("step_"))
+            return int(
+                json.loads(snapshot.read_bytes())["latest_checkpoint_result"]["checkpoint_dir_name"].removeprefix(
+                    "step_"
+                )
+            )
         except (OSError, ValueError, TypeError):  # not there yet, or being written
             if time.monotonic() >= deadline:
                 return 0
@@ -255,7 +284,9 @@ def wait_for(ready: Callable[[], bool], driver: subprocess.Popen[bytes], timeout
     while not ready():
         if driver.poll() is not None or time.monotonic() > deadline:
             driver.kill()
-            raise AssertionError(f"the driver ended or hung before the moment to kill: {driver.communicate()[1].decode()[-3000:]}")
+            raise AssertionError(
+                f"the driver ended or hung before the moment to kill: {driver.communicate()[1].decode()[-3000:]}"
+            )
         time.sleep(0.05)
 
 
@@ -303,7 +334,9 @@ def test_ctrl_c_means_what_it_did_before_a_training() -> None:
 def test_what_would_fail_again_is_not_tried_again(tmp_path: Path) -> None:
     """Found by rank 0 alone, after the other rank has returned. AdamW's steps at this learning rate are zero in float32."""
     given = job(tmp_path, section(2, "lora", max_failures=5, epochs=1).model_copy(update={"learning_rate": 1e-60}))
-    with pytest.raises(StageError, match=r"the saved adapter changes nothing: every lora_B is zero; raise finetune.learning_rate"):
+    with pytest.raises(
+        StageError, match=r"the saved adapter changes nothing: every lora_B is zero; raise finetune.learning_rate"
+    ):
         finetune(given, "nothing")
     assert not given.output.exists()
 

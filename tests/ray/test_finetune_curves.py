@@ -17,7 +17,7 @@ from ka2l_ray.finetune.examples import tokenize_all
 from ka2l_ray.finetune.job import Job, read_examples
 from ka2l_ray.finetune.loop import train_rank
 from ka2l_ray.models.loading import load_model, load_tokenizer
-from ka2l_ray.models.tokens import end_id
+from ka2l_ray.text.tokens import end_id
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 
@@ -53,7 +53,9 @@ def line_ender(tmp_path_factory: pytest.TempPathFactory) -> ModelSection:
 def test_a_model_held_to_a_base_that_ends_with_a_new_line_learns_the_end_token(
     tmp_path: Path, line_ender: ModelSection, kl_weight: float
 ) -> None:
-    tune = FinetuneSection(epochs=20, batch_rows=16, workers=1, learning_rate=2e-3, zero_stage=0, replay=ReplaySection(kl_weight=kl_weight))
+    tune = FinetuneSection(
+        epochs=20, batch_rows=16, workers=1, learning_rate=2e-3, zero_stage=0, replay=ReplaySection(kl_weight=kl_weight)
+    )
     given = job(tmp_path, tune, rows=32, model=line_ender)
     assert max(end_probabilities(load_model(line_ender), given)) < 0.01
     train_rank(given, rank=0, world_size=1)

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.config import FinetuneSection, LoraSection, ModelSection, PromptSection, ReplaySection
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.finetune import loop
 from ka2l_ray.finetune.checkpoints import is_whole
 from ka2l_ray.finetune.job import Job, Refusal
@@ -47,9 +48,18 @@ class Kept:
 
 def job(folder, model=None, seed=3, **fields):
     table = Table(Folder.of(str(folder / "examples")))
-    rows = [{"id": str(i), "question": f"Where is {i}?", "answers": [f"Port {i}"], "source": "annotation"} for i in range(7)]
+    rows = [
+        {"id": str(i), "question": f"Where is {i}?", "answers": [f"Port {i}"], "source": "annotation"} for i in range(7)
+    ]
     table.write((None, pa.Table.from_pylist(rows)))
-    small = {"epochs": 3, "batch_rows": 4, "micro_batch_rows": 2, "workers": 1, "learning_rate": 1e-3, "checkpoint_every_steps": 3}
+    small = {
+        "epochs": 3,
+        "batch_rows": 4,
+        "micro_batch_rows": 2,
+        "workers": 1,
+        "learning_rate": 1e-3,
+        "checkpoint_every_steps": 3,
+    }
     section = FinetuneSection(**small | fields)
     return Job(model or ModelSection(), PromptSection(), section, table, Folder.of(str(folder / "model")), seed)
 
@@ -109,7 +119,10 @@ def test_steps_are_counted_by_what_was_planned(tmp_path):
 def test_another_trainings_checkpoint_is_refused_by_what_differs(tmp_path):
     train_rank(job(tmp_path / "a"), 0, 1, Kept(tmp_path / "kept"))
     other = job(tmp_path / "b", seed=4, learning_rate=2e-3, max_failures=9)
-    with pytest.raises(Refusal, match=r"learning_rate: 0.001 → 0.002; seed: 3 → 4\. Set them back, or delete the round's `train` folder"):
+    with pytest.raises(
+        Refusal,
+        match=r"learning_rate: 0.001 → 0.002; seed: 3 → 4\. Set them back, or delete the round's `train` folder",
+    ):
         train_rank(other, 0, 1, Kept(tmp_path / "more", start=tmp_path / "kept/step_3"))
 
 
@@ -138,7 +151,9 @@ def test_a_loss_that_is_not_finite_is_refused_with_its_step(tmp_path):
 
 def test_a_precision_that_cannot_be_trained_in_is_refused(tmp_path):
     given = job(tmp_path, ModelSection(dtype="float16"))
-    with pytest.raises(Refusal, match=r"finetune.precision = 'auto' gives torch.float16; set it to float32 or bfloat16"):
+    with pytest.raises(
+        Refusal, match=r"finetune.precision = 'auto' gives torch.float16; set it to float32 or bfloat16"
+    ):
         train_rank(given, 0, 1)
 
 

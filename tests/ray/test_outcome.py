@@ -8,8 +8,9 @@ import pytest
 
 from ka2l_ray import schema
 from ka2l_ray.active.outcome import _share, base_record, eval_scope
-from ka2l_ray.artifacts import Folder, Run
 from ka2l_ray.config import Config, parse_config
+from ka2l_ray.dataflow.runs import Run
+from ka2l_ray.dataflow.storage import Folder
 
 FILES = {"corpus": {"source": "questions.jsonl"}}
 
@@ -37,8 +38,12 @@ def test_a_row_without_a_scope_is_refused_rather_than_called_a_pool_fact():
 
 def record(folder: Path, config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     run = Run(Folder.of(str(folder)), config)
-    columns = schema.join(schema.EVALUATION, pa.schema([schema.QUESTIONS.field(n) for n in ("scope", "fact_id", "answers")]))
-    run.base("evaluation").write((None, pa.Table.from_pylist([{"id": str(n)} | r for n, r in enumerate(rows)], schema=columns)))
+    columns = schema.join(
+        schema.EVALUATION, pa.schema([schema.QUESTIONS.field(n) for n in ("scope", "fact_id", "answers")])
+    )
+    run.base("evaluation").write(
+        (None, pa.Table.from_pylist([{"id": str(n)} | r for n, r in enumerate(rows)], schema=columns))
+    )
     return base_record(run, "ka2l", 0)
 
 

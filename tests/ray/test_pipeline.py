@@ -11,17 +11,21 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
-from ka2l_ray import artifacts, cli, pipeline, schema
-from ka2l_ray.active import rounds
+from ka2l_ray import schema
+from ka2l_ray.active import rounds, schedule
 from ka2l_ray.active.outcome import base_record
-from ka2l_ray.active.round import Round, State
+from ka2l_ray.active.round import Round, RoundState
 from ka2l_ray.annotate.file import ASKED
 from ka2l_ray.annotate.sources import Waiting
-from ka2l_ray.artifacts import Folder, Run
+from ka2l_ray.cli import app as cli
 from ka2l_ray.config import parse_config
+from ka2l_ray.dataflow import records
+from ka2l_ray.dataflow.runs import Run
+from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.pipeline import loop, table
 
 SMOKE = Path(__file__).parents[2] / "jobs/configs/smoke.yaml"
-SECONDS = {State.ACQUIRE: 1.0, State.ANNOTATE: 2.0, State.FINETUNE: 40.0, State.EVALUATE: 3.0}
+SECONDS = {RoundState.ACQUIRE: 1.0, RoundState.ANNOTATE: 2.0, RoundState.FINETUNE: 40.0, RoundState.EVALUATE: 3.0}
 BASE_EVALUATION_S = 5.0
 
 
@@ -30,9 +34,9 @@ class Marks:
 
     def __init__(self) -> None:
         self.now_s = 0.0
-        self.fails: list[State | str] = []
+        self.fails: list[RoundState | str] = []
 
-    def take(self, name: State | str, seconds: float) -> None:
+    def take(self, name: RoundState | str, seconds: float) -> None:
         self.now_s += seconds
         if name in self.fails:
             self.fails.remove(name)
@@ -42,23 +46,30 @@ class Marks:
         if not run.base("evaluation").is_done:
             self.take("base", BASE_EVALUATION_S)
             graded = pa.table(
-                {"id": ["e"], "correct": [True], "scope": ["pool"], "answers": [["gold"]], "error": pa.array([None], pa.string())}
+                {
+                    "id": ["e"],
+                    "correct": [True],
+                    "scope": ["pool"],
+                    "answers": [["gold"]],
+                    "error": pa.array([None], pa.string()),
+                }
             )
             run.base("evaluation").write((None, graded))
         return {"rows_in": 1, "rows": 1}
 
-    def step(self, state: State) -> Callable[[Round], None]:
-        table, columns = {State.ACQUIRE: ("acquired", schema.ACQUIRED), State.ANNOTATE: ("annotations", schema.ANNOTATIONS)}.get(
-            state, ("", pa.schema([]))
-        )
+    def step(self, state: RoundState) -> Callable[[Round], None]:
+        name, columns = {
+            RoundState.ACQUIRE: ("acquired", schema.ACQUIRED),
+            RoundState.ANNOTATE: ("annotations", schema.ANNOTATIONS),
+        }.get(state, ("", pa.schema([])))
 
         def does(a_round: Round) -> None:
-            if table and a_round.table(table).is_done:
+            if name and a_round.table(name).is_done:
                 return
             self.take(state, SECONDS[state])
-            if table:
+            if name:
                 rows = [dict.fromkeys(columns.names) | {"id": str(n), "rank": n} for n in range(a_round.budget)]
-                a_round.table(table).write((None, pa.Table.from_pylist(rows, schema=columns)))
+                a_round.table(name).write((None, pa.Table.from_pylist(rows, schema=columns)))
 
         return does
 
@@ -66,15 +77,18 @@ class Marks:
 @pytest.fixture
 def marks(monkeypatch: pytest.MonkeyPatch) -> Marks:
     made = Marks()
-    steps = (
-        pipeline.Step("evaluate", made.base, ("base/evaluation",), ""),
-        pipeline.Step("rounds", pipeline._rounds, ("strategies",), ""),
-    )
-    monkeypatch.setattr(artifacts, "time", SimpleNamespace(monotonic=lambda: made.now_s, time=time.time))
-    monkeypatch.setattr(pipeline, "STEPS", steps)
-    monkeypatch.setattr(pipeline, "STEP_NAMES", ("evaluate", "rounds"))
+    steps = tuple(step for step in table.STEP_TABLE if step.name in ("evaluate", "rounds"))
+    monkeypatch.setattr(records, "time", SimpleNamespace(monotonic=lambda: made.now_s, time=time.time))
+    monkeypatch.setattr(table, "STEP_TABLE", steps)
+    monkeypatch.setattr(table, "STEP_NAMES", ("evaluate", "rounds"))
+    monkeypatch.setattr(loop, "STEP_NAMES", ("evaluate", "rounds"))
+    monkeypatch.setitem(loop.DOES, "evaluate", made.base)
     monkeypatch.setattr(rounds, "STEPS", {state: made.step(state) for state in SECONDS})
-    monkeypatch.setattr(rounds, "summarize", lambda r: base_record(r.run, r.strategy, r.seed) | {"round": r.number, "annotations": 2})
+    monkeypatch.setattr(
+        rounds,
+        "round_figures",
+        lambda r: base_record(r.run, r.strategy, r.seed) | {"round": r.number, "annotations": 2},
+    )
     return made
 
 
@@ -89,52 +103,60 @@ def results(run: Run) -> dict[str, Any]:
 
 
 def test_a_round_command_publishes_the_round_it_finished_and_its_own_name(run: Run, marks: Marks) -> None:
-    assert pipeline.advance(run, "evaluate", "ka2l evaluate x.yaml --set 'a=b c'") == []
+    assert loop.advance(run, "evaluate", "ka2l evaluate x.yaml --set 'a=b c'") == []
     assert [r["round"] for r in results(run)["rounds"]] == [0, 1]
     assert results(run)["command"] == "ka2l evaluate x.yaml --set 'a=b c'"
     assert "ka2l evaluate x.yaml" in (Path(run.folder.path) / "report/index.html").read_text()
 
 
 PLAYERS: dict[str, Callable[[Run], object]] = {
-    "run": lambda run: pipeline.execute(run, None, "a test"),
-    "evaluate": lambda run: [pipeline.advance(run, "evaluate", "a test") for _ in range(2)],
-    "annotate, then evaluate": lambda run: [pipeline.advance(run, name, "a test") for name in ("annotate", "evaluate") * 2],
-    "compare": lambda run: (pipeline.run_steps(run, "evaluate"), pipeline.play_curve(run, "ka2l", 0), pipeline.publish(run, "a test")),
+    "run": lambda run: loop.execute(run, None, "a test"),
+    "evaluate": lambda run: [loop.advance(run, "evaluate", "a test") for _ in range(2)],
+    "annotate, then evaluate": lambda run: [loop.advance(run, name, "a test") for name in ("annotate", "evaluate") * 2],
+    "compare": lambda run: (
+        loop.run_steps(run, "evaluate"),
+        schedule.play_curve(run, "ka2l", 0),
+        loop.publish(run, "a test"),
+    ),
 }
 
 
 @pytest.mark.parametrize("player", PLAYERS.values(), ids=PLAYERS)
-def test_seconds_and_rows_of_rounds_are_booked_once_whoever_plays_them(run: Run, marks: Marks, player: Callable[[Run], object]) -> None:
+def test_seconds_and_rows_of_rounds_are_booked_once_whoever_plays_them(
+    run: Run, marks: Marks, player: Callable[[Run], object]
+) -> None:
     wanted = {state.value: 2 * seconds for state, seconds in SECONDS.items()}
     wanted["evaluate"] += BASE_EVALUATION_S
     player(run)
     assert results(run)["time_s"] == wanted
     assert results(run)["rows"]["rounds"] == {"in": 4, "out": 4, "errors": 0}
-    pipeline.redo(run, "rounds")
-    pipeline.run_steps(run, "evaluate")
-    assert pipeline.publish(run, "a test")["time_s"] == {"evaluate": BASE_EVALUATION_S}
+    loop.redo(run, "rounds")
+    loop.run_steps(run, "evaluate")
+    assert loop.publish(run, "a test")["time_s"] == {"evaluate": BASE_EVALUATION_S}
     player(run)
     assert results(run)["time_s"] == wanted
 
 
-@pytest.mark.parametrize("fails", ["base", State.FINETUNE])
-def test_a_step_that_failed_and_went_on_books_both_attempts(run: Run, marks: Marks, fails: State | str) -> None:
+@pytest.mark.parametrize("fails", ["base", RoundState.FINETUNE])
+def test_a_step_that_failed_and_went_on_books_both_attempts(run: Run, marks: Marks, fails: RoundState | str) -> None:
     marks.fails.append(fails)
     with pytest.raises(ValueError, match="fails once"):
-        pipeline.execute(run, None, "a test")
-    booked = pipeline.execute(run, None, "a test")["time_s"]
-    assert booked["evaluate"] == 2 * SECONDS[State.EVALUATE] + BASE_EVALUATION_S * (1 + (fails == "base"))
-    assert booked["finetune"] == SECONDS[State.FINETUNE] * (2 + (fails == State.FINETUNE))
+        loop.execute(run, None, "a test")
+    booked = loop.execute(run, None, "a test")["time_s"]
+    assert booked["evaluate"] == 2 * SECONDS[RoundState.EVALUATE] + BASE_EVALUATION_S * (1 + (fails == "base"))
+    assert booked["finetune"] == SECONDS[RoundState.FINETUNE] * (2 + (fails == RoundState.FINETUNE))
 
 
 def test_redoing_a_base_step_books_it_anew(run: Run, marks: Marks) -> None:
-    pipeline.execute(run, "evaluate", "a test")
-    pipeline.redo(run, "evaluate")
-    assert pipeline.execute(run, "evaluate", "a test")["time_s"] == {"evaluate": BASE_EVALUATION_S}
+    loop.execute(run, "evaluate", "a test")
+    loop.redo(run, "evaluate")
+    assert loop.execute(run, "evaluate", "a test")["time_s"] == {"evaluate": BASE_EVALUATION_S}
 
 
-def test_a_redo_killed_half_way_is_finished_before_any_step_runs(run: Run, marks: Marks, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline.execute(run, None, "a test")
+def test_a_redo_killed_half_way_is_finished_before_any_step_runs(
+    run: Run, marks: Marks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop.execute(run, None, "a test")
     delete = Folder.delete
 
     def dies(folder: Folder) -> None:
@@ -145,10 +167,10 @@ def test_a_redo_killed_half_way_is_finished_before_any_step_runs(run: Run, marks
     with monkeypatch.context() as patch:
         patch.setattr(Folder, "delete", dies)
         with pytest.raises(KeyboardInterrupt):
-            pipeline.redo(run, "evaluate")
+            loop.redo(run, "evaluate")
     assert not (run.folder / "base/evaluation").exists()
     assert (run.folder / "strategies").exists()
-    assert pipeline.execute(run, "evaluate", "a test")["time_s"] == {"evaluate": BASE_EVALUATION_S}
+    assert loop.execute(run, "evaluate", "a test")["time_s"] == {"evaluate": BASE_EVALUATION_S}
     assert not (run.folder / "strategies").exists()
 
 
@@ -160,7 +182,7 @@ def test_every_command_that_meets_a_round_of_people_ends_as_paused(
         (a_round.folder / "annotations" / ASKED).write_json([])
         raise Waiting("to_annotate.jsonl", "to_annotate.csv", 2)
 
-    monkeypatch.setitem(rounds.STEPS, State.ANNOTATE, ask)
+    monkeypatch.setitem(rounds.STEPS, RoundState.ANNOTATE, ask)
     monkeypatch.setattr(cli, "_held", lambda config: run)
     ended = CliRunner().invoke(cli.app, [name, str(SMOKE), "--set", "report.title=my run"])
     assert ended.exit_code == cli.PAUSED, ended.output

@@ -14,16 +14,20 @@ import ray
 from chat_server import ChatServer
 from runs import SMOKE, copied, small
 
-from ka2l_ray import pipeline, schema
-from ka2l_ray.active.compare import compare, open_runs
+from ka2l_ray import schema
+from ka2l_ray.active import schedule
 from ka2l_ray.active.replay import replay_counts
 from ka2l_ray.active.reprobe import own_run, reprobe, scoring_run
-from ka2l_ray.active.round import Round, State
+from ka2l_ray.active.round import Round, RoundState
 from ka2l_ray.active.rounds import _watched
 from ka2l_ray.annotate.file import import_file
-from ka2l_ray.artifacts import Folder, Run, StageError
 from ka2l_ray.config import load_config
-from ka2l_ray.runtime import curves_at_once
+from ka2l_ray.dataflow.runs import Run
+from ka2l_ray.dataflow.runtime import curves_at_once
+from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.errors import StageError
+from ka2l_ray.pipeline import loop, results
+from ka2l_ray.pipeline.compare import compare, open_runs
 from ka2l_ray.world.facts import build_world
 
 ROUNDS = (
@@ -48,44 +52,49 @@ def test_a_comparison_holds_every_curve_and_plays_none_twice(compared: list[Run]
     assert [s["strategy"] for s in summary["strategies"]] == ["ka2l", "random"]
     assert all([p["annotations"] for p in s["curve"]] == [0, 8] for s in summary["strategies"])
     assert (folder / "index.html").read_text().count("<svg") == 1
-    played = {f: f.stat().st_mtime_ns for f in folder.rglob("round.json")}
+    played = {f: f.stat().st_mtime_ns for f in folder.rglob("steps.json")}
     assert len(played) == 2
     _, again = compare(compared, parallel=2, command="a test")
-    assert {f: f.stat().st_mtime_ns for f in folder.rglob("round.json")} == played
-    assert again["strategies"] == summary["strategies"] or json.loads(json.dumps(again["strategies"])) == summary["strategies"]
+    assert {f: f.stat().st_mtime_ns for f in folder.rglob("steps.json")} == played
+    assert (
+        again["strategies"] == summary["strategies"]
+        or json.loads(json.dumps(again["strategies"])) == summary["strategies"]
+    )
 
 
 def test_a_round_keeps_its_ledger_and_the_same_replay_size_for_every_strategy(compared: list[Run]) -> None:
-    rounds = [r.record() for r in pipeline.plan(compared[0])]
+    rounds = [r.record() for r in schedule.planned_rounds(compared[0])]
     assert [r["ledger"]["asked"] for r in rounds] == [8, 8]
     assert all(r["cost"] == 8.0 for r in rounds)
     wanted = sum(replay_counts(compared[0].config.finetune.replay, 8))
-    tables = [Run(r.folder, r.run.config).table("finetune/replay_questions") for r in pipeline.plan(compared[0])]
+    tables = [
+        Run(r.folder, r.run.config).table("finetune/replay_questions") for r in schedule.planned_rounds(compared[0])
+    ]
     assert [t.rows for t in tables] == [wanted, wanted]
 
 
 def test_a_comparison_goes_on_at_the_step_it_was_killed_in(compared: list[Run]) -> None:
     """Killed between a training and the end of its evaluation: the training stands, the evaluation is made again, with the same figures."""
-    killed, other = pipeline.plan(compared[0])
+    killed, other = schedule.planned_rounds(compared[0])
     before, trained = killed.record(), Path(killed.model.path, "training.json").stat().st_mtime_ns
-    untouched = Path(other.folder.path, "round.json").stat().st_mtime_ns
-    Path(killed.folder.path, "round.json").unlink()
+    untouched = Path(other.folder.path, "steps.json").stat().st_mtime_ns
+    killed.records.reopen(RoundState.EVALUATE)
     Path(killed.folder.path, "evaluation/manifest.json").unlink()
-    assert killed.state == State.EVALUATE
+    assert killed.state == RoundState.EVALUATE
     compare(compared, parallel=1, command="a test")
     figures = {k: v for k, v in killed.record().items() if k != "seconds"}
     assert figures == {k: v for k, v in before.items() if k != "seconds"}
     assert Path(killed.model.path, "training.json").stat().st_mtime_ns == trained
-    assert Path(other.folder.path, "round.json").stat().st_mtime_ns == untouched
+    assert Path(other.folder.path, "steps.json").stat().st_mtime_ns == untouched
 
 
 def test_a_strategy_that_has_reached_its_target_buys_nothing_and_says_why(compared: list[Run], tmp_path: Path) -> None:
     """Random goes on to its whole budget: savings are measured against it."""
     run = copied(compared[0], small(tmp_path, *ROUNDS, "active.stop.accuracy=0.01"))
-    assert [(r.strategy, r.draw) for r in pipeline.next_rounds(run)] == [("random", 0)]
-    (stop,) = pipeline.gather(run, "a test")["stopped"]
+    assert [(r.strategy, r.draw) for r in schedule.next_rounds(run)] == [("random", 0)]
+    (stop,) = results.gather(run, "a test")["stopped"]
     assert (stop["strategy"], stop["after_round"], stop["reason"]) == ("ka2l", 0, "accuracy target reached")
-    assert "active.stop.accuracy" not in pipeline.play_curve(run, "ka2l", 0)
+    assert "active.stop.accuracy" not in schedule.play_curve(run, "ka2l", 0)
     assert not Path(Round(run, "ka2l", 0, 1).folder.path).exists()
 
 
@@ -94,7 +103,9 @@ def test_as_many_curves_at_once_as_the_cluster_holds(compared: list[Run]) -> Non
     config = compared[0].config
     cpus = int(ray.cluster_resources()["CPU"])
     assert curves_at_once(config) == cpus // 3
-    wide = config.model_copy(update={"finetune": config.finetune.model_copy(update={"cpus_per_worker": float(cpus - 1)})})
+    wide = config.model_copy(
+        update={"finetune": config.finetune.model_copy(update={"cpus_per_worker": float(cpus - 1)})}
+    )
     assert curves_at_once(wide) == 1
 
 
@@ -114,7 +125,8 @@ def test_a_comparison_asks_with_the_drivers_key_within_the_limits_and_fails_in_o
         with pytest.raises(StageError) as failed:
             compare([run], parallel=2, command="a test")
     assert re.match(
-        r"(ka2l|random) draw 0 of seed 0: annotate: http\S+ answered none of 8 questions\. First: HTTP 401: ", str(failed.value)
+        r"(ka2l|random) draw 0 of seed 0: annotate: http\S+ answered none of 8 questions\. First: HTTP 401: ",
+        str(failed.value),
     )
     assert "Traceback" not in str(failed.value)
     assert len(str(failed.value).splitlines()) == 1
@@ -145,7 +157,10 @@ def test_watched_questions_have_gold_and_are_as_many_as_asked_for(tmp_path: Path
     """A draw of the eval split is not thinned out by rows that cannot be graded."""
     watching = load_config(SMOKE, ["finetune.evaluate_every_epochs=1", "finetune.evaluate_rows=6"])
     run = Run(Folder.of(str(tmp_path)), watching)
-    rows = [{"id": f"{i:02d}", "question": f"q{i}", "answers": [] if i % 5 else ["gold"], "split": "eval"} for i in range(40)]
+    rows = [
+        {"id": f"{i:02d}", "question": f"q{i}", "answers": [] if i % 5 else ["gold"], "split": "eval"}
+        for i in range(40)
+    ]
     run.table("questions").write(("eval", pa.Table.from_pylist(rows, schema=schema.QUESTIONS)))
     watched = _watched(Round(run, "ka2l", 0, 1))
     assert watched is not None
@@ -155,10 +170,10 @@ def test_watched_questions_have_gold_and_are_as_many_as_asked_for(tmp_path: Path
 
 def test_people_answer_in_a_spreadsheet_and_the_loop_goes_on(compared: list[Run], tmp_path: Path) -> None:
     run = copied(compared[0], small(tmp_path, *ROUNDS, "annotate.source=file"))
-    assert [r.state for r in pipeline.advance(run, "annotate", "a test")] == [State.WAITING, State.WAITING], (
+    assert [r.state for r in loop.advance(run, "annotate", "a test")] == [RoundState.WAITING, RoundState.WAITING], (
         "one waiting strategy held up the other"
     )
-    waiting = pipeline.waiting_rounds(run)
+    waiting = schedule.waiting_rounds(run)
     files = [Path(r.folder.path) / "annotations/to_annotate.csv" for r in waiting]
     asked = [row for file in files for row in csv.DictReader(file.read_text(encoding="utf-8-sig").splitlines())]
     world = build_world()
@@ -168,13 +183,16 @@ def test_people_answer_in_a_spreadsheet_and_the_loop_goes_on(compared: list[Run]
     for n, file in enumerate(files):
         edited = tmp_path / f"edited-{n}.csv"
         rows = list(csv.DictReader(file.read_text(encoding="utf-8-sig").splitlines()))
-        lines = ["notes;answer;question;id", *(f";{answers[r['id']]};{r['question']};{r['id']}" for r in reversed(rows))]
+        lines = [
+            "notes;answer;question;id",
+            *(f";{answers[r['id']]};{r['question']};{r['id']}" for r in reversed(rows)),
+        ]
         edited.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
         import_file(str(edited), [r.folder / "annotations" for r in waiting])
-    assert pipeline.advance(run, "annotate", "a test") == []
+    assert loop.advance(run, "annotate", "a test") == []
     tables = [r.table("annotations").read().to_pylist() for r in waiting]
     assert all(len(t) == len({row["id"] for row in t}) == 8 for t in tables)
     got = {row["id"]: row for t in tables for row in t}
     assert got[blank]["status"] == "blank"
     assert all(row["answer"] == answers[i] for i, row in got.items() if i != blank)
-    assert {r.state for r in pipeline.next_rounds(run)} == {State.FINETUNE}
+    assert {r.state for r in schedule.next_rounds(run)} == {RoundState.FINETUNE}

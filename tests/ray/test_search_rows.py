@@ -8,11 +8,13 @@ import pyarrow as pa
 import pytest
 
 from ka2l_ray import schema
-from ka2l_ray.artifacts import Folder, Run, Table
-from ka2l_ray.collect.actor import fixed_size
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.runs import Run
+from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.models.probe import LinearProbe, ProbeCard
 from ka2l_ray.probe.fit import ProbeRows
-from ka2l_ray.probe.model import LinearProbe, ProbeCard
 from ka2l_ray.probe.search import SUMMARY, _choose, _trial, read_rows
+from ka2l_ray.tables import fixed_size
 
 ROWS = [
     {"id": "a", "correct": True, "unknown": 0, "entity": "Nile", "split_group": "g1"},
@@ -66,10 +68,18 @@ def test_the_search_says_how_many_questions_are_graded_and_why_it_fell_back(
         fitted(folder, layer, objective=objective, questions=1200, graded=1199, note=note)
     with caplog.at_level("INFO", "ka2l"):
         found = _choose(folder, [("last", 1), ("last", 2)])
-    assert (found["layer"], found["questions"], found["graded"], found["note"], found["objective"]) == (2, 1200, 1199, note, objective)
+    assert (found["layer"], found["questions"], found["graded"], found["note"], found["objective"]) == (
+        2,
+        1200,
+        1199,
+        note,
+        objective,
+    )
     assert (folder / SUMMARY).read_json() == found
     assert caplog.records[0].getMessage() == f"search     by {objective}; 1,199 of 1,200 probe questions are graded"
-    assert [(r.levelname, r.getMessage()) for r in caplog.records[1:]] == ([("WARNING", f"search     {note}")] if note else [])
+    assert [(r.levelname, r.getMessage()) for r in caplog.records[1:]] == (
+        [("WARNING", f"search     {note}")] if note else []
+    )
 
 
 def test_a_whole_search_reports_its_graded_questions(scored: tuple[Run, dict[str, Any]]) -> None:
@@ -83,12 +93,16 @@ def test_a_whole_search_reports_its_graded_questions(scored: tuple[Run, dict[str
     assert results["eval_scope"] == "pool"
 
 
-def test_a_search_whose_gold_is_too_little_falls_back_in_a_real_trial(scored: tuple[Run, dict[str, Any]], tmp_path: Path) -> None:
+def test_a_search_whose_gold_is_too_little_falls_back_in_a_real_trial(
+    scored: tuple[Run, dict[str, Any]], tmp_path: Path
+) -> None:
     run = scored[0]
     too_many = run.config.search.model_copy(update={"min_graded": 1000})
     config = run.config.model_copy(update={"search": too_many})
     column, gamma = ["last", 4], scored[1]["label"]["threshold_nats"]
-    _trial({"column": column}, config, "p", run.base("activations"), run.base("knowledge"), gamma, Folder.of(str(tmp_path)))
+    _trial(
+        {"column": column}, config, "p", run.base("activations"), run.base("knowledge"), gamma, Folder.of(str(tmp_path))
+    )
     found = (Folder.of(str(tmp_path)) / "last_004/fit.json").read_json()
     assert found["objective"] == "entropy"
     assert "search.min_graded = 1000, but the validation questions hold" in found["note"]

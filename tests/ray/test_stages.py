@@ -17,20 +17,23 @@ import ray
 from runs import copied, small
 from safetensors.torch import load_file, save_file
 
-from ka2l_ray import pipeline
-from ka2l_ray.active.acquire import unit
 from ka2l_ray.active.outcome import evaluation_stage
-from ka2l_ray.artifacts import Folder, Run, StageError, Table
-from ka2l_ray.attempts import ShardFile
-from ka2l_ray.collect.actor import fixed_size
-from ka2l_ray.collect.stage import KEPT, PRECISION, _note_precision, collect, pilot_rows, sample_pool
+from ka2l_ray.collect.stage import KEPT, _precision, collect, pilot_rows, sample_pool
 from ka2l_ray.corpus.stage import questions
-from ka2l_ray.dataflow import Stage
+from ka2l_ray.dataflow.attempts import ShardFile
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.runs import Run
+from ka2l_ray.dataflow.stage import Stage
+from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.stage import _stage as decode_stage
-from ka2l_ray.label.stage import BASELINES, summarize
+from ka2l_ray.errors import StageError
+from ka2l_ray.hashing import uniform
+from ka2l_ray.label.stage import BASELINES, count_knowledge, gamma
 from ka2l_ray.models.loading import WORLD_MODEL
-from ka2l_ray.probe.metrics import auroc
+from ka2l_ray.pipeline import loop, retry
 from ka2l_ray.probe.stage import score
+from ka2l_ray.stats import auroc
+from ka2l_ray.tables import fixed_size
 
 
 def collected(run: Run) -> dict[str, Any]:
@@ -67,7 +70,9 @@ def test_every_stage_places_its_actors_by_its_own_pool(
     assert placed == {f"{name}.pool.gpus": n * share for n, name in enumerate(POOLS, 1)}
 
 
-def test_gpus_that_actors_cannot_use_end_the_stage_in_one_line(scored: tuple[Run, dict[str, Any]], tmp_path: Path) -> None:
+def test_gpus_that_actors_cannot_use_end_the_stage_in_one_line(
+    scored: tuple[Run, dict[str, Any]], tmp_path: Path
+) -> None:
     """The cluster's are simulated, and this torch is a build for CPUs."""
     run = copied(scored[0], small(tmp_path, "score.pool.gpus=1"))
     run.base("scores").folder.delete()
@@ -77,10 +82,12 @@ def test_gpus_that_actors_cannot_use_end_the_stage_in_one_line(scored: tuple[Run
 
 
 @pytest.mark.long
-def test_adaptive_sampling_saves_samples_and_changes_no_label(scored: tuple[Run, dict[str, Any]], tmp_path: Path) -> None:
+def test_adaptive_sampling_saves_samples_and_changes_no_label(
+    scored: tuple[Run, dict[str, Any]], tmp_path: Path
+) -> None:
     """γ found by a pilot of half of the questions; K = 10, of which the labels need a part."""
     run = Run.open(small(tmp_path, "collect.adaptive={threshold: pilot, pilot_rows: 60, wave: 1}"))
-    results = pipeline.execute(run, "search", "a test")
+    results = loop.execute(run, "search", "a test")
     gamma = results["label"]["threshold_nats"]
     columns = ["id", "entropy_nats", "entropy_lo", "entropy_hi", "unknown"]
     stopped, whole = (r.base("knowledge").read(columns).sort_by("id").to_pylist() for r in (run, scored[0]))
@@ -100,22 +107,22 @@ def test_adaptive_sampling_saves_samples_and_changes_no_label(scored: tuple[Run,
 def test_a_run_on_object_storage_equals_one_scored(scored: tuple[Run, dict[str, Any]], bucket: str) -> None:
     _, here = scored
     remote = Run.open(small(bucket))
-    there = pipeline.execute(remote, "score", "a test")
+    there = loop.execute(remote, "score", "a test")
     for part in ("label", "search", "rows"):
         assert there[part] == here[part], part
     assert (remote.folder / "report/index.html").exists()
-    assert pipeline.execute(remote, "score", "a test")["label"] == there["label"]
+    assert loop.execute(remote, "score", "a test")["label"] == there["label"]
 
 
 def test_redo_deletes_a_stage_and_all_after_it_only(scored: tuple[Run, dict[str, Any]], tmp_path: Path) -> None:
     made, results = scored
     run = copied(made, small(tmp_path))
     kept = os.stat(Path(run.folder.path) / "base/activations/manifest.json").st_mtime_ns
-    pipeline.redo(run, "label")
+    loop.redo(run, "label")
     assert not run.base("knowledge").is_done
     assert not run.base("clusters").is_done
     assert not run.base("scores").is_done
-    assert pipeline.execute(run, "label", "a test")["label"] == results["label"]
+    assert loop.execute(run, "label", "a test")["label"] == results["label"]
     assert os.stat(Path(run.folder.path) / "base/activations/manifest.json").st_mtime_ns == kept
 
 
@@ -128,7 +135,9 @@ def test_actors_report_what_they_read_as_ray_metrics(scored: tuple[Run, dict[str
         page = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
         for stage, found in (("collect", collecting), ("score", scoring)):
             found.clear()
-            for name, value in re.findall(rf'^ray_(ka2l_\w+_total)\{{.*stage="{stage}".*\}} (\S+)$', page, re.MULTILINE):
+            for name, value in re.findall(
+                rf'^ray_(ka2l_\w+_total)\{{.*stage="{stage}".*\}} (\S+)$', page, re.MULTILINE
+            ):
                 found[name] += float(value)
         time.sleep(1)
     assert collecting["ka2l_generated_tokens_total"] > collecting["ka2l_questions_total"]
@@ -146,17 +155,22 @@ def test_weights_that_hold_nan_end_the_stage_by_naming_the_rows_that_show_it(tmp
     run = Run.open(small(tmp_path, f"model.name_or_path={tmp_path / 'model'}", "decode.enabled=false"))
     questions(run)
     with pytest.raises(
-        StageError, match=r"collect: \d+ of 120 rows failed.* First: row \S+: ValueError: hidden state holds NaN or infinity"
+        StageError,
+        match=r"collect: \d+ of 120 rows failed.* First: row \S+: ValueError: hidden state holds NaN or infinity",
     ):
         collect(run)
     assert not run.base("activations").is_done
 
 
-def test_a_probe_split_of_one_class_ends_the_search_in_one_line(scored: tuple[Run, dict[str, Any]], tmp_path: Path) -> None:
+def test_a_probe_split_of_one_class_ends_the_search_in_one_line(
+    scored: tuple[Run, dict[str, Any]], tmp_path: Path
+) -> None:
     run = copied(scored[0], small(tmp_path, "label.threshold=99", "search.objective=entropy"))
-    pipeline.redo(run, "label")
-    with pytest.raises(StageError, match=r"search: .*the probe split holds one class only in train or validation") as failed:
-        pipeline.execute(run, "search", "a test")
+    loop.redo(run, "label")
+    with pytest.raises(
+        StageError, match=r"search: .*the probe split holds one class only in train or validation"
+    ) as failed:
+        loop.execute(run, "search", "a test")
     assert len(str(failed.value).splitlines()) == 1
 
 
@@ -164,7 +178,11 @@ def test_a_probe_split_of_one_class_ends_the_search_in_one_line(scored: tuple[Ru
     ("largest", "said", "kept"),
     [
         ([1.0, 2.0], "every state fits float16 and is stored so", {"float16_files": 2, "float32_files": 0}),
-        ([1.0, 1e6], "states beyond float16's range: 1 of 2 files hold them as float32", {"float16_files": 1, "float32_files": 1}),
+        (
+            [1.0, 1e6],
+            "states beyond float16's range: 1 of 2 files hold them as float32",
+            {"float16_files": 1, "float32_files": 1},
+        ),
     ],
 )
 def test_the_run_says_in_which_precision_states_are_stored(
@@ -172,12 +190,15 @@ def test_the_run_says_in_which_precision_states_are_stored(
 ) -> None:
     table = Table(Folder.of(str(tmp_path)))
     table.write(
-        *((f"{n}", pa.table({"id": [f"q{n}"], "last_000": fixed_size(np.full((1, 2), v, np.float32))})) for n, v in enumerate(largest))
+        *(
+            (f"{n}", pa.table({"id": [f"q{n}"], "last_000": fixed_size(np.full((1, 2), v, np.float32))}))
+            for n, v in enumerate(largest)
+        )
     )
     with caplog.at_level("INFO", "ka2l"):
-        _note_precision(table)
+        found = _precision(table)
     assert [r.getMessage() for r in caplog.records] == [f"collect    {said}"]
-    assert (table.folder / PRECISION).read_json() == kept
+    assert found == kept
 
 
 @pytest.fixture
@@ -210,7 +231,7 @@ def knowledge(folder: Path) -> tuple[Table, pa.Table]:
 
 def test_a_summary_by_batches_is_that_of_the_whole_table(tmp_path: Path, streamed: None) -> None:
     table, whole = knowledge(tmp_path)
-    found = summarize(table)
+    found = count_knowledge(table)
     rows = [r for r in whole.to_pylist() if r["unknown"] is not None]
     assert (found.questions, found.unknown) == (len(rows), sum(r["unknown"] for r in rows))
     assert found.quadrants == {q: sum(r["quadrant"] == q for r in rows) for q in ("known", "shaky")}
@@ -220,7 +241,9 @@ def test_a_summary_by_batches_is_that_of_the_whole_table(tmp_path: Path, streame
         assert mine == auroc(np.array([not r["correct"] for r in graded]), np.array([r[name] for r in graded]))
     compared = [r for r in rows if r["truth"] in ("known", "unseen") and r["entropy_nats"] is not None]
     mine = auroc(found.unseen[found.unseen >= 0], found.scores["entropy_nats"][found.unseen >= 0])
-    assert mine == auroc(np.array([r["truth"] == "unseen" for r in compared]), np.array([r["entropy_nats"] for r in compared]))
+    assert mine == auroc(
+        np.array([r["truth"] == "unseen" for r in compared]), np.array([r["entropy_nats"] for r in compared])
+    )
 
 
 @pytest.mark.parametrize("count", [10, 1000])
@@ -229,7 +252,9 @@ def test_a_pilot_is_drawn_by_ids_alone_in_their_order(tmp_path: Path, streamed: 
     rows = {part: [{"id": f"{part}{n}", "question": f"Q {part}{n}?"} for n in range(70)] for part in ("probe", "pool")}
     halves = [(part, pa.Table.from_pylist(rows[part][at : at + 35])) for part in rows for at in (0, 35)]
     table.write(*halves)
-    assert pilot_rows(table, count).to_pylist() == sorted(rows["probe"], key=lambda r: unit("pilot", r["id"]))[:count]
+    assert (
+        pilot_rows(table, count).to_pylist() == sorted(rows["probe"], key=lambda r: uniform("pilot", r["id"]))[:count]
+    )
 
 
 def whole(table: Table) -> dict[str, dict[str, Any]]:
@@ -244,7 +269,11 @@ def lose(table: Table, question: str) -> None:
         if question not in rows["id"].to_pylist():
             continue
         kept = pa.array([None if i == question else n for n, i in enumerate(rows["id"].to_pylist())])
-        lost = {name: rows[name] if name in ("id", *KEPT) else rows[name].take(kept) for name in rows.column_names if name != "error"}
+        lost = {
+            name: rows[name] if name in ("id", *KEPT) else rows[name].take(kept)
+            for name in rows.column_names
+            if name != "error"
+        }
         told = pa.array(["RuntimeError: made up" if i == question else None for i in rows["id"].to_pylist()])
         file = ShardFile.new(int(entry["name"][9:15]), "0123abcd", 1, 1)
         pq.write_table(pa.table(lost | {"error": told}), f"{table.folder.path}/data/{file.name}")
@@ -258,18 +287,24 @@ def test_failed_rows_are_done_anew_in_every_stage_and_come_out_as_if_they_had_no
 ) -> None:
     run, names = copied(scored[0], small(tmp_path)), ("activations", "clusters", "knowledge", "scores")
     before = {name: whole(run.base(name)) for name in (*names, "samples")}
-    gamma = pipeline.gamma(run)
+    threshold = gamma(run)
     for name in names:
         lose(run.base(name), sorted(before[name])[5])
     run.base("samples").open_again()
-    run.base("samples").close(run.base("activations").listed_from(run.base("samples").folder), rows_in=120, errors=1, seconds=0.0)
+    run.base("samples").close(
+        run.base("activations").listed_from(run.base("samples").folder),
+        rows_in=120,
+        errors=1,
+        seconds=0.0,
+        threshold_nats=None,
+    )
     assert sum(r["error"] is not None for r in whole(run.base("samples")).values()) == 1
-    assert pipeline.retry_errors(run) == dict.fromkeys(names, 1)
-    pipeline.execute(run, "score", "a test")
+    assert retry.retry_errors(run) == dict.fromkeys(names, 1)
+    loop.execute(run, "score", "a test")
     after = {name: whole(run.base(name)) for name in before}
     scores = [{i: r.pop("p_unknown") for i, r in tables["scores"].items()} for tables in (before, after)]
     assert scores[1] == pytest.approx(scores[0], abs=1e-5)  # a row in a batch of its own may round otherwise
     assert after == before
     assert {run.base(name).manifest()["errors"] for name in before} == {0}
-    assert pipeline.gamma(run) == gamma
-    assert pipeline.retry_errors(run) == {}
+    assert gamma(run) == threshold
+    assert retry.retry_errors(run) == {}

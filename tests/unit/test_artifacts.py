@@ -9,9 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ka2l_ray import artifacts
-from ka2l_ray.artifacts import FORMAT, MANIFEST, Folder, Run, StageError, Table, booked
 from ka2l_ray.config import Config, ConfigError, parse_config
+from ka2l_ray.dataflow import records as records_module
+from ka2l_ray.dataflow.manifests import MANIFEST, Table
+from ka2l_ray.dataflow.records import Records
+from ka2l_ray.dataflow.runs import FORMAT, Run
+from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.errors import StageError
 
 STORE = "endpoint_override=http%3A%2F%2F127.0.0.1%3A9&region=eu-west-3"
 
@@ -91,11 +95,17 @@ def test_parts_are_read_apart_and_together(table):
 @pytest.mark.parametrize("storage", ["{tmp}", f"s3://bucket/runs?{STORE}"])
 def test_a_table_lists_the_files_of_another_by_a_path_between_the_two(tmp_path, storage, monkeypatch):
     root = Folder.of(storage.format(tmp=tmp_path)) / "r"
-    files = [{"name": "eval-1.parquet", "rows": 2, "part": "eval"}, {"name": "data/pool-1.parquet", "rows": 3, "part": "pool"}]
+    files = [
+        {"name": "eval-1.parquet", "rows": 2, "part": "eval"},
+        {"name": "data/pool-1.parquet", "rows": 3, "part": "pool"},
+    ]
     monkeypatch.setattr(Table, "manifest", lambda self: {"files": files})
     questions, far = Table(root / "questions"), root / "strategies/ka2l/seed_0/round_01/evaluation/questions"
     assert questions.listed_from(far, "eval") == [files[0] | {"name": "../../../../../../questions/eval-1.parquet"}]
-    assert [f["name"] for f in questions.listed_from(root / "other")] == ["../questions/eval-1.parquet", "../questions/data/pool-1.parquet"]
+    assert [f["name"] for f in questions.listed_from(root / "other")] == [
+        "../questions/eval-1.parquet",
+        "../questions/data/pool-1.parquet",
+    ]
 
 
 def test_listed_files_are_read_where_they_lie(table, tmp_path):
@@ -129,18 +139,27 @@ def test_of_many_who_write_a_new_file_at_the_same_moment_one_does(tmp_path):
     assert len(list(tmp_path.iterdir())) == 20
 
 
-def test_seconds_of_every_attempt_are_booked_also_of_one_that_failed(tmp_path, monkeypatch):
+def test_seconds_of_every_attempt_count_also_of_one_that_failed(tmp_path, monkeypatch):
     clock = iter([10.0, 11.5, 20.0, 20.25, 30.0, 34.0])
-    monkeypatch.setattr(artifacts, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    file = Folder.of(str(tmp_path)) / "times.json"
-    assert file.read_json_or_empty() == {}
-    with pytest.raises(KeyError), booked(file, "label"):
+    monkeypatch.setattr(records_module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    records = Records(Folder.of(str(tmp_path)))
+    assert records.all() == {}
+    with pytest.raises(KeyError), records.timed("label"):
         raise KeyError
-    with booked(file, "label"):
+    assert not records.is_done("label")
+    with records.timed("label"):
         pass
-    with booked(file, "score"):
+    records.finish("label", {"in": 3, "out": 3, "errors": 1}, "said")
+    with records.timed("score"):
         pass
-    assert file.read_json_or_empty() == {"label": 1.75, "score": 4.0}
+    assert records.seconds() == {"label": 1.75, "score": 4.0}
+    assert (records.done(), records.result("label")) == ({"label"}, "said")
+    assert records.rows() == {"label": {"in": 3, "out": 3, "errors": 1}}
+    records.reopen("label")
+    assert (records.done(), records.result("label"), records.rows()) == (set(), None, {})
+    assert records.seconds()["label"] == 1.75
+    records.forget({"label"})
+    assert records.seconds() == {"score": 4.0}
 
 
 def test_a_folder_is_uploaded_whole_and_deleted_whole(tmp_path):
@@ -348,7 +367,11 @@ def test_a_torn_file_of_a_run_is_named_in_one_line(tmp_path: Path, name: str, te
 
 def test_a_manifest_that_lists_nothing_is_no_table(tmp_path: Path) -> None:
     table = Table(Folder.of(str(tmp_path)) / "scores")
-    for text, says in (("{}", "lacks files and rows"), ('{"rows": 3}', "lacks files"), ("[]", "must hold a JSON object, not list")):
+    for text, says in (
+        ("{}", "lacks files and rows"),
+        ('{"rows": 3}', "lacks files"),
+        ("[]", "must hold a JSON object, not list"),
+    ):
         (table.folder / "manifest.json").write_bytes(text.encode())
         with pytest.raises(StageError, match=rf"scores/manifest\.json: {says}"):
             table.manifest()

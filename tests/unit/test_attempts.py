@@ -4,8 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from ka2l_ray.artifacts import Folder, StageError
-from ka2l_ray.attempts import NOTE, SHARDS_PER_FOLDER, Attempt, ShardFile, Shards, chosen, listed, reopen, retry
+from ka2l_ray.dataflow.attempts import (
+    NOTE,
+    SHARDS_PER_FOLDER,
+    Attempt,
+    ShardFile,
+    Shards,
+    chosen,
+    listed,
+    reopen,
+    retry,
+)
+from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.errors import StageError
 
 CUT = Shards("collect", rows=25, size=10)
 
@@ -90,7 +101,9 @@ def test_what_counted_once_is_not_replaced_by_a_later_file_of_its_number(folders
     assert Attempt.begin(state, data, CUT).counted == {0: counts}
 
 
-def test_an_attempt_killed_before_its_note_has_not_begun(folders: tuple[Folder, Folder], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_attempt_killed_before_its_note_has_not_begun(
+    folders: tuple[Folder, Folder], monkeypatch: pytest.MonkeyPatch
+) -> None:
     state, data = folders
     first = Attempt.begin(state, data, CUT)
     write(data, first, 0)
@@ -113,7 +126,9 @@ def test_how_rows_are_cut_is_kept_and_other_rows_are_refused(folders: tuple[Fold
     state, data = folders
     Attempt.begin(state, data, CUT)
     assert Attempt.begin(state, data, Shards("collect", 25, 4)).shards == CUT
-    with pytest.raises(StageError, match=r"collect: .*data was begun for 25 rows, there are 26 now; delete .*data and .*_attempt"):
+    with pytest.raises(
+        StageError, match=r"collect: .*data was begun for 25 rows, there are 26 now; delete .*data and .*_attempt"
+    ):
         Attempt.begin(state, data, Shards("collect", 26, 10))
 
 
@@ -157,7 +172,10 @@ def test_files_beyond_the_last_shard_and_of_other_attempts_are_not_chosen() -> N
 
 def test_folders_hold_a_listing_page_each(tmp_path: Path) -> None:
     data, cut = Folder.of(str(tmp_path)), Shards("s", 2 * SHARDS_PER_FOLDER + 1, 1)
-    names = [ShardFile.new(n, "0123abcd", 0, 0).name for n in (0, SHARDS_PER_FOLDER - 1, SHARDS_PER_FOLDER, 2 * SHARDS_PER_FOLDER)]
+    names = [
+        ShardFile.new(n, "0123abcd", 0, 0).name
+        for n in (0, SHARDS_PER_FOLDER - 1, SHARDS_PER_FOLDER, 2 * SHARDS_PER_FOLDER)
+    ]
     for name in names:
         (data / name).write_bytes(b"")
     assert {n.split("/")[0] for n in names} == {"000", "001", "002"}

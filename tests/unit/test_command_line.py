@@ -7,17 +7,22 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from ka2l_ray.artifacts import Folder
-from ka2l_ray.cli import PAUSED, _end_paused, app
-from ka2l_ray.jobs import command_line
-from ka2l_ray.terminal import print_retried
+from ka2l_ray.cli.app import PAUSED, _end_paused, app
+from ka2l_ray.cli.terminal import print_retried
+from ka2l_ray.cli.words import command_line
+from ka2l_ray.dataflow.storage import Folder
 
 OVERRIDES = ["run.storage=/my runs", "active.stop={accuracy: 0.9}", "report.title=It's mine"]
 
 
 def test_a_recorded_command_can_be_typed_again():
     typed = command_line("ka2l", "run", "my configs/x.yaml", overrides=OVERRIDES)
-    assert shlex.split(typed) == ["ka2l", "run", "my configs/x.yaml", *(part for o in OVERRIDES for part in ("--set", o))]
+    assert shlex.split(typed) == [
+        "ka2l",
+        "run",
+        "my configs/x.yaml",
+        *(part for o in OVERRIDES for part in ("--set", o)),
+    ]
     assert command_line("ka2l", "run", "x.yaml", overrides=["run.seed=1"]) == "ka2l run x.yaml --set run.seed=1"
 
 
@@ -29,7 +34,14 @@ def test_a_pause_names_its_files_and_goes_on_with_the_same_overrides(tmp_path, c
     *_, file, hint = capsys.readouterr().err.splitlines()
     assert file.strip() == f"{tmp_path}/round_01/annotations/to_annotate.csv"
     typed = shlex.split(hint.partition("then: ")[2])
-    assert typed == ["ka2l", "annotate", "x.yaml", "--import", "FILE", *(part for o in OVERRIDES for part in ("--set", o))]
+    assert typed == [
+        "ka2l",
+        "annotate",
+        "x.yaml",
+        "--import",
+        "FILE",
+        *(part for o in OVERRIDES for part in ("--set", o)),
+    ]
 
 
 def test_nothing_that_waits_is_no_pause():

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ka2l_ray.deaths import Register, Suspicion
-from ka2l_ray.failures import DEATHS
+from ka2l_ray.dataflow.deaths import Register, Suspicion
+from ka2l_ray.dataflow.failures import DEATHS
 
 
 def play(register: Register, shard: int, rows: int, fatal: set[int]) -> dict[int, str]:
@@ -88,7 +88,9 @@ def test_a_stage_whose_actors_only_die_is_stopped_and_says_why() -> None:
         register.ends(0, "RuntimeError: no kernel")
         assert register.begin(0, 64)[1] == ""
     register.ends(0, "RuntimeError: no kernel")
-    assert register.begin(0, 64)[1] == "5 actors have ended while 0 shards were finished. Last: RuntimeError: no kernel."
+    assert (
+        register.begin(0, 64)[1] == "5 actors have ended while 0 shards were finished. Last: RuntimeError: no kernel."
+    )
 
 
 @pytest.mark.parametrize("loaded", [True, False])

@@ -21,11 +21,12 @@ import pytest
 import typer
 import yaml
 
-from ka2l_ray import cli
+from ka2l_ray.cli import app as cli
+from ka2l_ray.cli.terminal import print_plan
 from ka2l_ray.config import Config, ConfigError, load_config, parse_config
 from ka2l_ray.config.base import Section
 from ka2l_ray.config.reference import section_of
-from ka2l_ray.terminal import print_plan
+from ka2l_ray.pipeline.table import STEP_NAMES
 
 ROOT = Path(__file__).parents[2]
 SMOKE = "jobs/configs/smoke.yaml"
@@ -152,10 +153,24 @@ def check_overrides(config: str, overrides: list[str], where: str) -> None:
 
 def test_pages_are_there_and_hold_commands():
     assert {p.name for p in PAGES} >= {
-        *("README.md", "concepts.md", "configuration.md", "corpora.md", "real-model.md", "report.md", "troubleshooting.md")
+        *(
+            "README.md",
+            "concepts.md",
+            "configuration.md",
+            "corpora.md",
+            "real-model.md",
+            "report.md",
+            "troubleshooting.md",
+        )
     }
     assert len(KA2L) > 20
-    assert {line.page for line in KA2L} >= {"README.md", "corpora.md", "real-model.md", "report.md", "troubleshooting.md"}
+    assert {line.page for line in KA2L} >= {
+        "README.md",
+        "corpora.md",
+        "real-model.md",
+        "report.md",
+        "troubleshooting.md",
+    }
 
 
 @pytest.mark.parametrize("line", KA2L, ids=str)
@@ -169,17 +184,7 @@ def test_a_ka2l_line_can_be_typed(line: Line):
         assert str(config) in MADE_BY_READERS or (ROOT / config).is_file(), f"{line}: no such configuration"
         check_overrides(str(config), given.get("overrides") or [], str(line))
     for stage in (given.get("until"), given.get("redo")):
-        assert stage is None or stage in stage_names(), line
-
-
-def stage_names() -> list[str]:
-    """Names of the pipeline's steps; read from its text, for importing it would load Ray."""
-    text = (ROOT / "ka2l_ray/pipeline.py").read_text(encoding="utf-8")
-    return re.findall(r'^    Step\(\s*"(\w+)"', text, flags=re.MULTILINE)
-
-
-def test_stage_names_are_found():
-    assert {"questions", "collect", "label", "search", "score", "evaluate", "rounds"} <= set(stage_names())
+        assert stage is None or stage in STEP_NAMES, line
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if line.program == "make"], ids=str)
@@ -257,12 +262,16 @@ def test_lines_fit_the_width(page: Path):
         assert [line for line in prose if len(line) > 140] == []
 
 
-@pytest.mark.parametrize("block", [b for p in PAGES for b in blocks(p) if b.language == "yaml"], ids=lambda b: f"{b.page}:{b.number}")
+@pytest.mark.parametrize(
+    "block", [b for p in PAGES for b in blocks(p) if b.language == "yaml"], ids=lambda b: f"{b.page}:{b.number}"
+)
 def test_a_configuration_in_a_page_is_valid(block: Block):
     parse_config(yaml.safe_load(block.text), block.page)
 
 
-@pytest.mark.parametrize("block", [b for p in PAGES for b in blocks(p) if b.language == "mermaid"], ids=lambda b: f"{b.page}:{b.number}")
+@pytest.mark.parametrize(
+    "block", [b for p in PAGES for b in blocks(p) if b.language == "mermaid"], ids=lambda b: f"{b.page}:{b.number}"
+)
 def test_modules_in_a_picture_exist(block: Block):
     named = [name for names in re.findall(r'\w\["([a-z_/, ]+)"\]', block.text) for name in names.split(", ")]
     assert len(named) > 10
@@ -289,7 +298,9 @@ def test_a_command_is_run_here_or_by_another_test(
         assert "Usage" in shown.out or "prompt of the first question:" in shown.out
     elif "--dry-run" in words:
         given = parsed(words)
-        print_plan(load_config(given["config"], given["overrides"] or []))  # the command itself loads Ray: tests/e2e/test_errors.py
+        print_plan(
+            load_config(given["config"], given["overrides"] or [])
+        )  # the command itself loads Ray: tests/e2e/test_errors.py
         assert "nothing was run" in capfd.readouterr().out
     else:
         file, _, name = RUN_BY[words[0]].partition("::")
@@ -301,8 +312,17 @@ def messages() -> list[tuple[str, str]]:
     found = []
     for file in sorted((ROOT / "ka2l_ray").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("ConfigError", "StageError", "Refusal"):
-                parts = [p.value for a in node.args for p in ast.walk(a) if isinstance(p, ast.Constant) and isinstance(p.value, str)]
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id in ("ConfigError", "StageError", "Refusal")
+            ):
+                parts = [
+                    p.value
+                    for a in node.args
+                    for p in ast.walk(a)
+                    if isinstance(p, ast.Constant) and isinstance(p.value, str)
+                ]
                 longest = max((" ".join(p.split()) for p in parts), key=len, default="")
                 if len(longest) > 12:
                     found.append((f"{file.relative_to(ROOT)}:{node.lineno}", longest))

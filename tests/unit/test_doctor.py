@@ -6,14 +6,16 @@ import urllib.request
 
 import pytest
 
-from ka2l_ray import doctor
-from ka2l_ray.cli import app
+from ka2l_ray.cli import doctor
+from ka2l_ray.cli.app import app
 
 
 def test_this_machine_has_what_the_tests_need(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "HUB_TIMEOUT_S", 0.5)
     found = {f.name: f for f in doctor.examine()}
-    assert {"Python", "packages", "CPUs", "Ray cluster", "GPU", "DeepSpeed", "memory", "disk", "model hub"} <= set(found)
+    assert {"Python", "packages", "CPUs", "Ray cluster", "GPU", "DeepSpeed", "memory", "disk", "model hub"} <= set(
+        found
+    )
     assert [f.name for f in found.values() if f.state == "missing"] == []
     assert f"ray {importlib.metadata.version('ray')}" in found["packages"].says
     assert "accelerator: " in found["DeepSpeed"].says
@@ -21,7 +23,9 @@ def test_this_machine_has_what_the_tests_need(monkeypatch: pytest.MonkeyPatch) -
 
 def test_what_is_missing_is_named_with_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        importlib.metadata, "requires", lambda name: ["torch>=99", "no-such-package", 'only-windows; sys_platform == "win32"']
+        importlib.metadata,
+        "requires",
+        lambda name: ["torch>=99", "no-such-package", 'only-windows; sys_platform == "win32"'],
     )
     (finding,) = doctor._packages()
     assert finding.state == "missing"
@@ -55,7 +59,9 @@ def test_keys_are_never_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert "KA2L_ANNOTATOR_KEY is set" in shown.out
 
 
-def test_a_broken_part_is_told_and_ends_with_status_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_part_is_told_and_ends_with_status_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def broken() -> list[doctor.Finding]:
         raise ImportError("libcuda.so.1: cannot open shared object file")
 

@@ -17,9 +17,11 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from ka2l_ray import driver
-from ka2l_ray.artifacts import Folder, Run, StageError
 from ka2l_ray.config import Config, ConfigError, parse_config
+from ka2l_ray.dataflow import driver
+from ka2l_ray.dataflow.runs import Run
+from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.errors import StageError
 
 HOLDER = """
 import sys, time
@@ -40,11 +42,17 @@ while time.monotonic() < until:
 THEIRS = {"host": "elsewhere", "pid": 1, "started_unix_s": 0.0, "token": "theirs"}
 
 
-def holder(folder: Path, seconds: float, *more: str, sigint: signal.Handlers = signal.SIG_DFL) -> "subprocess.Popen[str]":
+def holder(
+    folder: Path, seconds: float, *more: str, sigint: signal.Handlers = signal.SIG_DFL
+) -> "subprocess.Popen[str]":
     """Another process that holds the run, from the moment that this returns; it starts with SIGINT as given, whatever this one does."""
     command = [sys.executable, "-c", HOLDER, str(folder), str(seconds), *more]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, sigint)
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, sigint),
     )
     assert process.stdout
     assert process.stdout.readline() == "held\n"
@@ -53,7 +61,11 @@ def holder(folder: Path, seconds: float, *more: str, sigint: signal.Handlers = s
 
 def content(folder: Path) -> dict[str, bytes]:
     """Every file below a folder but the one that a driver writes again and again."""
-    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file() and f.name != driver.FILE}
+    return {
+        str(f.relative_to(folder)): f.read_bytes()
+        for f in sorted(folder.rglob("*"))
+        if f.is_file() and f.name != driver.FILE
+    }
 
 
 def config(storage: Path, **run: Any) -> Config:
@@ -63,7 +75,9 @@ def config(storage: Path, **run: Any) -> Config:
 def test_a_second_driver_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
     first = holder(tmp_path, 600)
     try:
-        with pytest.raises(ConfigError, match=rf"{tmp_path}: another driver is at work on this run, process {first.pid} on .*run\.name"):
+        with pytest.raises(
+            ConfigError, match=rf"{tmp_path}: another driver is at work on this run, process {first.pid} on .*run\.name"
+        ):
             driver.hold(Folder.of(str(tmp_path)))
     finally:
         first.kill()
@@ -124,7 +138,12 @@ def test_ctrl_c_is_still_ignored_where_it_was(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [OSError(errno.EIO, "the store is away"), StageError("is no whole JSON"), pa.ArrowInvalid("cut"), RuntimeError("no credentials")],
+    [
+        OSError(errno.EIO, "the store is away"),
+        StageError("is no whole JSON"),
+        pa.ArrowInvalid("cut"),
+        RuntimeError("no credentials"),
+    ],
     ids=lambda e: type(e).__name__,
 )
 def test_the_heartbeat_survives_whatever_storage_raises(
@@ -187,7 +206,9 @@ def test_a_refused_comparison_leaves_every_run_as_it_was(tmp_path: Path) -> None
     first = holder(tmp_path / "seed_1", 600)
     try:
         with pytest.raises(ConfigError, match="seed_1: another driver is at work"):
-            Run.open_all([config(tmp_path, name=f"seed_{n}", max_error_fraction=0.5) for n in range(3)], hold=driver.hold)
+            Run.open_all(
+                [config(tmp_path, name=f"seed_{n}", max_error_fraction=0.5) for n in range(3)], hold=driver.hold
+            )
     finally:
         first.kill()
         first.communicate()
@@ -237,7 +258,9 @@ def test_a_number_that_another_process_has_by_now_is_no_driver(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("lives", [True, False])
-def test_a_driver_on_another_machine_is_known_by_its_beats(tmp_path: Path, lives: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_on_another_machine_is_known_by_its_beats(
+    tmp_path: Path, lives: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(driver, "BEAT_S", 0.2)
     file, ended = Folder.of(str(tmp_path / driver.FILE)), threading.Event()
     theirs = THEIRS

@@ -14,30 +14,31 @@ import pyarrow as pa
 import pytest
 from finished_run import write_run
 
-from ka2l_ray.artifacts import Folder, Table
-from ka2l_ray.cli import app, plain_errors
+from ka2l_ray.cli.app import app, plain_errors
 from ka2l_ray.config import Config, ConfigError, ModelSection, SearchSection
 from ka2l_ray.config.finetuning import LoraSection
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.entropy.semantic import semantic_entropy
+from ka2l_ray.entropy.thresholds import otsu
 from ka2l_ray.errors import StageError, UserError, names_a_library, without_type
 from ka2l_ray.finetune.job import Refusal
-from ka2l_ray.label.entropy import semantic_entropy
-from ka2l_ray.label.thresholds import otsu
 from ka2l_ray.models.loading import check_model, refused_by_name
+from ka2l_ray.models.probe import LinearProbe
 from ka2l_ray.planning.shapes import UnknownShape, adapter_parameters
 from ka2l_ray.probe.fit import ProbeRows, fit_layer
-from ka2l_ray.probe.model import LinearProbe
 
 ROOT = Path(__file__).parents[2]
 PLAIN = {
     "active/outcome.py": {"_share"},
     "corpus/formats.py": {"first_option"},  # `corpus.prepare` names the file
     "decode/metrics.py": {"reconstruction"},
-    "label/adaptive.py": {"entropy_bounds"},
-    "label/entropy.py": {"semantic_entropy"},
-    "models/activations.py": {"check", "__init__"},  # a row's error, and layers that a stage has checked
+    "entropy/adaptive.py": {"entropy_bounds"},
+    "entropy/semantic.py": {"semantic_entropy"},
+    "models/activations.py": {"__init__"},  # a row's error, and layers that a stage has checked
     "models/engine.py": {"check"},  # a row's error
     "models/loading.py": {"load_blocks", "_cut"},  # layers that a probe was fitted on
-    "probe/model.py": {"__call__"},
+    "models/probe.py": {"__call__"},
 }
 """Functions that raise a plain error: of a mistake in this package, or one that their caller turns into a row's or a user's."""
 
@@ -73,9 +74,24 @@ def load_missing_probe(folder: Path) -> None:
 LIBRARIES: dict[str, tuple[Callable[[Path], None], str, str, str]] = {
     # name: (what is done, type, place in this package, library)
     "scikit-learn's ValueError": (fit_nan, "ValueError", "ka2l_ray.probe.fit", "sklearn."),
-    "pyarrow's ArrowInvalid, a ValueError": (read_broken_parquet, "pyarrow.lib.ArrowInvalid", "ka2l_ray.artifacts", "pyarrow."),
-    "safetensors' own": (load_broken_probe, "safetensors._safetensors_rust.SafetensorError", "ka2l_ray.probe.model", "safetensors."),
-    "pyarrow's FileNotFoundError": (load_missing_probe, "FileNotFoundError", "ka2l_ray.artifacts", "pyarrow."),
+    "pyarrow's ArrowInvalid, a ValueError": (
+        read_broken_parquet,
+        "pyarrow.lib.ArrowInvalid",
+        "ka2l_ray.dataflow.stage.runs",
+        "pyarrow.",
+    ),
+    "safetensors' own": (
+        load_broken_probe,
+        "safetensors._safetensors_rust.SafetensorError",
+        "ka2l_ray.models.probe",
+        "safetensors.",
+    ),
+    "pyarrow's FileNotFoundError": (
+        load_missing_probe,
+        "FileNotFoundError",
+        "ka2l_ray.dataflow.stage.runs",
+        "pyarrow.",
+    ),
 }
 
 
@@ -213,7 +229,11 @@ def raised_plainly(file: Path) -> set[str]:
 
     def walk(node: ast.AST, function: str) -> None:
         for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.Raise) and isinstance(child.exc, ast.Call) and getattr(child.exc.func, "id", "") in kinds:
+            if (
+                isinstance(child, ast.Raise)
+                and isinstance(child.exc, ast.Call)
+                and getattr(child.exc.func, "id", "") in kinds
+            ):
                 found.add(function)
             walk(child, child.name if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) else function)
 

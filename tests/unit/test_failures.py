@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from ka2l_ray.failures import (
+from ka2l_ray.dataflow.failures import (
     ActorBroken,
     BlockLost,
     Verdict,
@@ -82,9 +82,12 @@ def test_a_stage_may_lose_more_actors_the_more_it_gets_done() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "share", "most"), [(50, 0.01, 5), (10, 0.01, 1), (9, 0.01, 0), (1000, 0.01, 10), (400, 0.01, 5), (50, 0.0, 0), (50, 1.0, 50)]
+    ("rows", "share", "most"),
+    [(50, 0.01, 5), (10, 0.01, 1), (9, 0.01, 0), (1000, 0.01, 10), (400, 0.01, 5), (50, 0.0, 0), (50, 1.0, 50)],
 )
-def test_one_bad_row_of_fifty_ends_no_run_and_none_is_allowed_where_the_share_is_zero(rows: int, share: float, most: int) -> None:
+def test_one_bad_row_of_fifty_ends_no_run_and_none_is_allowed_where_the_share_is_zero(
+    rows: int, share: float, most: int
+) -> None:
     assert most_errors(rows, share) == most
     assert [on_failed_rows(n, rows, share) for n in (most, most + 1)] == [Verdict.ROW, Verdict.STOP_STAGE]
 
@@ -136,7 +139,9 @@ def test_an_unknown_error_at_every_row_is_the_processs() -> None:
 
 
 @pytest.mark.parametrize(("values", "chosen"), [((1,), False), ((1, 2), True)])
-def test_a_single_row_and_rows_that_failed_before_say_nothing_of_the_process(values: tuple[int, ...], chosen: bool) -> None:
+def test_a_single_row_and_rows_that_failed_before_say_nothing_of_the_process(
+    values: tuple[int, ...], chosen: bool
+) -> None:
     done = each_row(fails_at(1, 2, error=RuntimeError)[1], rows(*values), OUT, chosen)
     assert done.failed == {n: f"RuntimeError: bad: {v if len(values) > 1 else 1}" for n, v in enumerate(values)}
     assert done.columns["doubled"].to_pylist() == [None] * len(values)
@@ -151,7 +156,10 @@ def test_an_engine_that_tells_of_a_lost_block_is_not_asked_row_by_row() -> None:
 
     with pytest.raises(BlockLost):
         each_row(work, rows(1, 2), OUT)
-    assert each_row(work, rows(1, 2), OUT, chosen=True).failed == {0: "RuntimeError: no kernel", 1: "ValueError: too long"}
+    assert each_row(work, rows(1, 2), OUT, chosen=True).failed == {
+        0: "RuntimeError: no kernel",
+        1: "ValueError: too long",
+    }
     assert calls == [2, 2]
 
 

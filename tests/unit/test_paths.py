@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from ka2l_ray.cli.jobs import JOB_VARIABLE, goes_along
 from ka2l_ray.config import Config, ConfigError, differing_fields, load_config, parse_config
-from ka2l_ray.jobs import JOB_VARIABLE, goes_along
-from ka2l_ray.paths import absolute
+from ka2l_ray.dataflow.paths import absolute
 
 
 def config(**sections: dict[str, Any]) -> Config:
@@ -38,7 +38,10 @@ def test_every_relative_path_counts_from_the_folder_given(tmp_path: Path) -> Non
 
 def test_what_goes_along_with_a_job_is_named_relative_to_it(tmp_path: Path) -> None:
     """Ray unpacks a job's working directory under another name in every job: a job that is submitted again is the same run."""
-    sections: dict[str, Any] = {"corpus": {"source": ["./q.jsonl", "/shared/q.jsonl", "../q.jsonl"]}, "decode": {"decoder": "decoder/"}}
+    sections: dict[str, Any] = {
+        "corpus": {"source": ["./q.jsonl", "/shared/q.jsonl", "../q.jsonl"]},
+        "decode": {"decoder": "decoder/"},
+    }
     sections |= {"model": {"name_or_path": "model"}, "annotate": {"endpoint": {"replies": "replies"}}}
     made = []
     for folder in (tmp_path / "one", tmp_path / "two"):
@@ -52,9 +55,12 @@ def test_what_goes_along_with_a_job_is_named_relative_to_it(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("job", "along"), [(None, False), ('{"runtime_env": {}}', False), ('{"runtime_env": {"working_dir": "gcs://_ray_pkg_1.zip"}}', True)]
+    ("job", "along"),
+    [(None, False), ('{"runtime_env": {}}', False), ('{"runtime_env": {"working_dir": "gcs://_ray_pkg_1.zip"}}', True)],
 )
-def test_only_a_job_with_a_working_directory_takes_files_along(monkeypatch: pytest.MonkeyPatch, job: str | None, along: bool) -> None:
+def test_only_a_job_with_a_working_directory_takes_files_along(
+    monkeypatch: pytest.MonkeyPatch, job: str | None, along: bool
+) -> None:
     monkeypatch.delenv(JOB_VARIABLE, raising=False)
     if job is not None:
         monkeypatch.setenv(JOB_VARIABLE, job)
@@ -95,9 +101,19 @@ def test_home_and_variables_are_replaced(tmp_path: Path, monkeypatch: pytest.Mon
     file = tmp_path / "c.yaml"
     model = "{name_or_path: ~/model, adapter: 's3://$BUCKET/adapter'}"
     file.write_text(f"run: {{storage: ~/runs}}\nmodel: {model}\ncorpus: {{source: $SCRATCH/q.jsonl}}\n")
-    made = absolute(load_config(file, ["decode.decoder=~/decoder", "annotate.endpoint.replies=${SCRATCH}/replies"]), tmp_path)
-    assert (made.run.storage, made.model.name_or_path, made.model.adapter) == ("/home/ann/runs", "/home/ann/model", "s3://mine/adapter")
-    assert (made.corpus.source, made.decode.decoder, replies(made)) == ("/scratch/ann/q.jsonl", "/home/ann/decoder", "/scratch/ann/replies")
+    made = absolute(
+        load_config(file, ["decode.decoder=~/decoder", "annotate.endpoint.replies=${SCRATCH}/replies"]), tmp_path
+    )
+    assert (made.run.storage, made.model.name_or_path, made.model.adapter) == (
+        "/home/ann/runs",
+        "/home/ann/model",
+        "s3://mine/adapter",
+    )
+    assert (made.corpus.source, made.decode.decoder, replies(made)) == (
+        "/scratch/ann/q.jsonl",
+        "/home/ann/decoder",
+        "/scratch/ann/replies",
+    )
 
 
 @pytest.mark.parametrize("name", ["$cash.jsonl", "~old.jsonl"])
@@ -114,8 +130,12 @@ def test_a_variable_or_user_that_is_not_known_is_named(tmp_path: Path, monkeypat
         absolute(config(model={"adapter": "~nobody-of-that-name/a"}), tmp_path)
 
 
-@pytest.mark.parametrize("field", ["run.storage", "model.name_or_path", "model.adapter", "corpus.source", "decode.decoder"])
-def test_a_variable_brings_no_key_into_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str) -> None:
+@pytest.mark.parametrize(
+    "field", ["run.storage", "model.name_or_path", "model.adapter", "corpus.source", "decode.decoder"]
+)
+def test_a_variable_brings_no_key_into_what_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
     monkeypatch.setenv("WHO", "AKIA1234:hush")
     file = tmp_path / "c.yaml"
     file.write_text("")
@@ -124,7 +144,9 @@ def test_a_variable_brings_no_key_into_what_is_kept(tmp_path: Path, monkeypatch:
     assert "hush" not in str(refused.value)
 
 
-@pytest.mark.parametrize("section", [{"model": {"name_or_path": "s3://me:hush@b/x"}}, {"decode": {"decoder": "s3://b/x?secret_key=hush"}}])
+@pytest.mark.parametrize(
+    "section", [{"model": {"name_or_path": "s3://me:hush@b/x"}}, {"decode": {"decoder": "s3://b/x?secret_key=hush"}}]
+)
 def test_models_and_decoders_hold_no_keys(section: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="must hold no keys") as refused:
         config(**section)

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from ka2l_ray.artifacts import Folder
 from ka2l_ray.config import Config, ConfigError, parse_config
-from ka2l_ray.reach import Seen, local_paths, look, note, refusal
+from ka2l_ray.dataflow.reach import Seen, local_paths, look, note, refusal
+from ka2l_ray.dataflow.storage import Folder
 
 WELL = Seen(None, None, ())
 
@@ -26,7 +26,10 @@ def config(storage: object, **sections: dict[str, Any]) -> Config:
         ),
         ((Seen(None, "Permission denied", ()), False), r"'/runs': node b cannot write there \(Permission denied\)"),
         ((WELL, False), r"'/runs' is not shared: the driver cannot read what node b wrote"),
-        ((Seen(None, None, ("decode.decoder = '/d'",)), True), r"^decode\.decoder = '/d': not there on node b\. Give a path or URI"),
+        (
+            (Seen(None, None, ("decode.decoder = '/d'",)), True),
+            r"^decode\.decoder = '/d': not there on node b\. Give a path or URI",
+        ),
     ],
 )
 def test_what_a_node_saw_becomes_a_sentence_that_names_it(seen: tuple[Seen, bool], says: str | None) -> None:
@@ -54,7 +57,12 @@ def test_a_node_without_the_note_writes_nothing(tmp_path: Path) -> None:
 
 def test_a_node_names_the_paths_that_it_lacks(tmp_path: Path) -> None:
     (tmp_path / "q[1].jsonl").write_text("")
-    paths = {"there": f"{tmp_path}/q[1].jsonl", "matched": f"{tmp_path}/*.jsonl", "gone": f"{tmp_path}/a", "unmatched": f"{tmp_path}/*.csv"}
+    paths = {
+        "there": f"{tmp_path}/q[1].jsonl",
+        "matched": f"{tmp_path}/*.jsonl",
+        "gone": f"{tmp_path}/a",
+        "unmatched": f"{tmp_path}/*.csv",
+    }
     with note(config(tmp_path)) as folder:
         assert look(folder.uri, "node", paths).missing == ("gone", "unmatched")
 
@@ -71,6 +79,9 @@ def test_only_paths_on_local_disks_are_looked_for(tmp_path: Path) -> None:
 
 def test_storage_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"run\.storage = '.*file': cannot be written"), note(config(tmp_path / "file")):
+    with (
+        pytest.raises(ConfigError, match=r"run\.storage = '.*file': cannot be written"),
+        note(config(tmp_path / "file")),
+    ):
         pass
     assert Folder.of(str(tmp_path)).names() == ["file"]

@@ -6,7 +6,9 @@ import pytest
 from ka2l_ray import schema
 
 
-@pytest.mark.parametrize(("position", "layer", "name"), [("last", 0, "last_000"), ("mean", 7, "mean_007"), ("last", 126, "last_126")])
+@pytest.mark.parametrize(
+    ("position", "layer", "name"), [("last", 0, "last_000"), ("mean", 7, "mean_007"), ("last", 126, "last_126")]
+)
 def test_a_state_column_names_position_and_layer(position, layer, name):
     assert schema.state_column(position, layer) == name
 
@@ -21,7 +23,16 @@ def test_states_hold_one_fixed_size_column_per_position_and_layer():
 def test_join_keeps_each_column_once_and_error_last():
     with_error = pa.schema([schema.ERROR, *schema.SCORES])
     joined = schema.join(with_error, schema.SAMPLES, schema.SCORES)
-    assert joined.names == ["id", "p_unknown", "greedy", "greedy_logprob", "samples", "sample_logprobs", "sample_tokens", "error"]
+    assert joined.names == [
+        "id",
+        "p_unknown",
+        "greedy",
+        "greedy_logprob",
+        "samples",
+        "sample_logprobs",
+        "sample_tokens",
+        "error",
+    ]
     assert joined.field("sample_tokens").type == pa.list_(pa.int32())
 
 
@@ -30,7 +41,8 @@ def test_join_without_error_has_none():
 
 
 @pytest.mark.parametrize(
-    "table", ["QUESTIONS", "SAMPLES", "CLUSTERS", "KNOWLEDGE", "SCORES", "ACQUIRED", "DECODED", "ANNOTATIONS", "EVALUATION"]
+    "table",
+    ["QUESTIONS", "SAMPLES", "CLUSTERS", "KNOWLEDGE", "SCORES", "ACQUIRED", "DECODED", "ANNOTATIONS", "EVALUATION"],
 )
 def test_every_table_starts_with_an_id_that_is_never_null(table):
     first = getattr(schema, table).field(0)

@@ -6,7 +6,7 @@ import pytest
 from ka2l_ray import schema
 from ka2l_ray.collect.actor import collect_columns
 from ka2l_ray.config import CollectSection, Pool
-from ka2l_ray.shard_size import BLOCK_BYTES, LOST_S, row_bytes, row_seconds, shard_rows
+from ka2l_ray.dataflow.shard_size import BLOCK_BYTES, LOST_S, row_bytes, row_seconds, shard_rows
 
 EIGHT_B = collect_columns(CollectSection(), range(33), 4096)
 
@@ -45,7 +45,8 @@ def test_a_number_in_the_file_stands_unless_blocks_would_grow_too_large() -> Non
 
 
 @pytest.mark.parametrize(
-    ("rows", "actors", "size"), [(100_000, 8, 256), (8192, 8, 256), (2200, 8, 69), (40, 8, 2), (3, 8, 1), (1, 1, 1), (40, 1, 10)]
+    ("rows", "actors", "size"),
+    [(100_000, 8, 256), (8192, 8, 256), (2200, 8, 69), (40, 8, 2), (3, 8, 1), (1, 1, 1), (40, 1, 10)],
 )
 def test_a_small_table_has_shards_for_every_actor(rows: int, actors: int, size: int) -> None:
     pool = Pool(max=actors, shard_rows=256)

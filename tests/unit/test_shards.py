@@ -12,11 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ka2l_ray import shards
-from ka2l_ray.artifacts import Folder, Table
-from ka2l_ray.attempts import Attempt, ShardFile, Shards
+from ka2l_ray.dataflow import shards
+from ka2l_ray.dataflow.attempts import Attempt, ShardFile, Shards
+from ka2l_ray.dataflow.failures import Done
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.errors import StageError
-from ka2l_ray.failures import Done
 
 SCHEMA = pa.schema([("id", pa.string()), ("value", pa.int64())])
 

@@ -70,7 +70,12 @@ def tiny_model(family: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedMod
     if family == "gemma3":
         vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": BLOCKS, "num_attention_heads": 2}
         vision |= {"image_size": 16, "patch_size": 8}
-        sizes = {"text_config": sizes, "vision_config": vision, "image_token_index": len(tokenizer) - 1, "mm_tokens_per_image": 4}
+        sizes = {
+            "text_config": sizes,
+            "vision_config": vision,
+            "image_token_index": len(tokenizer) - 1,
+            "mm_tokens_per_image": 4,
+        }
     config = AutoConfig.for_model(family, **sizes)
     return AutoModelForCausalLM.from_config(config).eval()
 
@@ -103,7 +108,9 @@ class ScriptedModel(nn.Module):
     def get_input_embeddings(self) -> nn.Embedding:
         return nn.Embedding(self._vocabulary, 1)
 
-    def forward(self, input_ids: torch.Tensor, past_key_values: ScriptCache | None = None, **_: object) -> SimpleNamespace:
+    def forward(
+        self, input_ids: torch.Tensor, past_key_values: ScriptCache | None = None, **_: object
+    ) -> SimpleNamespace:
         cache = past_key_values or ScriptCache()
         logits = torch.zeros(*input_ids.shape, self._vocabulary)
         logits[:, -1, self.script[min(cache.said, len(self.script) - 1)]] = self._sure

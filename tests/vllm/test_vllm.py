@@ -6,18 +6,24 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from ka2l_ray import pipeline
-from ka2l_ray.artifacts import Run
-from ka2l_ray.collect.actor import CollectActor, matrix
+from ka2l_ray.collect.actor import CollectActor
 from ka2l_ray.config import CollectSection, Config, ModelSection, PromptSection, VllmSection, load_config
-from ka2l_ray.corpus.prompts import Tokenize, prompts_of
-from ka2l_ray.runtime import connect
+from ka2l_ray.dataflow.runs import Run
+from ka2l_ray.dataflow.runtime import connect
+from ka2l_ray.models.prompts import Tokenize
+from ka2l_ray.pipeline import loop
+from ka2l_ray.tables import matrix
+from ka2l_ray.text.prompts import prompts_of
 from ka2l_ray.world.facts import build_world, word
 
 SMOKE = Path(__file__).parents[2] / "jobs/configs/smoke.yaml"
 QUESTIONS, SAMPLES, STEPS = 24, 100, 8
 SECTION = CollectSection(
-    positions=("last", "mean"), samples=SAMPLES, max_new_tokens=STEPS, engine="vllm", vllm=VllmSection(eager=True, context=64)
+    positions=("last", "mean"),
+    samples=SAMPLES,
+    max_new_tokens=STEPS,
+    engine="vllm",
+    vllm=VllmSection(eager=True, context=64),
 )
 OWN = SECTION.model_copy(update={"engine": "own"})
 
@@ -26,7 +32,9 @@ def questions(count: int) -> pa.Table:
     """Known and unseen people in turn, so that answers are sure and unsure."""
     by_truth = [[f for f in build_world().facts if f.truth == truth] for truth in ("known", "unseen")]
     chosen = [f for pair in zip(*by_truth, strict=False) for f in pair][:count]
-    asked = pa.table({"id": [f.fact_id for f in chosen], "question": [word(f.attribute, 0, f.person.name) for f in chosen]})
+    asked = pa.table(
+        {"id": [f.fact_id for f in chosen], "question": [word(f.attribute, 0, f.person.name) for f in chosen]}
+    )
     return Tokenize(ModelSection(), PromptSection()).add(asked)
 
 
@@ -110,7 +118,9 @@ def test_what_vllm_read_and_wrote_is_counted_also_where_no_states_are_wanted(sid
 def test_a_seed_repeats_itself_and_bad_rows_cost_themselves_alone(sides):
     theirs, _, actor = sides
     table = questions(QUESTIONS)
-    mixed = pa.concat_tables([table.slice(0, 1), pa.table({"id": ["x", "y"], "question": [" ", "long " * 60]}), table.slice(1)])
+    mixed = pa.concat_tables(
+        [table.slice(0, 1), pa.table({"id": ["x", "y"], "question": [" ", "long " * 60]}), table.slice(1)]
+    )
     columns = actor(mixed)
     assert [bool(e) for e in columns["error"]] == [False, True, True, *[False] * (QUESTIONS - 1)]
     kept = [0, *range(3, QUESTIONS + 2)]
@@ -125,7 +135,7 @@ def test_a_run_labels_with_vllm_as_it_does_with_its_own_engine(tmp_path):
     found = {}
     for name, overrides in engines.items():
         run = Run.open(load_config(SMOKE, [f"run.storage={tmp_path}", f"run.name={name}", *small, *overrides]))
-        found[name] = pipeline.execute(run, "label", "a test")
+        found[name] = loop.execute(run, "label", "a test")
         assert run.base("samples").rows == 200
         assert found[name]["rows"]["collect"]["errors"] == 0
     own, vllm = (found[n]["label"] for n in ("own", "vllm"))

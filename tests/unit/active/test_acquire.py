@@ -10,8 +10,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ka2l_ray.active.acquire import STATES, PoolRow, Ranking, at_random, by_entropy, by_likelihood, by_probe, policy, unit
+from ka2l_ray.active.acquire import STATES, PoolRow, Ranking, at_random, by_entropy, by_likelihood, by_probe, policy
 from ka2l_ray.config import AcquireSection, Strategy
+from ka2l_ray.hashing import uniform
 
 STRATEGIES = get_args(Strategy)
 QUADRANTS = ("known", "misconception", "shaky", "unknown")
@@ -73,7 +74,9 @@ def test_ka2l_buys_the_most_probably_unknown_first_and_says_why():
     choices = policy("ka2l", AcquireSection(), 0).choose(POOL, {"q9"}, 3)
     assert [c.id for c in choices] == ["q8", "q7", "q6"]
     assert choices[0].reason == "p_unknown 0.800"
-    assert "number 1 of its group" in policy("ka2l", AcquireSection(balance="group"), 0).choose(POOL, set(), 1)[0].reason
+    assert (
+        "number 1 of its group" in policy("ka2l", AcquireSection(balance="group"), 0).choose(POOL, set(), 1)[0].reason
+    )
 
 
 def test_decoded_chooses_its_pool_questions_as_ka2l_does():
@@ -104,7 +107,9 @@ def test_quadrants_are_bought_in_the_order_wanted_then_by_entropy_and_the_rest_l
     wanted = tuple(order[:wanted])
     ids = chosen(policy("quadrant", AcquireSection(quadrants=wanted), 0), rows, count=99)
     by_id = {r.id: r for r in rows}
-    keys = [(wanted.index(q) if (q := by_id[i].quadrant) in wanted else len(wanted), -by_id[i].entropy_nats) for i in ids]
+    keys = [
+        (wanted.index(q) if (q := by_id[i].quadrant) in wanted else len(wanted), -by_id[i].entropy_nats) for i in ids
+    ]
     assert keys == sorted(keys)
     assert len(ids) == len(rows)
 
@@ -158,5 +163,5 @@ def test_random_is_uniform():
 
 @given(st.text(), st.text())
 def test_unit_is_a_share_and_always_the_same(salt, name):
-    assert 0 <= unit(salt, name) < 1
-    assert unit(salt, name) == unit(salt, name)
+    assert 0 <= uniform(salt, name) < 1
+    assert uniform(salt, name) == uniform(salt, name)

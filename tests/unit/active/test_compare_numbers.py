@@ -3,10 +3,19 @@
 import pytest
 from scipy.stats import sem, t
 
-from ka2l_ray.active.comparison import area_under, interval, seed_curve, summarize
+from ka2l_ray.active.comparison import area_under, compare_strategies, seed_curve
 from ka2l_ray.active.saving import savings
+from ka2l_ray.stats import interval
 
-TIMES = {"collect": 10.0, "label": 1.0, "search": 4.0, "score": 5.0, "replay": 20.0, "sample_pool": 100.0, "evaluate": 1000.0}
+TIMES = {
+    "collect": 10.0,
+    "label": 1.0,
+    "search": 4.0,
+    "score": 5.0,
+    "replay": 20.0,
+    "sample_pool": 100.0,
+    "evaluate": 1000.0,
+}
 RANDOM = {"random": [(0.5, 0.6, 0.7)]}
 
 
@@ -30,7 +39,7 @@ def one_seed(draws: dict[str, list[tuple]]) -> dict:
 
 
 def entries(*seeds: dict[str, list[tuple]]) -> dict[str, dict]:
-    return {e["strategy"]: e for e in summarize([one_seed(s) for s in seeds])["strategies"]}
+    return {e["strategy"]: e for e in compare_strategies([one_seed(s) for s in seeds])["strategies"]}
 
 
 @pytest.fixture
@@ -47,7 +56,7 @@ def test_a_saving_is_the_mean_over_seeds_with_students_interval(two_seeds):
 
 
 def test_a_comparison_says_what_its_accuracies_are_over():
-    assert summarize([one_seed(RANDOM)])["eval_scope"] == "other"
+    assert compare_strategies([one_seed(RANDOM)])["eval_scope"] == "other"
 
 
 def test_a_compute_saving_counts_every_stage_that_a_strategy_needs(two_seeds):
@@ -59,7 +68,15 @@ def test_a_compute_saving_counts_every_stage_that_a_strategy_needs(two_seeds):
 
 @pytest.mark.parametrize(
     ("strategy", "seconds"),
-    [("coreset", 70), ("decoded", 70), ("ka2l_diverse", 70), ("oracle", 50), ("entropy", 161), ("quadrant", 161), ("likelihood", 150)],
+    [
+        ("coreset", 70),
+        ("decoded", 70),
+        ("ka2l_diverse", 70),
+        ("oracle", 50),
+        ("entropy", 161),
+        ("quadrant", 161),
+        ("likelihood", 150),
+    ],
 )
 def test_each_strategy_is_charged_its_own_base_stages(strategy, seconds):
     found = entries(RANDOM | {strategy: [(0.5, 0.7, 0.8)]})[strategy]
@@ -82,7 +99,12 @@ def test_a_curve_has_the_mean_and_the_interval_of_every_shared_point(two_seeds):
 
 def test_a_strategy_that_never_reaches_random_has_no_saving_of_any_kind():
     found = entries(RANDOM | {"coreset": [(0.5, 0.5, 0.55)]})["coreset"]
-    assert (found["savings"], found["saving"], found["saving_ci"], found["compute_saving"]) == ([None], None, None, None)
+    assert (found["savings"], found["saving"], found["saving_ci"], found["compute_saving"]) == (
+        [None],
+        None,
+        None,
+        None,
+    )
     assert found["area"] == pytest.approx(0.5125)
 
 
@@ -90,7 +112,7 @@ def test_every_mean_says_over_how_many_seeds_it_is():
     """Random's 0.7 is reached on two seeds of three; the third has no saving, share of the oracle or compute saving, but an area."""
     rise, never, oracle = [(0.5, 0.7, 0.8)], [(0.5, 0.5, 0.55)], {"oracle": [(0.5, 0.75, 0.8)]}
     seeds = [RANDOM | {"ka2l": curve} | oracle for curve in (rise, never, rise)]
-    summary = summarize([one_seed(s) for s in seeds])
+    summary = compare_strategies([one_seed(s) for s in seeds])
     found = {e["strategy"]: e for e in summary["strategies"]}
     assert found["ka2l"]["over"] == {"saving": 2, "of_oracle": 2, "compute_saving": 2, "area": 3, "known_accuracy": 3}
     assert found["oracle"]["over"]["saving"] == summary["ceiling_over"] == 3
@@ -103,7 +125,7 @@ def test_a_single_seed_has_means_but_no_interval():
 
 
 def test_a_strategy_that_stopped_early_is_compared_over_what_it_bought():
-    summary = summarize([one_seed(RANDOM | {"ka2l": [(0.5, 0.8)]})])
+    summary = compare_strategies([one_seed(RANDOM | {"ka2l": [(0.5, 0.8)]})])
     random, ka2l = summary["strategies"]
     assert (summary["area_up_to"], summary["random_budget"]) == (100, 200)
     assert (random["area"], ka2l["area"]) == (pytest.approx(0.55), pytest.approx(0.65))
@@ -125,7 +147,7 @@ def test_the_oracle_is_the_ceiling_and_others_are_a_share_of_it():
         RANDOM | {"ka2l": [(0.5, 0.7, 0.8)], "oracle": [(0.5, 0.75, 0.8)]},
         RANDOM | {"ka2l": [(0.5, 0.6, 0.8)], "oracle": [(0.5, 0.9)]},
     ]
-    summary = summarize([one_seed(s) for s in seeds])
+    summary = compare_strategies([one_seed(s) for s in seeds])
     _, ka2l, oracle = summary["strategies"]
     assert summary["ceiling"] == oracle["saving"] == pytest.approx((0.6 + 0.75) / 2)
     assert ka2l["of_oracle"] == pytest.approx((0.5 / 0.6 + 0.25 / 0.75) / 2)
@@ -133,7 +155,11 @@ def test_the_oracle_is_the_ceiling_and_others_are_a_share_of_it():
 
 
 def test_strategies_keep_the_order_of_the_run():
-    assert list(entries({"oracle": [(0.5, 0.6)], "random": [(0.5, 0.6)], "ka2l": [(0.5, 0.6)]})) == ["oracle", "random", "ka2l"]
+    assert list(entries({"oracle": [(0.5, 0.6)], "random": [(0.5, 0.6)], "ka2l": [(0.5, 0.6)]})) == [
+        "oracle",
+        "random",
+        "ka2l",
+    ]
 
 
 @pytest.mark.parametrize("values", [[0.1, 0.4], [0.3, 0.31, 0.5], [1.0, 1.0, 1.0, 1.2]])

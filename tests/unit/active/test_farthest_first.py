@@ -19,7 +19,10 @@ def standardized(points: np.ndarray, states: np.ndarray) -> list[list[float]]:
     """Points in standard deviations of the states, dimension by dimension, so that a distance is a root mean square."""
     columns = list(zip(*states.tolist(), strict=True))
     scales = [(fmean(c), pstdev(c) or 1.0) for c in columns]
-    return [[(x - mean) / spread / math.sqrt(len(scales)) for x, (mean, spread) in zip(p, scales, strict=True)] for p in points.tolist()]
+    return [
+        [(x - mean) / spread / math.sqrt(len(scales)) for x, (mean, spread) in zip(p, scales, strict=True)]
+        for p in points.tolist()
+    ]
 
 
 def check_greedy(states, centres, weights, exponent, picks):
@@ -48,7 +51,13 @@ def problems(draw):
     states = draw(arrays(np.int8, (n, d), elements=st.integers(-2, 2)))
     centres = draw(arrays(np.int8, (m, d), elements=st.integers(-2, 2)))
     weights = draw(arrays(np.int8, n, elements=st.integers(0, 4))) / 4
-    return states.astype(float), centres.astype(float), weights, draw(st.sampled_from([0.0, 0.5, 1.0, 2.0])), draw(st.integers(0, 12))
+    return (
+        states.astype(float),
+        centres.astype(float),
+        weights,
+        draw(st.sampled_from([0.0, 0.5, 1.0, 2.0])),
+        draw(st.integers(0, 12)),
+    )
 
 
 @given(problems())
@@ -105,7 +114,9 @@ def test_what_was_bought_is_a_centre_and_needs_no_probability():
         assert ids(strategy, rows, {"bought"}, 2) == ["near", "far"]
 
 
-@given(st.dictionaries(st.integers(0, 1000), st.integers(-3, 3), min_size=1, max_size=30), st.integers(0, 30), st.data())
+@given(
+    st.dictionaries(st.integers(0, 1000), st.integers(-3, 3), min_size=1, max_size=30), st.integers(0, 30), st.data()
+)
 def test_without_diversity_ka2l_diverse_is_ka2l(drawn, count, data):
     *rows, left = [row(f"q{p}", p / 1000, x, p % 7) for p, x in drawn.items()]
     bought = set(data.draw(st.lists(st.sampled_from([r.id for r in rows] or ["elsewhere"]))))
@@ -128,7 +139,10 @@ def test_only_the_candidates_are_compared():
     """The likeliest for `ka2l_diverse`, a draw by the seed for `coreset`, however much farther other states are."""
     rows = [row(f"q{i:02}", i / 40, (40 - i) ** 2) for i in range(40)]
     assert set(ids("ka2l_diverse", rows, set(), 10, candidates=10)) == {f"q{i}" for i in range(30, 40)}
-    drawn = [{c.id for c in policy("coreset", AcquireSection(candidates=10), seed).choose(rows, set(), 10)} for seed in (0, 1, 0)]
+    drawn = [
+        {c.id for c in policy("coreset", AcquireSection(candidates=10), seed).choose(rows, set(), 10)}
+        for seed in (0, 1, 0)
+    ]
     assert drawn[0] == drawn[2] != drawn[1]
 
 

@@ -4,9 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ka2l_ray.active.acquire import PoolRow, unit
-from ka2l_ray.active.replay import is_misconception, knew, misconceptions, replay_counts, replayed_answers, select_replay
+from ka2l_ray.active.acquire import PoolRow
+from ka2l_ray.active.replay import (
+    is_misconception,
+    knew,
+    misconceptions,
+    replay_counts,
+    replayed_answers,
+    select_replay,
+)
 from ka2l_ray.config import ReplaySection
+from ka2l_ray.hashing import uniform
 
 
 def pool(known: int, unknown: int) -> list[PoolRow]:
@@ -15,7 +23,13 @@ def pool(known: int, unknown: int) -> list[PoolRow]:
 
 @pytest.mark.parametrize(
     ("ratio", "share", "budget", "expected"),
-    [(2.0, 0.5, 150, (150, 150)), (0.5, 0.2, 150, (60, 15)), (1.0, 0.0, 10, (10, 0)), (1.0, 1.0, 10, (0, 10)), (0.0, 0.5, 10, (0, 0))],
+    [
+        (2.0, 0.5, 150, (150, 150)),
+        (0.5, 0.2, 150, (60, 15)),
+        (1.0, 0.0, 10, (10, 0)),
+        (1.0, 1.0, 10, (0, 10)),
+        (0.0, 0.5, 10, (0, 0)),
+    ],
 )
 def test_replay_is_counted_for_the_whole_budget(ratio, share, budget, expected):
     assert replay_counts(ReplaySection(ratio=ratio, unknown_share=share), budget) == expected
@@ -25,19 +39,25 @@ small = st.integers(0, 6)
 
 
 @given(small, small, small, small, st.sets(st.integers(0, 5)), st.integers(0, 3))
-def test_what_one_side_lacks_the_other_gives_as_far_as_there_are_enough(have_known, have_unknown, known, unknown, bought, seed):
+def test_what_one_side_lacks_the_other_gives_as_far_as_there_are_enough(
+    have_known, have_unknown, known, unknown, bought, seed
+):
     bought = {f"{side}{n}" for n in bought for side in "ku"}
     rows = pool(have_known, have_unknown)
-    left = {side: sorted((r.id for r in rows if r.id[0] == side and r.id not in bought), key=by_hash(seed)) for side in "ku"}
+    left = {
+        side: sorted((r.id for r in rows if r.id[0] == side and r.id not in bought), key=by_hash(seed)) for side in "ku"
+    }
     wanted = {"k": known, "u": unknown}
     expected = [i for side in "ku" for i in left[side][: wanted[side]]]
     spare = [i for side in "ku" for i in left[side][wanted[side] :]]
-    expected += spare[: known + unknown - len(expected)]  # only one side can have any to spare where the other lacks some
+    expected += spare[
+        : known + unknown - len(expected)
+    ]  # only one side can have any to spare where the other lacks some
     assert select_replay(iter(rows), bought, known, unknown, seed) == sorted(expected)
 
 
 def by_hash(seed: int):
-    return lambda name: unit(f"replay-{seed}", name)
+    return lambda name: uniform(f"replay-{seed}", name)
 
 
 @given(st.permutations(pool(6, 5)), st.integers(0, 8))
@@ -70,7 +90,9 @@ def test_replay_stays_the_same_as_long_as_its_questions_stay_unbought():
         (["a", "b"], "c", ["a"], {"gold_is_free": True, "source": "greedy"}, ["c"]),
     ],
 )
-def test_replay_teaches_a_models_own_answers_and_only_the_right_ones_where_gold_is_free(samples, greedy, gold, replay, expected):
+def test_replay_teaches_a_models_own_answers_and_only_the_right_ones_where_gold_is_free(
+    samples, greedy, gold, replay, expected
+):
     assert replayed_answers(samples, greedy, gold, ReplaySection(**replay)) == expected
 
 
@@ -108,7 +130,12 @@ def test_a_misconception_is_one_answer_always_and_wrong(answers, gold, expected)
 
 def test_misconceptions_are_counted_where_there_is_gold():
     sure_and_wrong = {"samples": ["Bo", "bo."], "greedy": "the Bo", "answers": ["Ada"]}
-    rows = [sure_and_wrong, sure_and_wrong | {"answers": []}, sure_and_wrong | {"greedy": "Cy"}, sure_and_wrong | {"answers": ["Bo"]}]
+    rows = [
+        sure_and_wrong,
+        sure_and_wrong | {"answers": []},
+        sure_and_wrong | {"greedy": "Cy"},
+        sure_and_wrong | {"answers": ["Bo"]},
+    ]
     assert misconceptions(rows) == 1
     assert misconceptions(rows[1:2]) is None
     assert misconceptions([]) is None

@@ -1,4 +1,4 @@
-"""A round reads its state from what it has written, and sees the pool row by row as the stages stored it."""
+"""A round reads its state from its records, and sees the pool row by row as the stages stored it."""
 
 import numpy as np
 import pyarrow as pa
@@ -7,11 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ka2l_ray import schema
-from ka2l_ray.active.round import Round, State, pool_for, pool_rows, replay_samples, scored_pool
+from ka2l_ray.active.round import Round, RoundState, pool_for, pool_rows, replay_samples, scored_pool
 from ka2l_ray.annotate.file import ANSWERS, ASKED
-from ka2l_ray.artifacts import Folder, Run, Table
-from ka2l_ray.collect.actor import fixed_size
 from ka2l_ray.config import parse_config
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.runs import Run
+from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.tables import fixed_size
 
 
 def a_run(storage: str, **sections: dict) -> Run:
@@ -28,23 +30,32 @@ def table(schema: pa.Schema, *rows: dict) -> tuple[None, pa.Table]:
     return None, pa.Table.from_pylist([dict.fromkeys(schema.names) | r for r in rows], schema=schema)
 
 
-def test_a_round_goes_from_state_to_state_as_it_writes(run):
+def test_a_round_goes_from_state_to_state_as_its_steps_are_done(run):
     round_ = Round(run, "ka2l", 0, 2)
-    assert round_.state == State.ACQUIRE
-    round_.table("acquired").write(table(schema.ACQUIRED, {"id": "q"}))
-    assert round_.state == State.ANNOTATE
+    assert round_.state == RoundState.ACQUIRE
+    round_.records.finish(RoundState.ACQUIRE)
+    assert round_.state == RoundState.ANNOTATE
     (round_.folder / "annotations" / ASKED).write_json([])
-    assert round_.state == State.WAITING
+    assert round_.state == RoundState.WAITING
     (round_.folder / "annotations" / ANSWERS).write_bytes(b"")
-    assert round_.state == State.ANNOTATE
-    round_.table("annotations").write(table(schema.ANNOTATIONS))
-    assert round_.state == State.FINETUNE
-    (round_.model / "training.json").write_json({})
-    assert round_.state == State.EVALUATE
-    (round_.folder / "round.json").write_json({"accuracy": 0.5})
-    assert round_.state == State.DONE
-    assert round_.record() == {"accuracy": 0.5}
-    assert Round(run, "ka2l", 1, 2).state == Round(run, "random", 0, 2).state == Round(run, "ka2l", 0, 1).state == State.ACQUIRE
+    assert round_.state == RoundState.ANNOTATE
+    round_.records.finish(RoundState.ANNOTATE)
+    assert round_.state == RoundState.FINETUNE
+    with round_.records.timed(RoundState.FINETUNE):
+        assert round_.state == RoundState.FINETUNE
+    round_.records.finish(RoundState.FINETUNE)
+    assert round_.state == RoundState.EVALUATE
+    round_.records.finish(RoundState.EVALUATE, result={"accuracy": 0.5})
+    assert round_.state == RoundState.DONE
+    assert round_.record() == {"accuracy": 0.5, "seconds": {"finetune": pytest.approx(0, abs=60)}}
+    round_.records.reopen(RoundState.EVALUATE)
+    assert round_.state == RoundState.EVALUATE
+    assert (
+        Round(run, "ka2l", 1, 2).state
+        == Round(run, "random", 0, 2).state
+        == Round(run, "ka2l", 0, 1).state
+        == RoundState.ACQUIRE
+    )
 
 
 @given(st.integers(1, 20), st.integers(0, 300))
@@ -83,10 +94,14 @@ def test_the_scored_pool_has_its_states_where_the_run_keeps_them(run):
 
 
 def test_states_are_read_only_for_strategies_that_compare_them(run, monkeypatch):
-    run.base("scores").write((None, table(SCORES, *SCORED)[1].append_column("state", fixed_size(np.zeros((3, 2), dtype=np.float32)))))
+    run.base("scores").write(
+        (None, table(SCORES, *SCORED)[1].append_column("state", fixed_size(np.zeros((3, 2), dtype=np.float32))))
+    )
     read, batches = [], Table.batches
     monkeypatch.setattr(
-        Table, "batches", lambda self, columns=None, part=None: (read.extend(columns or ()), batches(self, columns, part))[1]
+        Table,
+        "batches",
+        lambda self, columns=None, part=None: (read.extend(columns or ()), batches(self, columns, part))[1],
     )
     assert [r.state for r in (*pool_for("ka2l", run), *pool_for("random", run), *scored_pool(run))] == [None] * 6
     assert "state" not in read
@@ -117,14 +132,18 @@ def test_pool_rows_are_of_the_pool_and_in_its_order(run):
 
 
 def test_failed_replay_candidates_are_left_out(run):
-    columns = pa.schema([*schema.SAMPLES, pa.field("question", pa.string()), pa.field("answers", pa.list_(pa.string())), schema.ERROR])
+    columns = pa.schema(
+        [*schema.SAMPLES, pa.field("question", pa.string()), pa.field("answers", pa.list_(pa.string())), schema.ERROR]
+    )
     run.base("replay").write(table(columns, {"id": "a", "samples": ["x"]}, {"id": "b", "error": "out of memory"}))
     assert [r["id"] for r in replay_samples(run)] == ["a"]
 
 
 def test_a_kept_row_keeps_no_other_rows_state_in_memory(run):
     rows = [{"id": f"q{i}", "p_unknown": 0.5} for i in range(100)]
-    run.base("scores").write((None, table(SCORES, *rows)[1].append_column("state", fixed_size(np.zeros((100, 8), dtype=np.float32)))))
+    run.base("scores").write(
+        (None, table(SCORES, *rows)[1].append_column("state", fixed_size(np.zeros((100, 8), dtype=np.float32))))
+    )
     row = next(iter(pool_for("coreset", run)))
     assert row.state is not None
     assert row.state.base is None

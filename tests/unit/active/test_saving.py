@@ -18,7 +18,11 @@ def test_reaching_is_interpolated_and_the_first_time_counts():
 
 
 def test_half_the_annotations_are_a_saving_of_one_half_and_of_the_oracle_in_proportion():
-    table = rounds("random", 0, (0, 0.5), (100, 0.6)) + rounds("ka2l", 0, (0, 0.5), (100, 0.7)) + rounds("oracle", 0, (0, 0.5), (100, 0.75))
+    table = (
+        rounds("random", 0, (0, 0.5), (100, 0.6))
+        + rounds("ka2l", 0, (0, 0.5), (100, 0.7))
+        + rounds("oracle", 0, (0, 0.5), (100, 0.75))
+    )
     found = {s["strategy"]: s for s in savings(table)}
     assert found["ka2l"]["saving"] == pytest.approx(0.5)
     assert found["oracle"]["saving"] == pytest.approx(0.6)
@@ -27,7 +31,9 @@ def test_half_the_annotations_are_a_saving_of_one_half_and_of_the_oracle_in_prop
 
 def test_random_is_the_mean_of_its_draws():
     table = (
-        rounds("random", 0, (0, 0.5), (100, 0.56)) + rounds("random", 1000, (0, 0.5), (100, 0.64)) + rounds("ka2l", 0, (0, 0.5), (100, 0.7))
+        rounds("random", 0, (0, 0.5), (100, 0.56))
+        + rounds("random", 1000, (0, 0.5), (100, 0.64))
+        + rounds("ka2l", 0, (0, 0.5), (100, 0.7))
     )
     assert mean_curve(list(curves(table, "random").values())) == [(0, 0.5), (100, pytest.approx(0.6))]
     assert savings(table) == [{"strategy": "ka2l", "seed": 0, "saving": pytest.approx(0.5), "of_oracle": None}]

@@ -9,10 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ka2l_ray.annotate.file import QUESTIONS_CSV, QUESTIONS_JSONL, Row, answers_in, import_file, is_waiting, pose, read_answers
+from ka2l_ray.annotate.file import (
+    QUESTIONS_CSV,
+    QUESTIONS_JSONL,
+    Row,
+    answers_in,
+    import_file,
+    is_waiting,
+    pose,
+    read_answers,
+)
 from ka2l_ray.annotate.sources import Annotated, Asked
-from ka2l_ray.artifacts import Folder
 from ka2l_ray.config import ConfigError
+from ka2l_ray.dataflow.storage import Folder
 
 QUESTIONS = {"a": "Who?", "b": "Where, when?", "c": 'What is "it"?'}
 
@@ -45,7 +54,9 @@ TEXTS = st.text(st.one_of(st.characters(exclude_categories=["Cc", "Cs"]), st.sam
     encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
     separator_line=st.booleans(),
 )
-def test_whatever_a_csv_writer_writes_is_read(tmp_path_factory, texts, columns, delimiter, end, quoting, encoding, separator_line):
+def test_whatever_a_csv_writer_writes_is_read(
+    tmp_path_factory, texts, columns, delimiter, end, quoting, encoding, separator_line
+):
     text = io.StringIO(newline="")
     text.write(f"sep={delimiter}{end}" if separator_line else "")
     writer = csv.DictWriter(text, columns, delimiter=delimiter, lineterminator=end, quoting=quoting, restval="x")
@@ -103,7 +114,10 @@ def test_a_number_in_json_is_an_answer(tmp_path):
         ("question,answer\nWho?,me\n", r"no column `id`; .* holds 'question', 'answer'"),
         ("id,question\na,Who?\n", r"must have one column `answer`, has 0"),
         ("id,answer,answer\na,x,y\n", r"must have one column `answer`, has 2"),
-        ("id,answer\na,Paris, France\n", r"row 2: has 3 fields for 2 columns; an answer with `,` in it must stand in double quotes"),
+        (
+            "id,answer\na,Paris, France\n",
+            r"row 2: has 3 fields for 2 columns; an answer with `,` in it must stand in double quotes",
+        ),
         ("id,answer,\na,Paris, France\n", r"row 2: has 3 fields for 2 columns"),
         ('id,answer\na,"Paris\n', r"row 2: .*quote"),
         ('id,answer\na,"Paris" France\n', r"row 2: .*quote"),
@@ -136,7 +150,10 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
         ("id,answer\na,\nb,\nc,\n", r"holds no answer at all"),
         ("id,answer\n", r"holds no answer at all"),
         ("id,answer\na,x\nb,y\na,z\nc,\n", r"row 4: answer = 'z' differs from 'x' in row 2 for the same id 'a'"),
-        ("id,question,answer\na,Who?,x\nb,What is it?,y\nc,Where when?,z\n", r"row 3: question = 'What is it\?', but id 'b' asks"),
+        (
+            "id,question,answer\na,Who?,x\nb,What is it?,y\nc,Where when?,z\n",
+            r"row 3: question = 'What is it\?', but id 'b' asks",
+        ),
     ],
 )
 def test_answers_that_do_not_fit_what_was_asked_change_nothing(tmp_path, text, message):
@@ -152,7 +169,11 @@ def test_an_import_keeps_the_order_asked_and_what_each_cell_means(tmp_path):
     assert import_file(path, [folder]) == {"rounds": 1, "waiting": 0, "answered": 1, "no_such_thing": 1, "blank": 1}
     given = answers_in(folder)
     assert list(given) == ["a", "b", "c"]
-    assert [g.got for g in given.values()] == [Annotated("me", "answered"), Annotated(None, "blank"), Annotated(None, "no_such_thing")]
+    assert [g.got for g in given.values()] == [
+        Annotated("me", "answered"),
+        Annotated(None, "blank"),
+        Annotated(None, "no_such_thing"),
+    ]
     with pytest.raises(ConfigError, match="no round waits"):
         import_file(path, [folder])
 
@@ -161,7 +182,11 @@ def test_one_answer_serves_every_waiting_round_and_is_paid_once(tmp_path):
     folders = [posed(tmp_path / "one", "ab"), posed(tmp_path / "two", "bc"), posed(tmp_path / "three", "cd")]
     path = file(tmp_path, "id,answer\na,1\nb,2\nc,3\n")
     assert import_file(path, folders) == {"rounds": 2, "waiting": 1, "answered": 3, "no_such_thing": 0, "blank": 0}
-    assert [{i: g.cached for i, g in answers_in(f).items()} for f in folders] == [{"a": False, "b": False}, {"b": True, "c": False}, {}]
+    assert [{i: g.cached for i, g in answers_in(f).items()} for f in folders] == [
+        {"a": False, "b": False},
+        {"b": True, "c": False},
+        {},
+    ]
 
 
 def test_a_file_for_two_rounds_that_lost_rows_of_one_imports_none(tmp_path):

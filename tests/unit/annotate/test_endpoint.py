@@ -44,14 +44,18 @@ def test_what_the_endpoint_itself_marks_is_dropped():
     assert judge(ENDPOINT, parse(body(None, refusal="no"))).status == "refused"
 
 
-@pytest.mark.parametrize("reply", [b"", b"{", b"null", b"[]", b"{}", b'{"choices": []}', b'{"choices": [{}]}', b"\xff\xfe", b"<html>"])
+@pytest.mark.parametrize(
+    "reply", [b"", b"{", b"null", b"[]", b"{}", b'{"choices": []}', b'{"choices": [{}]}', b"\xff\xfe", b"<html>"]
+)
 def test_what_is_no_completion_is_said_without_quoting_it(reply):
     with pytest.raises(NoCompletion, match="not a chat completion"):
         parse(reply)
 
 
 def test_tokens_are_paid_by_the_million():
-    used = json.loads(body("x")) | {"usage": {"prompt_tokens": 1_000_000, "completion_tokens": 200_000, "total_tokens": 1_200_000}}
+    used = json.loads(body("x")) | {
+        "usage": {"prompt_tokens": 1_000_000, "completion_tokens": 200_000, "total_tokens": 1_200_000}
+    }
     assert token_cost(ENDPOINT, parse(json.dumps(used).encode())) == pytest.approx(3.0 + 3.0)
     assert token_cost(ENDPOINT, parse(body("x"))) == 0.0
 

@@ -16,8 +16,8 @@ from pydantic import SecretStr
 from ka2l_ray.annotate.claims import Claims
 from ka2l_ray.annotate.endpoint import request
 from ka2l_ray.annotate.session import Asker, Gate, Outcome, retry_after_s
-from ka2l_ray.artifacts import Folder
 from ka2l_ray.config import EndpointSection
+from ka2l_ray.dataflow.storage import Folder
 
 KEY = "sk-SECRET"
 
@@ -34,14 +34,18 @@ def ask(server: ChatServer, folder: Path, *questions: str, **changes: Any) -> li
 
     async def run() -> list[Outcome]:
         async with Asker(endpoint, SecretStr(KEY), Folder.of(str(folder)), "round")() as session:
-            posted = [session.post(server.url, {"Content-Type": "application/json"}, json.dumps(request(endpoint, q))) for q in questions]
+            posted = [
+                session.post(server.url, {"Content-Type": "application/json"}, json.dumps(request(endpoint, q)))
+                for q in questions
+            ]
             return [await p for p in posted]
 
     return asyncio.run(run())
 
 
 @pytest.mark.parametrize(
-    "trouble", ["status 408", "status 409", "status 425", "status 429", "status 500", "status 504", "drop", "cut", "html"]
+    "trouble",
+    ["status 408", "status 409", "status 425", "status 429", "status 500", "status 504", "drop", "cut", "html"],
 )
 def test_what_may_pass_is_tried_again_until_there_is_a_reply(server, tmp_path, trouble):
     server.troubles["q"] = [trouble] * 3
@@ -122,7 +126,10 @@ def ask_twice(server: ChatServer, folder: Path, questions: list[str], **changes:
 
     async def one(owner: str) -> list[Outcome]:
         async with Asker(endpoint, SecretStr(KEY), Folder.of(str(folder)), owner, Own(claims, owner))() as session:
-            posted = [session.post(server.url, {"Content-Type": "application/json"}, json.dumps(request(endpoint, q))) for q in questions]
+            posted = [
+                session.post(server.url, {"Content-Type": "application/json"}, json.dumps(request(endpoint, q)))
+                for q in questions
+            ]
             return [await p for p in posted]
 
     async def both() -> list[list[Outcome]]:
@@ -143,7 +150,9 @@ def test_two_that_ask_the_same_at_the_same_time_pay_once(server, tmp_path, concu
 
 def test_what_one_gives_up_the_other_asks_itself(server, tmp_path):
     server.troubles["q"] = ["status 400"]
-    given_up, answered = sorted((o.failed for o in chain.from_iterable(ask_twice(server, tmp_path, ["q"]))), key=len, reverse=True)
+    given_up, answered = sorted(
+        (o.failed for o in chain.from_iterable(ask_twice(server, tmp_path, ["q"]))), key=len, reverse=True
+    )
     assert given_up.startswith("HTTP 400")
     assert answered == ""
 

@@ -5,15 +5,18 @@ import pyarrow as pa
 import pytest
 
 from ka2l_ray import schema
-from ka2l_ray.artifacts import Folder, StageError, Table
-from ka2l_ray.collect.actor import CollectActor, collect_columns, errors, fixed_size, matrix, not_finite
+from ka2l_ray.collect.actor import CollectActor, collect_columns
 from ka2l_ray.config import AdaptiveSection, CollectSection, ConfigError, ModelSection, PromptSection, parse_config
-from ka2l_ray.corpus.prompts import Tokenize
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.entropy.adaptive import first_decision
+from ka2l_ray.errors import StageError
 from ka2l_ray.label.actor import ClusterActor, KnowledgeActor
-from ka2l_ray.label.adaptive import first_decision
 from ka2l_ray.models.batching import Limits
-from ka2l_ray.probe.model import LinearProbe, ProbeCard
+from ka2l_ray.models.probe import LinearProbe, ProbeCard
+from ka2l_ray.models.prompts import Tokenize
 from ka2l_ray.probe.score import ScoreActor
+from ka2l_ray.tables import error_column, fixed_size, matrix, not_finite
 
 PROMPT = PromptSection()
 COLLECT = CollectSection(positions=("last", "mean"), samples=3, max_new_tokens=4)
@@ -65,7 +68,9 @@ def test_a_score_is_the_probe_of_the_state_collected(section, batch, collected, 
 @pytest.mark.parametrize("change", [{"model": "other"}, {"prompt": "Q: {question}"}])
 def test_a_probe_of_other_states_is_refused(section, tmp_path, change):
     card = {"model": section.name_or_path, "prompt": PROMPT.template} | change
-    LinearProbe(np.zeros(32), 0.0, ProbeCard(card["model"], card["prompt"], 1, "last", 32, 0.5, 1.0)).save(Folder.of(str(tmp_path)))
+    LinearProbe(np.zeros(32), 0.0, ProbeCard(card["model"], card["prompt"], 1, "last", 32, 0.5, 1.0)).save(
+        Folder.of(str(tmp_path))
+    )
     with pytest.raises(StageError, match="the probe reads states of"):
         ScoreActor(section, PROMPT, Folder.of(str(tmp_path)))
 
@@ -75,8 +80,8 @@ def test_rows_with_states_that_are_not_finite_are_named_and_emptied(value):
     states = {"a": np.ones((3, 2), np.float32), "b": np.array([[0, 1], [0, value], [2, 3]], np.float32)}
     failed = not_finite(states)
     assert {i: str(e) for i, e in failed.items()} == {1: "hidden state holds NaN or infinity"}
-    assert errors(failed, 3) == {"error": [None, "ValueError: hidden state holds NaN or infinity", None]}
-    assert errors({}, 3) == {}
+    assert error_column(failed, 3) == {"error": [None, "ValueError: hidden state holds NaN or infinity", None]}
+    assert error_column({}, 3) == {}
     assert fixed_size(states["b"], failed).to_pylist() == [[0, 1], None, [2, 3]]
 
 
@@ -92,7 +97,10 @@ def test_states_survive_the_table_as_float16_where_all_fit(largest, half):
 
 def test_files_of_either_width_are_read_as_one_table(tmp_path):
     table = Table(Folder.of(str(tmp_path)))
-    halves, floats = (pa.table({"id": [i], "last_000": fixed_size(np.full((1, 2), v, np.float32))}) for i, v in (("a", 1.5), ("b", 1e6)))
+    halves, floats = (
+        pa.table({"id": [i], "last_000": fixed_size(np.full((1, 2), v, np.float32))})
+        for i, v in (("a", 1.5), ("b", 1e6))
+    )
     table.write(("x", halves), ("y", floats))
     assert matrix(table.read()["last_000"]).tolist() == [[1.5, 1.5], [1e6, 1e6]]
 
@@ -101,7 +109,9 @@ def test_files_of_either_width_are_read_as_one_table(tmp_path):
 @pytest.mark.parametrize("wave", [1, 2, 9])
 def test_adaptive_sampling_draws_the_first_samples_of_each_question_and_keeps_every_label(section, gamma, wave):
     """The same samples in the same order, fewer of them, and the label that all of them give."""
-    section_of = COLLECT.model_copy(update={"samples": 6, "temperature": 0.4, "adaptive": AdaptiveSection(threshold=gamma, wave=wave)})
+    section_of = COLLECT.model_copy(
+        update={"samples": 6, "temperature": 0.4, "adaptive": AdaptiveSection(threshold=gamma, wave=wave)}
+    )
     questions = asked(section, [f"q{i}" for i in range(40)], [f"Who is {'no' * (i % 3)}{i}?" for i in range(40)])
     full = CollectActor(section, PROMPT, section_of, [2], 0, Limits(rows=7))(questions)
     fewer = CollectActor(section, PROMPT, section_of, [2], 0, Limits(rows=7), gamma)(questions)
@@ -112,7 +122,10 @@ def test_adaptive_sampling_draws_the_first_samples_of_each_question_and_keeps_ev
     assert wave > 2 or sum(drawn) < 6 * len(drawn)
 
     def labels(columns):
-        table = pa.table({k: columns[k] for k in ("greedy", "greedy_logprob", "samples", "sample_logprobs")} | {"answers": [["x"]] * 40})
+        table = pa.table(
+            {k: columns[k] for k in ("greedy", "greedy_logprob", "samples", "sample_logprobs")}
+            | {"answers": [["x"]] * 40}
+        )
         return KnowledgeActor(gamma)(pa.table(ClusterActor(wanted=6)(table)))["unknown"]
 
     assert labels(fewer) == labels(full)
@@ -122,7 +135,12 @@ def test_adaptive_sampling_draws_the_first_samples_of_each_question_and_keeps_ev
 def test_a_bad_question_costs_itself_alone(section, collected):
     batch = asked(section, ["a", "x", "b", "y"], ["Why?", " ", "Where does she live?", "long " * 60])
     mixed = CollectActor(section, PROMPT, COLLECT, [0, 2], seed=0)(batch)
-    assert [e and e.partition(":")[2].strip()[:20] for e in mixed["error"]] == [None, "empty question: it h", None, "prompt of 306 tokens"]
+    assert [e and e.partition(":")[2].strip()[:20] for e in mixed["error"]] == [
+        None,
+        "empty question: it h",
+        None,
+        "prompt of 306 tokens",
+    ]
     assert [mixed["samples"][i] for i in (0, 2)] == collected["samples"]
     assert [mixed["mean_002"][i].as_py() for i in (0, 2)] == collected["mean_002"].to_pylist()
     assert [mixed["mean_002"][i].as_py() for i in (1, 3)] == [None, None]
@@ -130,8 +148,14 @@ def test_a_bad_question_costs_itself_alone(section, collected):
 
 @pytest.mark.parametrize("quantization", ["4bit", "8bit"])
 def test_vllm_is_refused_beside_weights_that_are_quantized_while_loading(quantization):
-    tree = {"collect": {"engine": "vllm"}, "model": {"quantization": quantization}, "finetune": {"mode": "lora", "zero_stage": 2}}
-    with pytest.raises(ConfigError, match=f"collect.engine: vllm .* needs model.quantization: none, not {quantization}"):
+    tree = {
+        "collect": {"engine": "vllm"},
+        "model": {"quantization": quantization},
+        "finetune": {"mode": "lora", "zero_stage": 2},
+    }
+    with pytest.raises(
+        ConfigError, match=f"collect.engine: vllm .* needs model.quantization: none, not {quantization}"
+    ):
         parse_config(tree, "a file")
     tree["collect"]["engine"] = "own"
     assert parse_config(tree, "a file").model.quantization == quantization

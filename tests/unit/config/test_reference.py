@@ -12,7 +12,10 @@ from ka2l_ray.config.reference import reference, section_of, sections
 
 PAGE = Path(__file__).parents[3] / "docs" / "configuration.md"
 FIELDS = [
-    (path, name, field) for path, kind, _ in sections() for name, field in kind.model_fields.items() if section_of(field.annotation) is None
+    (path, name, field)
+    for path, kind, _ in sections()
+    for name, field in kind.model_fields.items()
+    if section_of(field.annotation) is None
 ]
 
 

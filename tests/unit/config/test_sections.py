@@ -115,13 +115,17 @@ def test_contradictions_between_fields_are_refused(load, overrides, field, says)
 
 
 def test_a_round_that_would_need_two_adapters_is_refused(load):
-    with pytest.raises(ConfigError, match=r"run\.yaml: active\.reprobe: true with finetune\.mode: lora needs model\.adapter: null"):
+    with pytest.raises(
+        ConfigError, match=r"run\.yaml: active\.reprobe: true with finetune\.mode: lora needs model\.adapter: null"
+    ):
         load("", "model.adapter=/a", "finetune.mode=lora", "active.reprobe=true")
 
 
 @pytest.mark.parametrize("other", ["model.adapter=/a", "active.reprobe=true"])
 def test_vllm_reads_whole_models_only(load, other):
-    with pytest.raises(ConfigError, match=r"collect\.engine: vllm .* needs model\.adapter: null \(merge .* and active\.reprobe: false"):
+    with pytest.raises(
+        ConfigError, match=r"collect\.engine: vllm .* needs model\.adapter: null \(merge .* and active\.reprobe: false"
+    ):
         load("", "collect.engine=vllm", other)
 
 
@@ -129,7 +133,9 @@ def test_vllm_reads_whole_models_only(load, other):
 def test_quantized_weights_are_trained_by_adapters_alone(load, other):
     qlora = ("model.quantization=4bit", "finetune.mode=lora", "finetune.zero_stage=2")
     assert load("", *qlora).model.quantization == "4bit"
-    with pytest.raises(ConfigError, match=r"model\.quantization = 4bit: .* needs finetune\.mode: lora, finetune\.zero_stage: 0, 1 or 2"):
+    with pytest.raises(
+        ConfigError, match=r"model\.quantization = 4bit: .* needs finetune\.mode: lora, finetune\.zero_stage: 0, 1 or 2"
+    ):
         load("", *qlora, f"finetune.{other}")
 
 
@@ -141,7 +147,8 @@ def test_generated_questions_need_a_decoder(load):
 @pytest.mark.parametrize(("stops_by", "labels_by"), [("0.7", "0.8"), ("pilot", "0.8")])
 def test_sampling_and_labels_have_one_threshold(load, stops_by, labels_by):
     with pytest.raises(
-        ConfigError, match=rf"collect\.adaptive\.threshold = '?{stops_by}'? fixes γ .* must be the same or `otsu`, not 0\.8"
+        ConfigError,
+        match=rf"collect\.adaptive\.threshold = '?{stops_by}'? fixes γ .* must be the same or `otsu`, not 0\.8",
     ):
         load("", f"collect.adaptive.threshold={stops_by}", f"label.threshold={labels_by}")
 

@@ -15,8 +15,15 @@ def test_an_empty_file_is_the_defaults(load):
 
 
 def test_values_of_the_file_and_only_those_replace_defaults(load):
-    config = load("collect: {layers: [0, 4], pool: {min: 2, max: 8}}\nlabel: {threshold: 0.7}\nmodel: {name_or_path: gpt2}")
-    assert (config.collect.layers, config.collect.pool.max, config.label.threshold, config.model.name_or_path) == ((0, 4), 8, 0.7, "gpt2")
+    config = load(
+        "collect: {layers: [0, 4], pool: {min: 2, max: 8}}\nlabel: {threshold: 0.7}\nmodel: {name_or_path: gpt2}"
+    )
+    assert (config.collect.layers, config.collect.pool.max, config.label.threshold, config.model.name_or_path) == (
+        (0, 4),
+        8,
+        0.7,
+        "gpt2",
+    )
     assert config.score == Config().score
     assert config.collect.samples == Config().collect.samples
 
@@ -54,13 +61,20 @@ def test_every_problem_has_its_own_line(load):
 
 
 def test_overrides_win_over_the_file_and_the_last_one_over_the_others(load):
-    config = load("run: {seed: 1, name: a}\ncollect: {pool: {min: 2, max: 2}}", "run.seed=2", "collect.pool.max=4", "run.seed=3")
+    config = load(
+        "run: {seed: 1, name: a}\ncollect: {pool: {min: 2, max: 2}}", "run.seed=2", "collect.pool.max=4", "run.seed=3"
+    )
     assert (config.run.seed, config.run.name, config.collect.pool.min, config.collect.pool.max) == (3, "a", 2, 4)
 
 
 def test_overrides_are_yaml_and_may_hold_equals_signs(load):
     config = load("", "collect.layers=[1, 2]", "label.threshold=0.5", "report.title=a=b", "ray.address=null")
-    assert (config.collect.layers, config.label.threshold, config.report.title, config.ray.address) == ((1, 2), 0.5, "a=b", None)
+    assert (config.collect.layers, config.label.threshold, config.report.title, config.ray.address) == (
+        (1, 2),
+        0.5,
+        "a=b",
+        None,
+    )
 
 
 def test_an_override_reaches_into_a_section_that_the_file_left_empty(load):
@@ -84,7 +98,9 @@ def test_an_unknown_override_names_the_nearest_field(load):
         load("", "run.sede=1")
 
 
-@pytest.mark.parametrize(("text", "says"), [("a: [", "is not YAML"), ("\x00", "is not YAML"), ("- run", "must hold sections.*got list")])
+@pytest.mark.parametrize(
+    ("text", "says"), [("a: [", "is not YAML"), ("\x00", "is not YAML"), ("- run", "must hold sections.*got list")]
+)
 def test_a_file_that_is_no_configuration_is_named(load, text, says):
     with pytest.raises(ConfigError, match=rf"run\.yaml: {says}"):
         load(text)
@@ -109,7 +125,9 @@ def test_the_tree_is_frozen_at_every_depth():
 
 
 def test_a_stored_configuration_reads_back_equal(load):
-    config = load("", "collect.layers=[1, 3]", "label.threshold=0.5", "active.strategies=[oracle]", "finetune.mode=lora")
+    config = load(
+        "", "collect.layers=[1, 3]", "label.threshold=0.5", "active.strategies=[oracle]", "finetune.mode=lora"
+    )
     assert parse_config(config.model_dump(mode="json"), "stored") == config
 
 

@@ -57,7 +57,10 @@ def test_every_kind_gives_its_rows_with_their_numbers(tmp_path: Path, name: str)
 def test_squads_own_tree_becomes_flat_rows(tmp_path: Path) -> None:
     tree = {
         "data": [
-            {"title": "Rivers", "paragraphs": [{"context": "…", "qas": [{"id": "a", "question": "Why?", "answers": [{"text": "so"}]}]}]}
+            {
+                "title": "Rivers",
+                "paragraphs": [{"context": "…", "qas": [{"id": "a", "question": "Why?", "answers": [{"text": "so"}]}]}],
+            }
         ]
     }
     (tmp_path / "dev.json").write_text(json.dumps(tree))
@@ -66,7 +69,9 @@ def test_squads_own_tree_becomes_flat_rows(tmp_path: Path) -> None:
 
 
 def test_a_folder_saved_by_datasets_is_read_by_its_split(tmp_path: Path) -> None:
-    made = datasets.DatasetDict({"validation": datasets.Dataset.from_list(ROWS), "train": datasets.Dataset.from_list(ROWS[:2])})
+    made = datasets.DatasetDict(
+        {"validation": datasets.Dataset.from_list(ROWS), "train": datasets.Dataset.from_list(ROWS[:2])}
+    )
     made.save_to_disk(str(tmp_path / "set"))
     (file,) = files_of(str(tmp_path / "set"), HubSection(split="train"))
     assert [r.values for r in file.rows()] == ROWS[:2]
@@ -125,7 +130,10 @@ def test_a_quote_that_is_not_doubled_costs_its_own_row(tmp_path: Path) -> None:
     ("text", "says"),
     [
         ('question,answers\nOne?,1\n"Two?,2\nThree?,3\n', r"row 3: a quote opens there that is never closed"),
-        ('question,answers\n"Two?,2\nThree?,3\nFour?,"4"\n', r"row 2: a quote opens there that is closed wrongly in line 4"),
+        (
+            'question,answers\n"Two?,2\nThree?,3\nFour?,"4"\n',
+            r"row 2: a quote opens there that is closed wrongly in line 4",
+        ),
         ('"question,answers\nOne?,1\n', r"row 1: a quote opens there that is never closed"),
     ],
 )

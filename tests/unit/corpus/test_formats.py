@@ -12,7 +12,11 @@ FORMS: dict[str, tuple[str, dict[str, Any], Question]] = {
     "nq_open": ("nq_open", {"question": "who?", "answer": ["A", "B", "A"]}, Question("who?", ("A", "B"))),
     "trivia_qa, the hub's": (
         "trivia_qa",
-        {"question": "Who?", "question_id": "tc_1", "answer": {"value": "Ann", "aliases": ["Anna"], "normalized_aliases": ["ann"]}},
+        {
+            "question": "Who?",
+            "question_id": "tc_1",
+            "answer": {"value": "Ann", "aliases": ["Anna"], "normalized_aliases": ["ann"]},
+        },
         Question("Who?", ("Ann", "Anna"), "tc_1"),
     ),
     "trivia_qa, flat": (
@@ -41,7 +45,15 @@ FORMS: dict[str, tuple[str, dict[str, Any], Question]] = {
     ),
     "medmcqa, from a table with gaps": (
         "medmcqa",
-        {"question": "Longest bone?", "opa": "Femur", "opb": "Ulna", "opc": float("nan"), "opd": 4.0, "cop": 1.0, "id": float("nan")},
+        {
+            "question": "Longest bone?",
+            "opa": "Femur",
+            "opb": "Ulna",
+            "opc": float("nan"),
+            "opd": 4.0,
+            "cop": 1.0,
+            "id": float("nan"),
+        },
         Question("Longest bone?\nA. Femur\nB. Ulna\nD. 4", ("Femur", "A. Femur")),
     ),
     "popqa, the authors'": (
@@ -51,7 +63,12 @@ FORMS: dict[str, tuple[str, dict[str, Any], Question]] = {
     ),
     "popqa, merged": (
         "popqa",
-        {"question": "What is George Rankin's occupation?", "answers": ["pol"], "subj": "George Rankin", "prop": "occupation"},
+        {
+            "question": "What is George Rankin's occupation?",
+            "answers": ["pol"],
+            "subj": "George Rankin",
+            "prop": "occupation",
+        },
         Question("What is George Rankin's occupation?", ("pol",), None, "occupation", "George Rankin"),
     ),
     "entity_questions, of its file's relation": (
@@ -87,8 +104,16 @@ FORMS: dict[str, tuple[str, dict[str, Any], Question]] = {
         Question("Who?", ("Ann", "Anna"), "tc_1"),
     ),
     "squad, impossible": ("squad", {"id": "1", "question": "Why?", "answers": []}, Question("Why?", (), "1")),
-    "simpleqa": ("simpleqa", {"problem": "Who?", "answer": "Ann", "metadata": "{'topic': 'Art'}"}, Question("Who?", ("Ann",), None, "Art")),
-    "generic": ("generic", {"question": " Why? ", "answers": "so", "id": 3, "group": "x", "more": 1}, Question("Why?", ("so",), "3", "x")),
+    "simpleqa": (
+        "simpleqa",
+        {"problem": "Who?", "answer": "Ann", "metadata": "{'topic': 'Art'}"},
+        Question("Who?", ("Ann",), None, "Art"),
+    ),
+    "generic": (
+        "generic",
+        {"question": " Why? ", "answers": "so", "id": 3, "group": "x", "more": 1},
+        Question("Why?", ("so",), "3", "x"),
+    ),
     "generic, about an entity": (
         "generic",
         {"question": "Why?", "answers": "so", "entity": " The Nile "},
@@ -113,7 +138,9 @@ def test_an_option_counted_from_nought() -> None:
     assert parse(row | {"cop": 4}, corpus, "f") == BadRow("cop", "must name an option, 0 … 3", "4")
 
 
-@pytest.mark.parametrize(("numbers", "first"), [({0, 3}, 0), ({4, 1}, 1), ({1, 2, 3}, None), ({2}, None), (set(), None)])
+@pytest.mark.parametrize(
+    ("numbers", "first"), [({0, 3}, 0), ({4, 1}, 1), ({1, 2, 3}, None), ({2}, None), (set(), None)]
+)
 def test_only_the_ends_of_the_range_tell_what_options_count_from(numbers: set[int], first: int | None) -> None:
     assert first_option(frozenset(numbers)) == first
 
@@ -194,7 +221,9 @@ def test_an_entity_may_stand_in_any_column() -> None:
 
 
 @pytest.mark.parametrize("field", ["id", "group", "entity"])
-@pytest.mark.parametrize(("value", "says"), [("a\0b", "NUL"), ("\ud83d", "surrogate"), ("x" * 10_000_000, "at most 500 characters")])
+@pytest.mark.parametrize(
+    ("value", "says"), [("a\0b", "NUL"), ("\ud83d", "surrogate"), ("x" * 10_000_000, "at most 500 characters")]
+)
 def test_ids_groups_and_entities_are_as_clean_and_bounded_as_questions(field: str, value: str, says: str) -> None:
     found = parse({"question": "Why?", field: value}, CorpusSection(), "f")
     assert isinstance(found, BadRow)

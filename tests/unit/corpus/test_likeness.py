@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_prepare import real, templated
 
-from ka2l_ray.corpus import likeness
-from ka2l_ray.corpus.duplicates import ngrams
-from ka2l_ray.corpus.likeness import alike_to_any
+from ka2l_ray.text import likeness
+from ka2l_ray.text.duplicates import ngrams
+from ka2l_ray.text.likeness import alike_to_any
 
 TEXTS = st.lists(st.text("abcde ", min_size=8, max_size=40), max_size=8)
 

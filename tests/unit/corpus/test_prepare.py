@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ka2l_ray import schema
-from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.config import ConfigError, CorpusSection
-from ka2l_ray.corpus.duplicates import PERMUTATIONS, groups, ngrams, signatures
 from ka2l_ray.corpus.files import files_of
 from ka2l_ray.corpus.prepare import CHUNK, join, parse_file
-from ka2l_ray.label.grading import normalize
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.text.duplicates import PERMUTATIONS, groups, ngrams, signatures
+from ka2l_ray.text.grading import normalize
 
 
 def prepared(folder: Path, *files: list[Any], shots: int = 0, seed: int = 0, **fields: Any) -> Table:
@@ -43,7 +44,9 @@ def questions(count: int, start: int = 0) -> list[dict[str, Any]]:
 
 
 def test_every_row_is_in_one_split_or_accounted_for(tmp_path: Path) -> None:
-    table = prepared(tmp_path, [*questions(200), "{broken"], [*questions(100, 200), questions(1)[0] | {"answers": ["b", "a0"]}])
+    table = prepared(
+        tmp_path, [*questions(200), "{broken"], [*questions(100, 200), questions(1)[0] | {"answers": ["b", "a0"]}]
+    )
     manifest, rows = table.manifest(), table.read().to_pylist()
     assert (manifest["rows_in"], manifest["dropped"], manifest["merged"], manifest["rows"]) == (302, 1, 1, 300)
     assert {r["question"] for r in rows} == {words(n) for n in range(300)}
@@ -75,18 +78,26 @@ def test_alike_questions_share_a_split_and_which_it_is_follows_the_seed(tmp_path
     splits = set()
     for seed in range(8):
         (tmp_path / str(seed)).mkdir()
-        other = prepared(tmp_path / str(seed), questions(100) + alike, seed=seed).read(["question", "split"]).to_pylist()
+        other = (
+            prepared(tmp_path / str(seed), questions(100) + alike, seed=seed).read(["question", "split"]).to_pylist()
+        )
         splits |= {r["split"] for r in other if "anthem" in r["question"]}
     assert len(splits) > 1
 
 
 def test_the_corpus_own_ids_must_differ_over_all_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"0\.jsonl row 2 and .*1\.jsonl row 1 share the id 'x'; ids must differ"):
-        prepared(tmp_path, [{"id": "y", "question": "One?"}, {"id": "x", "question": "Two?"}], [{"id": "x", "question": "Three?"}])
+        prepared(
+            tmp_path,
+            [{"id": "y", "question": "One?"}, {"id": "x", "question": "Two?"}],
+            [{"id": "x", "question": "Three?"}],
+        )
 
 
 def test_equal_questions_with_ids_of_their_own_are_both_kept_in_one_split(tmp_path: Path) -> None:
-    table = prepared(tmp_path, [*questions(50), {"id": "x", "question": "The same?"}, {"id": "y", "question": "the same"}])
+    table = prepared(
+        tmp_path, [*questions(50), {"id": "x", "question": "The same?"}, {"id": "y", "question": "the same"}]
+    )
     rows = {r["id"]: r for r in table.read().to_pylist()}
     assert rows["x"]["split"] == rows["y"]["split"]
     assert table.manifest()["merged"] == 0
@@ -121,9 +132,16 @@ def templated() -> list[str]:
     """Questions in a few templates, as question sets of relations are, some with a word changed, and words of their own around them."""
     rng = np.random.default_rng(3)
     names = ["".join(rng.choice(list("abcdefghijklmnoprstuvw"), int(rng.integers(4, 12)))) for _ in range(60)]
-    templates = ("in which city and in which country was {} the composer born", "who is the author of the book that is called {} of the {}")
+    templates = (
+        "in which city and in which country was {} the composer born",
+        "who is the author of the book that is called {} of the {}",
+    )
     made = [t.format(*(names[int(i)] for i in rng.integers(0, len(names), 2))) for t in templates for _ in range(150)]
-    return [*made, *(f"{text} in {1900 + n % 7}" for n, text in enumerate(made[::5])), *(words(n).lower() for n in range(60))]
+    return [
+        *made,
+        *(f"{text} in {1900 + n % 7}" for n, text in enumerate(made[::5])),
+        *(words(n).lower() for n in range(60)),
+    ]
 
 
 def real(count: int) -> list[str]:
@@ -158,7 +176,7 @@ def exact_groups(alike: np.ndarray) -> np.ndarray:
 
 def test_more_rows_than_are_compared_share_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [f"what is the name of the thing called {n % 40:05d} {n % 40:05d} x{n // 40}" for n in range(120)]
-    monkeypatch.setattr("ka2l_ray.corpus.duplicates.COMPARED", 16)
+    monkeypatch.setattr("ka2l_ray.text.duplicates.COMPARED", 16)
     found = groups(signatures(texts), texts, 0.8)
     assert all(found[n] == found[n % 40] for n in range(120))
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ka2l_ray.config import ConfigError, PromptSection
-from ka2l_ray.corpus.prompts import Prompter, encode, render, resolve
+from ka2l_ray.models.prompts import encode
+from ka2l_ray.text.prompts import Prompter, render, resolve
 
 TEMPLATES = ["Question: {question}\nAnswer:", "{question}", "Réponds à «{question}» !", "A\n\n{question}"]
 QUESTIONS = st.text(st.characters(categories=["L", "N", "P", "S"], max_codepoint=0x2FFFF), min_size=1, max_size=12)
@@ -78,7 +79,9 @@ def test_a_chat_prompt_has_the_ids_that_the_tokenizers_own_template_gives(tokeni
     section = PromptSection(style="chat", shots=shots, instruction="Be brief.")
     prompt = resolve(section, SHOTS, tokenizer)
     turns = [
-        t for q, a in SHOTS[: shots or 0] for t in ({"role": "user", "content": f"Be brief.\n\n{q}"}, {"role": "assistant", "content": a})
+        t
+        for q, a in SHOTS[: shots or 0]
+        for t in ({"role": "user", "content": f"Be brief.\n\n{q}"}, {"role": "assistant", "content": a})
     ]
     turns.append({"role": "user", "content": "Be brief.\n\nWhere does she live?"})
     wanted = tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]

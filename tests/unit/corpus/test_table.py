@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from test_prepare import questions
 
-from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.config import ConfigError, parse_config
 from ka2l_ray.corpus.table import fill
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.storage import Folder
 
 
 def filled(folder: Path, rows: list[dict[str, Any]], **sections: Any) -> Table:
@@ -38,5 +39,7 @@ def test_a_single_question_without_gold_refuses_nothing(tmp_path: Path) -> None:
 
 
 def test_one_entity_for_every_question_is_refused_by_naming_it(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"100 usable questions, up to 100 about one entity or alike, are too few, the split"):
+    with pytest.raises(
+        ConfigError, match=r"100 usable questions, up to 100 about one entity or alike, are too few, the split"
+    ):
         filled(tmp_path, [q | {"entity": "everything"} for q in questions(100)])

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from test_prepare import prepared, questions
 
 from ka2l_ray import schema
-from ka2l_ray.active.acquire import unit
 from ka2l_ray.config import SearchSection
 from ka2l_ray.corpus.relations import subject
 from ka2l_ray.corpus.together import large_group, split_groups
-from ka2l_ray.label.grading import normalize
+from ka2l_ray.hashing import uniform
 from ka2l_ray.probe.fit import divide
+from ka2l_ray.text.grading import normalize
 
 DATA = Path(__file__).parents[4] / "shared/data"
 
@@ -81,7 +81,11 @@ def test_a_chain_of_an_alike_question_and_an_entity_is_one_group(tmp_path: Path)
         {"question": "Who sang the national anthem at the super bowl of 2002?", "entity": "second"},
         {"question": "What did the second one eat for breakfast?", "entity": "Second"},
     ]
-    found = prepared(tmp_path, [*questions(40), *chain, {"question": "And nobody at all?", "entity": None}]).read().to_pylist()
+    found = (
+        prepared(tmp_path, [*questions(40), *chain, {"question": "And nobody at all?", "entity": None}])
+        .read()
+        .to_pylist()
+    )
     names = {r["question"]: r["split_group"] for r in found}
     assert len({names[r["question"]] for r in chain}) == 1
     assert len(set(names.values())) == 42
@@ -100,8 +104,14 @@ def test_a_group_too_large_to_split_well_is_told_with_the_way_out(tmp_path: Path
 
 
 def test_a_merged_row_gives_its_entity_to_the_one_that_stays(tmp_path: Path) -> None:
-    same = [{"question": "The same?"}, {"question": "the same", "entity": "Nile"}, {"question": "Another of it?", "entity": "nile"}]
-    found = {r["question"]: r for r in prepared(tmp_path, [*questions(30), *same], near_duplicates=1).read().to_pylist()}
+    same = [
+        {"question": "The same?"},
+        {"question": "the same", "entity": "Nile"},
+        {"question": "Another of it?", "entity": "nile"},
+    ]
+    found = {
+        r["question"]: r for r in prepared(tmp_path, [*questions(30), *same], near_duplicates=1).read().to_pylist()
+    }
     assert found["The same?"]["entity"] == "Nile"
     assert found["The same?"]["split_group"] == found["Another of it?"]["split_group"]
 
@@ -116,7 +126,10 @@ def test_solved_examples_are_found_where_every_question_shares_its_entity(tmp_pa
     """As in SQuAD, whose articles have a hundred questions each."""
     rows = [q | {"entity": f"article {n % 30}"} for n, q in enumerate(questions(300))]
     table = prepared(tmp_path, rows, shots=5)
-    aside, others = table.read(part=schema.SHOTS).to_pylist(), [r for s in ("pool", "eval") for r in table.read(part=s).to_pylist()]
+    aside, others = (
+        table.read(part=schema.SHOTS).to_pylist(),
+        [r for s in ("pool", "eval") for r in table.read(part=s).to_pylist()],
+    )
     assert len(aside) == 5
     assert {r["entity"] for r in aside}.isdisjoint(r["entity"] for r in others)
 
@@ -126,17 +139,21 @@ def entity_of(line: str) -> str | None:
     return row["subj"] if "subj" in row else subject(row["question"], row["relation"])
 
 
-@pytest.mark.parametrize(("name", "kind"), [("popqa_merged.jsonl", "popqa"), ("entityquestions_dev.jsonl", "entity_questions")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("popqa_merged.jsonl", "popqa"), ("entityquestions_dev.jsonl", "entity_questions")]
+)
 def test_real_question_sets_are_split_by_entity(tmp_path: Path, name: str, kind: str) -> None:
     if not (DATA / name).exists():
         pytest.skip(f"no {DATA / name} on this machine")
     lines = (DATA / name).read_text().splitlines()
     twice = Counter(entity_of(line) for line in lines)
-    lines = sorted(lines, key=lambda line: (twice[entity_of(line)] < 2, unit("some", line)))[:3_000]
+    lines = sorted(lines, key=lambda line: (twice[entity_of(line)] < 2, uniform("some", line)))[:3_000]
     table = prepared(tmp_path, lines, format=kind)
     rows = table.read().to_pylist()
     assert table.manifest()["largest_group"] < 0.02 * table.rows
-    assert sum(len(found) > 1 for found in by_entity(rows).values()) > 30, "too few entities are asked twice to tell anything"
+    assert sum(len(found) > 1 for found in by_entity(rows).values()) > 30, (
+        "too few entities are asked twice to tell anything"
+    )
     assert not shared(rows, "split")
     assert not shared(with_parts(rows), "part")
     shares = [table.part_rows(s) / table.rows for s in schema.SPLITS]

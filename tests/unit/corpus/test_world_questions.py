@@ -60,7 +60,10 @@ def test_the_default_sizes_fit_the_default_world(world):
 
 
 def test_splits_share_no_person(splits):
-    people = [{r["entity"] for r in part} for part in (rows(splits, "probe"), rows(splits, "pool"), rows(splits, "eval", "domain"))]
+    people = [
+        {r["entity"] for r in part}
+        for part in (rows(splits, "probe"), rows(splits, "pool"), rows(splits, "eval", "domain"))
+    ]
     assert all(people)
     for i, a in enumerate(people):
         for b in people[i + 1 :]:
@@ -97,7 +100,11 @@ def test_rows_say_what_the_world_says(world, splits):
         for row in rows(splits, split):
             reply = world.ask(row["question"])
             assert row["answers"] == [reply.answer]
-            assert (row["truth"], row["fact_id"], row["entity"]) == (reply.kind, reply.fact.fact_id, reply.fact.person.name)
+            assert (row["truth"], row["fact_id"], row["entity"]) == (
+                reply.kind,
+                reply.fact.fact_id,
+                reply.fact.person.name,
+            )
             assert row["group"] == reply.fact.person.family
 
 
@@ -106,7 +113,9 @@ def test_tutors_are_never_asked_about(world, splits):
     assert tutors.isdisjoint(r["entity"] for split in splits for r in rows(splits, split))
 
 
-@pytest.mark.parametrize(("wanted", "truths"), [(True, {"known", "unseen", "rare", "misconception"}), (False, {"known", "unseen"})])
+@pytest.mark.parametrize(
+    ("wanted", "truths"), [(True, {"known", "unseen", "rare", "misconception"}), (False, {"known", "unseen"})]
+)
 def test_misconceptions_and_rare_facts_can_be_left_out(world, wanted, truths):
     splits = asked(world, misconceptions=wanted, probe_questions=1000)
     assert {r["truth"] for split in splits for r in rows(splits, split)} == truths

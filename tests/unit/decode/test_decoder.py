@@ -140,4 +140,6 @@ def test_states_are_standardised_before_anything_else(decoder, states):
     shifted = random_decoder()
     shifted.register_buffer("mean", 3 * decoder.mean + 7)
     shifted.register_buffer("scale", 3 * decoder.scale)
-    torch.testing.assert_close(shifted.pseudo_tokens(3 * states + 7), decoder.pseudo_tokens(states), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        shifted.pseudo_tokens(3 * states + 7), decoder.pseudo_tokens(states), atol=1e-3, rtol=1e-3
+    )

@@ -27,7 +27,9 @@ class OneDevice(TorchDispatchMode):
         if func in READS and tensors[0].is_meta:
             return 0.0
         if func not in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
-            assert len({t.device for t in tensors if t.dim()}) <= 1, f"{func}: {[(t.device, tuple(t.shape)) for t in tensors]}"
+            assert len({t.device for t in tensors if t.dim()}) <= 1, (
+                f"{func}: {[(t.device, tuple(t.shape)) for t in tensors]}"
+            )
         return func(*args, **(kwargs or {}))
 
 
@@ -35,7 +37,13 @@ def train(model: Any, tokenizer: Any, steps: int) -> tuple[Any, list[float]]:
     losses: list[float] = []
     recipe = DecoderRecipe(layer=2, steps=steps, batch_rows=2, warmup_steps=2)
     decoder = train_decoder(
-        model, tokenizer, PromptSection(), "tiny", itertools.cycle(QUESTIONS), recipe, lambda step, loss: losses.append(loss)
+        model,
+        tokenizer,
+        PromptSection(),
+        "tiny",
+        itertools.cycle(QUESTIONS),
+        recipe,
+        lambda step, loss: losses.append(loss),
     )
     return decoder, losses
 

@@ -20,7 +20,8 @@ def judge(*questions, p=(0.9, 0.9, 0.9), existing=EXISTING, evaluation=EVAL, thr
 
 
 @pytest.mark.parametrize(
-    "question", ["Where does Ada Byron live?", "what is it?", "Où est le café?", "Who won the 1984 cup?", "Is it so, then?"]
+    "question",
+    ["Where does Ada Byron live?", "what is it?", "Où est le café?", "Who won the 1984 cup?", "Is it so, then?"],
 )
 def test_well_formed(question):
     assert is_well_formed(question)

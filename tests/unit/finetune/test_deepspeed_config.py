@@ -35,7 +35,8 @@ def test_a_step_smaller_than_a_micro_batch_is_one_part(workers, micro, rows, exp
 def test_the_plain_torch_adam_steps_everywhere_and_is_fused_on_a_gpu_alone():
     """DeepSpeed's own would have to be compiled on every node."""
     found = [
-        config(on_gpu=c, zero_stage=2, offload=o)["optimizer"]["params"] for c, o in ((False, "none"), (True, "none"), (True, "optimizer"))
+        config(on_gpu=c, zero_stage=2, offload=o)["optimizer"]["params"]
+        for c, o in ((False, "none"), (True, "none"), (True, "optimizer"))
     ]
     assert [p["torch_adam"] for p in found] == [True, True, True]
     assert ["fused" in p for p in found] == [False, True, False]
@@ -63,7 +64,9 @@ def test_what_the_section_says_arrives():
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
-@pytest.mark.parametrize(("share", "steps", "warmup"), [(0.1, 100, 10), (0.0, 100, 1), (0.1, 3, 1), (1.0, 40, 40), (0.5, 1, 1)])
+@pytest.mark.parametrize(
+    ("share", "steps", "warmup"), [(0.1, 100, 10), (0.0, 100, 1), (0.1, 3, 1), (1.0, 40, 40), (0.5, 1, 1)]
+)
 def test_the_rate_climbs_to_one_and_falls_without_a_wasted_step(schedule, share, steps, warmup):
     rates = [rate(step, steps, share, schedule) for step in range(steps)]
     assert rates[warmup - 1] == 1.0

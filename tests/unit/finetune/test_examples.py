@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ka2l_ray.config import FinetuneSection, PromptSection
-from ka2l_ray.corpus.prompts import render
 from ka2l_ray.finetune.deepspeed import accumulation, micro_rows
 from ka2l_ray.finetune.examples import (
     Example,
@@ -23,6 +22,7 @@ from ka2l_ray.finetune.examples import (
     tokenize_all,
 )
 from ka2l_ray.finetune.losses import IGNORED, answer_loss
+from ka2l_ray.text.prompts import render
 
 PROMPT = PromptSection()
 EXAMPLES = [Example(f"Where is {i}?", (f"Port {i}",)) for i in range(11)]
@@ -91,7 +91,9 @@ def test_ranks_and_micro_batches_partition_the_global_batch(workers, micro, step
     section = FinetuneSection(batch_rows=workers * micro * steps, micro_batch_rows=micro, workers=workers)
     size = data.draw(st.integers(1, section.batch_rows))
     batch = [Tokens([i], 0) for i in range(size)]
-    shares = [micro_batches(batch, rank, workers, micro_rows(section), accumulation(section)) for rank in range(workers)]
+    shares = [
+        micro_batches(batch, rank, workers, micro_rows(section), accumulation(section)) for rank in range(workers)
+    ]
     assert Counter(row.ids[0] for share in shares for part in share for row in part) == dict.fromkeys(range(size), 1)
     assert all(len(share) == steps for share in shares)
     assert all(len(part) <= micro for share in shares for part in share)
@@ -109,7 +111,10 @@ def test_an_empty_part_takes_part_without_loss(llama):
 
 
 def test_the_loss_is_the_sum_over_answer_tokens(llama, tokenizer):
-    rows = [tokenize(tokenizer, PROMPT, "Where is it?", "Port Alba"), tokenize(tokenizer, PROMPT, "Who?", "the tall baker of Port Alba")]
+    rows = [
+        tokenize(tokenizer, PROMPT, "Where is it?", "Port Alba"),
+        tokenize(tokenizer, PROMPT, "Who?", "the tall baker of Port Alba"),
+    ]
     with torch.inference_mode():
         expected = 0.0
         for row in rows:

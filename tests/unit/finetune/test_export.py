@@ -9,13 +9,17 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.config import FinetuneSection, ModelSection, PromptSection
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.finetune.export import check_adapter, export, logits_of
 from ka2l_ray.finetune.job import Job, Refusal
 from ka2l_ray.models.loading import load_model
 
-STATE = {"base_model.model.q.lora_A.default.weight": torch.ones(2, 4), "base_model.model.q.lora_B.default.weight": torch.ones(4, 2)}
+STATE = {
+    "base_model.model.q.lora_A.default.weight": torch.ones(2, 4),
+    "base_model.model.q.lora_B.default.weight": torch.ones(4, 2),
+}
 SAVED = {k.replace(".default", ""): v for k, v in STATE.items()}
 
 
@@ -65,7 +69,9 @@ def test_the_adapter_and_the_merged_model_give_the_trained_logits(trained, token
     """The base model is read once: other ranks wait meanwhile, and it may be large."""
     job, scratch, expected = trained
     read, load = [], AutoModelForCausalLM.from_pretrained
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda path, **more: read.append(path) or load(path, **more))
+    monkeypatch.setattr(
+        AutoModelForCausalLM, "from_pretrained", lambda path, **more: read.append(path) or load(path, **more)
+    )
     export(job, scratch, tokenizer, SAMPLE, expected)
     assert read == [job.model.name_or_path, str(scratch.with_name("merged"))]
     for folder in (job.output, job.merged):

@@ -5,20 +5,26 @@ from dataclasses import replace
 import pyarrow as pa
 import pytest
 
-from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.config import FinetuneSection, ModelSection, PromptSection
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.finetune.checkpoints import History
 from ka2l_ray.finetune.job import Job, read_evaluation, read_examples
 from ka2l_ray.finetune.record import Recorder, progress_line
 
-ROWS = [{"id": f"{i:02d}", "question": f"q{i}", "answers": [f"a{i}", "alias"] if i % 5 else [], "source": "replay"} for i in range(40)]
+ROWS = [
+    {"id": f"{i:02d}", "question": f"q{i}", "answers": [f"a{i}", "alias"] if i % 5 else [], "source": "replay"}
+    for i in range(40)
+]
 
 
 def job(folder, **fields):
     table = Table(Folder.of(str(folder / "rows")))
     table.write((None, pa.Table.from_pylist(ROWS[::-1])))
     section = FinetuneSection(**fields)
-    return Job(ModelSection(dtype="float32"), PromptSection(), section, table, Folder.of(str(folder / "round/model")), 0, table)
+    return Job(
+        ModelSection(dtype="float32"), PromptSection(), section, table, Folder.of(str(folder / "round/model")), 0, table
+    )
 
 
 def test_examples_are_ordered_by_id_and_know_whether_they_are_replayed(tmp_path):
@@ -39,7 +45,12 @@ def test_evaluation_is_every_row_of_its_table_with_the_first_gold_answer(tmp_pat
 def test_everything_lies_beside_the_model(tmp_path):
     given = job(tmp_path, precision="bfloat16")
     places = [given.checkpoints, given.merged, given.tensorboard, given.progress]
-    assert [p.path.removeprefix(f"{tmp_path}/round/") for p in places] == ["train", "merged", "tensorboard", "model-progress.json"]
+    assert [p.path.removeprefix(f"{tmp_path}/round/") for p in places] == [
+        "train",
+        "merged",
+        "tensorboard",
+        "model-progress.json",
+    ]
     assert (given.trained.dtype, given.model.dtype) == ("bfloat16", "float32")
 
 

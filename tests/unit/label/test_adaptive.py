@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ka2l_ray.label.adaptive import entropy_bounds, first_decision, is_decided
-from ka2l_ray.label.entropy import semantic_entropy
+from ka2l_ray.entropy.adaptive import entropy_bounds, first_decision, is_decided
+from ka2l_ray.entropy.semantic import semantic_entropy
 
 DRAWN = st.lists(st.integers(0, 3), min_size=1, max_size=5)
 

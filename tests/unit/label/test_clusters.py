@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ka2l_ray.label.clusters import cluster, exact
+from ka2l_ray.entropy.clusters import cluster, exact
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ka2l_ray.label.entropy import semantic_entropy
+from ka2l_ray.entropy.semantic import semantic_entropy
 
 CLUSTERS = st.lists(st.integers(0, 9), min_size=1, max_size=20)
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ka2l_ray.label.grading import is_correct, normalize
+from ka2l_ray.text.grading import is_correct, normalize
 
 
 @pytest.mark.parametrize(

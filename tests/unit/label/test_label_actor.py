@@ -33,7 +33,9 @@ def test_columns_fit_the_schema(clustered):
 
 def test_answers_are_clustered_row_by_row(clustered):
     assert clustered["cluster_ids"] == [[0, 0, 1, 0], [0, 1, 0, 2], [0, 1, 2, 3]]
-    assert clustered["entropy_nats"] == pytest.approx([2 * math.log(2) - 0.75 * math.log(3), 1.5 * math.log(2), math.log(4)])
+    assert clustered["entropy_nats"] == pytest.approx(
+        [2 * math.log(2) - 0.75 * math.log(3), 1.5 * math.log(2), math.log(4)]
+    )
 
 
 def test_greedy_and_samples_are_graded_where_there_is_gold(clustered):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ka2l_ray.label.thresholds import candidates, otsu
+from ka2l_ray.entropy.thresholds import candidates, otsu
 
 ENTROPIES = st.lists(st.sampled_from([0.0, 0.325, 0.5, 0.611, 0.8, 1.089, 1.6, 2.303]), min_size=2, max_size=40).filter(
     lambda v: len(set(v)) > 1
@@ -45,7 +45,9 @@ def test_the_threshold_belongs_to_the_unknown_side():
     values = [0.0] * 3 + [0.5] * 4 + [2.0] * 4
     gamma = otsu(Counter(values))
     unknown = [v >= gamma for v in values]
-    assert {v for v, u in zip(values, unknown, strict=True) if u}.isdisjoint(v for v, u in zip(values, unknown, strict=True) if not u)
+    assert {v for v, u in zip(values, unknown, strict=True) if u}.isdisjoint(
+        v for v, u in zip(values, unknown, strict=True) if not u
+    )
     assert 0 < sum(unknown) < len(values)
 
 

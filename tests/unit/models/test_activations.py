@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from ka2l_ray.config import ModelSection, PromptSection
-from ka2l_ray.corpus.prompts import encode
 from ka2l_ray.models.activations import Capture, blocks, position_ids, prompt_states
 from ka2l_ray.models.loading import depth_and_width, load_blocks
+from ka2l_ray.models.prompts import encode
 
 DEPTH = 3
 LAYERS = list(range(DEPTH + 1))

@@ -38,7 +38,10 @@ def test_rows_of_like_length_share_a_batch(lengths, tokens):
     [
         (torch.OutOfMemoryError("CUDA out of memory"), True),
         (MemoryError(), True),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory: you tried"),
+            True,
+        ),
         (RuntimeError("shape mismatch"), False),
     ],
 )
@@ -46,7 +49,9 @@ def test_which_errors_say_that_memory_ran_out(error, memory):
     assert is_out_of_memory(error) is memory
 
 
-def attempts(fits: int, rows: int = 8, error: type[Exception] = MemoryError) -> tuple[list[list[int]], dict[int, Exception]]:
+def attempts(
+    fits: int, rows: int = 8, error: type[Exception] = MemoryError
+) -> tuple[list[list[int]], dict[int, Exception]]:
     """Batches tried, and what failed, when a batch of more than `fits` rows raises."""
     tried = []
 
@@ -61,7 +66,13 @@ def attempts(fits: int, rows: int = 8, error: type[Exception] = MemoryError) -> 
 def test_a_batch_beyond_memory_is_halved_once_then_done_row_by_row():
     assert attempts(8)[0] == [list(range(8))]
     assert attempts(4)[0] == [list(range(8)), [0, 1, 2, 3], [4, 5, 6, 7]]
-    assert attempts(3)[0] == [list(range(8)), [0, 1, 2, 3], *([i] for i in range(4)), [4, 5, 6, 7], *([i] for i in range(4, 8))]
+    assert attempts(3)[0] == [
+        list(range(8)),
+        [0, 1, 2, 3],
+        *([i] for i in range(4)),
+        [4, 5, 6, 7],
+        *([i] for i in range(4, 8)),
+    ]
     tried, failed = attempts(0, rows=2)
     assert tried == [[0, 1], [0], [1]]
     assert {i: type(e) for i, e in failed.items()} == {0: MemoryError, 1: MemoryError}

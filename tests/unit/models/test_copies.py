@@ -11,14 +11,23 @@ import torch
 from pyarrow import fs
 from tiny_models import tiny_model
 
-from ka2l_ray.artifacts import Folder
 from ka2l_ray.config import ModelSection
+from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.actor import decoder_folder
 from ka2l_ray.decode.model import StateDecoder
 from ka2l_ray.errors import ConfigError
 from ka2l_ray.models import copies
 from ka2l_ray.models.copies import local_copy
-from ka2l_ray.models.loading import ASSETS, check_model, configuration, depth_and_width, load_blocks, load_model, load_tokenizer, model_path
+from ka2l_ray.models.loading import (
+    ASSETS,
+    check_model,
+    configuration,
+    depth_and_width,
+    load_blocks,
+    load_model,
+    load_tokenizer,
+    model_path,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +54,9 @@ def below(bucket: str, name: str) -> Folder:
     return Folder.of(bucket) / name
 
 
-def test_a_model_and_a_decoder_are_used_from_object_storage(bucket: str, tokenizer: Any, tmp_path: Path, copied: list[str]) -> None:
+def test_a_model_and_a_decoder_are_used_from_object_storage(
+    bucket: str, tokenizer: Any, tmp_path: Path, copied: list[str]
+) -> None:
     local = tmp_path / "tiny"
     whole = tiny_model("llama", tokenizer)
     whole.save_pretrained(local)
@@ -67,7 +78,9 @@ def test_a_model_and_a_decoder_are_used_from_object_storage(bucket: str, tokeniz
     below(bucket, "decoder").upload(ASSETS / "decoder")
     theirs, shipped = (StateDecoder.load(decoder_folder(d)) for d in (below(bucket, "decoder").uri, "world"))
     assert theirs.card == shipped.card
-    assert all(torch.equal(a, b) for a, b in zip(theirs.state_dict().values(), shipped.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(theirs.state_dict().values(), shipped.state_dict().values(), strict=True)
+    )
 
 
 def test_a_uri_without_weights_or_without_anything_is_refused(bucket: str, tokenizer: Any, tmp_path: Path) -> None:
@@ -93,7 +106,11 @@ def test_a_copy_is_made_once_whole_or_not_at_all_and_again_of_other_content(
 
     with monkeypatch.context() as broken:
         whole = copies.fs.copy_files
-        broken.setattr(copies.fs, "copy_files", lambda source, *a, **o: (whole if source.endswith("json") else cut)(source, *a, **o))
+        broken.setattr(
+            copies.fs,
+            "copy_files",
+            lambda source, *a, **o: (whole if source.endswith("json") else cut)(source, *a, **o),
+        )
         with pytest.raises(OSError, match="reset"):
             local_copy(folder.uri)
     copied.clear()
@@ -120,7 +137,9 @@ def test_a_local_folder_is_no_copy(tmp_path: Path, copied: list[str]) -> None:
     assert copied == []
 
 
-def test_a_place_that_another_user_made_is_not_trusted(scratch: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_place_that_another_user_made_is_not_trusted(
+    scratch: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (below(bucket, "m") / "config.json").write_bytes(b"{}")
     place = scratch / f"ka2l-copies-{os.getuid()}"
     (scratch / "elsewhere").mkdir()

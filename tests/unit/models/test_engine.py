@@ -12,17 +12,19 @@ from tiny_models import BLOCKS, FAMILIES, tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from ka2l_ray.collect.actor import CollectActor, matrix
+from ka2l_ray.collect.actor import CollectActor
 from ka2l_ray.config import CollectSection, ModelSection, PromptSection
-from ka2l_ray.corpus.prompts import Prompter, Tokenize
-from ka2l_ray.failures import ActorBroken, BlockLost
-from ka2l_ray.models.activations import Capture, Encoded, Prompt, blocks, pad
+from ka2l_ray.dataflow.failures import ActorBroken, BlockLost
+from ka2l_ray.models.activations import Capture, Encoded, blocks, pad
 from ka2l_ray.models.answers import Decoding
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine, pooling
 from ka2l_ray.models.generation import Generator
 from ka2l_ray.models.loading import load_blocks, load_model
+from ka2l_ray.models.prompts import Tokenize
 from ka2l_ray.schema import state_column
+from ka2l_ray.tables import matrix
+from ka2l_ray.text.prompts import Prompt, Prompter
 
 FEW_SHOT = PromptSection(template="Answer.\n\nQuestion: Who?\nAnswer: no\n\nQuestion: {question}\nAnswer:")
 CHAT = PromptSection(template="<user>{question}</user>\n<bot>")
@@ -53,14 +55,21 @@ def ours(family):
 def reference(model, prompts, side=None):
     """States by (row, position, layer) from whole prompts, alone or padded on a side; the last layer from the last block itself."""
     raw = {}
-    hook = blocks(model, BLOCKS)[-1].register_forward_hook(lambda _, __, out: raw.update(last=out[0] if isinstance(out, tuple) else out))
+    hook = blocks(model, BLOCKS)[-1].register_forward_hook(
+        lambda _, __, out: raw.update(last=out[0] if isinstance(out, tuple) else out)
+    )
     width = max(len(p.ids) for p in prompts)
     ids, mask = torch.zeros(len(prompts), width, dtype=torch.long), torch.zeros(len(prompts), width, dtype=torch.long)
     starts = [0 if side == "right" else width - len(p.ids) for p in prompts]
     for row, (p, at) in enumerate(zip(prompts, starts, strict=True)):
         ids[row, at : at + len(p.ids)], mask[row, at : at + len(p.ids)] = torch.tensor(p.ids), 1
     hidden = list(
-        model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0), output_hidden_states=True).hidden_states
+        model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+            output_hidden_states=True,
+        ).hidden_states
     )
     hook.remove()
     hidden[-1] = raw["last"]
@@ -121,7 +130,12 @@ def test_the_first_blocks_alone_have_the_same_states(family, tokenizer, tmp_path
 TOKENS = st.lists(st.integers(5, 400), min_size=1, max_size=8)
 
 
-@given(st.lists(st.integers(5, 400), max_size=20), st.lists(TOKENS, min_size=1, max_size=5), st.integers(1, 4), st.integers(8, 200))
+@given(
+    st.lists(st.integers(5, 400), max_size=20),
+    st.lists(TOKENS, min_size=1, max_size=5),
+    st.integers(1, 4),
+    st.integers(8, 200),
+)
 def test_sharing_changes_no_state_on_random_prompts(llama_pair, shared, rows, batch_rows, batch_tokens):
     """Whatever is shared, however long the rows and however they are batched."""
     reference_model, model = llama_pair
@@ -141,7 +155,9 @@ def test_early_exit_changes_no_state_on_random_prompts(llama_folder, rows, layer
     whole, section = llama_folder
     prompts = [Prompt((*range(5, 5 + before), *own), before, before + len(own)) for own, before in rows]
     encoded = pad(prompts, 0)
-    ids, mask, own = (torch.cat([t.new_zeros(len(rows), extra), t], -1) for t in (encoded.ids, encoded.mask, encoded.own))
+    ids, mask, own = (
+        torch.cat([t.new_zeros(len(rows), extra), t], -1) for t in (encoded.ids, encoded.mask, encoded.own)
+    )
     padded = Encoded(ids, mask, own)
     expected = {k: v for k, v in reference(whole, prompts, "right").items() if k[2] in layers}
     first = load_blocks(section, max(layers))
@@ -150,7 +166,9 @@ def test_early_exit_changes_no_state_on_random_prompts(llama_folder, rows, layer
         capture = Capture(model, depth, sorted(layers), stop_early=True)
         with torch.inference_mode(), capture(pooling(padded, POSITIONS)):
             model(**padded.inputs(), use_cache=False)
-        states = {(p, n): captured[i].numpy() for n, captured in capture.states.items() for i, p in enumerate(POSITIONS)}
+        states = {
+            (p, n): captured[i].numpy() for n, captured in capture.states.items() for i, p in enumerate(POSITIONS)
+        }
         assert {n for _, n in states} == layers
         close(states, expected)
 
@@ -170,7 +188,10 @@ def merging():
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     inner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=330, special_tokens=["<pad>", "<end>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=330,
+        special_tokens=["<pad>", "<end>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     inner.train_from_iterator(["goal"] * 9 + ["go"] * 9 + ["say: go"] * 9, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<end>", padding_side="left")
@@ -183,7 +204,12 @@ def test_a_question_that_a_real_tokenizer_merges_with_the_prompt_shares_what_it_
     merged = [row.ids[: len(prompts.shared)] != prompts.shared for row in rows]
     assert len(prompts.shared) > 0
     assert merged == [True, False, False, True]
-    assert [merging.decode(list(row.ids)) for row in rows] == ["say: goal?", "say: go on?", "say: go7?", "say: goal in?"]
+    assert [merging.decode(list(row.ids)) for row in rows] == [
+        "say: goal?",
+        "say: go on?",
+        "say: go7?",
+        "say: goal in?",
+    ]
     ours, theirs = (tiny_model("llama", merging) for _ in range(2))
     engine = Engine(ours, merging.pad_token_id, prompts.shared)
     states, failed = engine.states(rows, LAYERS, POSITIONS)
@@ -205,7 +231,11 @@ def test_a_model_in_bfloat16_has_its_own_states_stores_them_and_gives_whole_answ
     section = ModelSection(name_or_path=str(tmp_path))
     collect = CollectSection(positions=POSITIONS, samples=4, max_new_tokens=5)
     actor = CollectActor(section, FEW_SHOT, collect, LAYERS, seed=0, limits=Limits(rows=3))
-    columns = actor(Tokenize(section, FEW_SHOT).add(pa.table({"id": [f"q{n}" for n in range(len(QUESTIONS))], "question": QUESTIONS})))
+    columns = actor(
+        Tokenize(section, FEW_SHOT).add(
+            pa.table({"id": [f"q{n}" for n in range(len(QUESTIONS))], "question": QUESTIONS})
+        )
+    )
     whole = load_model(section)
     assert whole.dtype == torch.bfloat16
     rows = Prompter(tokenizer, FEW_SHOT)(QUESTIONS)
@@ -229,7 +259,12 @@ def test_a_question_that_merges_with_the_text_before_it_shares_nothing_and_loses
     """Its tokens begin otherwise, or end within the shared part."""
     family, ours = llama_pair
     shared = (10, 11, 12, 13)
-    prompts = [Prompt((*shared, 20, 21), 4, 6), Prompt((10, 11, 12, 99, 21), 3, 5), Prompt((10, 11, 30), 2, 3), Prompt((*shared, 20), 3, 5)]
+    prompts = [
+        Prompt((*shared, 20, 21), 4, 6),
+        Prompt((10, 11, 12, 99, 21), 3, 5),
+        Prompt((10, 11, 30), 2, 3),
+        Prompt((*shared, 20), 3, 5),
+    ]
     engine = Engine(ours, 0, shared)
     states, failed = engine.states(prompts, LAYERS, POSITIONS)
     assert failed == {}
@@ -274,7 +309,9 @@ def test_the_tally_counts_tokens_by_where_they_went(llama_pair, tokenizer):
     assert engine.tally.generated_tokens >= written > 0
 
 
-@pytest.mark.parametrize(("error", "raised"), [(RuntimeError, BlockLost), (torch.AcceleratorError, ActorBroken), (ValueError, None)])
+@pytest.mark.parametrize(
+    ("error", "raised"), [(RuntimeError, BlockLost), (torch.AcceleratorError, ActorBroken), (ValueError, None)]
+)
 def test_an_engine_whose_every_row_fails_says_so_unless_it_is_their_data(llama_pair, monkeypatch, error, raised):
     """Two rows that can be read and one that cannot: that one says nothing of the engine."""
     ours, _ = llama_pair
@@ -285,7 +322,9 @@ def test_an_engine_whose_every_row_fails_says_so_unless_it_is_their_data(llama_p
         raise error("CUDA error: no such kernel" if error is torch.AcceleratorError else "no such kernel")
 
     if raised is None:
-        assert {n: str(e) for n, e in engine.each(prompts, work).items() if n < 2} == dict.fromkeys((0, 1), "no such kernel")
+        assert {n: str(e) for n, e in engine.each(prompts, work).items() if n < 2} == dict.fromkeys(
+            (0, 1), "no such kernel"
+        )
         return
     with pytest.raises(raised) as ended:
         engine.each(prompts, work)

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from ka2l_ray.config import PromptSection
-from ka2l_ray.corpus.prompts import Prompter, encode
 from ka2l_ray.models.activations import prompt_states
 from ka2l_ray.models.answers import Decoding
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
 from ka2l_ray.models.generation import Generator
+from ka2l_ray.models.prompts import encode
 from ka2l_ray.models.sampling import uniforms
+from ka2l_ray.text.prompts import Prompter
 
 QUESTIONS = ["Why?", "Where does she live, and with whom?", "Ωé 42", "Who?", "What is the home city of anyone?"]
 IDS = [f"q{i}" for i in range(len(QUESTIONS))]
@@ -23,7 +24,15 @@ STEPS = 8
 
 def decoding(**changes):
     return Decoding(
-        **{"seed": 3, "samples": 4, "temperature": 1.0, "greedy_temperature": 0.0, "max_new_tokens": STEPS, "stop": ("\n",)} | changes
+        **{
+            "seed": 3,
+            "samples": 4,
+            "temperature": 1.0,
+            "greedy_temperature": 0.0,
+            "max_new_tokens": STEPS,
+            "stop": ("\n",),
+        }
+        | changes
     )
 
 
@@ -60,7 +69,9 @@ def by_hand(model, tokenizer, settings, row, copy):
         if temperature == 0:
             token = int(logits.argmax())
         else:
-            token = int(np.searchsorted(torch.softmax(logits / temperature, -1).cumsum(-1).numpy(), number[step], side="right"))
+            token = int(
+                np.searchsorted(torch.softmax(logits / temperature, -1).cumsum(-1).numpy(), number[step], side="right")
+            )
         said.append(token)
         logprob += float(torch.log_softmax(logits, -1)[token])
         text = tokenizer.decode(said, skip_special_tokens=True)
@@ -69,7 +80,9 @@ def by_hand(model, tokenizer, settings, row, copy):
     return text.split("\n")[0].strip(), logprob, len(said)
 
 
-@pytest.mark.parametrize("settings", [decoding(), decoding(temperature=0.6, greedy_temperature=0.1)], ids=["argmax", "warm"])
+@pytest.mark.parametrize(
+    "settings", [decoding(), decoding(temperature=0.6, greedy_temperature=0.1)], ids=["argmax", "warm"]
+)
 def test_answers_are_those_of_a_loop_by_hand(model, tokenizer, answers, settings):
     """Log-probabilities are the model's at T = 1, whatever the temperature of the draw."""
     found = answers(model, settings)
@@ -98,7 +111,9 @@ def test_greedy_answers_are_hugging_faces(model, tokenizer, answers):
     assert [found[i][0].text for i in IDS] == [t.strip() for t in texts]
 
 
-@pytest.mark.parametrize(("batch_rows", "order"), [(1, range(5)), (2, range(5)), (64, range(5)), (5, random.Random(0).sample(range(5), 5))])
+@pytest.mark.parametrize(
+    ("batch_rows", "order"), [(1, range(5)), (2, range(5)), (64, range(5)), (5, random.Random(0).sample(range(5), 5))]
+)
 def test_batches_and_order_change_no_answer(model, answers, batch_rows, order):
     whole, other = answers(model, decoding()), answers(model, decoding(), order, batch_rows)
     for i in IDS:
@@ -120,7 +135,9 @@ def test_another_seed_draws_other_samples_and_the_same_greedy_answer(llama, answ
 
 def test_without_samples_there_is_the_greedy_answer_alone(llama, answers):
     alone, with_samples = answers(llama, decoding(samples=0)), answers(llama, decoding())
-    assert {i: [a.text for a in row] for i, row in alone.items()} == {i: [row[0].text] for i, row in with_samples.items()}
+    assert {i: [a.text for a in row] for i, row in alone.items()} == {
+        i: [row[0].text] for i, row in with_samples.items()
+    }
 
 
 def test_states_come_from_the_same_pass(model, tokenizer):
@@ -159,7 +176,9 @@ def said(scripted, tokenizer, text, stop, max_new_tokens=STEPS, sure=60.0):
         (" Zé\nx", ("\n",), "Zé", 5),
     ],
 )
-def test_an_answer_is_cut_before_the_stop_and_counted_up_to_its_first_token(scripted, tokenizer, text, stop, answer, tokens):
+def test_an_answer_is_cut_before_the_stop_and_counted_up_to_its_first_token(
+    scripted, tokenizer, text, stop, answer, tokens
+):
     """Tokens here: one per word of the world, one per byte of anything else, one for the end."""
     found = said(scripted, tokenizer, text, stop)
     assert (found.text, found.tokens) == (answer, tokens)
@@ -190,7 +209,9 @@ def test_a_prompt_that_leaves_no_room_is_refused(scripted, tokenizer, steps, fit
         assert len(reading.answers[0]) == 5
     else:
         assert reading.answers == [[]]
-        assert re.fullmatch(rf"prompt of 6 tokens \+ {steps} new ones exceed the model's context of 64", str(reading.failed[0]))
+        assert re.fullmatch(
+            rf"prompt of 6 tokens \+ {steps} new ones exceed the model's context of 64", str(reading.failed[0])
+        )
 
 
 def test_batches_of_64_draw_what_batches_of_seven_and_of_one_do(llama, tokenizer):
@@ -211,9 +232,13 @@ def test_batches_of_64_draw_what_batches_of_seven_and_of_one_do(llama, tokenizer
 def test_draws_near_an_edge_are_counted(scripted, tokenizer, monkeypatch):
     """A model that says one token with nearly all of the probability: numbers below and beyond it are near no edge, those at 1 are."""
     generator, prompts = generator_of(scripted(" x", sure=60.0), tokenizer, decoding(samples=3, max_new_tokens=2))
-    monkeypatch.setattr("ka2l_ray.models.generation.uniforms", lambda seed, name, samples, steps: np.full((samples, steps), 0.5))
+    monkeypatch.setattr(
+        "ka2l_ray.models.generation.uniforms", lambda seed, name, samples, steps: np.full((samples, steps), 0.5)
+    )
     generator(["a", "b"], prompts(["Who?", "Where is it?"]))
     assert generator.engine.tally.edge_draws == 0
-    monkeypatch.setattr("ka2l_ray.models.generation.uniforms", lambda seed, name, samples, steps: np.full((samples, steps), 1 - 1e-7))
+    monkeypatch.setattr(
+        "ka2l_ray.models.generation.uniforms", lambda seed, name, samples, steps: np.full((samples, steps), 1 - 1e-7)
+    )
     generator(["a", "b"], prompts(["Who?", "Where is it?"]))
     assert generator.engine.tally.edge_draws == 2 * 3 * 2

@@ -11,9 +11,9 @@ from tiny_models import BLOCKS, WIDTH, tiny_model
 from transformers import ByT5Tokenizer
 
 from ka2l_ray.config import ModelSection, PromptSection
-from ka2l_ray.corpus.prompts import encode
 from ka2l_ray.models.activations import blocks, prompt_states
 from ka2l_ray.models.loading import check_model, depth_and_width, load_blocks, load_model
+from ka2l_ray.models.prompts import encode
 
 DEPTH = 3
 LAYERS = list(range(DEPTH + 1))
@@ -69,7 +69,9 @@ def test_the_whole_tuned_model_has_its_own_logits(tuned, encoded, adapter):
     folder, merged = tuned
     loaded = load_model(section(folder, adapter))
     with torch.inference_mode():
-        torch.testing.assert_close(loaded(**encoded.inputs()).logits, merged(**encoded.inputs()).logits, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(
+            loaded(**encoded.inputs()).logits, merged(**encoded.inputs()).logits, atol=1e-3, rtol=1e-3
+        )
     assert not loaded.training
 
 
@@ -129,7 +131,11 @@ def test_a_model_with_a_vision_tower_is_read_by_its_text_decoder_alone(composite
     for layer in LAYERS:
         part = load_blocks(section, layer)
         assert part.config.num_hidden_layers == len(blocks(part, max(1, layer))) == max(1, layer)
-        assert not {n.partition(".")[0] for n, _ in part.named_parameters()} & {"vision_tower", "multi_modal_projector", "lm_head"}
+        assert not {n.partition(".")[0] for n, _ in part.named_parameters()} & {
+            "vision_tower",
+            "multi_modal_projector",
+            "lm_head",
+        }
         states = prompt_states(part, part.config.num_hidden_layers, encoded, "last", [layer])[layer]
         torch.testing.assert_close(states, wanted[layer], atol=1e-4, rtol=1e-4)
     with pytest.raises(ValueError, match=r"layer 4 is out of range.*1 … 3"):

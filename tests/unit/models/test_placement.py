@@ -15,24 +15,34 @@ import pyarrow as pa
 import pytest
 import torch
 
-from ka2l_ray.artifacts import Folder, Table
 from ka2l_ray.collect.actor import CollectActor
-from ka2l_ray.config import CollectSection, ConfigError, DecodeSection, FinetuneSection, ModelSection, Pool, PromptSection, VllmSection
-from ka2l_ray.corpus.prompts import Tokenize
+from ka2l_ray.config import (
+    CollectSection,
+    ConfigError,
+    DecodeSection,
+    FinetuneSection,
+    ModelSection,
+    Pool,
+    PromptSection,
+    VllmSection,
+)
+from ka2l_ray.dataflow.failures import ActorBroken
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.placement import CPU, Placement, of_actor, of_worker
+from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.actor import DecodeActor
-from ka2l_ray.failures import ActorBroken
 from ka2l_ray.finetune.checkpoints import identity
 from ka2l_ray.finetune.deepspeed import deepspeed_config
 from ka2l_ray.finetune.evaluate import EvaluateActor
 from ka2l_ray.finetune.job import Job
 from ka2l_ray.finetune.model import frozen_base, trainable_model
-from ka2l_ray.models.activations import Prompt
 from ka2l_ray.models.answers import Decoding
 from ka2l_ray.models.loading import _options, load_blocks, load_model, load_tokenizer
-from ka2l_ray.models.placement import CPU, Placement, of_actor, of_worker
+from ka2l_ray.models.probe import LinearProbe, ProbeCard
+from ka2l_ray.models.prompts import Tokenize
 from ka2l_ray.models.vllm import VllmGenerator
-from ka2l_ray.probe.model import LinearProbe, ProbeCard
 from ka2l_ray.probe.score import ScoreActor
+from ka2l_ray.text.prompts import Prompt
 
 PACKAGE = Path(__file__).parents[3] / "ka2l_ray"
 WORLD, ON_CPU = ModelSection(), ModelSection(device="cpu")
@@ -129,7 +139,9 @@ def test_gpus_that_are_not_there_are_the_same_error(monkeypatch, gpus, seen, say
 
 def test_an_actor_that_sees_more_than_it_was_lent_does_not_guess_which_are_its_own(monkeypatch):
     visible(monkeypatch, 8)
-    with pytest.raises(ConfigError, match=r"score\.pool\.gpus = 0\.5: the process sees 8 GPUs.* unset RAY_EXPERIMENTAL_NOSET"):
+    with pytest.raises(
+        ConfigError, match=r"score\.pool\.gpus = 0\.5: the process sees 8 GPUs.* unset RAY_EXPERIMENTAL_NOSET"
+    ):
         of_actor(WORLD, Pool(gpus=0.5), "score").check()
     visible(monkeypatch, 2)
     of_actor(WORLD, Pool(gpus=2), "score").check()
@@ -146,7 +158,9 @@ def scoring(folder: Path) -> Any:
 
 def decoding(folder: Path) -> Any:
     section = DecodeSection()
-    return DecodeActor(WORLD, PROMPT, section, "world", probe(folder), 0, placement=of_actor(WORLD, section.pool, "decode"))
+    return DecodeActor(
+        WORLD, PROMPT, section, "world", probe(folder), 0, placement=of_actor(WORLD, section.pool, "decode")
+    )
 
 
 def evaluating(folder: Path) -> Any:
@@ -157,7 +171,9 @@ def evaluating(folder: Path) -> Any:
     adapted = get_peft_model(load_model(WORLD), LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
     adapted.save_pretrained(str(folder / "adapter"))
     tuned = Folder.of(str(folder / "adapter"))
-    return EvaluateActor(WORLD, PROMPT, CollectSection(max_new_tokens=3), 0, tuned, placement=of_actor(WORLD, Pool(), "evaluate"))
+    return EvaluateActor(
+        WORLD, PROMPT, CollectSection(max_new_tokens=3), 0, tuned, placement=of_actor(WORLD, Pool(), "evaluate")
+    )
 
 
 def probe(folder: Path) -> Folder:
@@ -172,7 +188,9 @@ def test_an_actor_without_a_gpu_stays_on_the_cpu_where_eight_are_visible(monkeyp
     visible(monkeypatch, 8)
     seeing = make(tmp_path)(BATCH)
     assert "error" not in seeing
-    assert {k: pa.array(v).to_pylist() for k, v in seeing.items()} == {k: pa.array(v).to_pylist() for k, v in blind.items()}
+    assert {k: pa.array(v).to_pylist() for k, v in seeing.items()} == {
+        k: pa.array(v).to_pylist() for k, v in blind.items()
+    }
 
 
 def training(folder: Path, model: ModelSection, **fields: Any) -> Job:
@@ -211,7 +229,11 @@ def test_only_a_model_over_several_gpus_is_spread_and_quantized_weights_are_read
 @pytest.fixture
 def vllm(monkeypatch) -> SimpleNamespace:
     """What the adapter asks of vLLM before any question: its build, and an engine that keeps its arguments."""
-    found, module, platforms = SimpleNamespace(cpu_build=True, arguments={}), ModuleType("vllm"), ModuleType("vllm.platforms")
+    found, module, platforms = (
+        SimpleNamespace(cpu_build=True, arguments={}),
+        ModuleType("vllm"),
+        ModuleType("vllm.platforms"),
+    )
 
     def engine(**arguments: Any) -> SimpleNamespace:
         found.arguments = arguments
@@ -249,7 +271,9 @@ def test_vllms_settings_for_a_gpu_follow_the_allotment(monkeypatch, vllm):
 def test_vllm_of_another_build_is_refused_before_it_takes_a_gpu(monkeypatch, vllm, gpus, says):
     visible(monkeypatch, gpus or 8)
     vllm.cpu_build = gpus == 1
-    with pytest.raises(ConfigError, match=f"collect.engine: vllm: the actor was placed on {says}; .* set collect.engine: own"):
+    with pytest.raises(
+        ConfigError, match=f"collect.engine: vllm: the actor was placed on {says}; .* set collect.engine: own"
+    ):
         generator(of_actor(WORLD, Pool(gpus=gpus), "collect"))
     assert not vllm.arguments, "the engine was never made"
 
@@ -278,11 +302,16 @@ def asked(text: str) -> set[str]:
     named = {ast.unparse(node) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)}
     imported = {node.module or "" for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)}
     calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)}
-    return {n for n in named | imported if n.startswith(("torch.cuda.", "torch.accelerator"))} | {c for c in calls if c.endswith(".cuda")}
+    return {n for n in named | imported if n.startswith(("torch.cuda.", "torch.accelerator"))} | {
+        c for c in calls if c.endswith(".cuda")
+    }
 
 
 def test_nothing_but_the_placement_asks_which_gpus_are_visible():
     found = {str(f.relative_to(PACKAGE)): asked(f.read_text()) - HARMLESS for f in PACKAGE.rglob("*.py")}
     assert {file: sorted(names) for file, names in found.items() if names and file not in MAY_ASK} == {}
     assert "torch.cuda.is_available" in found["models/placement.py"], "otherwise this looks at nothing"
-    assert asked("flag = flag.cuda() if torch.cuda.is_available() else flag") == {"flag.cuda", "torch.cuda.is_available"}
+    assert asked("flag = flag.cuda() if torch.cuda.is_available() else flag") == {
+        "flag.cuda",
+        "torch.cuda.is_available",
+    }

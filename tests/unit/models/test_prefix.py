@@ -8,9 +8,10 @@ from tiny_models import BLOCKS, tiny_model
 from torch.overrides import TorchFunctionMode
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from ka2l_ray.models.activations import Prompt, pad
+from ka2l_ray.models.activations import pad
 from ka2l_ray.models.attention import PrefixStates, _prefix_visible
 from ka2l_ray.models.prefix import GrowingLayer, SharedPrefix, select_rows
+from ka2l_ray.text.prompts import Prompt
 
 
 class IndicesBesideTheirTensor(TorchFunctionMode):

@@ -9,8 +9,17 @@ from hypothesis import strategies as st
 from ka2l_ray.models.sampling import EDGE, draw, uniforms
 
 
-@given(st.integers(0, 2**31), st.text(max_size=10), st.integers(1, 4), st.integers(1, 6), st.integers(0, 3), st.integers(0, 5))
-def test_asking_for_more_samples_or_steps_keeps_the_earlier_numbers(seed, name, samples, steps, more_samples, more_steps):
+@given(
+    st.integers(0, 2**31),
+    st.text(max_size=10),
+    st.integers(1, 4),
+    st.integers(1, 6),
+    st.integers(0, 3),
+    st.integers(0, 5),
+)
+def test_asking_for_more_samples_or_steps_keeps_the_earlier_numbers(
+    seed, name, samples, steps, more_samples, more_steps
+):
     numbers = uniforms(seed, name, samples, steps)
     larger = uniforms(seed, name, samples + more_samples, steps + more_steps)
     assert (larger[:samples, :steps] == numbers).all()
@@ -46,7 +55,9 @@ def test_the_token_is_the_first_whose_cumulative_probability_exceeds_the_number(
     assert draw(logits, torch.tensor([number], dtype=torch.float64), 1.0)[0].tolist() == [token]
 
 
-@pytest.mark.parametrize(("offset", "flagged"), [(0.0, True), (EDGE / 2, True), (-EDGE / 2, True), (2 * EDGE, False), (-2 * EDGE, False)])
+@pytest.mark.parametrize(
+    ("offset", "flagged"), [(0.0, True), (EDGE / 2, True), (-EDGE / 2, True), (2 * EDGE, False), (-2 * EDGE, False)]
+)
 def test_draws_near_a_boundary_are_reported(offset, flagged):
     logits = torch.tensor([[0.25, 0.75]]).log()
     _, near = draw(logits, torch.tensor([0.25 + offset], dtype=torch.float64), 1.0)

@@ -42,7 +42,10 @@ def test_a_model_at_hand_is_counted_exactly() -> None:
 
 @pytest.mark.parametrize(
     ("name", "parameters", "cache_bytes"),
-    [("meta-llama/Llama-3.1-8B", 8_030_261_248, 2 * 32 * 8 * 128 * 2), ("Qwen/Qwen2.5-7B", 7_615_616_512, 2 * 28 * 4 * 128 * 2)],
+    [
+        ("meta-llama/Llama-3.1-8B", 8_030_261_248, 2 * 32 * 8 * 128 * 2),
+        ("Qwen/Qwen2.5-7B", 7_615_616_512, 2 * 28 * 4 * 128 * 2),
+    ],
 )
 def test_published_shapes_give_the_published_numbers(name: str, parameters: int, cache_bytes: int) -> None:
     shape = shape_of(ModelSection(name_or_path=name))
@@ -56,7 +59,10 @@ def test_published_shapes_give_the_published_numbers(name: str, parameters: int,
 def test_quantized_weights_take_a_quarter_or_a_half_outside_of_embedding_and_head() -> None:
     plain, eight, four = (shape_of(LLAMA.model_copy(update={"quantization": q})) for q in ("none", "8bit", "4bit"))
     ends = plain.weight_bytes - 2 * plain.block_parameters
-    assert (eight.weight_bytes, four.weight_bytes) == (plain.block_parameters + ends, plain.block_parameters // 2 + ends)
+    assert (eight.weight_bytes, four.weight_bytes) == (
+        plain.block_parameters + ends,
+        plain.block_parameters // 2 + ends,
+    )
 
 
 def test_adapters_are_counted_as_peft_makes_them() -> None:
@@ -89,7 +95,12 @@ def test_triviaqa_with_llama_worked_out_by_hand() -> None:
     assert collect.read_tokens == 691_925  # 27,677 × 25
     assert collect.written_tokens == 9_742_304  # 27,677 × 11 answers × 32 tokens
     assert collect.storage_bytes == 27_677 * (7 * 4096 * 2 + 11 * 64) == 1_606_594_496
-    weights, cache, logits, states = 16_060_522_496, (65_536 + 167) * 131_072, 704 * 128_256 * 4, (64 + 512) * 7 * 4096 * 4
+    weights, cache, logits, states = (
+        16_060_522_496,
+        (65_536 + 167) * 131_072,
+        704 * 128_256 * 4,
+        (64 + 512) * 7 * 4096 * 4,
+    )
     assert collect.memory_bytes == weights + cache + logits + states == 25_099_575_296
 
     score = stage["score"]
@@ -100,9 +111,13 @@ def test_triviaqa_with_llama_worked_out_by_hand() -> None:
     replay = stage["replay"]
     assert replay.rows == 60_000  # 20,000 to replay and 20,000 to spare of each predicted class
     assert (replay.read_tokens, replay.written_tokens) == (1_500_000, 9_600_000)  # × 25; × 5 answers × 32
-    assert replay.memory_bytes == weights + 65_536 * 131_072 + 320 * 128_256 * 4  # finetune.prompt is bare: nothing is shared
+    assert (
+        replay.memory_bytes == weights + 65_536 * 131_072 + 320 * 128_256 * 4
+    )  # finetune.prompt is bare: nothing is shared
 
-    assert stage["annotate"].rows == stage["annotate"].price == 80_000  # 20,000 for ka2l and for each of 3 draws of random
+    assert (
+        stage["annotate"].rows == stage["annotate"].price == 80_000
+    )  # 20,000 for ka2l and for each of 3 draws of random
 
     finetune = stage["finetune"]  # 4 curves × 4 epochs × (5,000 + 10,000 + 15,000 + 20,000 bought, 4 × 20,000 replayed)
     assert finetune.rows == 4 * 4 * (50_000 + 80_000) == 2_080_000
@@ -116,7 +131,9 @@ def test_triviaqa_with_llama_worked_out_by_hand() -> None:
     assert parts["optimizer"] == 12 * 167_772_160 // 8
 
     evaluate = stage["evaluate"]
-    assert evaluate.rows == 17 * 13_838 * 2 + 16 * 20_000 == 790_492  # base and 16 trainings, two prompts; what each replayed
+    assert (
+        evaluate.rows == 17 * 13_838 * 2 + 16 * 20_000 == 790_492
+    )  # base and 16 trainings, two prompts; what each replayed
     assert (evaluate.read_tokens, evaluate.written_tokens) == (790_492 * 25, 790_492 * 32)
     assert storage_bytes(plan.lines) == sum(line.storage_bytes for line in plan.lines)
     assert any("8 GPUs" in note for note in plan.notes)
@@ -124,7 +141,9 @@ def test_triviaqa_with_llama_worked_out_by_hand() -> None:
 
 
 def test_the_other_real_configurations_worked_out_by_hand() -> None:
-    nq, med = (by_stage(load_config(ROOT / f"jobs/configs/{n}.yaml")) for n in ("nq_open-qwen2.5-7b", "medmcqa-llama3.1-8b"))
+    nq, med = (
+        by_stage(load_config(ROOT / f"jobs/configs/{n}.yaml")) for n in ("nq_open-qwen2.5-7b", "medmcqa-llama3.1-8b")
+    )
     assert (nq["collect"].rows, nq["score"].rows) == (17_585, 61_547)  # 87,925 × 0.2, 0.7
     assert nq["collect"].read_tokens == 17_585 * (12 + 5)
     assert nq["evaluate"].rows == 17 * 8_792 * 2 + 16 * 20_000
@@ -148,9 +167,13 @@ def test_switches_add_what_they_cost() -> None:
     again = by_stage(overridden("active.reprobe=true"))
     assert again["reprobe"].rows == 3 * 4 * 27_677  # after every round but the last, of every curve
     assert again["reprobe score"].rows == 3 * 4 * 96_869
-    decoded = by_stage(overridden("decode.enabled=true", "decode.variants=3", "active.strategies=[ka2l, decoded, random]"))["decode"]
+    decoded = by_stage(
+        overridden("decode.enabled=true", "decode.variants=3", "active.strategies=[ka2l, decoded, random]")
+    )["decode"]
     assert decoded.rows == 256 + 2 * 20_000 * 3
-    sampled = by_stage(overridden("active.strategies=[entropy, random]", "acquire.sampling_cost=0.5", "annotate.cost=2"))
+    sampled = by_stage(
+        overridden("active.strategies=[entropy, random]", "acquire.sampling_cost=0.5", "annotate.cost=2")
+    )
     assert sampled["sample_pool"].written_tokens == 96_869 * 11 * 32
     assert sampled["annotate"].price == 4 * 20_000 * 2 + 96_869 * 0.5
     compared = by_stage(overridden("active.strategies=[coreset, random]"))["score"]
@@ -184,8 +207,13 @@ def test_memory_here_is_that_of_the_gpus_which_this_machine_shows(monkeypatch: p
 
 
 def test_an_endpoint_is_paid_by_token() -> None:
-    prices = ("annotate.endpoint.cost_per_million_prompt_tokens=1", "annotate.endpoint.cost_per_million_completion_tokens=10")
-    line = by_stage(overridden("annotate.source=endpoint", "annotate.cost=0", "annotate.endpoint.system=''", *prices))["annotate"]
+    prices = (
+        "annotate.endpoint.cost_per_million_prompt_tokens=1",
+        "annotate.endpoint.cost_per_million_completion_tokens=10",
+    )
+    line = by_stage(overridden("annotate.source=endpoint", "annotate.cost=0", "annotate.endpoint.system=''", *prices))[
+        "annotate"
+    ]
     assert (line.read_tokens, line.written_tokens) == (80_000 * (25 + len("{question}") // 4), 80_000 * 64)
     assert line.price == pytest.approx((line.read_tokens + 10 * line.written_tokens) / 1e6)
 
@@ -195,7 +223,11 @@ def test_a_cluster_that_is_joined_is_what_the_plan_is_held_against() -> None:
     small = make_plan(config, {"CPU": 16.0, "GPU": 4.0}).notes
     assert "the cluster has 4 GPUs now, stages want 8 at once: they wait unless it grows" in small
     assert "the cluster has 16 CPUs now, stages want 32 at once: they wait unless it grows" in small
-    assert not [note for note in make_plan(config, {"CPU": 64.0, "GPU": 8.0}).notes if "cluster has" in note or "this machine" in note]
+    assert not [
+        note
+        for note in make_plan(config, {"CPU": 64.0, "GPU": 8.0}).notes
+        if "cluster has" in note or "this machine" in note
+    ]
 
 
 FALCONS = {
@@ -207,7 +239,9 @@ FALCONS = {
 
 @pytest.mark.parametrize("fields", FALCONS.values(), ids=FALCONS)
 def test_falcons_cache_is_as_large_as_its_kind_of_attention_makes_it(tmp_path: Path, fields: dict[str, Any]) -> None:
-    made = FalconForCausalLM(FalconConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, **fields))
+    made = FalconForCausalLM(
+        FalconConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, **fields)
+    )
     made.save_pretrained(tmp_path)
     cache = made(input_ids=torch.ones(1, 5, dtype=torch.long), use_cache=True).past_key_values
     held = sum(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values)) / 5
@@ -257,7 +291,11 @@ BEYOND = "active.budget = 70 exceeds the pool of 60 questions; buy fewer, or giv
 
 
 def test_a_budget_beyond_the_pool_and_a_layer_beyond_the_model_are_problems() -> None:
-    over = {"corpus": {"world": {"pool_questions": 60, "probe_questions": 300}}, "active": {"budget": 70}, "collect": {"layers": [9]}}
+    over = {
+        "corpus": {"world": {"pool_questions": 60, "probe_questions": 300}},
+        "active": {"budget": 70},
+        "collect": {"layers": [9]},
+    }
     problems = make_plan(Config.model_validate(over)).problems
     assert problems == ["collect.layers: world has layers 0 … 6, not [9]", BEYOND]
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ka2l_ray.config import SearchSection
 from ka2l_ray.probe.fit import ProbeRows, divide, fit_layer
-from ka2l_ray.probe.metrics import auroc
+from ka2l_ray.stats import auroc
 
 SEARCH = SearchSection(bootstrap=100)
 LOW, MIDDLE, HIGH = 0.4, 0.9, 1.6
@@ -145,7 +145,11 @@ def with_objective(objective, min_graded=10):
 def test_one_question_without_gold_changes_no_objective(states, rows, fit, objective):
     ungraded = np.arange(len(rows.entropy_nats)) == 7
     fitted = fit_layer(states, partly(rows, ungraded), LOW, with_objective(objective), seed=0)
-    assert (fitted.objective.name, fitted.objective.graded, fitted.objective.note) == ("correctness", len(ungraded) - 1, None)
+    assert (fitted.objective.name, fitted.objective.graded, fitted.objective.note) == (
+        "correctness",
+        len(ungraded) - 1,
+        None,
+    )
     assert {cell.threshold_nats for cell in fitted.heat} == {LOW, MIDDLE, HIGH}
     assert fitted.weight.tolist() == fit.weight.tolist(), "a row without gold is not trained on"
 
@@ -179,17 +183,18 @@ def test_too_few_graded_validation_questions_of_a_kind_fall_back_and_say_so_or_s
     fitted = fit_layer(states, few, LOW, with_objective("auto"), seed=0)
     assert fitted.objective.name == "entropy"
     assert {cell.threshold_nats for cell in fitted.heat} == {LOW}
-    counts = (
-        rf"search\.min_graded = 10, .* hold {'9' if kind == 0 else r'[0-9]+'} right and {'9' if kind == 1 else r'[0-9]+'} wrong answers"
-    )
+    counts = rf"search\.min_graded = 10, .* hold {'9' if kind == 0 else r'[0-9]+'} right and {'9' if kind == 1 else r'[0-9]+'} wrong answers"
     assert re.search(counts, fitted.objective.note or "")
     with pytest.raises(
-        ValueError, match=rf"search\.objective = correctness needs gold answers: {counts}; {fitted.objective.graded} of 480"
+        ValueError,
+        match=rf"search\.objective = correctness needs gold answers: {counts}; {fitted.objective.graded} of 480",
     ):
         fit_layer(states, few, LOW, with_objective("correctness"), seed=0)
     assert fit_layer(states, few, LOW, with_objective("correctness", 9), seed=0).objective.name == "correctness"
 
 
 def test_correctness_without_gold_is_refused(states, rows):
-    with pytest.raises(ValueError, match=r"search\.objective = correctness needs gold .* 0 of 480 probe questions are graded"):
+    with pytest.raises(
+        ValueError, match=r"search\.objective = correctness needs gold .* 0 of 480 probe questions are graded"
+    ):
         fit_layer(states, replace(rows, wrong=None), LOW, with_objective("correctness"), seed=0)

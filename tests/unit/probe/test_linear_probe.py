@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ka2l_ray.artifacts import Folder
-from ka2l_ray.probe.model import LinearProbe, ProbeCard
+from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.models.probe import LinearProbe, ProbeCard
 
 CARD = ProbeCard("gpt2", "Q: {question}", 3, "last", 4, 0.61, 0.03)
 

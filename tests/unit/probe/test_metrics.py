@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ka2l_ray.probe.metrics import auroc, auroc_interval
+from ka2l_ray.stats import auroc, auroc_interval
 
 RESAMPLES = 50
 
@@ -31,7 +31,11 @@ def test_one_class_has_no_auroc_and_no_interval(target):
     assert auroc_interval(np.array(target), score, entity, 50, 0) is None
 
 
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=2, max_size=20).filter(lambda r: len({t for t, _ in r}) == 2))
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=2, max_size=20).filter(
+        lambda r: len({t for t, _ in r}) == 2
+    )
+)
 def test_auroc_is_the_share_of_pairs_in_order_and_half_of_the_ties(pairs):
     positive, negative = [s for t, s in pairs if t], [s for t, s in pairs if not t]
     wins = [(p > n) + 0.5 * (p == n) for p in positive for n in negative]

@@ -7,13 +7,14 @@ import pyarrow as pa
 import pytest
 import torch
 
-from ka2l_ray.artifacts import Folder, StageError
-from ka2l_ray.collect.actor import matrix
 from ka2l_ray.config import ModelSection, PromptSection
-from ka2l_ray.corpus.prompts import Tokenize, encode
+from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.errors import StageError
 from ka2l_ray.models.activations import prompt_states
-from ka2l_ray.probe.model import LinearProbe, ProbeCard
+from ka2l_ray.models.probe import LinearProbe, ProbeCard
+from ka2l_ray.models.prompts import Tokenize, encode
 from ka2l_ray.probe.score import ScoreActor
+from ka2l_ray.tables import matrix
 
 PROMPT, LAYER = PromptSection(), 2
 BATCH = pa.table({"question": ["Why?", "Where does she live?"]})
@@ -44,7 +45,9 @@ def test_states_and_scores_are_those_of_the_tuned_weights(models, tokenizer, tmp
     _, section, tuned = models
     actor = scorer(section, section, tmp_path, with_state=True)
     columns = actor(Tokenize(section, PROMPT).add(BATCH))
-    expected = prompt_states(tuned, 3, encode(tokenizer, PROMPT, BATCH["question"].to_pylist()), "last", [LAYER])[LAYER].numpy()
+    expected = prompt_states(tuned, 3, encode(tokenizer, PROMPT, BATCH["question"].to_pylist()), "last", [LAYER])[
+        LAYER
+    ].numpy()
     assert matrix(columns["state"]) == pytest.approx(expected, rel=1e-3, abs=1e-3)  # stored as float16
     logits = expected @ np.linspace(-0.1, 0.1, 32) + 0.1
     assert columns["p_unknown"] == pytest.approx(1 / (1 + np.exp(-logits)), abs=1e-4)

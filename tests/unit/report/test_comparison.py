@@ -6,17 +6,32 @@ from typing import Any, get_args
 import pytest
 from html_page import Page
 
+from ka2l_ray.cli.terminal import print_comparison
 from ka2l_ray.config import Strategy
 from ka2l_ray.report.comparison import learning_curves, render
 from ka2l_ray.report.figures import looks_of
-from ka2l_ray.terminal import print_comparison
 
 
 def entry(strategy: str, **numbers: Any) -> dict[str, Any]:
     curve = [
-        {"annotations": 100 * n, "accuracy": 0.5 + n / 10, "ci": (0.4 + n / 10, 0.6 + n / 10) if n else None, "seeds": 2} for n in range(3)
+        {
+            "annotations": 100 * n,
+            "accuracy": 0.5 + n / 10,
+            "ci": (0.4 + n / 10, 0.6 + n / 10) if n else None,
+            "seeds": 2,
+        }
+        for n in range(3)
     ]
-    names = ("saving", "saving_ci", "of_oracle", "of_oracle_lowest", "compute_saving", "area", "area_ci", "known_accuracy")
+    names = (
+        "saving",
+        "saving_ci",
+        "of_oracle",
+        "of_oracle_lowest",
+        "compute_saving",
+        "area",
+        "area_ci",
+        "known_accuracy",
+    )
     return (
         {"strategy": strategy, "curve": curve, "savings": [], "compute_savings": [], "reached": 0}
         | dict.fromkeys(names)
@@ -27,7 +42,13 @@ def entry(strategy: str, **numbers: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def comparison() -> dict[str, Any]:
-    ka2l = {"saving": 0.4567, "saving_ci": (0.4012, 0.5089), "savings": [0.4321, None], "of_oracle": 0.913, "of_oracle_lowest": 0.887}
+    ka2l = {
+        "saving": 0.4567,
+        "saving_ci": (0.4012, 0.5089),
+        "savings": [0.4321, None],
+        "of_oracle": 0.913,
+        "of_oracle_lowest": 0.887,
+    }
     ka2l |= {"reached": 1, "compute_saving": -0.064, "area": 0.6543, "known_accuracy": 0.9871}
     ka2l["over"] = {"saving": 1, "of_oracle": 1, "compute_saving": 1, "area": 2, "known_accuracy": 2}
     strategies = [entry("random", area=0.6111), entry("ka2l", **ka2l), entry("coreset", savings=[None, None])]
@@ -121,7 +142,10 @@ def test_the_page_loads_nothing(comparison):
     html = render("World", comparison)
     assert all(link.startswith("#") for link in Page(html).loads)
     assert re.findall(r"url\((?!#)|@import", html) == []
-    assert set(re.findall(r"https?://[^\"\s<]+", html)) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert set(re.findall(r"https?://[^\"\s<]+", html)) <= {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
 
 
 def test_the_figure_names_every_strategy_and_shades_intervals(comparison):

@@ -22,9 +22,12 @@ def test_figures_are_the_same_bytes_twice(results: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("eval_scope", "said", "unsaid"), [("pool", ">pool facts<", "no pool"), ("other", ">facts that no pool question asks<", "pool facts")]
+    ("eval_scope", "said", "unsaid"),
+    [("pool", ">pool facts<", "no pool"), ("other", ">facts that no pool question asks<", "pool facts")],
 )
-def test_a_curve_says_what_its_accuracy_is_over(results: dict[str, Any], eval_scope: str, said: str, unsaid: str) -> None:
+def test_a_curve_says_what_its_accuracy_is_over(
+    results: dict[str, Any], eval_scope: str, said: str, unsaid: str
+) -> None:
     drawing = figures.accuracy_curves([r | {"domain_accuracy": None} for r in results["rounds"]], eval_scope)
     assert drawing
     assert said in drawing.svg()
@@ -60,7 +63,14 @@ def test_no_bar_crosses_the_threshold() -> None:
 
 def test_the_mean_holds_only_rounds_that_every_draw_has() -> None:
     rounds = [
-        {"strategy": "random", "seed": s, "round": n, "annotations": 75 * n, "accuracy": 0.5 + 0.1 * s, "domain_accuracy": None}
+        {
+            "strategy": "random",
+            "seed": s,
+            "round": n,
+            "annotations": 75 * n,
+            "accuracy": 0.5 + 0.1 * s,
+            "domain_accuracy": None,
+        }
         for s in (0, 1)
         for n in range(3)
     ]
@@ -81,7 +91,14 @@ def test_the_ledger_of_a_curve_is_that_of_its_last_round(results: dict[str, Any]
     found = {(s.strategy, s.seed): s for s in spendings(results["rounds"])}
     assert list(found) == [("ka2l", 0), ("random", 0), ("random", 1), ("random", 2), ("oracle", 0)]
     ours = found["ka2l", 0]
-    assert (ours.asked, ours.answered, ours.rejected, ours.cached, ours.cost, ours.paid) == (225, 216, 9, 15, 225.0, 210.0)
+    assert (ours.asked, ours.answered, ours.rejected, ours.cached, ours.cost, ours.paid) == (
+        225,
+        216,
+        9,
+        15,
+        225.0,
+        210.0,
+    )
     assert ours.why == {"refused": 6, "blank": 3}
 
 

@@ -30,7 +30,12 @@ def test_three_of_ten_by_hand() -> None:
 def test_the_largest_topics_come_by_share_then_the_rest_together() -> None:
     counts = {"a": (50, 10), "b": (40, 30), "tiny": (2, 2), "small": (3, 0), None: (8, 4)}
     found = topics(counts, most=2)
-    assert [(t.name, t.questions, t.unknown) for t in found] == [("b", 40, 30), ("a", 50, 10), ("2 other topics", 5, 2), ("no topic", 8, 4)]
+    assert [(t.name, t.questions, t.unknown) for t in found] == [
+        ("b", 40, 30),
+        ("a", 50, 10),
+        ("2 other topics", 5, 2),
+        ("no topic", 8, 4),
+    ]
     assert [t.name for t in topics({"a": (5, 1), "b": (4, 1)})] == ["b", "a"]
 
 

@@ -84,13 +84,20 @@ def test_a_run_on_files_calls_no_eval_question_a_pool_fact(tmp_path: Path, page:
     world = " ".join(Page(page).text.split())
     assert world.count("facts that pool questions ask, in a wording of their own") == 3
     rounds = [r | {"domain_accuracy": None} for r in results["rounds"]]
-    run = open_run(tmp_path, corpus={"source": "questions.jsonl"}, active={"strategies": ["ka2l", "random"], "rounds": 3, "budget": 225})
+    run = open_run(
+        tmp_path,
+        corpus={"source": "questions.jsonl"},
+        active={"strategies": ["ka2l", "random"], "rounds": 3, "budget": 225},
+    )
     (run.folder / "results.json").write_json(results | {"eval_scope": "other", "rounds": rounds})
     html = (write_report(run) / "index.html").read_bytes().decode()
     text = " ".join(Page(html).text.split())
     assert "pool facts" not in text
     assert "pool questions ask" not in text
-    assert "ka2l needs 41.2 % fewer annotations than random buying for the same accuracy on facts that no pool question asks (" in text
+    assert (
+        "ka2l needs 41.2 % fewer annotations than random buying for the same accuracy on facts that no pool question asks ("
+        in text
+    )
     assert "Accuracy: facts that no pool question asks;" in text
     assert "domain:" not in text
     assert "Savings compare accuracies over facts that no pool question asks." in text
@@ -98,13 +105,20 @@ def test_a_run_on_files_calls_no_eval_question_a_pool_fact(tmp_path: Path, page:
     assert "facts that no pool question asks" in (tmp_path / "r/report/accuracy.svg").read_text()
 
 
-def test_the_page_says_how_many_questions_are_graded_and_why_the_objective_fell_back(tmp_path: Path, results: dict[str, Any]) -> None:
-    results["search"] |= {"graded": 12, "objective": "entropy", "note": "chosen by entropy, not by correctness: 3 right <b>"}
+def test_the_page_says_how_many_questions_are_graded_and_why_the_objective_fell_back(
+    tmp_path: Path, results: dict[str, Any]
+) -> None:
+    results["search"] |= {
+        "graded": 12,
+        "objective": "entropy",
+        "note": "chosen by entropy, not by correctness: 3 right <b>",
+    }
     run = open_run(tmp_path)
     (run.folder / "results.json").write_json(results)
     html = (write_report(run) / "index.html").read_bytes().decode()
-    assert "12 of the 2,198 probe questions are graded (chosen by entropy, not by correctness: 3 right <b>)." in " ".join(
-        Page(html).text.split()
+    assert (
+        "12 of the 2,198 probe questions are graded (chosen by entropy, not by correctness: 3 right <b>)."
+        in " ".join(Page(html).text.split())
     )
     assert _row(html, "semantic entropy, against wrong greedy answers (1,146 wrong, 1,054 right)") == ["0.931"]
 
@@ -164,7 +178,9 @@ def test_a_corpus_without_gold_renders(tmp_path: Path, results: dict[str, Any]) 
     (run.folder / "results.json").write_json(results)
     html = (write_report(run) / "index.html").read_bytes().decode()
     assert "did not reach the accuracy that random buying ends with" in html
-    assert html.count("This run has no number for this figure.") == 4  # accuracy, known, heat without heat.json, map without states
+    assert (
+        html.count("This run has no number for this figure.") == 4
+    )  # accuracy, known, heat without heat.json, map without states
     assert "None" not in html
 
 
@@ -188,7 +204,9 @@ def test_the_ledger_and_the_topics_are_those_of_the_run(page: str) -> None:
     assert '<td class="text">no topic</td><td>1</td><td>0</td>' in topics
 
 
-def test_accuracy_under_the_corpus_prompt_is_shown_where_it_was_measured(page: str, tmp_path: Path, results: dict[str, Any]) -> None:
+def test_accuracy_under_the_corpus_prompt_is_shown_where_it_was_measured(
+    page: str, tmp_path: Path, results: dict[str, Any]
+) -> None:
     assert "corpus.prompt</th>" not in page
     results["rounds"][0]["corpus_prompt_accuracy"] = 0.3456
     del results["rounds"][1]["corpus_prompt_accuracy"]

@@ -7,8 +7,15 @@ import numpy as np
 import pytest
 from finished_run import EACH, open_run, write_knowledge, write_round, write_states
 
-from ka2l_ray.artifacts import Run
-from ka2l_ray.report.tables import bought_questions, decoded_questions, entropy_counts, fair_shares, probe_states, topic_counts
+from ka2l_ray.dataflow.runs import Run
+from ka2l_ray.report.tables import (
+    bought_questions,
+    decoded_questions,
+    entropy_counts,
+    fair_shares,
+    probe_states,
+    topic_counts,
+)
 
 
 @pytest.fixture
@@ -59,9 +66,14 @@ def test_the_states_kept_are_bounded_and_the_same_every_time(run: Run) -> None:
 
 def test_kinds_are_the_truth_else_the_quadrant_else_the_label(run: Run) -> None:
     rows = finished_run.knowledge_rows()
-    for hidden, by, kinds in ((["truth"], "quadrant", {"known", "unknown"}), (["truth", "quadrant"], "label", {"known", "unknown"})):
+    for hidden, by, kinds in (
+        (["truth"], "quadrant", {"known", "unknown"}),
+        (["truth", "quadrant"], "label", {"known", "unknown"}),
+    ):
         finished_run.write(
-            run.base("knowledge"), [{k: v for k, v in r.items() if k not in hidden} for r in rows], finished_run.schema.KNOWLEDGE
+            run.base("knowledge"),
+            [{k: v for k, v in r.items() if k not in hidden} for r in rows],
+            finished_run.schema.KNOWLEDGE,
         )
         found = probe_states(run, "last", 6)
         assert found
@@ -104,7 +116,9 @@ def test_rows_are_bounded_and_every_round_is_among_them(tmp_path: Path) -> None:
     write_round(run, "random", 0, 1, bought=40)
     found = bought_questions(run, most=20)
     assert found.total == 83
-    assert [sum((r["strategy"], r["round"]) == key for r in found.rows) for key in (("ka2l", 1), ("ka2l", 2), ("random", 1))] == [8, 3, 9]
+    assert [
+        sum((r["strategy"], r["round"]) == key for r in found.rows) for key in (("ka2l", 1), ("ka2l", 2), ("random", 1))
+    ] == [8, 3, 9]
     assert [r["rank"] for r in found.rows[:8]] == list(range(8))
 
 

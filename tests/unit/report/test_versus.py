@@ -9,15 +9,17 @@ from finished_run import open_run, results, write_run
 from html_page import Page
 from typer.testing import CliRunner
 
-from ka2l_ray.artifacts import Run
-from ka2l_ray.cli import app
+from ka2l_ray.cli.app import app
+from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.report.versus import key_figures, letters, render, versus_curves, write_versus
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> list[Run]:
     """A whole run, and one with another objective and seed that stopped after its labels."""
-    other = open_run(tmp_path / "b", run={"name": "r", "storage": str(tmp_path / "b"), "seed": 7}, search={"objective": "entropy"})
+    other = open_run(
+        tmp_path / "b", run={"name": "r", "storage": str(tmp_path / "b"), "seed": 7}, search={"objective": "entropy"}
+    )
     stopped = {"search": None, "decode": None, "rounds": [], "saving": [], "time_s": {"label": 0.8}, "seed": 7}
     (other.folder / "results.json").write_json(results() | stopped)
     return [write_run(tmp_path / "a"), other]
@@ -49,7 +51,9 @@ def test_what_differs_is_named_field_by_field(runs: list[Run]) -> None:
 
 
 def test_last_rounds_are_means_over_draws() -> None:
-    parts = {name: {line.name: line.values for line in lines} for name, lines in key_figures([results(), results()]).items()}
+    parts = {
+        name: {line.name: line.values for line in lines} for name, lines in key_figures([results(), results()]).items()
+    }
     assert parts["Last round of random"]["accuracy"] == ["62.4\N{NO-BREAK SPACE}%"] * 2
     assert parts["Last round of random"]["annotations"] == ["225"] * 2
     assert "domain accuracy" not in parts["Last round of oracle"]
@@ -57,9 +61,15 @@ def test_last_rounds_are_means_over_draws() -> None:
 
 
 def test_each_run_says_what_its_accuracy_is_over() -> None:
-    parts = key_figures([results(), results() | {"eval_scope": "other"}, results() | {"rounds": [], "eval_scope": None}])
+    parts = key_figures(
+        [results(), results() | {"eval_scope": "other"}, results() | {"rounds": [], "eval_scope": None}]
+    )
     (line,) = parts["What accuracy and savings are over"]
-    assert line.values == ["facts that pool questions ask, in a wording of their own", "facts that no pool question asks", "–"]
+    assert line.values == [
+        "facts that pool questions ask, in a wording of their own",
+        "facts that no pool question asks",
+        "–",
+    ]
 
 
 def test_one_figure_holds_the_curves_of_all_runs() -> None:
@@ -83,7 +93,9 @@ def render_empty() -> str:
 
 def test_the_page_loads_nothing_and_trusts_nothing(runs: list[Run]) -> None:
     attack = "<script>alert(1)</script>"
-    (runs[0].folder / "results.json").write_json(results() | {"model": attack, "command": attack, "time_s": {attack: 1.0}})
+    (runs[0].folder / "results.json").write_json(
+        results() | {"model": attack, "command": attack, "time_s": {attack: 1.0}}
+    )
     page = Page(render(runs, attack))
     assert "script" not in page.tags
     assert page.text.count(attack) == 4
@@ -104,7 +116,9 @@ def test_the_command_writes_one_page_or_a_comparison(runs: list[Run], tmp_path: 
     assert f"ka2l report {one} {two}" in (tmp_path / "a/r/report/compare.html").read_text()
 
 
-def test_a_folder_that_is_no_run_is_refused_by_name(runs: list[Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_no_run_is_refused_by_name(
+    runs: list[Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         app(["report", str(tmp_path / "a/r"), str(tmp_path)])
     assert ended.value.code == 2

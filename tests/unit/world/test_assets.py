@@ -6,9 +6,9 @@ from ka2l_ray.config import ModelSection
 from ka2l_ray.decode.train import DecoderRecipe
 from ka2l_ray.models.loading import ASSETS, WORLD_MODEL, load_tokenizer
 from ka2l_ray.world.facts import WorldRecipe, build_world
-from ka2l_ray.world.pretrain import ModelRecipe
-from ka2l_ray.world.recipes import built_hash, decoder_hash, model_hash
-from ka2l_ray.world.tokenizer import build_tokenizer
+from ka2l_ray.world_model.pretrain import ModelRecipe
+from ka2l_ray.world_model.recipes import built_hash, decoder_hash, model_hash
+from ka2l_ray.world_model.tokenizer import build_tokenizer
 
 LIMIT_BYTES = 16 * 1024**2
 

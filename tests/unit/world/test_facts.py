@@ -74,10 +74,14 @@ def test_people_who_are_not_known_have_unseen_facts_only(world):
     assert {f.truth for f in world.facts if not f.person.known} == {"unseen"}
 
 
-@pytest.mark.parametrize(("truth", "share"), [("unseen", 0.10), ("rare", 0.05), ("misconception", 0.05), ("known", 0.80)])
+@pytest.mark.parametrize(
+    ("truth", "share"), [("unseen", 0.10), ("rare", 0.05), ("misconception", 0.05), ("known", 0.80)]
+)
 def test_facts_of_known_people_have_their_shares_of_truths(world, truth, share):
     asked = [f.truth for f in world.facts if f.person.known and not f.person.tutor]
-    assert asked.count(truth) / len(asked) == pytest.approx(share, abs=0.025)  # more than three standard errors at 1,700 facts
+    assert asked.count(truth) / len(asked) == pytest.approx(
+        share, abs=0.025
+    )  # more than three standard errors at 1,700 facts
 
 
 def test_values_cannot_be_guessed(world):

@@ -7,7 +7,15 @@ from collections import Counter
 import pytest
 
 from ka2l_ray.world.facts import ATTRIBUTES, RESERVED_PHRASING, WorldRecipe, build_world, parse
-from ka2l_ray.world.pretrain import ModelRecipe, epoch_batches, new_model, no_person, one_off_row, taught_rows, train_model
+from ka2l_ray.world_model.pretrain import (
+    ModelRecipe,
+    epoch_batches,
+    new_model,
+    no_person,
+    one_off_row,
+    taught_rows,
+    train_model,
+)
 
 EPOCHS = 5
 RECIPE = ModelRecipe(layers=1, width=16, heads=2, feed_forward=16, epochs=EPOCHS, batch_rows=32)
@@ -64,7 +72,9 @@ def test_unseen_facts_are_never_shown(small, shown):
 
 
 def test_known_facts_are_shown_in_three_phrasings_in_every_epoch(small, shown):
-    counts = Counter((fact.fact_id, phrasing) for fact, phrasing, _ in shown if fact.truth == "known" and not fact.person.tutor)
+    counts = Counter(
+        (fact.fact_id, phrasing) for fact, phrasing, _ in shown if fact.truth == "known" and not fact.person.tutor
+    )
     facts = [f for f in small.facts if f.truth == "known" and not f.person.tutor]
     assert counts == {(f.fact_id, p): EPOCHS for f in facts for p in range(RESERVED_PHRASING)}
 
@@ -133,7 +143,9 @@ def test_a_new_model_fits_the_tokenizer_and_its_seed(tokenizer):
 
 
 def test_training_lowers_the_loss(tokenizer):
-    few = build_world(WorldRecipe(given_names=4, family_names=2, people_per_family=2, tutors=1, outer_given=2, outer_family=2))
+    few = build_world(
+        WorldRecipe(given_names=4, family_names=2, people_per_family=2, tutors=1, outer_given=2, outer_family=2)
+    )
     losses = []
     train_model(few, tokenizer, dataclasses.replace(RECIPE, epochs=6), on_epoch=lambda epoch, loss: losses.append(loss))
     assert len(losses) == 6

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ka2l_ray.world.facts import ATTRIBUTES, word, words
-from ka2l_ray.world.tokenizer import END, PAD
+from ka2l_ray.world_model.tokenizer import END, PAD
 
 
 @given(st.text(max_size=40))

@@ -1,0 +1,91 @@
+"""Which rounds there are, which may be played now, and when a strategy has ended.
+
+In: a run. Out: its rounds, in the order in which they are played. Refuses to know: what a round does, Ray.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ka2l_ray.active.outcome import base_record
+from ka2l_ray.active.round import Round, RoundState, scored_pool
+from ka2l_ray.active.rounds import play
+from ka2l_ray.active.stop import Stop, decide
+from ka2l_ray.active.strategies import draws
+from ka2l_ray.annotate.sources import Waiting
+from ka2l_ray.dataflow.runs import Run
+from ka2l_ray.dataflow.runtime import log
+
+
+def play_rounds(run: Run) -> None:
+    """Play every round that can be played; one that waits for people holds up only its own strategy and draw."""
+    planned = planned_rounds(run)
+    for n, a_round in enumerate(planned, 1):
+        if a_round.state == RoundState.DONE or is_held_up(a_round):
+            continue
+        try:
+            record = play(a_round)
+        except Waiting as waiting:
+            where = f"{a_round.strategy} seed {a_round.seed} round {a_round.number}"
+            log.info("round      %d/%d %s: %s", n, len(planned), where, waiting)
+            continue
+        if record:
+            log.info("round      %s", describe(record, n, len(planned)))
+
+
+def play_curve(run: Run, strategy: str, draw: int) -> str:
+    """Every round of one strategy and draw that may be played, in order; returns the last one's figures in words."""
+    own = [r for r in planned_rounds(run) if (r.strategy, r.draw) == (strategy, draw)]
+    for a_round in own:
+        if a_round.state != RoundState.DONE and not is_held_up(a_round):
+            play(a_round)
+    done = [r for r in own if r.state == RoundState.DONE]
+    return describe(done[-1].record(), len(done), len(own)) if done else "stopped before its first round"
+
+
+def is_held_up(a_round: Round) -> bool:
+    """Whether a round cannot be played now: its strategy has stopped, or an earlier round is not done."""
+    return any(r.state != RoundState.DONE for r in a_round.earlier) or stopped(a_round) is not None
+
+
+def stopped(a_round: Round) -> Stop | None:
+    """Why a strategy ended before this round, by `active.stop`; None where it goes on. Earlier rounds are done.
+
+    `random` never stops early: savings are measured against its full budget.
+    """
+    if a_round.strategy == "random":
+        return None
+    stop = a_round.run.config.active.stop
+    accuracies = [
+        base_record(a_round.run, a_round.strategy, a_round.seed)["accuracy"],
+        *(r.record()["accuracy"] for r in a_round.earlier),
+    ]
+    unknown_left = True
+    if stop.p_unknown is not None:
+        bought = {i for r in a_round.earlier for i in r.table("acquired").read(["id"])["id"].to_pylist()}
+        unknown_left = any(
+            (row.p_unknown or 0.0) >= stop.p_unknown and row.id not in bought for row in scored_pool(a_round.run)
+        )
+    return decide(stop, accuracies, unknown_left)
+
+
+def next_rounds(run: Run) -> list[Round]:
+    """The first round of every strategy and draw that is not done and may be played."""
+    return [r for r in planned_rounds(run) if r.state != RoundState.DONE and not is_held_up(r)]
+
+
+def waiting_rounds(run: Run) -> list[Round]:
+    """Rounds whose questions people have to answer."""
+    return [r for r in planned_rounds(run) if r.state == RoundState.WAITING]
+
+
+def planned_rounds(run: Run) -> Sequence[Round]:
+    """Every round of every strategy and draw, in order: the strategies alternate round by round."""
+    active = run.config.active
+    return [Round(run, s, d, n) for n in range(1, active.rounds + 1) for s, d in draws(active)]
+
+
+def describe(record: dict[str, Any], number: int, total: int) -> str:
+    shown = {k: record[k] for k in ("accuracy", "domain_accuracy", "known_accuracy", "replayed_accuracy")}
+    figures = "  ".join(f"{k} {'–' if v is None else f'{v:.3f}'}" for k, v in shown.items())
+    who = f"{record['strategy']} seed {record['seed']} round {record['round']}"
+    return f"{number}/{total} {who}: {record['annotations']} annotations  {figures}"

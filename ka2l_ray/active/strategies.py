@@ -1,0 +1,106 @@
+"""The acquisition strategies: what each one reads, and the policy by which it chooses.
+
+In: a strategy's name. Out: its entry; everything else that differs by strategy (checks, costs, what is sampled or stored) derives from it.
+Refuses to know: tables, Ray, models.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from ka2l_ray.active.acquire import (
+    KCentre,
+    Policy,
+    ProbeTimesDistance,
+    Ranking,
+    at_random,
+    by_entropy,
+    by_likelihood,
+    by_probe,
+    by_quadrant,
+    by_truth,
+)
+from ka2l_ray.config import AcquireSection, ActiveSection, Strategy
+
+
+class Need(StrEnum):
+    """What a strategy reads of the pool."""
+
+    SCORES = "scores"
+    """P(unknown) of every question."""
+    STATES = "states"
+    """The hidden states that the probe reads."""
+    SAMPLES = "samples"
+    """K samples of every question, booked at `acquire.sampling_cost`."""
+    THRESHOLD = "threshold"
+    """γ, from the samples of the probe split."""
+    TRUTH = "truth"
+    """Which facts the model was shown: known on the world alone."""
+
+
+STEPS_FOR = {
+    Need.SCORES: ("collect", "label", "search", "score"),
+    Need.STATES: ("collect", "label", "search", "score"),
+    Need.SAMPLES: ("sample_pool",),
+    Need.THRESHOLD: ("collect", "label"),
+    Need.TRUTH: (),
+}
+"""Steps on the base model that provide what is needed."""
+
+
+@dataclass(frozen=True)
+class StrategySpec:
+    """One strategy: `policy` makes its policy from the section `acquire` and a seed. With `decodes` it has questions generated from the
+    hidden states of its choice, where `decode.enabled`."""
+
+    needs: frozenset[Need]
+    policy: Callable[[AcquireSection, int], Policy]
+    decodes: bool = False
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """Steps on the base model that the strategy cannot choose without. `replay`, which every strategy trains with, is none of them; its
+        two predicted classes come from the probe, whose cost is not booked to `random`: so compute savings are on the careful side."""
+        return tuple(dict.fromkeys(step for need in Need if need in self.needs for step in STEPS_FOR[need]))
+
+
+def _spec(*needs: Need, policy: Callable[[AcquireSection, int], Policy], decodes: bool = False) -> StrategySpec:
+    return StrategySpec(frozenset(needs), policy, decodes)
+
+
+def _by_group(acquire: AcquireSection) -> bool:
+    return acquire.balance == "group"
+
+
+STRATEGIES: dict[Strategy, StrategySpec] = {
+    "ka2l": _spec(Need.SCORES, policy=lambda a, _: Ranking(by_probe, _by_group(a)), decodes=True),
+    "ka2l_diverse": _spec(Need.SCORES, Need.STATES, policy=lambda a, _: ProbeTimesDistance(a.candidates, a.diversity)),
+    "decoded": _spec(Need.SCORES, policy=lambda a, _: Ranking(by_probe, _by_group(a)), decodes=True),
+    "entropy": _spec(Need.SAMPLES, Need.THRESHOLD, policy=lambda a, _: Ranking(by_entropy, _by_group(a))),
+    "likelihood": _spec(Need.SAMPLES, policy=lambda a, _: Ranking(by_likelihood, _by_group(a))),
+    "coreset": _spec(Need.STATES, policy=lambda a, seed: KCentre(a.candidates, seed)),
+    "quadrant": _spec(
+        Need.SAMPLES, Need.THRESHOLD, policy=lambda a, _: Ranking(by_quadrant(a.quadrants), _by_group(a))
+    ),
+    "random": _spec(policy=lambda a, seed: Ranking(at_random(seed), _by_group(a))),
+    "oracle": _spec(Need.TRUTH, policy=lambda a, seed: Ranking(by_truth(seed), _by_group(a))),
+}
+
+
+def policy(strategy: Strategy, acquire: AcquireSection, seed: int) -> Policy:
+    """The policy of a strategy; `decoded` chooses its pool questions as `ka2l` does."""
+    return STRATEGIES[strategy].policy(acquire, seed)
+
+
+def needs(strategy: Strategy, need: Need) -> bool:
+    return need in STRATEGIES[strategy].needs
+
+
+def that_need(need: Need, strategies: Iterable[Strategy]) -> list[Strategy]:
+    """Those of the strategies that need it, in their order."""
+    return [s for s in strategies if needs(s, need)]
+
+
+def draws(active: ActiveSection) -> list[tuple[Strategy, int]]:
+    """Every strategy with the numbers of its independent draws: `random` has `random_draws` of them, the others one."""
+    return [(s, d) for s in active.strategies for d in range(active.random_draws if s == "random" else 1)]

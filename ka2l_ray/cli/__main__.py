@@ -1,0 +1,5 @@
+"""`python -m ka2l_ray.cli`: the `ka2l` command."""
+
+from ka2l_ray.cli.app import main
+
+main()

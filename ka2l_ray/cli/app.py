@@ -1,0 +1,381 @@
+"""`ka2l`: one command for the whole loop, one per stage.
+
+In: a configuration file. Out: a run folder, a table on the terminal, an exit status.
+Refuses to know: how stages work. What the user can mend (`UserError`, a full disk) is one line and exit status 2; any other error is
+internal: one line with its type and place, and exit status 1. `--debug` shows the whole traceback before that line.
+"""
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from ka2l_ray.cli.jobs import goes_along
+from ka2l_ray.cli.terminal import print_comparison, print_plan, print_preview, print_results, print_retried
+from ka2l_ray.cli.words import command_line
+from ka2l_ray.config import Config, ConfigError, load_config
+from ka2l_ray.errors import UserError, internal
+from ka2l_ray.pipeline.table import STEP_NAMES, STEP_TABLE
+
+app = typer.Typer(
+    name="ka2l",
+    help="Find out what a language model does not know, and teach it that and only that, on Ray.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+world_app = typer.Typer(
+    help="The knowledge world: a made-up world and the small model that knows half of it.", no_args_is_help=True
+)
+app.add_typer(world_app, name="world")
+
+ConfigFile = Annotated[Path, typer.Argument(help="The run's YAML file, such as jobs/configs/world.yaml.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Override one field: section.field=value. May be repeated.")
+]
+RetryErrors = Annotated[
+    bool,
+    typer.Option("--retry-errors", help="Do the rows that failed anew, in every stage, and keep the others; then run."),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
+
+INTERNAL, MISTAKE, PAUSED = 1, 2, 3
+"""Exit statuses: of an error that is not the user's, of one that is, and of a run that waits for people."""
+STAGES = {step.name: step.command for step in STEP_TABLE if step.command}
+ROUND_STAGES = {
+    "decode": "Acquire the next round's questions and decode new ones from hidden states.",
+    "finetune": "Take the next round up to its fine-tuned model.",
+    "evaluate": "Finish the next round.",
+}
+
+
+@contextmanager
+def plain_errors(debug: bool) -> Iterator[None]:
+    """Turn an error into one line on stderr and an exit status that says whose it is."""
+    try:
+        yield
+    except Exception as error:
+        if debug:
+            traceback.print_exception(error)
+        if full := _no_space(error):
+            _fail(full, MISTAKE)
+        if isinstance(error, UserError):
+            _fail(str(error), MISTAKE)
+        _fail(internal(error), INTERNAL)
+
+
+def _no_space(error: BaseException) -> str | None:
+    """What to say where a disk is full, whichever process and library met it: they all carry the system's own words."""
+    words = os.strerror(errno.ENOSPC)
+    told = next((line for line in str(error).splitlines() if words in line), None)
+    if told is None:
+        return None
+    return f"run.storage: {words.lower()}, there or where Ray spills: {told.strip()[:300]}. Make room and type the same command again"
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    print(f"ka2l: {message}", file=sys.stderr)  # noqa: T201
+    raise SystemExit(status)
+
+
+def _load(config: Path, overrides: Sequence[str] | None) -> Config:
+    """The configuration with every path as all nodes are to find it: what is relative counts from here."""
+    from ka2l_ray.dataflow.paths import absolute
+
+    return absolute(load_config(config, overrides or ()), Path.cwd(), goes_along())
+
+
+def _held(config: Config) -> Any:
+    """Check, hold the run's folder, compare, write, in this order: everything that can refuse before a cluster is asked for."""
+    from ka2l_ray.dataflow import driver
+    from ka2l_ray.dataflow.runs import Run
+    from ka2l_ray.dataflow.runtime import set_up_logging
+    from ka2l_ray.pipeline import checks
+
+    set_up_logging()
+    checks.check(config)
+    return Run.open(config, checks.pinned, driver.hold)
+
+
+def _connect(config: Config) -> None:
+    """Join or start the cluster, and see that its nodes reach what the run needs."""
+    from ka2l_ray.dataflow.runtime import check_nodes, connect, log
+
+    if goes_along() and Path(config.run.storage).is_relative_to(Path.cwd()):
+        log.warning(
+            "run.storage = %r lies in this job's own working directory: its results go with it", config.run.storage
+        )
+    connect(config)
+    check_nodes(config)
+
+
+def _open(config: Config) -> Any:
+    """The run of a configuration, held, on a cluster that reaches it."""
+    run = _held(config)
+    _connect(run.config)
+    return run
+
+
+@app.command("run")
+def run_command(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            help="Stop after this stage: questions, collect, label, search, score, sample_pool, replay, decode, evaluate."
+        ),
+    ] = None,
+    redo: Annotated[str | None, typer.Option(help="Delete this stage and all after it, then run.")] = None,
+    retry_errors: RetryErrors = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, do nothing.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Run the whole loop; finished stages are skipped, a killed run continues.
+
+    Accuracy, and so saving, is over the pool's facts in another wording on the world, and on files over facts that no pool question asks.
+    """
+    with plain_errors(debug):
+        loaded = _load(config, overrides)
+        # Ray and torch take seconds to import: a mistake in the file is told before
+        from ka2l_ray.active import schedule
+        from ka2l_ray.pipeline import checks, loop, retry
+
+        for name in (until, redo):
+            if name is not None and name not in STEP_NAMES:
+                raise ConfigError(f"no stage {name!r}; stages are {', '.join(STEP_NAMES)}")
+        if dry_run:
+            checks.check_sections(loaded)
+            print_plan(loaded, checks.cluster_resources(loaded))
+            checks.check_decoder_fits(loaded)
+            return
+        run = _open(loaded)
+        if redo:
+            loop.redo(run, redo)
+        if retry_errors:
+            print_retried(retry.retry_errors(run), (run.folder / "base/search/search.json").exists())
+        stop = ("--until", until) if until else ()
+        results = loop.execute(run, until, command_line("ka2l", "run", str(config), *stop, overrides=overrides or ()))
+        print_results(run.folder.path, results)
+        _end_paused(config, overrides, schedule.waiting_rounds(run))
+
+
+def _stage_command(name: str, text: str, act: Callable[[Any, str, str], list[Any]]) -> None:
+    """Add a command that opens a run and does `act(run, name, what was typed)`, which returns the rounds that wait."""
+
+    def command(config: ConfigFile, overrides: Overrides = None, debug: Debug = False) -> None:
+        with plain_errors(debug):
+            typed = command_line("ka2l", name, str(config), overrides=overrides or ())
+            _end_paused(config, overrides, act(_open(_load(config, overrides)), name, typed))
+
+    command.__doc__ = f"{text} Earlier stages run first where they are missing."
+    app.command(name)(command)
+
+
+def _execute_until(run: Any, name: str, typed: str) -> list[Any]:
+    from ka2l_ray.pipeline import loop
+
+    loop.execute(run, name, typed)
+    return []
+
+
+def _advance_to(run: Any, name: str, typed: str) -> list[Any]:
+    from ka2l_ray.pipeline import loop
+
+    return loop.advance(run, name, typed)
+
+
+def _end_paused(config: Path, overrides: Sequence[str] | None, waiting: list[Any]) -> None:
+    """Say what people have to do, and end with status 3: paused, neither done nor failed."""
+    if waiting:
+        go_on = command_line("ka2l", "annotate", str(config), "--import", "FILE", overrides=overrides or ())
+        files = "".join(f"\n  {(r.folder / 'annotations/to_annotate.csv').uri}" for r in waiting)
+        print(  # noqa: T201
+            f"ka2l: paused, {len(waiting)} round(s) wait for answers:{files}\nFill in the column `answer`, then: {go_on}",
+            file=sys.stderr,
+        )
+        raise SystemExit(PAUSED)
+
+
+for _name, _text in STAGES.items():
+    _stage_command(_name, _text, _execute_until)
+for _name, _text in ROUND_STAGES.items():
+    _stage_command(_name, _text, _advance_to)
+
+
+@app.command("annotate")
+def annotate_command(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    import_from: Annotated[
+        list[str] | None,
+        typer.Option("--import", help="CSV or JSONL with the answers to a waiting round's questions. May be repeated."),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Take the next round up to its annotations; with --import, check people's answers and go on with the rounds they belong to."""
+    with plain_errors(debug):
+        from ka2l_ray.active import schedule
+        from ka2l_ray.annotate.file import import_file
+        from ka2l_ray.pipeline import loop
+
+        run = _held(_load(config, overrides))
+        folders = [r.folder / "annotations" for r in schedule.planned_rounds(run)]
+        for file in import_from or ():
+            counts = import_file(file, folders)
+            print(f"{file}: " + ", ".join(f"{name} {n}" for name, n in counts.items()))  # noqa: T201
+        _connect(run.config)
+        given = [part for file in import_from or () for part in ("--import", file)]
+        typed = command_line("ka2l", "annotate", str(config), *given, overrides=overrides or ())
+        _end_paused(config, overrides, loop.advance(run, "annotate", typed))
+
+
+@app.command()
+def compare(
+    config: ConfigFile,
+    strategies: Annotated[
+        str | None, typer.Option(help="Names, separated by commas; those of the file when left out.")
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Seeds, counted up from run.seed: each varies split, samples and training.")
+    ] = 3,
+    parallel: Annotated[
+        int | None, typer.Option(min=1, help="Curves at once; as many as the cluster holds when left out.")
+    ] = None,
+    retry_errors: RetryErrors = False,
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Learning curves of several strategies over several seeds, and what each saves against random choice; a killed one continues.
+
+    Accuracy, and so saving, is over the pool's facts in another wording on the world, and on files over facts that no pool question asks.
+    """
+    with plain_errors(debug):
+        from ka2l_ray.dataflow import driver
+        from ka2l_ray.dataflow.runtime import set_up_logging
+        from ka2l_ray.pipeline import compare as comparing
+
+        set_up_logging()
+        chosen = [f"active.strategies=[{strategies}]"] if strategies else []
+        runs = comparing.open_runs(_load(config, [*(overrides or ()), *chosen]), seeds, driver.hold)
+        if retry_errors:
+            from ka2l_ray.pipeline import retry
+
+            for run in runs:
+                print_retried(retry.retry_errors(run), (run.folder / "base/search/search.json").exists())
+        _connect(runs[0].config)
+        words = ("--seeds", str(seeds), *(("--strategies", strategies) if strategies else ()))
+        typed = command_line("ka2l", "compare", str(config), *words, overrides=overrides or ())
+        folder, summary = comparing.compare(runs, parallel, typed)
+        print_comparison(folder, summary)
+
+
+@app.command()
+def corpus(config: ConfigFile, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Preview a corpus: rows, splits, topics, one prompt, token lengths, what was dropped and why. Nothing is kept, no model is loaded."""
+    with plain_errors(debug):
+        loaded = _load(config, overrides)
+        from ka2l_ray.corpus.preview import preview
+
+        print_preview(preview(loaded))
+
+
+@app.command()
+def doctor(debug: Debug = False) -> None:
+    """What is missing on this machine, and what to type. Exit status 1 where something cannot run."""
+    with plain_errors(debug):
+        from ka2l_ray.cli.doctor import examine
+
+        console, marks = Console(), {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "missing": "[red]missing[/]"}
+        table = RichTable("", "", "found", "what to type", show_lines=False)
+        findings = examine()
+        for f in findings:
+            table.add_row(marks[f.state], f.name, f.says, f.fix)
+        console.print(table)
+        if lacks := [f.name for f in findings if f.state == "missing"]:
+            print(f"ka2l: missing: {', '.join(lacks)}", file=sys.stderr)  # noqa: T201
+            raise SystemExit(1)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[str], typer.Argument(help="A run folder or its URI; several to compare.")],
+    debug: Debug = False,
+) -> None:
+    """Write the report page of a run again from its results; of several runs, a page that compares them, beside the first one's."""
+    with plain_errors(debug):
+        from ka2l_ray.dataflow.runs import Run
+        from ka2l_ray.report.page import write_report
+        from ka2l_ray.report.versus import write_versus
+
+        opened, typed = [Run.existing(run) for run in runs], command_line("ka2l", "report", *runs, overrides=())
+        page = write_versus(opened, typed) if len(opened) > 1 else write_report(opened[0]) / "index.html"
+        print(page.path)  # noqa: T201
+
+
+@app.command()
+def submit(
+    config: ConfigFile,
+    address: Annotated[
+        str, typer.Option(help="Dashboard of the cluster, such as http://127.0.0.1:8265.")
+    ] = "http://127.0.0.1:8265",
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Run the loop as a Ray job on a cluster; follows its log, and resumes when submitted again."""
+    with plain_errors(debug):
+        from ka2l_ray.cli.jobs import submit_and_follow
+
+        load_config(config, overrides or ())
+        raise SystemExit(submit_and_follow(config, overrides or (), address))
+
+
+@world_app.command("build")
+def world_build(
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for `model` and `decoder`; the shipped assets when left out.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, max=8, help="Data-parallel workers of the model's training.")] = 2,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Another world: other names, people, facts and weights. Needs --output.")
+    ] = 0,
+    decoder: Annotated[bool, typer.Option(help="Train the decoder too.")] = True,
+    debug: Debug = False,
+) -> None:
+    """Train the world's language model and question decoder on Ray Train (about 15 minutes on two cores)."""
+    with plain_errors(debug):
+        from ka2l_ray.dataflow.runtime import connect, set_up_logging
+        from ka2l_ray.models.loading import ASSETS
+        from ka2l_ray.world.facts import WorldRecipe
+        from ka2l_ray.world_model.build import build
+        from ka2l_ray.world_model.pretrain import ModelRecipe
+
+        if seed and output is None:
+            raise ConfigError(
+                "--seed: the shipped assets are seed 0; give another world a folder of its own with --output"
+            )
+        set_up_logging()
+        connect(Config())
+        build(
+            (output or ASSETS).absolute(),
+            WorldRecipe(seed=seed),
+            ModelRecipe(seed=seed),
+            workers=workers,
+            with_decoder=decoder,
+        )
+
+
+def main() -> None:
+    """Entry point of the `ka2l` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""What the scripts in `jobs/` run.
+
+In: their command line. Out: the `ka2l` command of that name. Refuses to know: what commands do.
+"""
+
+import argparse
+from pathlib import Path
+
+from ka2l_ray.cli.app import app
+from ka2l_ray.cli.words import set_options
+
+
+def stage_job(stage: str, description: str) -> None:
+    """Main function of the scripts in `jobs/`: `--config FILE [--set a.b=c …]`, then the `ka2l` command of that name."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, type=Path, help="the run's YAML file")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="A.B=C", help="override one field; may be repeated"
+    )
+    arguments = parser.parse_args()
+    app([stage, str(arguments.config), *set_options(arguments.set)])

@@ -1,0 +1,172 @@
+"""Files and folders on any filesystem that pyarrow speaks (local, `s3://`, `gs://`).
+
+In: a path or URI. Out: whole files, written whole or not at all; JSON objects; local copies.
+Refuses to know: Ray, models, what the files mean.
+"""
+
+import json
+import os
+import posixpath
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import pyarrow as pa
+from pyarrow import fs
+
+from ka2l_ray.config import ConfigError
+from ka2l_ray.errors import StageError
+
+URI_CHARACTERS = "/:@%!$&'()*+,;=~[]"
+"""What stands in a URI as it is, letters and digits besides; `%` because quoted names stay quoted. The rest, such as a space, is quoted."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder on a filesystem; `path` is in that filesystem's own terms."""
+
+    filesystem: fs.FileSystem
+    path: str
+    query: str = ""
+    """Options of the URI it came from, such as `endpoint_override=…`; they hold no keys (`run.storage` refuses those)."""
+
+    @classmethod
+    def of(cls, uri: str) -> "Folder":
+        """Open a local path or URI. Raises `ConfigError` where the scheme is not supported."""
+        if "://" not in uri:
+            return cls(fs.LocalFileSystem(), str(Path(uri).absolute()))
+        address, mark, options = uri.partition("?")
+        try:
+            filesystem, path = fs.FileSystem.from_uri(f"{quote(address, safe=URI_CHARACTERS)}{mark}{options}")
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ConfigError(f"{uri!r}: {error}") from error
+        return cls(filesystem, path, urlsplit(uri).query)
+
+    def __truediv__(self, name: str) -> "Folder":
+        return Folder(self.filesystem, posixpath.join(self.path, name), self.query)
+
+    @property
+    def uri(self) -> str:
+        """What `Folder.of` opens again: a local path, or scheme, path and options of a remote filesystem."""
+        if self.is_local:
+            return self.path
+        return f"{self.filesystem.type_name}://{quote(self.path)}" + (f"?{self.query}" if self.query else "")
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    def exists(self) -> bool:
+        return self.filesystem.get_file_info(self.path).type != fs.FileType.NotFound
+
+    def make(self) -> "Folder":
+        self.filesystem.create_dir(self.path, recursive=True)
+        return self
+
+    def delete(self) -> None:
+        """Remove the folder or file with all it holds; nothing happens where there is none."""
+        kind = self.filesystem.get_file_info(self.path).type
+        if kind == fs.FileType.Directory:
+            self.filesystem.delete_dir(self.path)
+        elif kind == fs.FileType.File:
+            self.filesystem.delete_file(self.path)
+
+    def delete_if_empty(self) -> None:
+        """Remove the folder unless something is in it, or it is not there."""
+        if self.is_local:
+            with suppress(
+                OSError
+            ):  # the system itself refuses one that is not empty, also where another process has just filled it
+                Path(self.path).rmdir()
+        elif not self.names(files_only=False):
+            self.delete()
+
+    def names(self, files_only: bool = True) -> list[str]:
+        """Names of what is directly inside, sorted; nothing where the folder is not there."""
+        found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        return sorted(f.base_name for f in found if f.type == fs.FileType.File or not files_only)
+
+    def read_bytes(self) -> bytes:
+        with self.filesystem.open_input_stream(self.path) as stream:
+            return stream.read()
+
+    def write_bytes(self, data: bytes) -> None:
+        """Write whole or not at all: to a side file, then moved into place."""
+        parent = posixpath.dirname(self.path)
+        self.filesystem.create_dir(parent, recursive=True)
+        side = f"{self.path}.{uuid.uuid4().hex[:8]}.part"
+        with self.filesystem.open_output_stream(side) as stream:
+            stream.write(data)
+        self.filesystem.move(side, self.path)
+
+    def write_new(self, data: bytes) -> bool:
+        """Write whole unless there is such a file; returns whether it was written. Of several processes at the same moment one does it on a
+        local disk; in object storage, and on disks without hard links, all of them may."""
+        if self.exists():
+            return False
+        if not self.is_local:
+            self.write_bytes(data)
+            return True
+        side = self.path + f".{uuid.uuid4().hex[:8]}.part"
+        Folder(self.filesystem, side).write_bytes(data)
+        try:
+            os.link(side, self.path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without hard links
+            self.write_bytes(data)
+        finally:
+            Path(side).unlink()
+        return True
+
+    def read_json(self) -> Any:
+        """Raises `StageError` for a file that is not there, or is no whole JSON, such as one that another program cut short."""
+        try:
+            return json.loads(self.read_bytes())
+        except FileNotFoundError as error:
+            raise StageError(
+                f"{self.path}: is gone. Write it anew with `ka2l run CONFIG --redo` and the stage that makes it"
+            ) from error
+        except (ValueError, RecursionError) as error:
+            raise StageError(f"{self.path}: is no whole JSON ({error}). Delete it and run again") from error
+
+    def read_json_or_empty(self) -> dict[str, Any]:
+        """The object in the file; empty where there is no file."""
+        found = self.read_json() if self.exists() else {}
+        if not isinstance(found, dict):
+            raise StageError(
+                f"{self.path}: must hold a JSON object, not {type(found).__name__}. Delete it, and run again"
+            )
+        return found
+
+    def write_json(self, value: Any) -> None:
+        self.write_bytes(as_json(value))
+
+    @contextmanager
+    def local(self) -> Iterator[str]:
+        """A local path with this folder's content: the folder itself where it is local, else a copy that goes afterwards."""
+        if self.is_local:
+            yield self.path
+            return
+        with tempfile.TemporaryDirectory(prefix="ka2l-") as scratch:
+            fs.copy_files(
+                self.path, scratch, source_filesystem=self.filesystem, destination_filesystem=fs.LocalFileSystem()
+            )
+            yield scratch
+
+    def upload(self, local: Path) -> None:
+        """Copy a local folder's content here."""
+        self.make()
+        fs.copy_files(
+            str(local), self.path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=self.filesystem
+        )
+
+
+def as_json(value: Any) -> bytes:
+    """As every JSON file of a run is written."""
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()

@@ -1,0 +1,86 @@
+"""The prompts of a run, resolved with its tokenizer and solved examples, and questions as prompts where a shard is read.
+
+In: a run, or a `ModelSection` and a `PromptSection`. Out: resolved prompts; `PROMPT_COLUMNS`; padded batches.
+Refuses to know: answers, Ray.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
+
+from ka2l_ray import schema
+from ka2l_ray.config import ModelSection, PromptSection
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.runs import Run
+from ka2l_ray.models.activations import Encoded, pad
+from ka2l_ray.models.loading import load_tokenizer
+from ka2l_ray.text.prompts import PROMPT_COLUMNS, Prompter, Shot, resolve
+from ka2l_ray.text.tokens import pad_id
+
+
+def corpus_prompt(run: Run) -> PromptSection:
+    """The prompt that states and samples are read under, resolved. The `questions` table must be there for solved examples."""
+    return _of(run, run.config.corpus.prompt)
+
+
+def finetune_prompt(run: Run) -> PromptSection:
+    """The prompt that the model is trained and evaluated on, resolved."""
+    return _of(run, run.config.finetune.prompt)
+
+
+def _of(run: Run, prompt: PromptSection) -> PromptSection:
+    return resolved(
+        prompt, run.table("questions"), load_tokenizer(run.config.model) if prompt.style == "chat" else None
+    )
+
+
+def resolved(prompt: PromptSection, questions: Table, tokenizer: PreTrainedTokenizerBase | None) -> PromptSection:
+    """A prompt with the solved examples that a `questions` table holds."""
+    shots: list[Shot] = []
+    if prompt.solved:
+        rows = questions.read(["id", "question", "answers"], part=schema.SHOTS).sort_by("id").to_pylist()
+        shots = [(r["question"], r["answers"][0]) for r in rows]
+    return resolve(prompt, shots, tokenizer)
+
+
+@dataclass(frozen=True)
+class Tokenize:
+    """Questions → `PROMPT_COLUMNS`, where a shard is read, so that a GPU waits for no tokenizer. The tokenizer is loaded once a process."""
+
+    model: ModelSection
+    prompt: PromptSection
+    columns: ClassVar[pa.Schema] = PROMPT_COLUMNS
+
+    def load(self) -> Prompter:
+        return _prompter(self)
+
+    def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
+        prompts = self.load()(batch["question"].to_pylist())
+        return {
+            "prompt_ids": [p.ids for p in prompts],
+            "own_start": [p.own_start for p in prompts],
+            "own_end": [p.own_end for p in prompts],
+        }
+
+    def add(self, batch: pa.Table) -> pa.Table:
+        """The batch with the columns."""
+        for name, values in self(batch).items():
+            batch = batch.append_column(self.columns.field(name), pa.array(values, self.columns.field(name).type))
+        return batch
+
+
+@lru_cache(maxsize=4)
+def _prompter(tokenize: Tokenize) -> Prompter:
+    return Prompter(load_tokenizer(tokenize.model), tokenize.prompt)
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, prompt: PromptSection, questions: Sequence[str]) -> Encoded:
+    """Left-padded ids, mask and own-token marks (B, T). Raises `ValueError` for a question that yields no token of its own."""
+    prompts = Prompter(tokenizer, prompt)(questions)
+    for one in prompts:
+        one.check()
+    return pad(prompts, pad_id(tokenizer))

@@ -1,0 +1,156 @@
+"""`ka2l compare`: strategies × seeds, each curve a Ray task, as many at once as the cluster holds.
+
+In: a configuration and a number of seeds. Out: one ordinary run folder per seed in `STORAGE/NAME-compare/`, `compare.json`, `index.html`.
+Base stages are shared by all strategies of a seed. Everything skips what is done, so a killed comparison goes on at the training it
+was in; a task whose node dies is started again by Ray and does the same. A chat endpoint is asked with the driver's key, its limits are
+shared out among the curves, and all seeds share its replies, so that no question is paid for twice. Refuses to know: how a round works,
+how savings are computed.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import ray
+from pydantic import SecretStr
+
+from ka2l_ray.active import schedule
+from ka2l_ray.active.comparison import compare_strategies
+from ka2l_ray.active.round import RoundState
+from ka2l_ray.annotate.endpoint import share
+from ka2l_ray.annotate.sources import source_of
+from ka2l_ray.annotate.stage import CACHE, key_of, share_claims
+from ka2l_ray.config import Config, ConfigError
+from ka2l_ray.dataflow.runs import Hold, Run, held_by_nobody, storage_of
+from ka2l_ray.dataflow.runtime import connect, curves_at_once, end, fetch, log, set_up_logging, telling
+from ka2l_ray.errors import StageError, UserError
+from ka2l_ray.pipeline.checks import check, pinned
+from ka2l_ray.pipeline.loop import publish, run_steps
+from ka2l_ray.report.comparison import render
+
+NODE_RETRIES = 3
+INTERRUPTED = 130
+"""Exit status of a curve's process that was cancelled."""
+
+
+def open_runs(config: Config, seeds: int, hold: Hold = held_by_nobody) -> list[Run]:
+    """One run folder per seed, all held before any is written. Raises `ConfigError` before any work where a comparison cannot be made."""
+    if "random" not in config.active.strategies:
+        raise ConfigError("active.strategies: a comparison needs `random`, against which savings are measured")
+    if config.annotate.source == "file":
+        raise ConfigError(
+            "annotate.source = file: a comparison cannot wait for people; use world, reference or endpoint"
+        )
+    check(config)
+    folder = storage_of(config) / f"{config.run.name}-compare"
+    storage, endpoint = folder.uri, config.annotate.endpoint
+    if endpoint.replies is None:
+        endpoint = endpoint.model_copy(update={"replies": (folder / CACHE).uri})
+        config = config.model_copy(update={"annotate": config.annotate.model_copy(update={"endpoint": endpoint})})
+    sections = [
+        config.run.model_copy(update={"storage": storage, "name": f"seed_{seed}", "seed": seed})
+        for seed in range(config.run.seed, config.run.seed + seeds)
+    ]
+    return Run.open_all([config.model_copy(update={"run": section}) for section in sections], pinned, hold)
+
+
+def compare(runs: Sequence[Run], parallel: int | None, command: str) -> tuple[str, dict[str, Any]]:
+    """Finish every run's base stages and curves, then write the comparison; returns its folder and `compare.json`."""
+    key = key_of(runs[0].config.annotate.endpoint) if source_of(runs[0].config) == "endpoint" else None
+    for n, run in enumerate(runs, 1):
+        log.info("compare    base stages of seed %d (%d/%d)", run.config.run.seed, n, len(runs))
+        run_steps(run, "evaluate")
+    curves = [
+        (run, strategy, draw)
+        for run in runs
+        for strategy, draw in dict.fromkeys((r.strategy, r.draw) for r in schedule.planned_rounds(run))
+    ]
+    at_once = parallel or curves_at_once(runs[0].config)
+    log.info("compare    %d curves, %d at once", len(curves), at_once)
+    unfinished, _claims = [c for c in curves if not _finished(*c)], share_claims()
+    among = min(at_once, len(unfinished))
+    calls = {
+        f"{name} draw {draw} of seed {r.config.run.seed}": (_sharing(r, among), name, draw, key)
+        for r, name, draw in unfinished
+    }
+    with telling("compare", lambda: _progress(runs)):
+        play_side_by_side(_play_curve, calls, at_once)
+    results = [publish(run, command) for run in runs]
+    folder = storage_of(runs[0].config)
+    summary = {"command": command, "seeds": [r.config.run.seed for r in runs]} | compare_strategies(results)
+    (folder / "compare.json").write_json(summary)
+    (folder / "index.html").write_bytes(render(runs[0].config.report.title, summary).encode())
+    return folder.uri, summary
+
+
+def _finished(run: Run, strategy: str, draw: int) -> bool:
+    own = [r for r in schedule.planned_rounds(run) if (r.strategy, r.draw) == (strategy, draw)]
+    return all(r.state == RoundState.DONE for r in own)
+
+
+def _progress(runs: Sequence[Run]) -> str:
+    states = [r.state for run in runs for r in schedule.planned_rounds(run)]
+    return f"{sum(s == RoundState.DONE for s in states)} of {len(states)} rounds done"
+
+
+def play_side_by_side(play: Callable[..., str], calls: Mapping[str, tuple[Any, ...]], at_once: int) -> None:
+    """Each call as a Ray task under its name, never more than `at_once`.
+
+    The first that fails ends all: those under way are cancelled and have ended before its error is raised, with their names; those that
+    wait never start. Raises `StageError` where the user can mend it, else what was raised.
+    """
+    task = ray.remote(num_cpus=0, max_retries=NODE_RETRIES)(_with_its_process)
+    waiting, running = list(calls.items()), {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                name, arguments = waiting.pop(0)
+                running[task.remote(play, *arguments)] = name
+            (done,), _ = ray.wait(list(running))
+            name = running.pop(done)
+            log.info("compare    %s: %s", name, _outcome(name, done, list(running.values())))
+    finally:
+        end(running)
+
+
+def _with_its_process(play: Callable[..., str], *arguments: Any) -> str:
+    """A curve that ends its process where it is cancelled: Ray Data lets blocks under way go on, which train and pay. What a process
+    started ends with it."""
+    try:
+        return play(*arguments)
+    except KeyboardInterrupt:
+        os._exit(INTERRUPTED)
+
+
+def _sharing(run: Run, among: int) -> Run:
+    """The run with its share of the endpoint's limits, which change no result."""
+    annotate = run.config.annotate
+    own = annotate.model_copy(update={"endpoint": share(annotate.endpoint, among)})
+    return replace(run, config=run.config.model_copy(update={"annotate": own}))
+
+
+def _outcome(name: str, done: "ray.ObjectRef[str]", others: Sequence[str]) -> str:
+    """What a curve says at its end. An error of it names it and the `others`: as the user's to mend where it is, else by a note."""
+    cancelled = f"; cancelled with it: {', '.join(others)}" if others else ""
+    try:
+        return fetch(done)
+    except UserError as error:
+        raise StageError(f"{name}: {error}{cancelled}") from error
+    except Exception as error:
+        error.add_note(f"from {name}{cancelled}")
+        raise
+
+
+def _play_curve(run: Run, strategy: str, draw: int, key: SecretStr | None) -> str:
+    """All rounds of one strategy and draw, in a process of its own: it is a driver of Ray Data pipelines and Ray Train runs.
+
+    The key travels as a masked argument, for a `runtime_env` is shown; this process' environment may hold none, or another one.
+    """
+    set_up_logging()
+    connect(run.config)
+    variable = run.config.annotate.endpoint.key_variable
+    os.environ.pop(variable, None)
+    if key is not None:
+        os.environ[variable] = key.get_secret_value()
+    return schedule.play_curve(run, strategy, draw)

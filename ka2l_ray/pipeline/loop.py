@@ -1,0 +1,90 @@
+"""The loop over a run's steps: what is done is skipped, what is left is done, results and report are written.
+
+In: a `Run`. Out: its tables, records, `results.json` and the report. Refuses to know: what a step does.
+"""
+
+from contextlib import nullcontext
+from typing import Any
+
+from ka2l_ray.active.round import Round, RoundState
+from ka2l_ray.active.rounds import play
+from ka2l_ray.active.schedule import next_rounds, waiting_rounds
+from ka2l_ray.annotate.sources import Waiting
+from ka2l_ray.dataflow.runs import Run
+from ka2l_ray.dataflow.runtime import log, stage_line
+from ka2l_ray.pipeline.results import gather
+from ka2l_ray.pipeline.steps import DOES
+from ka2l_ray.pipeline.table import STEP_NAMES, from_on, up_to
+from ka2l_ray.report.page import write_report
+
+RESULTS, REDO = "results.json", "redo.json"
+ROUND_COMMANDS = {
+    "decode": RoundState.ACQUIRE,
+    "annotate": RoundState.ANNOTATE,
+    "finetune": RoundState.FINETUNE,
+    "evaluate": RoundState.EVALUATE,
+}
+"""Up to which state a round command takes the next round."""
+
+
+def execute(run: Run, until: str | None, command: str) -> dict[str, Any]:
+    """Run the steps up to `until`, write results.json and the report; returns the results."""
+    run_steps(run, until)
+    return publish(run, command)
+
+
+def run_steps(run: Run, until: str | None) -> None:
+    """Run every step up to and with `until`, all where it is None.
+
+    Also a step that is done is called: it returns at once, unless files of its tables are gone or failed rows are to be done again.
+    """
+    if unfinished := (run.folder / REDO).read_json_or_empty():
+        redo(run, unfinished["from"])
+    records = run.records
+    for step in up_to(until):
+        done_before = records.is_done(step.name)
+        with stage_line(step.name, "done before" if done_before else step.says):
+            with nullcontext() if done_before or step.name == "rounds" else records.timed(step.name):
+                counts = DOES[step.name](run)
+            if counts is not None:
+                rows = {"in": counts.get("rows_in", counts["rows"]), "out": counts["rows"]}
+                records.finish(step.name, rows | {"errors": counts.get("errors", 0)}, counts.get("result"))
+
+
+def publish(run: Run, command: str) -> dict[str, Any]:
+    """Write results.json and the report from what is done so far; returns the results. `command` is what the user typed."""
+    results = gather(run, command)
+    (run.folder / RESULTS).write_json(results)
+    write_report(run)
+    return results
+
+
+def advance(run: Run, name: str, command: str) -> list[Round]:
+    """Finish the base stages, take every strategy's next round up to what the round command `name` names, publish.
+
+    Returns the rounds that wait for people.
+    """
+    run_steps(run, "evaluate")
+    for a_round in next_rounds(run):
+        log.info("%-10s %s seed %d round %d", name, a_round.strategy, a_round.seed, a_round.number)
+        try:
+            play(a_round, ROUND_COMMANDS[name])
+        except Waiting as waiting:
+            log.info("%-10s %s", name, waiting)
+    publish(run, command)
+    return waiting_rounds(run)
+
+
+def redo(run: Run, name: str) -> None:
+    """Delete the output of a step and of all that follow it. If killed half-way, it is finished before any step runs: otherwise results of
+    later steps would stand on new inputs, and object storage, where files go one by one, would show a table whose files are gone."""
+    note = run.folder / REDO
+    first = min([name, *note.read_json_or_empty().values()], key=STEP_NAMES.index)
+    note.write_json({"from": first})
+    steps = from_on(first)
+    for step in steps:
+        for folder in step.folders:
+            (run.folder / folder).delete()
+    run.records.forget({step.name for step in steps})
+    (run.folder / RESULTS).delete()
+    note.delete()

@@ -1,0 +1,59 @@
+"""`--retry-errors`: failed rows are done again, the others stay.
+
+In: a `Run`. Out: how many rows the next run does again, by table. Refuses to know: how a stage works.
+"""
+
+from collections.abc import Callable
+
+from ka2l_ray.active.round import Round, RoundState
+from ka2l_ray.active.schedule import planned_rounds
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.runs import Run
+from ka2l_ray.dataflow.stage import failed_rows, reopen_errors
+from ka2l_ray.pipeline.table import BY_ROW
+
+Reopen = Callable[[], object]
+"""What must be done before a table's rows are done again: records of what was computed from the table are reopened."""
+EVALUATIONS = ("evaluation", "evaluation/corpus_prompt")
+
+
+def _nothing() -> None:
+    """Nothing was computed from the table that is computed again."""
+
+
+def retry_errors(run: Run) -> dict[str, int]:
+    """Have the next run of the steps do failed rows again and keep the others; returns how many by table, the tables without any left out.
+
+    Rows are corrected where they stand; what was computed from a whole table before (γ, the probe, what rounds bought and trained on) stays
+    as it is, except for the figures of a round whose evaluation is corrected.
+    """
+    tables: dict[str, tuple[Table, Reopen]] = {name: (run.base(name), _nothing) for name in BY_ROW}
+    tables["reconstruction"] = run.base("reconstruction"), lambda: run.records.reopen("decode")
+    if not run.base("activations").folder.exists():  # once sampling began, what γ was taken from stays
+        tables["pilot"] = run.base("pilot"), _nothing
+    for a_round in planned_rounds(run):
+        where = f"{a_round.strategy} seed {a_round.seed} round {a_round.number}"
+        tables |= {f"{where}: {name}": found for name, found in _of_a_round(a_round).items()}
+    return {name: n for name, (table, reopen) in tables.items() if (n := _again(table, reopen))}
+
+
+def _of_a_round(a_round: Round) -> dict[str, tuple[Table, Reopen]]:
+    """Tables that a round makes row by row, and how what is computed from each is reopened; those of decoding and of a new probe only while
+    they are not done, because the next round has used them."""
+    found: dict[str, tuple[Table, Reopen]] = {
+        name: (a_round.table(name), lambda: a_round.records.reopen(RoundState.EVALUATE)) for name in EVALUATIONS
+    }
+    if not a_round.table("decoded").is_done:
+        found["decoded"] = a_round.table("decoded/written"), _nothing
+    if (probed := a_round.folder / "reprobe").exists() and not a_round.records.is_done("reprobe"):
+        found |= {f"reprobe {name}": (Table(probed / "base" / name), _nothing) for name in BY_ROW}
+    return found
+
+
+def _again(table: Table, reopen: Reopen) -> int:
+    """Have a table's failed rows done again. Records are reopened first, so that a kill leaves no figure that stands on other rows."""
+    count = failed_rows(table)
+    if count:
+        reopen()
+        reopen_errors(table)
+    return count

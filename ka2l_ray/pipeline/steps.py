@@ -1,0 +1,67 @@
+"""What each step of the table does.
+
+In: a `Run`. Out: its tables, and how many rows went in, came out and failed. Refuses to know: which steps are done, results.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ka2l_ray.active.outcome import evaluate_base
+from ka2l_ray.active.rounds import sample_candidates
+from ka2l_ray.active.schedule import play_rounds
+from ka2l_ray.active.strategies import Need, that_need
+from ka2l_ray.collect.stage import collect, sample_pool
+from ka2l_ray.corpus.stage import questions
+from ka2l_ray.dataflow.runs import Run
+from ka2l_ray.decode.stage import check_decoder
+from ka2l_ray.label.stage import gamma, label, label_pool
+from ka2l_ray.probe.search import search
+from ka2l_ray.probe.stage import score
+
+Counts = Mapping[str, Any]
+"""`rows_in`, `rows` and `errors`: a table's manifest, or the like."""
+NOTHING: Counts = {"rows_in": 0, "rows": 0, "errors": 0}
+
+
+def _search(run: Run) -> Counts:
+    search(run, gamma(run))
+    rows = run.base("knowledge").rows
+    return {"rows_in": rows, "rows": rows, "errors": 0}
+
+
+def _score(run: Run) -> Counts:
+    return score(run, with_state=bool(that_need(Need.STATES, run.config.active.strategies)))
+
+
+def _sample_pool(run: Run) -> Counts:
+    if not that_need(Need.SAMPLES, run.config.active.strategies):
+        return NOTHING
+    sample_pool(run)
+    return label_pool(run, gamma(run))
+
+
+def _decode(run: Run) -> Counts:
+    """Reconstruction metrics are the step's result."""
+    if not run.config.decode.enabled:
+        return NOTHING
+    metrics = run.records.result("decode") or check_decoder(run)
+    return run.base("reconstruction").manifest() | {"result": metrics}
+
+
+def _rounds(run: Run) -> None:
+    play_rounds(run)
+
+
+DOES: dict[str, Callable[[Run], Counts | None]] = {
+    "questions": questions,
+    "collect": collect,
+    "label": label,
+    "search": _search,
+    "score": _score,
+    "sample_pool": _sample_pool,
+    "replay": sample_candidates,
+    "decode": _decode,
+    "evaluate": evaluate_base,
+    "rounds": _rounds,
+}
+"""By name. `rounds` counts no rows and is never done by itself: each round keeps its own records."""

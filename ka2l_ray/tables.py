@@ -1,0 +1,45 @@
+"""Arrow columns from and to NumPy arrays, and the `error` column.
+
+In: states (B, D), failed rows. Out: columns. Refuses to know: models, files, Ray.
+"""
+
+from collections.abc import Container, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+HALF_MAX = float(np.finfo(np.float16).max)
+
+
+def error_column(failed: Mapping[int, Exception], rows: int) -> dict[str, list[str | None]]:
+    """The `error` column of an actor's rows, where any failed."""
+    return (
+        {"error": [f"{type(e).__name__}: {e}" if (e := failed.get(i)) else None for i in range(rows)]} if failed else {}
+    )
+
+
+def not_finite(states: Mapping[Any, np.ndarray]) -> dict[int, Exception]:
+    """An error for each row whose state holds NaN or infinity, at any of the layers."""
+    rows = {int(i) for values in states.values() for i in np.flatnonzero(~np.isfinite(values).all(1))}
+    return {i: ValueError("hidden state holds NaN or infinity") for i in sorted(rows)}
+
+
+def fixed_size(states: np.ndarray, failed: Container[int] = ()) -> pa.FixedSizeListArray:
+    """States (B, D) as a fixed-size list column with nulls in the failed rows: float16 where every value fits, else float32."""
+    lost = np.array([i in failed for i in range(len(states))], bool)
+    values = np.where(lost[:, None], 0.0, states).astype(np.float32)
+    if np.abs(values).max(initial=0.0) <= HALF_MAX:
+        values = values.astype(np.float16)
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), states.shape[1], mask=pa.array(lost))
+
+
+def matrix(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """A fixed-size list column without nulls back to a float32 array (B, D)."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), -1).astype(np.float32)
+
+
+def unseen_targets(truth: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """1 for unseen facts, 0 for known ones, -1 for what no AUROC against the truth compares (N,)."""
+    return np.array([{"unseen": 1, "known": 0}.get(t, -1) for t in truth.to_pylist()])

@@ -1,0 +1,63 @@
+"""Which of a few texts are alike to any of very many others, which stream by.
+
+In: normalised texts. Out: a mask. Refuses to know: files, splits, why it matters.
+The likeness and its threshold are those of `duplicates`. The few are indexed and the many looked up, a batch at a time: memory is that of
+the few and of a batch, and time that of signing the many, one to two minutes for a million.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from ka2l_ray.text.duplicates import BAND, PERMUTATIONS, are_alike, least_agreement, ngrams, signatures
+
+PAIRS = 2**16
+"""Pairs of signatures that are compared at once: 4 MiB of each side."""
+
+
+def alike_to_any(texts: Sequence[str], others: Iterable[Sequence[str]], threshold: float) -> np.ndarray:
+    """Which of N texts are at least this alike to any of `others`, batches of normalised texts (N,) bool."""
+    found = np.zeros(len(texts), bool)
+    signed, pieces = signatures(texts), [ngrams(text) for text in texts]
+    index = [_sorted(band) for band in _bands(signed)]
+    for batch in others:
+        against = signatures(batch)
+        for row, other in _candidates(index, signed, against, ~found, least_agreement(threshold)):
+            if not found[row] and are_alike(pieces[row], ngrams(batch[other]), threshold):
+                found[row] = True
+    return found
+
+
+def _bands(signed: np.ndarray) -> list[np.ndarray]:
+    """A number per band and row that rows with an equal band share, (N,) each: 64 bits of a polynomial in the band's values."""
+    factors = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], np.uint64)
+    wide = signed.astype(np.uint64).reshape(len(signed), PERMUTATIONS // BAND, BAND)
+    return list(np.ascontiguousarray((wide * factors[:BAND]).sum(2, dtype=np.uint64).T))
+
+
+def _sorted(band: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    order = np.argsort(band, kind="stable")
+    return band[order], order
+
+
+def _candidates(
+    index: Sequence[tuple[np.ndarray, np.ndarray]],
+    signed: np.ndarray,
+    against: np.ndarray,
+    wanted: np.ndarray,
+    least: float,
+) -> Iterable[tuple[int, int]]:
+    """Pairs (text, other) that share a band and agree in at least this much of their signatures; some more than once."""
+    for (keys, order), band in zip(index, _bands(against), strict=True):
+        first, end = np.searchsorted(keys, band, "left"), np.searchsorted(keys, band, "right")
+        hit = np.flatnonzero(end > first)
+        other = np.repeat(hit, (end - first)[hit])
+        place = np.arange(len(other)) - np.repeat(
+            np.cumsum((end - first)[hit]) - (end - first)[hit], (end - first)[hit]
+        )
+        row = order[first[other] + place]
+        row, other = row[wanted[row]], other[wanted[row]]
+        for start in range(0, len(row), PAIRS):
+            rows, others = row[start : start + PAIRS], other[start : start + PAIRS]
+            near = (signed[rows] == against[others]).mean(1) >= least
+            yield from zip(rows[near].tolist(), others[near].tolist(), strict=True)

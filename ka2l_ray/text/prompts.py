@@ -1,0 +1,117 @@
+"""A question becomes a prompt: token ids that know which of them are the question's own, and which begin every prompt alike.
+
+In: a `PromptSection`, solved examples, a fast tokenizer, questions. Out: the section as one template; a `Prompt` per question, the tokens
+that all prompts share.
+Refuses to know: models, answers, Ray.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
+
+from ka2l_ray.config import ConfigError, PromptSection
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt's token ids; the question's own tokens are [`own_start`, `own_end`)."""
+
+    ids: tuple[int, ...]
+    own_start: int
+    own_end: int
+
+    def check(self) -> None:
+        """Raises `ValueError` for a prompt whose question has no token of its own."""
+        if self.own_start == self.own_end:
+            raise ValueError("empty question: it has no token of its own in the prompt")
+
+
+UNLIKE = ("What", "who", "(a)", "7", "É", "-", '"')
+"""Beginnings of questions that share no first character, so what their prompts share is not the question's."""
+
+
+Shot = tuple[str, str]
+"""A solved example: question, answer."""
+
+
+def resolve(
+    prompt: PromptSection, shots: Sequence[Shot], tokenizer: PreTrainedTokenizerBase | None = None
+) -> PromptSection:
+    """The same prompt as a `bare` one: a single template with everything in it that does not change from question to question.
+
+    `chat` needs the tokenizer. Raises `ConfigError` where it has no chat template, or where that changes the question's text.
+    """
+    solved = shots[: prompt.solved]
+    if prompt.style == "bare":
+        return prompt
+    if prompt.style == "fewshot":
+        examples = "".join(f"{render(prompt, q)} {a}\n\n" for q, a in solved)
+        return _bare(prompt, f"{prompt.instruction}\n\n{examples}{prompt.template}", True)
+    if tokenizer is None or tokenizer.chat_template is None:
+        raise ConfigError("prompt.style = chat: the model's tokenizer has no chat template; use fewshot or bare")
+    turns = []
+    for question, answer in [*solved, ("{question}", "")]:
+        turns += [
+            {"role": "user", "content": f"{prompt.instruction}\n\n{question}"},
+            {"role": "assistant", "content": answer},
+        ]
+    text = tokenizer.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    return _bare(prompt, str(text), False)
+
+
+def _bare(prompt: PromptSection, template: str, special_tokens: bool) -> PromptSection:
+    try:
+        return PromptSection(template=template, stop=prompt.stop, special_tokens=special_tokens)
+    except ValueError as error:
+        raise ConfigError(
+            f"corpus.prompt.style = {prompt.style}: the whole prompt must hold {{question}} exactly once: {template!r}"
+        ) from error
+
+
+def render(prompt: PromptSection, question: str) -> str:
+    """The prompt of one question."""
+    return prompt.template.replace("{question}", question)
+
+
+class Prompter:
+    """A prompt section with its tokenizer. `shared` are the first tokens of every prompt, as far as they do not depend on the question:
+    instruction and solved examples. A question that merges with the text before it may still begin otherwise."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: PromptSection) -> None:
+        self._tokenizer, self._prompt = tokenizer, prompt
+        rows = [p.ids for p in self(UNLIKE)]
+        alike = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))
+        self.shared = tuple(column[0] for column in alike)
+
+    def __call__(self, questions: Sequence[str]) -> list[Prompt]:
+        """One `Prompt` per question; a blank question has no token of its own."""
+        batch = self._tokenizer(
+            [render(self._prompt, q) for q in questions],
+            return_offsets_mapping=True,
+            add_special_tokens=self._prompt.special_tokens,
+            verbose=False,
+        )
+        start = self._prompt.template.index("{question}")
+        return [
+            Prompt(tuple(ids), *_own(offsets, start, start + len(q.rstrip())))
+            for q, ids, offsets in zip(questions, batch["input_ids"], batch["offset_mapping"], strict=True)
+        ]
+
+
+def _own(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
+    """The tokens [first, after the last) that hold characters of text[start:end]; (0, 0) where none does."""
+    own = [n for n, (left, right) in enumerate(offsets) if right > start and left < end and right > left]
+    return (own[0], own[-1] + 1) if own else (0, 0)
+
+
+PROMPT_COLUMNS = pa.schema([("prompt_ids", pa.list_(pa.int32())), ("own_start", pa.int32()), ("own_end", pa.int32())])
+"""A `Prompt` as columns."""
+
+
+def prompts_of(batch: pa.Table) -> list[Prompt]:
+    """The prompts in a batch with `PROMPT_COLUMNS`."""
+    columns = (batch[name].to_pylist() for name in PROMPT_COLUMNS.names)
+    return [Prompt(tuple(ids), start, end) for ids, start, end in zip(*columns, strict=True)]

@@ -16,7 +16,7 @@ from ka2l_ray.text.grading import is_correct, normalize
 
 
 def replay_counts(replay: ReplaySection, budget: int) -> tuple[int, int]:
-    """Numbers of questions to replay in each round: (predicted known, predicted unknown). `budget` is the whole run's."""
+    """Numbers of questions to replay in each round: (predicted known, predicted unknown); `budget` is the run's."""
     count = round(replay.ratio * budget)
     unknown = round(count * replay.unknown_share)
     return count - unknown, unknown

@@ -80,7 +80,7 @@ def own_run(a_round: Round) -> Run:
 
 
 def scoring_run(a_round: Round) -> Run:
-    """The run whose scores a round ranks by: that of the round before if its own probe is used, else the base model's."""
+    """The run whose scores a round ranks by: that of the round before if its probe is used, else the base model's."""
     if a_round.number == 1 or not a_round.run.config.active.reprobe:
         return a_round.run
     before = a_round.earlier[-1]

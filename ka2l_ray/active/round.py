@@ -51,7 +51,7 @@ class Round:
 
     @property
     def budget(self) -> int:
-        """Annotations of this round: equal parts of the budget, the first rounds one more if it does not divide evenly."""
+        """Annotations of this round: equal parts of the budget, the first rounds one more if a rest remains."""
         total, rounds = self.run.config.active.budget, self.run.config.active.rounds
         return total // rounds + (self.number <= total % rounds)
 

@@ -25,7 +25,7 @@ from ka2l_ray.errors import StageError
 
 HOLDER = """
 import sys, time
-from ka2l_ray import driver
+from ka2l_ray.dataflow import driver
 from ka2l_ray.dataflow.storage import Folder
 
 driver.BEAT_S, driver.GRACE_S = 0.1, 1.0
@@ -118,7 +118,7 @@ def test_a_driver_that_does_not_end_at_its_interrupt_is_ended(tmp_path: Path) ->
 def test_what_a_deaf_driver_starts_can_be_interrupted(hears: bool, handler: str) -> None:
     """Workers of Ray above all: a task is cancelled by an interrupt within its process, which Python drops where SIGINT is ignored."""
     child = "import signal; print(repr(signal.getsignal(signal.SIGINT)))"
-    code = f"import subprocess, sys; from ka2l_ray import driver; {'driver.hear_interrupts(); ' * hears}"
+    code = f"import subprocess, sys; from ka2l_ray.dataflow import driver; {'driver.hear_interrupts(); ' * hears}"
     code += f"subprocess.run([sys.executable, '-c', {child!r}])"
     ignore = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)  # noqa: E731
     done = subprocess.run([sys.executable, "-c", code], preexec_fn=ignore, capture_output=True, text=True, check=True)

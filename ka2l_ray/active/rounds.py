@@ -20,7 +20,7 @@ from ka2l_ray.active.replay import replay_counts, replayed_answers, select_repla
 from ka2l_ray.active.reprobe import scoring_run
 from ka2l_ray.active.round import Round, RoundState, pool_for, pool_rows, replay_samples, scored_pool
 from ka2l_ray.active.strategies import STRATEGIES, policy
-from ka2l_ray.annotate.sources import Asked
+from ka2l_ray.annotate.annotators import Asked
 from ka2l_ray.annotate.stage import annotate as ask
 from ka2l_ray.collect.stage import sample_replay
 from ka2l_ray.dataflow.manifests import Table

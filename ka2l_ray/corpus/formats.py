@@ -1,7 +1,8 @@
 """What the columns of known question sets mean: a raw row becomes a question with its gold answers.
 
 In: a raw row as a file holds it. Out: a `Question`, or a `BadRow` naming the field and what is allowed.
-Refuses to know: files, splits, duplicates. Sources of the formats: the data sets' own repositories and their copies on the hub.
+Refuses to know: files, splits, duplicates. Sources of the formats: the data sets' own repositories and their copies
+on the hub.
 """
 
 import ast
@@ -18,8 +19,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ka2l_ray.config import CorpusSection
-from ka2l_ray.corpus.files import BadRow, shortened
 from ka2l_ray.corpus.relations import subject
+from ka2l_ray.dataflow.rows import BadRow, shortened
 from ka2l_ray.text.grading import normalize
 
 LONGEST_QUESTION, LONGEST_ANSWER = 20_000, 2_000
@@ -116,7 +117,8 @@ def _text(row: Mapping[str, Any], field: str) -> str:
 
 
 def _optional(row: Mapping[str, Any], *fields: str) -> str | None:
-    """The first of these fields that says anything, as a text. A table with gaps makes 7 a 7.0: it is a 7 all the same."""
+    """The first of these fields that says anything, as a text. A table with gaps makes 7 a 7.0: it is a 7 all the
+    same."""
     for field in fields:
         value = _plain(row.get(field))
         if isinstance(value, (dict, list)):
@@ -134,8 +136,8 @@ def _plain(value: Any) -> Any:
 
 
 def _answers(field: str, value: Any) -> tuple[str, ...]:
-    """Texts and numbers: alone, in a list, or in a cell that holds a list, as JSON or as Python writes it. Nothing where the field is
-    null, NaN or empty; a NaN in a list is dropped."""
+    """Texts and numbers: alone, in a list, or in a cell that holds a list, as JSON or as Python writes it. Nothing
+    where the field is null, NaN or empty; a NaN in a list is dropped."""
     value = _opened(field, value, "[")
     if value is None or value == "":
         return ()
@@ -156,7 +158,8 @@ def _number_text(field: str, value: str | int | float) -> str:
 
 
 def _opened(field: str, value: Any, bracket: str) -> Any:
-    """What a cell that begins with this bracket holds, as JSON or as Python writes it; the text itself where it holds neither."""
+    """What a cell that begins with this bracket holds, as JSON or as Python writes it; the text itself where it holds
+    neither."""
     if not isinstance(value, str) or not value.lstrip().startswith(bracket) or len(value) > LONGEST_LIST:
         return value
     try:
@@ -187,7 +190,8 @@ def _nq_open(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Questi
 
 
 def _trivia_qa(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Question:
-    """The hub's rows (`answer` holds `value` and `aliases`), or the flat evaluation copies with a `context` that holds the question."""
+    """The hub's rows (`answer` holds `value` and `aliases`), or the flat evaluation copies with a `context` that
+    holds the question."""
     answer = _opened("answer", row.get("answer"), "{")
     given = answer if isinstance(answer, Mapping) else {"value": answer, "aliases": row.get("aliases")}
     text = (
@@ -200,7 +204,8 @@ def _trivia_qa(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Ques
 
 
 def _medmcqa(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Question:
-    """Question and options; gold is the right option's text, also behind its letter. `cop` counts from `corpus.medmcqa_first`."""
+    """Question and options; gold is the right option's text, also behind its letter. `cop` counts from
+    `corpus.medmcqa_first`."""
     options = [str(o).strip() if (o := _plain(row.get(n))) is not None else "" for n in OPTIONS]
     listed = "\n".join(f"{letter}. {o}" for letter, o in zip(LETTERS, options, strict=True) if o)
     gold: tuple[str, ...] = ()
@@ -229,8 +234,8 @@ def cop(row: Mapping[str, Any]) -> int | None:
 
 
 def first_option(numbers: frozenset[int]) -> int | None:
-    """Whether MedMCQA's `cop` counts from 0 (the hub) or 1 (the authors' files): only the ends of the range tell; None where both
-    readings fit. Raises `ValueError` where neither does."""
+    """Whether MedMCQA's `cop` counts from 0 (the hub) or 1 (the authors' files): only the ends of the range tell;
+    None where both readings fit. Raises `ValueError` where neither does."""
     if numbers <= {1, 2, 3}:
         return None
     if numbers <= {0, 1, 2, 3}:
@@ -251,7 +256,8 @@ def _popqa(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Question
 
 
 def _entity_questions(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Question:
-    """Grouped by relation, which the authors' files carry in their names (`P17.dev.json`); about what fills the relation's template."""
+    """Grouped by relation, which the authors' files carry in their names (`P17.dev.json`); about what fills the
+    relation's template."""
     stem = PurePosixPath(file.partition("?")[0]).name.split(".")[0]
     relation = _optional(row, "relation") or (stem if stem[:1] == "P" and stem[1:].isdigit() else None)
     text = _text(row, "question")
@@ -297,7 +303,8 @@ def _generic(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Questi
 
 
 def at(row: Mapping[str, Any], path: str) -> Any:
-    """The value of a column, or inside one by a dotted path; a cell of JSON text is opened on the way. None where there is nothing."""
+    """The value of a column, or inside one by a dotted path; a cell of JSON text is opened on the way. None where
+    there is nothing."""
     if path in row:
         return row[path]
     value: Any = row
@@ -322,7 +329,8 @@ def _from_json(field: str, text: str) -> Any:
 
 @dataclass(frozen=True)
 class Format:
-    """How rows are read, the columns that they cannot do without (of each group of names, one), and those that they may have."""
+    """How rows are read, the columns that they cannot do without (of each group of names, one), and those that they
+    may have."""
 
     parse: Callable[[Mapping[str, Any], CorpusSection, str], Question]
     columns: tuple[tuple[str, ...], ...] = ()

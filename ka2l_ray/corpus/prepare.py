@@ -1,8 +1,8 @@
 """Raw files become the `questions` table: parsed, merged, grouped, split.
 
-In: files, a `corpus` section, a seed. Out: first one set of parsed files per source file (`parse_file`, any number at once, each
-streaming), then the table (`join`, once): it holds numbers of every row, some 400 bytes each, and the normalised questions, and streams
-the rest a second time.
+In: files, a `corpus` section, a seed. Out: first one set of parsed files per source file (`parse_file`, any number at
+once, each streaming), then the table (`join`, once): it holds numbers of every row, some 400 bytes each, and the
+normalised questions, and streams the rest a second time.
 Refuses to know: Ray, models, prompts.
 """
 
@@ -18,10 +18,11 @@ import pyarrow.parquet as pq
 
 from ka2l_ray import schema
 from ka2l_ray.config import Config, ConfigError, CorpusSection, SplitSection
-from ka2l_ray.corpus.files import BadRow, File, listed
+from ka2l_ray.corpus.files import File
 from ka2l_ray.corpus.formats import Question, columns_read, cop, first_option, missing, parse
 from ka2l_ray.corpus.together import split_groups
 from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.rows import BadRow, listed
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.errors import StageError
 from ka2l_ray.hashing import uniform
@@ -52,7 +53,8 @@ DROPPED = pa.schema(
 
 @dataclass(frozen=True)
 class Parsed:
-    """A source file after parsing: how many rows it holds, its parsed files in order, and of the dropped rows the file that lists them."""
+    """A source file after parsing: how many rows it holds, its parsed files in order, and of the dropped rows the
+    file that lists them."""
 
     name: str
     rows: int
@@ -142,7 +144,8 @@ def _chunks(rows: Iterable[tuple[int, Question | BadRow]]) -> Iterator[list[tupl
 
 
 def check_dropped(parsed: Sequence[Parsed], most: float) -> None:
-    """Raise `ConfigError` where there is no row, `StageError` for more unusable rows than `run.max_error_fraction`, naming the first."""
+    """Raise `ConfigError` where there is no row, `StageError` for more unusable rows than `run.max_error_fraction`,
+    naming the first."""
     rows, dropped = sum(p.rows for p in parsed), sum(p.dropped for p in parsed)
     if not rows:
         raise ConfigError(f"corpus.source: {', '.join(p.name for p in parsed)} hold(s) no row")
@@ -277,10 +280,11 @@ class _Rows:
 
 
 def join(parsed: Sequence[Parsed], scratch: Folder, corpus: CorpusSection, shots: int, seed: int, table: Table) -> None:
-    """Merge equal questions that have no id of their own, keep those that are alike or about one entity in one split, set `shots` aside,
-    write the table.
+    """Merge equal questions that have no id of their own, keep those that are alike or about one entity in one split,
+    set `shots` aside, write the table.
 
-    Raises `ConfigError` where two rows carry the same id of their own, or where no `shots` questions can be set aside.
+    Raises `ConfigError` where two rows carry the same id of their own, or where no `shots` questions can be set
+    aside.
     """
     rows = _Rows(scratch, parsed)
     kept = _first_of_equals(rows)
@@ -353,8 +357,8 @@ def _alike(rows: _Rows, threshold: float) -> np.ndarray:
 def _set_aside(
     rows: _Rows, kept: np.ndarray, alike: np.ndarray, group: np.ndarray, corpus: CorpusSection, shots: int, seed: int
 ) -> set[int]:
-    """Rows of the probe split with gold that are like no other, drawn by the seed: the solved examples of prompts. They may share an entity
-    with probe questions, never with the pool or eval."""
+    """Rows of the probe split with gold that are like no other, drawn by the seed: the solved examples of prompts.
+    They may share an entity with probe questions, never with the pool or eval."""
     if not shots:
         return set()
     whole = kept == np.arange(len(rows))

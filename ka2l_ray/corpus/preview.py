@@ -1,6 +1,7 @@
 """What a run would ask, before it asks: `ka2l corpus`.
 
-In: a configuration. Out: a `Preview`, from the same reading, merging and splitting as a run's, in this process, leaving nothing behind.
+In: a configuration. Out: a `Preview`, from the same reading, merging and splitting as a run's, in this process,
+leaving nothing behind.
 Refuses to know: Ray, terminals.
 """
 
@@ -59,15 +60,16 @@ class Preview:
     answers: list[str]
     """Gold answers of the question in `prompt`."""
     tokens: dict[str, int]
-    """Least, median and most tokens of a prompt, their mean rounded up, the tokens that all share, and what the model reads at most;
-    `tuned_` the same of `finetune.prompt`."""
+    """Least, median and most tokens of a prompt, their mean rounded up, the tokens that all share, and what the model
+    reads at most; `tuned_` the same of `finetune.prompt`."""
     measured: int
     too_long: int
     """Of the prompts measured, those that leave no room for an answer."""
 
 
 def preview(config: Config, with_tokens: bool = True) -> Preview:
-    """Raises `ConfigError` as the `questions` stage does. Without tokens no tokenizer is needed, and `prompt` and `tokens` are empty."""
+    """Raises `ConfigError` as the `questions` stage does. Without tokens no tokenizer is needed, and `prompt` and
+    `tokens` are empty."""
     with tempfile.TemporaryDirectory(prefix="ka2l-corpus-") as scratch:
         table = Table(Folder.of(scratch) / "questions")
         unusable = Folder.of(scratch) / "dropped"

@@ -1,7 +1,8 @@
 """What a question of EntityQuestions is about: the entity that fills its relation's template.
 
-In: a question, and its relation where the file tells it. Out: the entity's name, None where no template fits.
-The 24 templates are those of the data set (Sciavolino et al., 2021), whose files hold questions and answers alone; P131 and P276 share one.
+In: a question, and its relation where the file tells it. Out: the entity's name, None where no template fits. The 24
+templates are those of the data set (Sciavolino et al., 2021), whose files hold questions and answers alone; P131 and
+P276 share one.
 Refuses to know: files, answers.
 """
 
@@ -46,7 +47,8 @@ _PATTERNS = {relation: _pattern(template) for relation, template in TEMPLATES.it
 
 
 def subject(question: str, relation: str | None) -> str | None:
-    """The entity that fills the template of `relation`; where that is None, the one that all fitting templates agree on."""
+    """The entity that fills the template of `relation`; where that is None, the one that all fitting templates agree
+    on."""
     patterns = _PATTERNS.values() if relation is None else [_PATTERNS[relation]] if relation in _PATTERNS else []
     names = {found[1].strip() for pattern in patterns if (found := pattern.fullmatch(question))}
     return (names.pop() or None) if len(names) == 1 else None

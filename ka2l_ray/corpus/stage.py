@@ -1,6 +1,7 @@
 """The `questions` stage: one Ray task per file of the corpus, then one that joins them.
 
-In: the `corpus` section. Out: the `questions` table, one group of files per split, and `questions/dropped`, the rows that cannot be used.
+In: the `corpus` section. Out: the `questions` table, one group of files per split, and `questions/dropped`, the rows
+that cannot be used.
 Refuses to know: formats, duplicates, how rows become a table.
 """
 
@@ -23,8 +24,8 @@ SCRATCH, DROPPED = "_parsed", "dropped"
 def questions(run: Run) -> dict[str, Any]:
     """Write the `questions` table unless it is there; returns its manifest.
 
-    Raises `ConfigError` for a corpus that cannot be read or split, or whose pool is smaller than the budget; `StageError` where too many
-    rows cannot be used.
+    Raises `ConfigError` for a corpus that cannot be read or split, or whose pool is smaller than the budget;
+    `StageError` where too many rows cannot be used.
     """
     table = run.table("questions")
     if table.is_done:

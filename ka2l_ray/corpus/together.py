@@ -1,11 +1,13 @@
-"""Which rows of a corpus must stand in one split: those that are alike, and those about one entity, chains of both included.
+"""Which rows of a corpus must stand in one split: those that are alike, and those about one entity, chains of both
+included.
 
-In: numbers per row. Out: the group of each row, named by its lowest row. Refuses to know: texts, files, splits.
-Two questions about one entity may be alike to questions about another, so neither relation alone keeps both promises: the groups are the
-connected components of the two together. Chains stay short on real question sets: on EntityQuestions' development set (22,068 rows, 21,663
-groups) the largest group has 24 rows, on 3,557 rows of PopQA (3,382 groups) 29, both of them questions of one template whose entities
-differ in a few letters ("Which company is German submarine U-137 produced by?"). They grow with the number of questions of one template
-around short names: 5,000 in the words "who was screenwriter for …" have a group of 64, 23,000 one of 1,260. So `large_group` tells.
+In: numbers per row. Out: the group of each row, named by its lowest row. Refuses to know: texts, files, splits. Two
+questions about one entity may be alike to questions about another, so neither relation alone keeps both promises: the
+groups are the connected components of the two together. Chains stay short on real question sets: on EntityQuestions'
+development set (22,068 rows, 21,663 groups) the largest group has 24 rows, on 3,557 rows of PopQA (3,382 groups) 29,
+both of them questions of one template whose entities differ in a few letters ("Which company is German submarine
+U-137 produced by?"). They grow with the number of questions of one template around short names: 5,000 in the words
+"who was screenwriter for …" have a group of 64, 23,000 one of 1,260. So `large_group` tells.
 """
 
 from collections.abc import Mapping
@@ -31,8 +33,8 @@ def large_group(manifest: Mapping[str, Any]) -> str | None:
 
 
 def split_groups(alike: np.ndarray, entity: np.ndarray) -> np.ndarray:
-    """For the group of alike rows (N,), each named by its lowest row, and a number per entity (N,), 0 where it is unknown, the group that
-    each row is split with (N,)."""
+    """For the group of alike rows (N,), each named by its lowest row, and a number per entity (N,), 0 where it is
+    unknown, the group that each row is split with (N,)."""
     rows = np.arange(len(alike))
     known = np.flatnonzero(entity)
     _, first, inverse = np.unique(entity[known], return_index=True, return_inverse=True)

@@ -78,7 +78,8 @@ def set_aside(tables: Mapping[str, pa.Table], count: int, seed: int) -> dict[str
 def _take(
     known: Iterator[list[Fact]], unseen: Iterator[list[Fact]], count: int, unknown_share: float, rng: random.Random
 ) -> list[Fact]:
-    """About `count` facts of whole people, the wanted share of them never seen by the model; fewer where people run out."""
+    """About `count` facts of whole people, the wanted share of them never seen by the model; fewer where people run
+    out."""
     wanted = round(count * unknown_share)
     seen_facts: list[Fact] = []
     unseen_facts: list[Fact] = []

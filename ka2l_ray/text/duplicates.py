@@ -1,10 +1,11 @@
 """Questions that ask the same in almost the same letters, so that no split holds the answer to another's.
 
-In: normalised texts. Out: MinHash signatures; from all signatures and texts, the group of each row.
-Similarity is the Jaccard index of the texts' character n-grams. Candidates share a band of their signature (locality-sensitive hashing:
-Leskovec, Rajaraman and Ullman, *Mining of Massive Datasets*, ch. 3) and agree in most of it; of these the index itself is taken.
-Refuses to know: files, splits. `datasketch` makes the signatures; the join over bands is ours because its index holds Python objects,
-some kilobytes a row, where arrays take 256 bytes.
+In: normalised texts. Out: MinHash signatures; from all signatures and texts, the group of each row. Similarity is the
+Jaccard index of the texts' character n-grams. Candidates share a band of their signature (locality-sensitive hashing:
+Leskovec, Rajaraman and Ullman, *Mining of Massive Datasets*, ch. 3) and agree in most of it; of these the index
+itself is taken.
+Refuses to know: files, splits. `datasketch` makes the signatures; the join over bands is ours because its index holds
+Python objects, some kilobytes a row, where arrays take 256 bytes.
 """
 
 from collections.abc import Sequence
@@ -17,15 +18,16 @@ from datasketch import MinHash
 Texts = Sequence[str] | pa.ChunkedArray
 
 PERMUTATIONS, BAND = 64, 4
-"""Values of a signature; values that must all be equal for two rows to become candidates. At a similarity of 0.8 a pair misses all of
-the 16 bands with probability 2e-4."""
+"""Values of a signature; values that must all be equal for two rows to become candidates. At a similarity of 0.8 a
+pair misses all of the 16 bands with probability 2e-4."""
 DOUBT = 2.0
-"""Standard errors of a signature's estimate below the threshold at which a pair is still looked at. The estimate alone misses a pair that
-lies exactly at the threshold with probability 0.02, one that lies 0.05 above it with probability 1e-3; no pair below it is taken."""
+"""Standard errors of a signature's estimate below the threshold at which a pair is still looked at. The estimate
+alone misses a pair that lies exactly at the threshold with probability 0.02, one that lies 0.05 above it with
+probability 1e-3; no pair below it is taken."""
 NGRAM = 4
 COMPARED = 2048
-"""Rows of one bucket that a row is compared with at most. A larger bucket holds a question's template rather than questions: there a row
-is compared with one row of each group, the first of them."""
+"""Rows of one bucket that a row is compared with at most. A larger bucket holds a question's template rather than
+questions: there a row is compared with one row of each group, the first of them."""
 
 
 def ngrams(text: str) -> set[bytes]:
@@ -93,8 +95,8 @@ class _Pairs:
 
 
 def groups(signed: np.ndarray, texts: Texts, threshold: float) -> np.ndarray:
-    """For signatures (N, P) of N texts the group of each (N,), named by its lowest row; those at or above `threshold` share one, chains
-    too."""
+    """For signatures (N, P) of N texts the group of each (N,), named by its lowest row; those at or above `threshold`
+    share one, chains too."""
     found, pairs = _Groups(len(signed)), _Pairs(signed, texts, threshold)
     for start in range(0, signed.shape[1], BAND):
         band = np.ascontiguousarray(signed[:, start : start + BAND]).view(f"V{4 * BAND}").ravel()

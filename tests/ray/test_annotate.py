@@ -18,10 +18,10 @@ import pytest
 import ray
 from chat_server import COMPLETION_TOKENS, ChatServer, prompt_tokens
 
+from ka2l_ray.annotate.annotators import Asked, Waiting
 from ka2l_ray.annotate.file import import_file, is_waiting
 from ka2l_ray.annotate.ledger import ledger
-from ka2l_ray.annotate.sources import Asked, Waiting
-from ka2l_ray.annotate.stage import BATCH_ROWS, annotate, share_claims
+from ka2l_ray.annotate.stage import annotate, share_claims
 from ka2l_ray.config import ConfigError, parse_config
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.runs import Run
@@ -151,8 +151,8 @@ def test_an_endpoint_that_moved_is_not_paid_again(tmp_path: Path, server: ChatSe
         assert moved.asked == {q.question: 1 for q in asked(range(4, 6))}
 
 
-def test_the_limit_on_requests_at_once_holds_over_all_batches(tmp_path: Path, server: ChatServer) -> None:
-    questions = [Asked(str(n), f"question {n}", [], None) for n in range(4 * BATCH_ROWS + 10)]
+def test_the_limit_on_requests_at_once_applies_to_all_questions(tmp_path: Path, server: ChatServer) -> None:
+    questions = [Asked(str(n), f"question {n}", [], None) for n in range(266)]
     for q in questions:
         server.troubles[q.question] = ["slow 0.02"]
     table = annotated(open_run(tmp_path, "endpoint", url=server.url, concurrency=3), questions)
@@ -251,7 +251,7 @@ KILLED = """
     import sys
     sys.path[:0] = {paths!r}
     from ka2l_ray.config import Config
-    from ka2l_ray.runtime import connect
+    from ka2l_ray.dataflow.runtime import connect
     from test_annotate import annotated, asked, open_run
 
     connect(Config())

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from ka2l_ray.config import CorpusSection
-from ka2l_ray.corpus.files import BadRow
 from ka2l_ray.corpus.formats import Question, at, columns_read, first_option, missing, parse
+from ka2l_ray.dataflow.rows import BadRow
 
 FORMS: dict[str, tuple[str, dict[str, Any], Question]] = {
     "nq_open": ("nq_open", {"question": "who?", "answer": ["A", "B", "A"]}, Question("who?", ("A", "B"))),

@@ -214,7 +214,10 @@ def _json(file: File) -> Iterator[Row]:
 
 
 def squad_rows(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The questions of SQuAD's own tree (articles, paragraphs, questions) as flat rows with their article's title."""
+    """The questions of SQuAD's own tree (articles, paragraphs, questions) as flat rows with their article's title.
+
+    Raises `ConfigError` for a document of another shape.
+    """
     try:
         for article in document["data"]:
             for paragraph in article["paragraphs"]:
@@ -251,9 +254,8 @@ def _dataset(file: File) -> Iterator[Row]:
         found = datasets.load_from_disk(folder)
         if isinstance(found, datasets.DatasetDict):
             if file.hub.split not in found:
-                raise ConfigError(
-                    f"{file.name}: contains the splits {', '.join(found)}; set corpus.hub.split to one of them"
-                )
+                splits = ", ".join(map(str, found))
+                raise ConfigError(f"{file.name}: contains the splits {splits}; set corpus.hub.split to one of them")
             found = found[file.hub.split]
         yield from _numbered(found)
 

@@ -114,9 +114,11 @@ def csv_table(
     else:
         records = iter(())
     first = next(records, None)
-    if first and isinstance(first.fields, BadRow):
+    if first is None:
+        return [], records
+    if isinstance(first.fields, BadRow):
         raise ConfigError(f"{name}: row {first.line}: {first.fields}")
-    return [f.strip() for f in first.fields] if first else [], records
+    return [f.strip() for f in first.fields], records
 
 
 def as_utf8(text: str, field: str) -> str | BadRow:
@@ -187,7 +189,7 @@ def _records(rows: Any, name: str, skipped: int) -> Iterator[Record]:
             if never or skipped + rows.line_num > line:
                 how = "never closed" if never else f"closed wrongly on line {skipped + rows.line_num:,} ({error})"
                 raise ConfigError(
-                    f"{name}: row {line}: a quote that opens there is {how}, so the rows after it cannot be told apart. "
+                    f"{name}: row {line}: a quote that opens there is {how}, so the rows after it are unknown. "
                     "A quote inside quotes is written twice"
                 ) from error
             fields = BadRow("line", f"is not valid CSV ({error}); a quote inside quotes is written twice")

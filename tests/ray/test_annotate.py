@@ -1,4 +1,5 @@
-"""Annotators: a chat endpoint that misbehaves loses nothing and is asked nothing twice; people's files pause a round and continue it."""
+"""Annotators: with a chat endpoint that fails nothing is lost or asked twice; people's files pause a round and
+continue it."""
 
 import csv
 import io
@@ -192,7 +193,7 @@ def test_an_outage_closes_no_round_and_the_next_try_asks_for_the_rest_alone(tmp_
     run = open_run(tmp_path, "endpoint", url=server.url, concurrency=1)
     with pytest.raises(
         StageError,
-        match=r"no valid reply to 3 of 8 questions, more than run.max_error_fraction allows \(0.01\). First: HTTP",
+        match=r"no valid reply to 3 of 8 questions, more than run.max_error_fraction allows \(0\.01\)\. First: HTTP",
     ):
         annotated(run, questions)
     assert not Table(run.round("ka2l", 0, 1) / "annotations").is_done

@@ -1,4 +1,4 @@
-"""Files that people fill in: whatever a spreadsheet makes of them is read, and what is wrong is named by row and field."""
+"""Files that people fill in: whatever a spreadsheet makes of them is read, and errors name row and field."""
 
 import csv
 import io

@@ -62,10 +62,11 @@ def test_files_on_object_storage_become_the_table_that_the_preview_shows(bucket:
     assert questions(run) == manifest, "a finished table was written again"
 
 
-def test_what_a_task_refuses_is_told_in_its_own_words(tmp_path: Path) -> None:
+def test_what_a_task_refuses_is_reported_in_its_own_words(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(lines([*rows(0, 50), {"question": None}]))
     with pytest.raises(
-        StageError, match=r"1 of 51 rows cannot be used, .* First: .*a\.jsonl: row 51: question = None must be non-empty text"
+        StageError,
+        match=r"1 of 51 rows cannot be used, .* First: .*a\.jsonl: row 51: question = None must be non-empty",
     ):
         questions(Run.open(small(tmp_path / "runs", f"corpus.source={tmp_path}/a.jsonl")))
     (tmp_path / "b.parquet").write_bytes(b"PAR1")

@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from ka2l_ray.annotate.annotators import Annotated, Asked, Waiting
 from ka2l_ray.config import ConfigError
@@ -69,7 +68,7 @@ def write_questions(questions: Sequence[Asked], folder: Folder) -> Waiting:
     return Waiting(jsonl.path, table.path, len(asked))
 
 
-def _as_csv(asked: Sequence[Mapping[str, Any]]) -> bytes:
+def _as_csv(asked: Sequence[Mapping[str, object]]) -> bytes:
     """A CSV that spreadsheets read as UTF-8, by its byte order mark."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, COLUMNS, restval="")
@@ -78,7 +77,7 @@ def _as_csv(asked: Sequence[Mapping[str, Any]]) -> bytes:
     return text.getvalue().encode("utf-8-sig")
 
 
-def _as_jsonl(records: Sequence[Mapping[str, Any]]) -> bytes:
+def _as_jsonl(records: Sequence[Mapping[str, object]]) -> bytes:
     return "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records).encode()
 
 
@@ -251,7 +250,7 @@ def _delimiter(header: str) -> str:
     return most_frequent_delimiter(header)
 
 
-def _answer_row(name: str, number: int, values: Mapping[str, Any] | BadRow) -> AnswerRow | None:
+def _answer_row(name: str, number: int, values: Mapping[str, object] | BadRow) -> AnswerRow | None:
     """None for a row with neither id nor answer."""
     where = f"{name}: row {number}"
     if isinstance(values, BadRow):

@@ -13,7 +13,7 @@ import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import ray
@@ -25,7 +25,6 @@ from ka2l_ray.annotate.annotators import (
     Annotated,
     AnnotatorName,
     Asked,
-    Status,
     WaitingForOthers,
     annotator_of,
     ask_reference,
@@ -50,17 +49,8 @@ CLAIMS = "ka2l_claims"
 CLAIMED_FOR = 1.5
 """A claim lasts for this many time-outs of a request."""
 
-
-class AnnotationRow(TypedDict):
-    """A row of `schema.ANNOTATIONS`."""
-
-    id: str
-    question: str
-    answer: str | None
-    annotator: AnnotatorName
-    cost: float
-    status: Status
-    cached: bool
+Row = dict[str, object]
+"""A row of `schema.ANNOTATIONS`."""
 
 
 class KeptReply(NamedTuple):
@@ -92,7 +82,7 @@ def annotate(run: Run, questions: Sequence[Asked], target: Table) -> None:
     log.info("%-10s %s", "annotate", " ".join(f"{name} {value:g}" for name, value in ledger(target).items() if value))
 
 
-def _row(asked: Asked, annotator: AnnotatorName, got: Annotated, cost: float, cached: bool = False) -> AnnotationRow:
+def _row(asked: Asked, annotator: AnnotatorName, got: Annotated, cost: float, cached: bool = False) -> Row:
     return {
         "id": asked.id,
         "question": asked.question,
@@ -104,7 +94,7 @@ def _row(asked: Asked, annotator: AnnotatorName, got: Annotated, cost: float, ca
     }
 
 
-def _from_file(run: Run, questions: Sequence[Asked], folder: Folder) -> list[AnnotationRow]:
+def _from_file(run: Run, questions: Sequence[Asked], folder: Folder) -> list[Row]:
     """Ask people what no other round has an answer to and what is not in the file of a round that waits."""
     others = [f for f in _annotation_folders(run) if f.path != folder.path]
     own, ids = answers_in(folder), {q.id for q in questions}
@@ -131,7 +121,7 @@ def _annotation_folders(run: Run) -> list[Folder]:
     return [f / "annotations" for f in found]
 
 
-def _from_endpoint(run: Run, questions: Sequence[Asked], target: Table) -> tuple[list[AnnotationRow], dict[str, int]]:
+def _from_endpoint(run: Run, questions: Sequence[Asked], target: Table) -> tuple[list[Row], dict[str, int]]:
     """Ask what no kept reply answers, then make all rows from the kept replies; one without is `failed` and costs
     nothing."""
     endpoint = run.config.annotate.endpoint
@@ -143,7 +133,7 @@ def _from_endpoint(run: Run, questions: Sequence[Asked], target: Table) -> tuple
     failed = _ask(run, missing, asked_by)
     _report_failures(run, failed, len(set(names.values())))
     kept = {name: _kept_reply(_replies(run) / f"{name}.json") for name in set(names.values()) - failed.keys()}
-    rows, paid_for = list[AnnotationRow](), set[str]()
+    rows, paid_for = list[Row](), set[str]()
     for q in questions:
         if (reply := kept.get(name := names[q.id])) is None:
             rows.append(_row(q, "endpoint", Annotated(None, "failed"), 0.0))

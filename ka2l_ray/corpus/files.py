@@ -173,7 +173,7 @@ def _csv(file: File) -> Iterator[Row]:
             yield Row(record.line, _named(names, record.fields))
 
 
-def _named(names: Sequence[str], fields: Sequence[str] | BadRow) -> dict[str, Any] | BadRow:
+def _named(names: Sequence[str], fields: Sequence[str] | BadRow) -> dict[str, object] | BadRow:
     """A record of CSV by column."""
     if isinstance(fields, BadRow):
         return fields

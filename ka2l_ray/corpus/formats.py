@@ -16,7 +16,7 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import PurePosixPath
-from typing import Any
+from typing import cast
 
 from ka2l_ray.config import CorpusSection
 from ka2l_ray.corpus.relations import subject
@@ -66,7 +66,7 @@ class UnusableError(Exception):
         super().__init__(str(self.bad))
 
 
-def parse(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Question | BadRow:
+def parse(row: Mapping[str, object], corpus: CorpusSection, file: str) -> Question | BadRow:
     """The question in a row of `corpus.format`. Which needed columns a file lacks altogether, `missing` says."""
     try:
         return _checked(FORMATS[corpus.format].parse(row, corpus, file))
@@ -109,14 +109,14 @@ def _clean(field: str, text: str, longest: int) -> str:
     return text.strip()
 
 
-def _text(row: Mapping[str, Any], field: str) -> str:
+def _text(row: Mapping[str, object], field: str) -> str:
     value = row.get(field)
     if not isinstance(value, str) or not value.strip():
         raise UnusableError(field, "must be non-empty text", shortened(value))
     return value
 
 
-def _optional(row: Mapping[str, Any], *fields: str) -> str | None:
+def _optional(row: Mapping[str, object], *fields: str) -> str | None:
     """The first of these fields that has a value, as text. A table with gaps turns 7 into 7.0, which is read as 7."""
     for field in fields:
         value = _plain(row.get(field))
@@ -127,14 +127,14 @@ def _optional(row: Mapping[str, Any], *fields: str) -> str | None:
     return None
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """A whole float as an int, and NaN, which tables write for an empty cell, as None."""
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else value
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _answers(field: str, value: Any) -> tuple[str, ...]:
+def _answers(field: str, value: object) -> tuple[str, ...]:
     """Texts and numbers: alone, in a list, or in a cell with a list, as JSON or as Python writes it. Empty where
     the field is null, NaN or empty; a NaN in a list is dropped."""
     value = _parsed_cell(field, value, "[")
@@ -149,14 +149,14 @@ def _answers(field: str, value: Any) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _number_text(field: str, value: str | int | float) -> str:
+def _number_text(field: str, value: object) -> str:
     try:
         return str(value)
     except ValueError:  # Python prints no whole number of more than 4,300 digits
         raise UnusableError(field, f"must have at most {LONGEST_ANSWER:,} characters") from None
 
 
-def _parsed_cell(field: str, value: Any, bracket: str) -> Any:
+def _parsed_cell(field: str, value: object, bracket: str) -> object:
     """The value in a cell that starts with this bracket, as JSON or as Python writes it; the text itself where it is
     neither."""
     if not isinstance(value, str) or not value.lstrip().startswith(bracket) or len(value) > LONGEST_LIST:
@@ -186,11 +186,11 @@ def _joins_texts(code: str) -> bool:
     return any(a == b == tokenize.STRING for a, b in pairwise(kinds))
 
 
-def _nq_open(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Question:
+def _nq_open(row: Mapping[str, object], corpus: CorpusSection, file: str) -> Question:
     return Question(_text(row, "question"), _answers("answer", row.get("answer")), _optional(row, "id"))
 
 
-def _trivia_qa(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Question:
+def _trivia_qa(row: Mapping[str, object], corpus: CorpusSection, file: str) -> Question:
     """The rows of the hub (`answer` has `value` and `aliases`), or the flat evaluation copies, whose `context`
     contains the question."""
     answer = _parsed_cell("answer", row.get("answer"), "{")
@@ -204,7 +204,7 @@ def _trivia_qa(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Ques
     return Question(text, gold, _optional(row, "question_id", "id"))
 
 
-def _medmcqa(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Question:
+def _medmcqa(row: Mapping[str, object], corpus: CorpusSection, file: str) -> Question:
     """Question and options; gold is the right option's text, alone and after its letter. `cop` counts from
     `corpus.medmcqa_first`."""
     options = [str(o).strip() if (o := _plain(row.get(n))) is not None else "" for n in OPTIONS]
@@ -223,7 +223,7 @@ def _medmcqa(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Questi
     )
 
 
-def cop(row: Mapping[str, Any]) -> int | None:
+def cop(row: Mapping[str, object]) -> int | None:
     """MedMCQA's number of the right option, None where the row has none (-1 on the hub's test split)."""
     value = _plain(row.get("cop"))
     if value is None or value == "" or value == -1 or value == "-1":
@@ -248,7 +248,7 @@ def first_option(numbers: frozenset[int]) -> int | None:
     )
 
 
-def _popqa(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Question:
+def _popqa(row: Mapping[str, object], corpus: CorpusSection, file: str) -> Question:
     field = "answers" if "answers" in row else "possible_answers"
     subj = _optional(row, "subj")
     return Question(
@@ -256,7 +256,7 @@ def _popqa(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Question
     )
 
 
-def _entity_questions(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Question:
+def _entity_questions(row: Mapping[str, object], corpus: CorpusSection, file: str) -> Question:
     """Grouped by relation, which is in the names of the authors' files (`P17.dev.json`); about what fills the
     relation's template."""
     stem = PurePosixPath(file.partition("?")[0]).name.split(".")[0]
@@ -267,7 +267,7 @@ def _entity_questions(row: Mapping[str, Any], corpus: CorpusSection, file: str) 
     )
 
 
-def _squad(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Question:
+def _squad(row: Mapping[str, object], corpus: CorpusSection, file: str) -> Question:
     """Without its paragraph, because the model is asked what it knows. Questions that SQuAD 2 calls impossible
     have no gold."""
     gold = _parsed_cell("answers", _parsed_cell("answers", row.get("answers"), "{"), "[")
@@ -279,10 +279,10 @@ def _squad(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Question
     return Question(_text(row, "question"), _answers("answers", gold), _optional(row, "id"), title, title)
 
 
-def _simpleqa(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Question:
+def _simpleqa(row: Mapping[str, object], corpus: CorpusSection, file: str) -> Question:
     """`metadata` is the text of a Python dictionary with the topic."""
     try:
-        topic = ast.literal_eval(row.get("metadata") or "{}").get("topic")
+        topic = ast.literal_eval(cast(str, row.get("metadata") or "{}")).get("topic")  # other types raise too
         topic = topic if isinstance(topic, str) else ""
     except (ValueError, SyntaxError, AttributeError, TypeError, MemoryError, RecursionError):
         raise UnusableError("metadata", "must be the text of a dictionary", shortened(row.get("metadata"))) from None
@@ -294,7 +294,7 @@ def _simpleqa(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Quest
     )
 
 
-def _generic(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Question:
+def _generic(row: Mapping[str, object], corpus: CorpusSection, file: str) -> Question:
     named = (corpus.question_column, corpus.answers_column, corpus.id_column, corpus.group_column, corpus.entity_column)
     question, answers, *others = named
     cells = {column: value_at(row, column) for column in named}
@@ -303,12 +303,12 @@ def _generic(row: Mapping[str, Any], corpus: CorpusSection, file: str) -> Questi
     return Question(text, _answers(answers, cells[answers]), own_id, group, entity)
 
 
-def value_at(row: Mapping[str, Any], path: str) -> Any:
+def value_at(row: Mapping[str, object], path: str) -> object:
     """The value of a column, or inside one by a dotted path; a cell of JSON text is parsed on the way. None where
     there is no value."""
     if path in row:
         return row[path]
-    value: Any = row
+    value: object = row
     for step in path.split("."):
         if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
             value = _from_json(path, value)
@@ -321,7 +321,7 @@ def value_at(row: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-def _from_json(field: str, text: str) -> Any:
+def _from_json(field: str, text: str) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -332,7 +332,7 @@ def _from_json(field: str, text: str) -> Any:
 class Format:
     """How rows are read, the columns that they need (one of each group of names), and those that they may have."""
 
-    parse: Callable[[Mapping[str, Any], CorpusSection, str], Question]
+    parse: Callable[[Mapping[str, object], CorpusSection, str], Question]
     columns: tuple[tuple[str, ...], ...] = ()
     more: tuple[str, ...] = ()
 

@@ -245,13 +245,8 @@ class _Rows:
         self.own, self.graded, self.number, self.id_hash, self.text_hash, self.entity_hash = (
             whole[c].to_numpy() for c in columns[:6]
         )
-        signed = whole["signature"].combine_chunks()
-        self.signature = (
-            (signed.chunk(0) if isinstance(signed, pa.ChunkedArray) and signed.num_chunks else signed)
-            .flatten()
-            .to_numpy()
-        )
-        self.signature = self.signature.reshape(len(self.number), PERMUTATIONS)
+        chunks = [chunk.flatten().to_numpy() for chunk in whole["signature"].chunks]
+        self.signature = np.concatenate([np.zeros(0, np.uint32), *chunks]).reshape(len(self.number), PERMUTATIONS)
 
     def __len__(self) -> int:
         return len(self.number)

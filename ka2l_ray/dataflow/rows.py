@@ -53,7 +53,7 @@ class Row:
     """A row by column. `number` is the line that it starts on in a text file and counts rows in other files, from 1."""
 
     number: int
-    values: dict[str, Any] | BadRow
+    values: dict[str, object] | BadRow
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def _records(rows: Any, name: str, skipped: int) -> Iterator[Record]:
             yield Record(line, number, fields)
 
 
-def _json_object(text: str) -> dict[str, Any] | BadRow:
+def _json_object(text: str) -> dict[str, object] | BadRow:
     try:
         value = parse_json(text)
     except RepeatedNameError as error:
@@ -211,7 +211,7 @@ def _json_object(text: str) -> dict[str, Any] | BadRow:
     return value if isinstance(value, dict) else BadRow("line", "must be a JSON object", shortened(text))
 
 
-def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _members(pairs: list[tuple[str, object]]) -> dict[str, object]:
     members = dict(pairs)
     if len(members) < len(pairs):
         raise RepeatedNameError(f"names {repeated(name for name, _ in pairs)} twice")

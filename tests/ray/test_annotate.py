@@ -136,7 +136,7 @@ def test_equal_questions_are_asked_once_and_paid_once_but_cost_each_strategy(
 
 
 def test_an_endpoint_that_moved_is_not_paid_again(tmp_path: Path, server: ChatServer) -> None:
-    """The same run goes on at another port: what was answered at the first is not asked again, and the books are as before."""
+    """The same run goes on at another port: what was answered at the first is not asked again."""
     run = open_run(tmp_path, "endpoint", url=server.url)
     run.table("questions").close([])  # from now on the run refuses another configuration
     table = annotated(run, asked(range(4)))

@@ -66,7 +66,7 @@ def test_what_a_task_refuses_is_reported_in_its_own_words(tmp_path: Path) -> Non
     (tmp_path / "a.jsonl").write_bytes(lines([*rows(0, 50), {"question": None}]))
     with pytest.raises(
         StageError,
-        match=r"1 of 51 rows cannot be used, .* First: .*a\.jsonl: row 51: question = None must be non-empty",
+        match=r"1 of 51 rows cannot be used, .* First: .*a\.jsonl: row 51: question = None must be non-empty text",
     ):
         questions(Run.open(small(tmp_path / "runs", f"corpus.source={tmp_path}/a.jsonl")))
     (tmp_path / "b.parquet").write_bytes(b"PAR1")

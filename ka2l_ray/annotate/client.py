@@ -32,6 +32,8 @@ again."""
 EXCERPT_CHARACTERS = 200
 CLAIM_POLL_S = 0.2
 """Between two checks of a question that another curve is asking."""
+WAKE_S = 1.0
+"""The event loop wakes at least this often, because it sees the interrupt of a task that Ray cancels only then."""
 
 
 class TryAgainError(Exception):
@@ -95,7 +97,11 @@ class ChatClient:
         timeout = aiohttp.ClientTimeout(total=self._endpoint.timeout_s)
         connector = aiohttp.TCPConnector(limit=0)  # the gate limits
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as http:
-            reasons = await asyncio.gather(*(self._failure(http, *request) for request in requests.items()))
+            waking = asyncio.create_task(_wake_often())
+            try:
+                reasons = await asyncio.gather(*(self._failure(http, *request) for request in requests.items()))
+            finally:
+                waking.cancel()
         return {name: reason for name, reason in zip(requests, reasons, strict=True) if reason}
 
     async def _failure(self, http: aiohttp.ClientSession, name: str, request: ChatRequest) -> str:
@@ -164,6 +170,11 @@ class ChatClient:
             raise RejectedError(f"{reason} (Retry-After: {wait_s:.0f} s)")
         self._gate.pause(wait_s or 0.0)
         raise TryAgainError(reason, wait_s)
+
+
+async def _wake_often() -> None:
+    while True:
+        await asyncio.sleep(WAKE_S)
 
 
 def retry_after_s(header: str | None, now: datetime) -> float | None:

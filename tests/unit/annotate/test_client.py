@@ -1,5 +1,6 @@
 """The chat client against a real server: what is tried again, what is not, and whom the key reaches."""
 
+import _thread
 import asyncio
 import json
 import time
@@ -94,6 +95,16 @@ def test_a_server_that_is_not_there_is_a_failed_row(tmp_path):
     with ChatServer().running() as gone:
         pass
     assert "ClientConnectorError" in ask(gone, tmp_path, "q", retries=1)[0]
+
+
+def test_an_interrupt_that_is_no_signal_ends_it_while_the_server_is_silent(server, tmp_path):
+    """Ray interrupts a task that it cancels in this way, which does not wake an event loop."""
+    server.troubles["q"] = ["hang"]
+    server.before = lambda question: _thread.interrupt_main()
+    started_s = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        ask(server, tmp_path, "q", timeout_s=120)
+    assert time.monotonic() - started_s < 60
 
 
 def test_a_kept_reply_is_not_asked_for_again_and_holds_no_key(server, tmp_path):

@@ -18,8 +18,8 @@ from pydantic import SecretStr
 from ka2l_ray.active import schedule
 from ka2l_ray.active.comparison import compare_strategies
 from ka2l_ray.active.round import RoundState
+from ka2l_ray.annotate.annotators import annotator_of
 from ka2l_ray.annotate.endpoint import share
-from ka2l_ray.annotate.sources import source_of
 from ka2l_ray.annotate.stage import CACHE, key_of, share_claims
 from ka2l_ray.config import Config, ConfigError
 from ka2l_ray.dataflow.runs import Hold, Run, held_by_nobody, storage_of
@@ -59,7 +59,7 @@ def open_runs(config: Config, seeds: int, hold: Hold = held_by_nobody) -> list[R
 def compare(runs: Sequence[Run], parallel: int | None, command: str) -> tuple[str, dict[str, Any]]:
     """Finish every run's base stages and learning curves, then write the comparison; returns its folder and the content
     of `compare.json`. At most `parallel` curves run at once, as many as the cluster holds if it is None."""
-    key = key_of(runs[0].config.annotate.endpoint) if source_of(runs[0].config) == "endpoint" else None
+    key = key_of(runs[0].config.annotate.endpoint) if annotator_of(runs[0].config) == "endpoint" else None
     for n, run in enumerate(runs, 1):
         log.info("compare    base stages of seed %d (%d/%d)", run.config.run.seed, n, len(runs))
         run_steps(run, "evaluate")

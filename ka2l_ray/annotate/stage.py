@@ -38,10 +38,11 @@ from ka2l_ray.annotate.sources import (
     source_of,
 )
 from ka2l_ray.config import ConfigError, EndpointSection
+from ka2l_ray.dataflow.log import log, log_progress
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.runs import Run
-from ka2l_ray.dataflow.runtime import is_a_librarys, log, one_line, telling
 from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.dataflow.tasks import one_line, raised_by_library
 from ka2l_ray.errors import StageError
 from ka2l_ray.world.facts import build_world
 
@@ -198,11 +199,11 @@ def _ask(run: Run, wanted: Mapping[str, dict[str, Any]], asked_by: str) -> dict[
         return f"{len(wanted.keys() & {n.removesuffix('.json') for n in replies.names()}):,} of {len(wanted):,} replies"
 
     items = [{"name": name, "payload": asked} for name, asked in wanted.items()]
-    with _context(), telling("annotate", progress):
+    with _context(), log_progress("annotate", progress):
         try:
             outcomes = list(processor(ray.data.from_items(items, override_num_blocks=1)).iter_rows())
         except RayError as error:
-            if is_a_librarys(error):
+            if raised_by_library(error):
                 raise
             raise StageError(f"annotate: {one_line(error)}; replies so far are kept") from error
     return {row["name"]: row["failed"] for row in outcomes if row["failed"]}

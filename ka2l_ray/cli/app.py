@@ -96,7 +96,7 @@ def _held(config: Config) -> Any:
     """Check, hold the run's folder, compare, write, in this order: everything that can refuse before a cluster is asked for."""
     from ka2l_ray.dataflow import driver
     from ka2l_ray.dataflow.runs import Run
-    from ka2l_ray.dataflow.runtime import set_up_logging
+    from ka2l_ray.dataflow.log import set_up_logging
     from ka2l_ray.pipeline import checks
 
     set_up_logging()
@@ -106,7 +106,9 @@ def _held(config: Config) -> Any:
 
 def _connect(config: Config) -> None:
     """Join or start the cluster, and see that its nodes reach what the run needs."""
-    from ka2l_ray.dataflow.runtime import check_nodes, connect, log
+    from ka2l_ray.dataflow.cluster import connect
+    from ka2l_ray.dataflow.log import log
+    from ka2l_ray.dataflow.nodes import check_nodes
 
     if goes_along() and Path(config.run.storage).is_relative_to(Path.cwd()):
         log.warning(
@@ -259,7 +261,7 @@ def compare(
     """
     with plain_errors(debug):
         from ka2l_ray.dataflow import driver
-        from ka2l_ray.dataflow.runtime import set_up_logging
+        from ka2l_ray.dataflow.log import set_up_logging
         from ka2l_ray.pipeline import compare as comparing
 
         set_up_logging()
@@ -351,7 +353,8 @@ def world_build(
 ) -> None:
     """Train the world's language model and question decoder on Ray Train (about 15 minutes on two cores)."""
     with plain_errors(debug):
-        from ka2l_ray.dataflow.runtime import connect, set_up_logging
+        from ka2l_ray.dataflow.cluster import connect
+        from ka2l_ray.dataflow.log import set_up_logging
         from ka2l_ray.models.loading import ASSETS
         from ka2l_ray.world.facts import WorldRecipe
         from ka2l_ray.world_model.build import build

@@ -22,8 +22,10 @@ from ka2l_ray.annotate.endpoint import share
 from ka2l_ray.annotate.sources import source_of
 from ka2l_ray.annotate.stage import CACHE, key_of, share_claims
 from ka2l_ray.config import Config, ConfigError
+from ka2l_ray.dataflow.cluster import connect, curves_at_once
+from ka2l_ray.dataflow.log import log, log_progress, set_up_logging
 from ka2l_ray.dataflow.runs import Hold, Run, held_by_nobody, storage_of
-from ka2l_ray.dataflow.runtime import connect, curves_at_once, end, fetch, log, set_up_logging, telling
+from ka2l_ray.dataflow.tasks import cancel, fetch
 from ka2l_ray.errors import StageError, UserError
 from ka2l_ray.pipeline.checks import check, pinned
 from ka2l_ray.pipeline.loop import publish, run_steps
@@ -76,7 +78,7 @@ def compare(runs: Sequence[Run], parallel: int | None, command: str) -> tuple[st
         f"{name} draw {draw} of seed {r.config.run.seed}": (_sharing(r, among), name, draw, key)
         for r, name, draw in unfinished
     }
-    with telling("compare", lambda: _progress(runs)):
+    with log_progress("compare", lambda: _progress(runs)):
         play_side_by_side(_play_curve, calls, at_once)
     results = [publish(run, command) for run in runs]
     folder = storage_of(runs[0].config)
@@ -113,7 +115,7 @@ def play_side_by_side(play: Callable[..., str], calls: Mapping[str, tuple[Any, .
             name = running.pop(done)
             log.info("compare    %s: %s", name, _outcome(name, done, list(running.values())))
     finally:
-        end(running)
+        cancel(running)
 
 
 def _with_its_process(play: Callable[..., str], *arguments: Any) -> str:

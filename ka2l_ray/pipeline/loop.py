@@ -10,8 +10,8 @@ from ka2l_ray.active.round import Round, RoundState
 from ka2l_ray.active.schedule import next_rounds, waiting_rounds
 from ka2l_ray.active.steps import play
 from ka2l_ray.annotate.sources import Waiting
+from ka2l_ray.dataflow.log import log, stage_line
 from ka2l_ray.dataflow.runs import Run
-from ka2l_ray.dataflow.runtime import log, stage_line
 from ka2l_ray.pipeline.results import gather
 from ka2l_ray.pipeline.steps import DOES
 from ka2l_ray.pipeline.table import STEP_NAMES, from_on, up_to

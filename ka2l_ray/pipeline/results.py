@@ -14,7 +14,7 @@ from ka2l_ray.active.round import RoundState
 from ka2l_ray.active.saving import savings
 from ka2l_ray.active.schedule import planned_rounds, stopped
 from ka2l_ray.dataflow.runs import Run
-from ka2l_ray.dataflow.runtime import versions
+from ka2l_ray.dataflow.versions import versions
 from ka2l_ray.label.stage import gamma, label_summary
 from ka2l_ray.world.facts import build_world
 

@@ -27,7 +27,8 @@ FLOORS = (
 MARKED = {
     f"ka2l_ray/{name}.py"
     for name in (
-        "dataflow/stage dataflow/runtime corpus/stage probe/search annotate/stage finetune/train world_model/build "
+        "dataflow/cluster dataflow/metrics dataflow/nodes dataflow/stage dataflow/tasks "
+        "corpus/stage probe/search annotate/stage finetune/train world_model/build "
         "pipeline/checks pipeline/compare cli/jobs"
     ).split()
 }

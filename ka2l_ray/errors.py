@@ -1,4 +1,4 @@
-"""Whose failure it is: the user's, whose message says how to fix it, or an internal one, shown with where it was raised.
+"""Whose failure it is: the user's, with a message that says how to fix it, or an internal one, with its place.
 
 In: an exception. Out: the error classes for mistakes of the user, and one line for every other error.
 Refuses to know: Ray, commands, exit statuses, and what went wrong.

@@ -126,6 +126,5 @@ def _needs(config: Config) -> dict[str, tuple[float, float]]:
     Reading and writing take a CPU each, besides the actors.
     """
     tune = config.finetune
-    return {f"{name}.pool": (pool.min * pool.cpus + 2, pool.min * pool.gpus) for name, pool in pools(config).items()} | {
-        "finetune": (tune.workers * tune.cpus_per_worker, tune.workers * tune.gpus_per_worker)
-    }
+    needs = {f"{name}.pool": (pool.min * pool.cpus + 2, pool.min * pool.gpus) for name, pool in pools(config).items()}
+    return needs | {"finetune": (tune.workers * tune.cpus_per_worker, float(tune.workers * tune.gpus_per_worker))}

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FLOORS = (
-    "errors hashing schema stats tables",
+    "errors hashing results_schema schema stats tables",
     "config",
     "text",
     "entropy",

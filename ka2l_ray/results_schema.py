@@ -1,16 +1,14 @@
 """What `results.json` of a run and `compare.json` of a comparison contain, as types.
 
-Units: shares and accuracies 0 to 1, entropies in nats, times in seconds, costs in the unit of `annotate.cost`. None: the
-number does not exist, for example an accuracy where no question has gold answers.
+Units: shares and accuracies 0 to 1, entropies in nats, times in seconds, costs in the unit of `annotate.cost`.
+None: the number does not exist, for example an accuracy where no question has gold answers.
 Refuses to know: how any of it is computed or shown.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NotRequired, TypedDict
 
-Measure = Literal[
-    "accuracy", "domain_accuracy", "known_accuracy", "replayed_accuracy", "corpus_prompt_accuracy", "annotations", "cost"
-]
+Measure = Literal["accuracy", "domain_accuracy", "known_accuracy", "replayed_accuracy", "annotations", "cost"]
 """The numbers of a round that form a learning curve."""
 Interval = Sequence[float]
 """(low, high) of a 95 % interval."""

@@ -30,6 +30,7 @@ from ka2l_ray.errors import StageError, UserError
 from ka2l_ray.pipeline.checks import check, pinned
 from ka2l_ray.pipeline.loop import publish, run_steps
 from ka2l_ray.report.comparison import render
+from ka2l_ray.results_schema import ComparisonResults
 
 NODE_RETRIES = 3
 INTERRUPTED = 130
@@ -58,7 +59,7 @@ def open_runs(config: Config, seeds: int, hold: Hold = held_by_nobody) -> list[R
     return Run.open_all([config.model_copy(update={"run": section}) for section in sections], pinned, hold)
 
 
-def compare(runs: Sequence[Run], parallel: int | None, command: str) -> tuple[str, dict[str, Any]]:
+def compare(runs: Sequence[Run], parallel: int | None, command: str) -> tuple[str, ComparisonResults]:
     """Finish every run's base stages and learning curves, then write the comparison; returns its folder and the content
     of `compare.json`. At most `parallel` curves run at once, as many as the cluster holds if it is None."""
     key = key_of(runs[0].config.annotate.endpoint) if source_of(runs[0].config) == "endpoint" else None
@@ -82,7 +83,8 @@ def compare(runs: Sequence[Run], parallel: int | None, command: str) -> tuple[st
         play_side_by_side(_play_curve, calls, at_once)
     results = [publish(run, command) for run in runs]
     folder = storage_of(runs[0].config)
-    summary = {"command": command, "seeds": [r.config.run.seed for r in runs]} | compare_strategies(results)
+    seeds = [run.config.run.seed for run in runs]
+    summary = ComparisonResults(command=command, seeds=seeds, **compare_strategies(results))
     (folder / "compare.json").write_json(summary)
     (folder / "index.html").write_bytes(render(runs[0].config.report.title, summary).encode())
     return folder.uri, summary

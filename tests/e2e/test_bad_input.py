@@ -638,7 +638,7 @@ RUNS: dict[str, tuple[Maker, list[str], list[str], str]] = {
         run_folder(notes_txt="mine"),
         [SMOKE, "--until", "questions"],
         [],
-        "is not empty and holds no config.yaml",
+        "is not empty and has no config.yaml",
     ),
     "a run of another configuration": (
         run_folder(config_yaml="collect: {samples: 5}\n"),

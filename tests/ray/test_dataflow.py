@@ -243,7 +243,7 @@ KILLED = """
     from pathlib import Path
     from actors import Killer
     from ka2l_ray.config import Config
-    from ka2l_ray.dataflow.runtime import connect
+    from ka2l_ray.dataflow.cluster import connect
     from test_dataflow import Folder, Table, run_stage, source, stage
 
     connect(Config())

@@ -8,8 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from ka2l_ray.cli.app import PAUSED, _end_paused, app
-from ka2l_ray.cli.terminal import print_retried
 from ka2l_ray.cli.shell import command_line
+from ka2l_ray.cli.terminal import print_retried
 from ka2l_ray.dataflow.storage import Folder
 
 OVERRIDES = ["run.storage=/my runs", "active.stop={accuracy: 0.9}", "report.title=It's mine"]

@@ -99,19 +99,19 @@ def test_a_driver_whose_run_was_taken_over_stops(tmp_path: Path, sigint: signal.
     """Ignored: as in what a script starts with `&` or nohup."""
     process = holder(tmp_path, 600, sigint=sigint)
     Folder.of(str(tmp_path / driver.FILE)).write_json(THEIRS)
-    told = process.communicate(timeout=60)[1]
+    stderr = process.communicate(timeout=60)[1]
     assert process.returncode != 0
-    assert "another driver has taken over" in told
-    assert "KeyboardInterrupt" in told
+    assert "another driver has taken over" in stderr
+    assert "KeyboardInterrupt" in stderr
     assert json.loads((tmp_path / driver.FILE).read_text())["token"] == "theirs"
 
 
 def test_a_driver_that_does_not_end_at_its_interrupt_is_ended(tmp_path: Path) -> None:
     process = holder(tmp_path, 600, "deaf")
     Folder.of(str(tmp_path / driver.FILE)).write_json(THEIRS)
-    told = process.communicate(timeout=60)[1]
+    stderr = process.communicate(timeout=60)[1]
     assert process.returncode == 1
-    assert "has not ended within 1 s" in told
+    assert "has not stopped within 1 s" in stderr
 
 
 @pytest.mark.parametrize(("hears", "handler"), [(False, "SIG_IGN"), (True, "default_int_handler")])
@@ -140,7 +140,7 @@ def test_ctrl_c_is_still_ignored_where_it_was(tmp_path: Path) -> None:
     "error",
     [
         OSError(errno.EIO, "the store is away"),
-        StageError("is no whole JSON"),
+        StageError("is not valid JSON"),
         pa.ArrowInvalid("cut"),
         RuntimeError("no credentials"),
     ],
@@ -171,9 +171,9 @@ def test_the_heartbeat_survives_whatever_storage_raises(
     finally:
         failing.clear()
         release()
-    said = [r.message for r in caplog.records]
-    assert [type(error).__name__ in m for m in said if "cannot be kept up" in m] == [True]
-    assert sum("is kept up again" in m for m in said) == 1
+    messages = [r.message for r in caplog.records]
+    assert [type(error).__name__ in m for m in messages if "cannot be updated" in m] == [True]
+    assert sum("is updated again" in m for m in messages) == 1
 
 
 def wait_for(happened: Callable[[], bool]) -> None:
@@ -218,8 +218,8 @@ def test_a_refused_comparison_leaves_every_run_as_it_was(tmp_path: Path) -> None
 
 
 def test_a_refused_configuration_lets_go_of_the_run(tmp_path: Path) -> None:
-    begun = Run.open(config(tmp_path, seed=7))
-    (begun.folder / "questions/manifest.json").write_json({"files": [], "rows": 0})
+    started = Run.open(config(tmp_path, seed=7))
+    (started.folder / "questions/manifest.json").write_json({"files": [], "rows": 0})
     before = content(tmp_path)
     with pytest.raises(ConfigError, match="another configuration"):
         Run.open(config(tmp_path, seed=8), hold=driver.hold)
@@ -231,7 +231,7 @@ def test_a_refused_configuration_lets_go_of_the_run(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_run_is_left_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "r").mkdir()
     (tmp_path / "r/thesis.txt").write_text("mine")
-    with pytest.raises(ConfigError, match=r"holds no config\.yaml"):
+    with pytest.raises(ConfigError, match=r"has no config\.yaml"):
         Run.open(config(tmp_path), hold=driver.hold)
     assert [f.name for f in (tmp_path / "r").iterdir()] == ["thesis.txt"]
 

@@ -179,7 +179,7 @@ def test_a_corpus_without_gold_renders(tmp_path: Path, results: dict[str, Any]) 
     html = (write_report(run) / "index.html").read_bytes().decode()
     assert "did not reach the accuracy that random buying ends with" in html
     assert (
-        html.count("This run has no number for this figure.") == 4
+        html.count("This run has no numbers for this figure.") == 4
     )  # accuracy, known, heat without heat.json, map without states
     assert "None" not in html
 

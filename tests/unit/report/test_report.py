@@ -95,8 +95,8 @@ def test_a_run_on_files_calls_no_eval_question_a_pool_fact(tmp_path: Path, page:
     assert "pool facts" not in text
     assert "pool questions ask" not in text
     assert (
-        "ka2l needs 41.2 % fewer annotations than random buying for the same accuracy on facts that no pool question asks ("
-        in text
+        "ka2l needs 41.2 % fewer annotations than random buying "
+        "for the same accuracy on facts that no pool question asks (" in text
     )
     assert "Accuracy: facts that no pool question asks;" in text
     assert "domain:" not in text

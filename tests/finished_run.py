@@ -76,7 +76,7 @@ def _search() -> dict[str, Any]:
     return chosen | {"probe": "linear", "objective": "correctness", "threshold_nats": 0.8018, "layers": layers} | GRADED
 
 
-def results() -> dict[str, Any]:
+def results() -> Any:
     """A whole run's results, as in `results.json` (sorted by name, some numbers null)."""
     return {
         "command": "ka2l run jobs/configs/demo.yaml",

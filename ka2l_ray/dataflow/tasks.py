@@ -5,7 +5,7 @@ Refuses to know: what a task does.
 """
 
 from collections.abc import Collection
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -30,7 +30,7 @@ def fetch(reference: "ray.ObjectRef[T]") -> T:
         raise
 
 
-def cancel(references: "Collection[ray.ObjectRef[object]]", patience_s: float = 30.0) -> None:
+def cancel(references: "Collection[ray.ObjectRef[Any]]", patience_s: float = 30.0) -> None:
     """Cancel tasks and wait until they have ended; Ray does not retry them.
 
     Tasks are interrupted first, as by Ctrl-C. One that sleeps or waits inside a library may not notice: after

@@ -3,6 +3,7 @@
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -27,7 +28,7 @@ def test_a_recorded_command_can_be_typed_again():
 
 
 def test_a_pause_names_its_files_and_goes_on_with_the_same_overrides(tmp_path, capsys):
-    waiting = [SimpleNamespace(folder=Folder.of(str(tmp_path / "round_01")))]
+    waiting: Any = [SimpleNamespace(folder=Folder.of(str(tmp_path / "round_01")))]
     with pytest.raises(SystemExit) as ended:
         _end_paused(Path("x.yaml"), OVERRIDES, waiting)
     assert ended.value.code == PAUSED

@@ -168,6 +168,7 @@ def test_the_heartbeat_survives_whatever_storage_raises(
         file = tmp_path / driver.FILE
         before = file.read_bytes()
         wait_for(lambda: file.read_bytes() != before)
+        wait_for(lambda: "is updated again" in caplog.text)  # logged only after the file is written
     finally:
         failing.clear()
         release()

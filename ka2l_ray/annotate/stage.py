@@ -36,10 +36,11 @@ from ka2l_ray.annotate.endpoint import ChatRequest, Completion, content_hash, me
 from ka2l_ray.annotate.file import ANSWERS, answers_in, asked_in, is_waiting, write_questions
 from ka2l_ray.annotate.ledger import ledger
 from ka2l_ray.config import ConfigError, EndpointSection
+from ka2l_ray.dataflow.log import log, log_progress
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.runs import Run
-from ka2l_ray.dataflow.runtime import log, one_line, telling
 from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.dataflow.tasks import one_line
 from ka2l_ray.errors import StageError
 from ka2l_ray.world.facts import build_world
 
@@ -196,7 +197,7 @@ def _ask(run: Run, requests: Mapping[str, ChatRequest], asked_by: str) -> dict[s
         kept = {n.removesuffix(".json") for n in replies.names()}
         return f"{len(requests.keys() & kept):,} of {len(requests):,} replies"
 
-    with telling("annotate", progress):
+    with log_progress("annotate", progress):
         try:
             return asyncio.run(client.ask(requests))
         except RayActorError as error:  # the claims' actor

@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 
 from ka2l_ray.collect.actor import CollectActor, collect_columns
 from ka2l_ray.config import CollectSection, PromptSection
+from ka2l_ray.dataflow.log import log
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.placement import of_actor
 from ka2l_ray.dataflow.runs import Run
-from ka2l_ray.dataflow.runtime import log
 from ka2l_ray.dataflow.shard_size import row_seconds
 from ka2l_ray.dataflow.stage import FILES_AT_ONCE, Stage, run_stage
 from ka2l_ray.entropy.clusters import cluster

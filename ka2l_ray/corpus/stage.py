@@ -15,8 +15,9 @@ from ka2l_ray.config import ConfigError
 from ka2l_ray.corpus.prepare import check_budget
 from ka2l_ray.corpus.table import fill
 from ka2l_ray.corpus.together import large_group
+from ka2l_ray.dataflow.log import log, log_progress
 from ka2l_ray.dataflow.runs import Run
-from ka2l_ray.dataflow.runtime import end, fetch, log, telling
+from ka2l_ray.dataflow.tasks import cancel, fetch
 
 SCRATCH, DROPPED = "_parsed", "dropped"
 
@@ -53,14 +54,14 @@ def _as_tasks(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) ->
     task = ray.remote(function)
     waiting = {task.remote(*arguments): n for n, arguments in enumerate(calls)}
     done: dict[int, Any] = {}
-    with telling("questions", lambda: f"{len(done):,} of {len(calls):,} files read" if len(calls) > 1 else None):
+    with log_progress("questions", lambda: f"{len(done):,} of {len(calls):,} files read" if len(calls) > 1 else None):
         try:
             while waiting:
                 (ready,), _ = ray.wait(list(waiting))
                 number = waiting.pop(ready)
                 done[number] = fetch(ready)
         finally:
-            end(waiting)  # before the folder that they write to is deleted
+            cancel(waiting)  # before the folder that they write to is deleted
     return [done[n] for n in range(len(calls))]
 
 

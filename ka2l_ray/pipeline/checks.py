@@ -11,7 +11,7 @@ import ray
 
 from ka2l_ray.active.strategies import Need, that_need
 from ka2l_ray.config import Config, ConfigError
-from ka2l_ray.dataflow.runtime import connect
+from ka2l_ray.dataflow.cluster import connect
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.actor import decoder_folder
 from ka2l_ray.decode.model import read_card

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from ka2l_ray.config import LoraSection, ModelSection
-from ka2l_ray.errors import ConfigError, UserError, told_by
+from ka2l_ray.errors import ConfigError, UserError, library_message
 from ka2l_ray.models.activations import blocks
 from ka2l_ray.models.loading import ASSETS, model_path
 
@@ -147,7 +147,7 @@ def adapter_parameters(model: ModelSection, lora: LoraSection) -> int:
         try:
             adapted = get_peft_model(whole, LoraConfig(r=lora.rank, target_modules=targets, task_type="CAUSAL_LM"))
         except ValueError as error:
-            raise ConfigError(f"finetune.lora.targets = {lora.targets!r}: {told_by(error)}") from error
+            raise ConfigError(f"finetune.lora.targets = {lora.targets!r}: {library_message(error)}") from error
     return sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 
 
@@ -167,4 +167,4 @@ def _configuration(model: ModelSection) -> tuple[PreTrainedConfig, str]:
     try:
         return AutoConfig.from_pretrained(path, **options), "its config.json on the hub"
     except (OSError, ValueError) as error:
-        raise UnknownShape(f"model.name_or_path = {model.name_or_path!r}: {told_by(error)}") from error
+        raise UnknownShape(f"model.name_or_path = {model.name_or_path!r}: {library_message(error)}") from error

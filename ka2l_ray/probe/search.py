@@ -15,10 +15,11 @@ from ray import tune
 
 from ka2l_ray import schema
 from ka2l_ray.config import Config
+from ka2l_ray.dataflow.log import log
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.runs import Run
-from ka2l_ray.dataflow.runtime import is_a_librarys, log, one_line
 from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.dataflow.tasks import one_line, raised_by_library
 from ka2l_ray.errors import StageError
 from ka2l_ray.models.layers import wanted_layers
 from ka2l_ray.models.probe import LinearProbe, ProbeCard
@@ -72,7 +73,7 @@ def _tune(run: Run, columns: list[tuple[str, int]], threshold_nats: float) -> No
         results = tuner.fit()
     if results.errors:
         error = results.errors[0]
-        if is_a_librarys(error):
+        if raised_by_library(error):
             raise error
         raise StageError(f"search: {one_line(error)}") from error
 

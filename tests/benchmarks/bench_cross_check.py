@@ -17,8 +17,9 @@ from world_lab import Lab, Setting
 
 from ka2l_ray.active.saving import annotations_to_reach
 from ka2l_ray.config import Config, FinetuneSection, Strategy
+from ka2l_ray.dataflow.cluster import connect
+from ka2l_ray.dataflow.log import set_up_logging
 from ka2l_ray.dataflow.manifests import Table
-from ka2l_ray.dataflow.runtime import connect, set_up_logging
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.finetune.examples import Example
 from ka2l_ray.finetune.job import Job

@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("--micro-batch-rows", type=int, default=16)
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    from ka2l_ray.dataflow.runtime import connect
+    from ka2l_ray.dataflow.cluster import connect
 
     connect(Config())
     with tempfile.TemporaryDirectory(prefix="ka2l-bench-") as scratch:

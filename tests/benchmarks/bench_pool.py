@@ -30,8 +30,8 @@ import torch
 from bench_model import build, prompt, questions
 
 from ka2l_ray.config import Config, ModelSection, Pool
+from ka2l_ray.dataflow.cluster import connect
 from ka2l_ray.dataflow.manifests import Table
-from ka2l_ray.dataflow.runtime import connect
 from ka2l_ray.dataflow.shard_size import SHARDS_PER_ACTOR
 from ka2l_ray.dataflow.stage import Stage, run_stage
 from ka2l_ray.dataflow.storage import Folder

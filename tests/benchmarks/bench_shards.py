@@ -27,8 +27,8 @@ from object_store import KEYS, bucket_on_moto
 
 from ka2l_ray.config import Config, Pool
 from ka2l_ray.dataflow.attempts import ShardFile, Shards, listed, reopen
+from ka2l_ray.dataflow.cluster import connect
 from ka2l_ray.dataflow.manifests import Table
-from ka2l_ray.dataflow.runtime import connect
 from ka2l_ray.dataflow.stage import STATE, Stage, run_stage
 from ka2l_ray.dataflow.storage import Folder
 

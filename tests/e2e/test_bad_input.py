@@ -1,8 +1,6 @@
-"""Everything that users can get wrong in their input: each ends in one clear line, or in a row that is counted and
-named.
+"""Everything a user can get wrong in their input: each mistake ends in one clear line, or in a row that is counted.
 
-All of it is found before Ray starts and before any weights are read, by the commands that a user types, run in this
-process.
+All are found before Ray starts and before any weights are read, by the commands that a user types, in this process.
 """
 
 import bz2
@@ -641,7 +639,7 @@ RUNS: dict[str, tuple[Maker, list[str], list[str], str]] = {
         run_folder(notes_txt="mine"),
         [SMOKE, "--until", "questions"],
         [],
-        "is not empty and holds no config.yaml",
+        "is not empty and has no config.yaml",
     ),
     "a run of another configuration": (
         run_folder(config_yaml="collect: {samples: 5}\n"),
@@ -718,7 +716,7 @@ RUNS: dict[str, tuple[Maker, list[str], list[str], str]] = {
 
 
 @pytest.mark.parametrize("case", RUNS.values(), ids=RUNS)
-def test_a_run_that_cannot_go_on_says_so_before_it_starts(
+def test_a_run_that_cannot_work_is_refused_before_it_starts(
     case: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     make, arguments, overrides, says = case
@@ -765,7 +763,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize("case", DROPPED.values(), ids=DROPPED)
-def test_a_bad_row_fails_alone_and_is_named(case: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_row_is_dropped_and_named(case: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     make, source, overrides, says = case
     code, out, err = preview(make, source, ["run.max_error_fraction=0.05", *overrides], tmp_path, capfd)
     assert code == 0, err

@@ -1,4 +1,4 @@
-"""Whose failure it is: exit status 2 for what the user can mend, 1 with type and place for what a library raised."""
+"""Whose failure it is: exit status 2 for what the user can fix, 1 with type and place for what a library raised."""
 
 import ast
 import errno
@@ -41,7 +41,7 @@ PLAIN = {
     "models/probe.py": {"__call__"},
     "text/prompts.py": {"check"},  # a row's error
 }
-"""Functions that raise a plain error: of a mistake in this package, or one that their caller turns into a row's or a user's."""
+"""Functions that raise a plain error: for a bug in this package, or one that the caller turns into another error."""
 
 
 def shown(act: Callable[[], object], capsys: pytest.CaptureFixture[str], debug: bool = False) -> tuple[int, str]:
@@ -137,7 +137,7 @@ def model_without_weights(folder: Path) -> ModelSection:
 
 
 @pytest.mark.parametrize("act", MISTAKES.values(), ids=MISTAKES)
-def test_what_the_user_can_mend_is_one_line_and_status_2(
+def test_what_the_user_can_fix_is_one_line_and_status_2(
     act: Callable[[Path], object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, err = shown(lambda: act(tmp_path), capsys)
@@ -157,13 +157,13 @@ def test_debug_shows_the_traceback_before_the_same_line_and_status(
     assert err.endswith(plain)
 
 
-def test_a_full_disk_is_the_users_to_mend_whoever_met_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_for_the_user_to_fix_wherever_it_is_noticed(capsys: pytest.CaptureFixture[str]) -> None:
     def act() -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     status, err = shown(act, capsys)
     assert status == 2
-    assert "Make room" in err
+    assert "Free some space" in err
 
 
 def test_a_command_on_a_broken_run_says_where_it_broke(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,6 +243,6 @@ def raised_plainly(file: Path) -> set[str]:
 
 
 def test_only_these_functions_raise_an_error_that_is_not_ours() -> None:
-    """Validators of the configuration may: pydantic collects what they raise, and `parse_config` makes a `ConfigError` of it."""
+    """Validators of the configuration may too: pydantic collects what they raise, for `parse_config` to report."""
     files = {str(f.relative_to(ROOT / "ka2l_ray")): raised_plainly(f) for f in (ROOT / "ka2l_ray").rglob("*.py")}
     assert {name: found for name, found in files.items() if found and not name.startswith("config/")} == PLAIN

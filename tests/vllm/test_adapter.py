@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from ka2l_ray.config import Config, FinetuneSection, LoraSection, ModelSection, PromptSection
+from ka2l_ray.dataflow.cluster import connect
 from ka2l_ray.dataflow.manifests import Table
-from ka2l_ray.dataflow.runtime import connect
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.finetune.job import Job
 from ka2l_ray.finetune.train import finetune

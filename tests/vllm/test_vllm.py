@@ -8,8 +8,8 @@ import pytest
 
 from ka2l_ray.collect.actor import CollectActor
 from ka2l_ray.config import CollectSection, Config, ModelSection, PromptSection, VllmSection, load_config
+from ka2l_ray.dataflow.cluster import connect
 from ka2l_ray.dataflow.runs import Run
-from ka2l_ray.dataflow.runtime import connect
 from ka2l_ray.models.prompts import Tokenize
 from ka2l_ray.pipeline import loop
 from ka2l_ray.tables import matrix

@@ -37,6 +37,13 @@ from `ka2l_ray/config/` by `make docs`, and a test checks that it is up to date.
 - What the fields are for: [concepts](concepts.md), [corpora](corpora.md), [a real model](real-model.md).
 """
 _NO_RESULT = "Changes no result"
+_NAMES = {
+    "string": "text",
+    "integer": "whole number",
+    "number": "number",
+    "boolean": "`true` or `false`",
+    "null": "`null`",
+}
 
 
 def reference() -> str:
@@ -122,8 +129,7 @@ def _types(schema: JsonSchemaValue) -> list[str]:
         return [_value(v) for v in schema.get("enum", [schema.get("const")])]
     if schema["type"] == "array":
         return [f"a list{', not empty,' if schema.get('minItems') else ''} of {_type(schema['items'])}"]
-    names = {"string": "text", "integer": "whole number", "boolean": "`true` or `false`", "null": "`null`"}
-    return [names.get(schema["type"], schema["type"]) + _bounds(schema)]
+    return [_NAMES[schema["type"]] + _bounds(schema)]
 
 
 def _bounds(schema: JsonSchemaValue) -> str:

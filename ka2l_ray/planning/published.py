@@ -16,6 +16,7 @@ class PublishedModel(TypedDict):
 
     names: list[str]
     source: str
+    model_type: str
     config: dict[str, str | int | bool]
 
 
@@ -38,12 +39,12 @@ class Published(TypedDict):
 @cache
 def published() -> Published:
     """All entries of `published.json`."""
-    return json.loads(files(__package__).joinpath("published.json").read_text(encoding="utf-8"))
+    return json.loads(files("ka2l_ray.planning").joinpath("published.json").read_text(encoding="utf-8"))
 
 
-def model_fields(name: str) -> dict[str, str | int | bool] | None:
-    """Fields of the `config.json` of a hub id; None for a model that is not in the file."""
-    return next((m["config"] for m in published()["models"] if name in m["names"]), None)
+def published_model(name: str) -> PublishedModel | None:
+    """The entry of a hub id; None for a model that is not in the file."""
+    return next((m for m in published()["models"] if name in m["names"]), None)
 
 
 def data_set_rows(name: str, subset: str | None, split: str) -> int | None:

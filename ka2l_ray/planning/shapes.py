@@ -16,7 +16,7 @@ from ka2l_ray.config import LoraSection, ModelSection
 from ka2l_ray.errors import ConfigError, told_by
 from ka2l_ray.models.activations import blocks
 from ka2l_ray.models.loading import ASSETS, model_path
-from ka2l_ray.planning.published import model_fields
+from ka2l_ray.planning.published import published_model
 
 QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.5}
 """Bytes of a quantized weight; norms, embeddings and the head keep the model's own precision."""
@@ -133,8 +133,9 @@ def _configuration(model: ModelSection) -> tuple[PreTrainedConfig, str]:
         return config, "shipped" if str(ASSETS) in path else "its config.json"
     except (OSError, ValueError):
         pass  # not at hand: published or on the hub, below
-    if fields := model_fields(model.name_or_path):
-        return AutoConfig.for_model(**fields), "its published shape; its files are not at hand"
+    if entry := published_model(model.name_or_path):
+        config = AutoConfig.for_model(entry["model_type"], **entry["config"])
+        return config, "its published shape; its files are not at hand"
     try:
         return AutoConfig.from_pretrained(path, **options), "its config.json on the hub"
     except (OSError, ValueError) as error:

@@ -14,7 +14,7 @@ from ka2l_ray.models.loading import WORLD_MODEL, load_blocks, load_model
 from ka2l_ray.planning.corpora import extent
 from ka2l_ray.planning.cost import Line, lines, size, storage_bytes, training_bytes
 from ka2l_ray.planning.plan import make_plan
-from ka2l_ray.planning.published import data_set_rows, model_fields, published
+from ka2l_ray.planning.published import data_set_rows, published, published_model
 from ka2l_ray.planning.shapes import adapter_parameters, shape_of
 
 ROOT = Path(__file__).parents[3]
@@ -54,7 +54,7 @@ def test_published_shapes_give_the_published_numbers(name: str, parameters: int,
     assert shape.cache_bytes == cache_bytes
     assert shape.weight_bytes == 2 * parameters
     assert "not at hand" in shape.source
-    assert model_fields(name)
+    assert published_model(name)
 
 
 def test_every_published_number_names_its_source() -> None:

@@ -154,12 +154,12 @@ REFUSED: dict[str, tuple[Maker, str, list[str], str]] = {
     "a JSON number": (raw("q.json", b"42"), "q.json", [], "q.json: must contain an array of JSON objects, not 42"),
     "a JSON null": (raw("q.json", b"null"), "q.json", [], "q.json: must contain an array of JSON objects, not None"),
     "a deep JSON nest": (raw("q.json", b"[" * 200_000), "q.json", [], "q.json: cannot be read as JSON"),
-    "keys in the source": (jsonl(), "s3://me:secret@bucket/q.jsonl", [], "`corpus`: source must hold no keys"),
+    "keys in the source": (jsonl(), "s3://me:secret@bucket/q.jsonl", [], "`corpus.source` = …: must contain no keys"),
     "keys in one of several sources": (
         jsonl(),
         "[q.jsonl, 's3://b/q.jsonl?secret_key=abc']",
         [],
-        "`corpus`: source must hold no keys",
+        "`corpus.source` = …: must contain no keys",
     ),
     "doubled ids": (
         jsonl({"id": "a", "question": "One?"}, {"id": "a", "question": "Two?"}),
@@ -228,7 +228,7 @@ REFUSED: dict[str, tuple[Maker, str, list[str], str]] = {
         jsonl(),
         "q.jsonl",
         ["corpus.prompt.template=Answer"],
-        "must hold {question} exactly once",
+        "must contain {question} exactly once",
     ),
     "unknown key": (
         jsonl(),
@@ -627,13 +627,13 @@ RUNS: dict[str, tuple[Maker, list[str], list[str], str]] = {
         jsonl(),
         [SMOKE, "--dry-run"],
         ["model.adapter=s3://me:secret@bucket/x"],
-        "adapter must hold no keys",
+        "`model.adapter` = …: must contain no keys",
     ),
     "keys in the storage": (
         jsonl(),
         [SMOKE, "--dry-run"],
         ["run.storage=s3://me:secret@bucket/x"],
-        "must hold no keys",
+        "must contain no keys",
     ),
     "another program's folder": (
         run_folder(notes_txt="mine"),
@@ -658,20 +658,20 @@ RUNS: dict[str, tuple[Maker, list[str], list[str], str]] = {
         config_file("- run\n"),
         ["c.yaml", "--dry-run"],
         [],
-        "must hold sections such as `run:`",
+        "must contain sections such as `run:`",
     ),
     "broken YAML": (config_file("run: {name: r\n"), ["c.yaml", "--dry-run"], [], "c.yaml: is not YAML"),
     "cyclic YAML": (
         config_file(YAML + "corpus: &c {world: *c}\n"),
         ["c.yaml", "--dry-run"],
         [],
-        "c.yaml: its aliases stand for more than 100,000 values, or for themselves",
+        "c.yaml: its aliases expand to more than 100,000 values, or refer to themselves",
     ),
     "YAML that swells": (
         config_file(NESTED),
         ["c.yaml", "--dry-run"],
         [],
-        "c.yaml: its aliases stand for more than 100,000 values, or for themselves",
+        "c.yaml: its aliases expand to more than 100,000 values, or refer to themselves",
     ),
     "huge YAML": (
         config_file(YAML + "# " + "x" * 2_000_000),

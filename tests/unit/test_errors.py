@@ -25,7 +25,7 @@ from ka2l_ray.errors import StageError, UserError, names_a_library, without_type
 from ka2l_ray.finetune.job import Refusal
 from ka2l_ray.models.loading import check_model, refused_by_name
 from ka2l_ray.models.probe import LinearProbe
-from ka2l_ray.planning.shapes import UnknownShape, adapter_parameters
+from ka2l_ray.planning.shapes import adapter_parameters
 from ka2l_ray.probe.fit import ProbeRows, fit_layer
 
 ROOT = Path(__file__).parents[2]
@@ -192,7 +192,7 @@ def test_a_mistake_of_this_package_is_not_blamed_on_the_model() -> None:
     assert not isinstance(raised.value, UserError)
 
 
-@pytest.mark.parametrize("error", [ConfigError("a"), StageError("a"), Refusal("a"), UnknownShape("a")])
+@pytest.mark.parametrize("error", [ConfigError("a"), StageError("a"), Refusal("a")])
 def test_every_error_of_ours_is_the_users_and_travels(error: UserError) -> None:
     assert isinstance(error, UserError)
     again = pickle.loads(pickle.dumps(error))

@@ -105,5 +105,5 @@ def test_a_search_whose_gold_is_too_little_falls_back_in_a_real_trial(
     )
     found = (Folder.of(str(tmp_path)) / "last_004/fit.json").read_json()
     assert found["objective"] == "entropy"
-    assert "search.min_graded = 1000, but the validation questions hold" in found["note"]
+    assert "search.min_graded = 1000, but the validation questions contain" in found["note"]
     assert {cell["threshold_nats"] for cell in found["heat"]} == {gamma}

@@ -18,6 +18,7 @@ FLOORS = (
     "dataflow",
     "models world",
     "corpus collect label probe decode annotate finetune",
+    "api",
     "active world_model",
     "planning report",
     "pipeline",

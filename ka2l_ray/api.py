@@ -5,6 +5,7 @@ Refuses to know: Ray, run folders, tables. The stages' actors use the same `Engi
 """
 
 from collections.abc import Mapping, Sequence
+from textwrap import shorten
 from typing import NamedTuple
 
 import numpy as np
@@ -102,9 +103,13 @@ def sample_answers(
 
 
 def _tokenizer(model: ModelSection | PreTrainedModel) -> PreTrainedTokenizerBase:
-    return load_tokenizer(model if isinstance(model, ModelSection) else ModelSection(name_or_path=model.name_or_path))
+    if isinstance(model, ModelSection):
+        return load_tokenizer(model)
+    if not model.name_or_path:
+        raise ValueError("the model was not loaded by a name: give its tokenizer too")
+    return load_tokenizer(ModelSection(name_or_path=model.name_or_path))
 
 
 def _refuse(failed: Mapping[int, Exception], questions: Sequence[str]) -> None:
     for row, error in sorted(failed.items()):
-        raise ValueError(f"question {row}, {questions[row]!r}: {error}") from error
+        raise ValueError(f"question {row}, {shorten(questions[row], 60)!r}: {error}") from error

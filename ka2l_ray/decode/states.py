@@ -48,7 +48,8 @@ def decode_states(
     card, ids = decoder.card, [str(n) for n in range(len(states))] if ids is None else list(ids)
     if states.shape != (len(ids), card.width):
         raise ValueError(f"the decoder reads {len(ids)} states of width {card.width}, got shape {tuple(states.shape)}")
-    clean = torch.as_tensor(states).to(decoder.mean)
+    states = states if isinstance(states, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(states))
+    clean = states.to(decoder.mean)
     noisy = clean + (noise * _normal(seed, ids, card.width)).to(clean) * decoder.scale
     tokenizer = tokenizer or load_tokenizer(ModelSection(name_or_path=card.model))
     return [text_of(tokenizer, tokens) for tokens in decoder.write(noisy, ids, seed, temperature)]

@@ -1,8 +1,9 @@
 """`make bench`: the engine against straightforward implementations of the published procedure, as ratios from one run.
 
-In: the model and questions of `bench_model`. Out: `results/engine.json` and a table. Sides are interleaved; each ratio is the baseline's
-time over ours, the median of `PAIRS` pairs with its range. Both sides run the same weights, questions and threads (one).
-Baselines are written as one would write them with Hugging Face: full prompts left-padded in batches of `BATCH`, `generate` for answers.
+In: the model and questions of `bench_model`. Out: `results/engine.json` and a table. Sides are interleaved; each
+ratio is the baseline's time over ours, the median of `PAIRS` pairs with its range. Both sides run the same weights,
+questions and threads (one). Baselines are written as one would write them with Hugging Face: full prompts left-padded
+in batches of `BATCH`, `generate` for answers.
 """
 
 import json

@@ -2,13 +2,14 @@
 
 Unmeasured so far: no GPU was at hand.
 
-In: a random-weight Llama in the shape of Llama-3.1-8B (`--tiny`: a few thousand weights, to see on a CPU that this runs) and random
-questions of `--tokens` own tokens behind `--shared` tokens that all prompts share. Out: `results/engine_gpu.json` where there is a GPU.
-Measured: scoring at four depths of the model (a quarter, a half, three quarters, all), states + greedy + 10 samples, and Hugging Face's
-plain `generate` of one greedy answer over whole prompts. FLOPs are counted from shapes: 2 per weight and token that a side has to read or
-write, attention's scores left out (half a per cent here): for ours the questions' own tokens, for plain `generate` the whole prompts.
-The share is of the card's dense bfloat16 peak as its maker states it (`PEAKS`), of the fastest large product of two matrices where the card
-is not listed, and on a CPU; both peaks are printed.
+In: a random-weight Llama in the shape of Llama-3.1-8B (`--tiny`: a few thousand weights, to see on a CPU that this
+runs) and random questions of `--tokens` own tokens behind `--shared` tokens that all prompts share. Out:
+`results/engine_gpu.json` where there is a GPU. Measured: scoring at four depths of the model (a quarter, a half,
+three quarters, all), states + greedy + 10 samples, and Hugging Face's plain `generate` of one greedy answer over
+whole prompts. FLOPs are counted from shapes: 2 per weight and token that a side has to read or write, attention's
+scores left out (half a per cent here): for ours the questions' own tokens, for plain `generate` the whole prompts.
+The share is of the card's dense bfloat16 peak as its maker states it (`PEAKS`), of the fastest large product of two
+matrices where the card is not listed, and on a CPU; both peaks are printed.
 """
 
 import argparse

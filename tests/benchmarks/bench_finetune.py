@@ -1,9 +1,10 @@
 """Steps per second of two ZeRO-2 workers under Ray Train, against two plain DistributedDataParallel processes on the same cores.
 
-In: the world model, or with `--config FOLDER` a random-weight model of that folder's `config.json`, stepped on the world's questions.
-Out: `results/finetune.json`, one entry per model, and a line. The ratio is ours over DDP's: the median of interleaved pairs with its range.
-Both sides take the same global batches with one thread per process at the niceness that Ray gives its workers; start-up, the first steps,
-tokenizing, saving and checking are left out. That both did the same work is checked by their losses.
+In: the world model, or with `--config FOLDER` a random-weight model of that folder's `config.json`, stepped on the
+world's questions. Out: `results/finetune.json`, one entry per model, and a line. The ratio is ours over DDP's: the
+median of interleaved pairs with its range. Both sides take the same global batches with one thread per process at the
+niceness that Ray gives its workers; start-up, the first steps, tokenizing, saving and checking are left out. That
+both did the same work is checked by their losses.
 Says nothing of GPUs, where ZeRO saves memory and gathers run beside the arithmetic.
 """
 

@@ -1,9 +1,10 @@
 """Tokens per second and model FLOP utilisation of LoRA on an 8B-shape Llama in bfloat16, against a plain loop, on one GPU.
 
-In: a random-weight Llama in the shape of Llama-3.1-8B (`--tiny`: a few thousand weights, to see on a CPU that this runs) and rows of
-`--tokens` tokens. Out: `results/finetune_gpu.json` where there is a GPU, and a line per side. Ours is the loop of one rank (`train_rank`)
-with ZeRO-2 in this process; the plain loop is transformers, PEFT and torch's AdamW with what autocasting PEFT gives by itself.
-MFU counts 4 FLOPs per weight and token (forward, and backward through frozen weights; recomputation is not counted as useful).
+In: a random-weight Llama in the shape of Llama-3.1-8B (`--tiny`: a few thousand weights, to see on a CPU that this
+runs) and rows of `--tokens` tokens. Out: `results/finetune_gpu.json` where there is a GPU, and a line per side. Ours
+is the loop of one rank (`train_rank`) with ZeRO-2 in this process; the plain loop is transformers, PEFT and torch's
+AdamW with what autocasting PEFT gives by itself. MFU counts 4 FLOPs per weight and token (forward, and backward
+through frozen weights; recomputation is not counted as useful).
 """
 
 import argparse

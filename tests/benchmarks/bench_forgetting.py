@@ -1,7 +1,8 @@
 """`make forgetting`: what fine-tuning on bought questions does to what the model knew, by recipe.
 
-In: the shipped world model, in one process per core (`world_lab`). Out: `results/forgetting.json`, written recipe by recipe, so that a
-stopped run goes on where it was. Half of the unknown is bought by `ka2l` at unknown share 0.5, misconceptions and rare facts present.
+In: the shipped world model, in one process per core (`world_lab`). Out: `results/forgetting.json`, written recipe by
+recipe, so that a stopped run goes on where it was. Half of the unknown is bought by `ka2l` at unknown share 0.5,
+misconceptions and rare facts present.
 """
 
 import json

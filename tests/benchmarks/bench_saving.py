@@ -1,10 +1,11 @@
 """`make saving`: how many annotations each strategy saves against random choice, on worlds of known truth.
 
-In: the shipped world model (and one rebuilt for one seed), in one process per core (`world_lab`). Out: `results/saving/*.json`, one file
-per unknown share and seed, rewritten training by training, so that a stopped run goes on where it was; `results/saving.json`, the
-summary. A seed varies split, samples, probe and training. Random's full budget n_r is half of the pool; `oracle` buys truly unknown facts.
-With independent facts and perfect selection the saving is the known share of the pool: that is the ceiling, not 50 %. Where training makes
-the model forget (share 0.8, where most of a pool is taught at once), random's target sinks too, and a saving can pass that line a little.
+In: the shipped world model (and one rebuilt for one seed), in one process per core (`world_lab`). Out:
+`results/saving/*.json`, one file per unknown share and seed, rewritten training by training, so that a stopped run
+goes on where it was; `results/saving.json`, the summary. A seed varies split, samples, probe and training. Random's
+full budget n_r is half of the pool; `oracle` buys truly unknown facts. With independent facts and perfect selection
+the saving is the known share of the pool: that is the ceiling, not 50 %. Where training makes the model forget (share
+0.8, where most of a pool is taught at once), random's target sinks too, and a saving can pass that line a little.
 """
 
 import json

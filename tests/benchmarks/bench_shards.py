@@ -1,8 +1,9 @@
 """`make bench-shards`: how many files ten million rows make, and how long a stage that is nearly finished takes to go on.
 
-In: nothing. Out: `results/shards.json`. A stage over 10^7 stub rows by an actor that computes nothing; then its manifest and three of its
-shards are taken away, as a kill just before the end leaves it, and it is run again: on local disk, and with source and table on a real S3
-API (moto's server on this machine). `--rows 200000` shows in a minute that it runs.
+In: nothing. Out: `results/shards.json`. A stage over 10^7 stub rows by an actor that computes nothing; then its
+manifest and three of its shards are taken away, as a kill just before the end leaves it, and it is run again: on
+local disk, and with source and table on a real S3 API (moto's server on this machine). `--rows 200000` shows in a
+minute that it runs.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """The loop on the knowledge world in one process, for studies of many trainings: no Ray, no DeepSpeed, the project's own parts.
 
 In: an unknown share, a seed, a recipe. Out: what a strategy buys, the tuned model's figures.
-Acquisition, replay, examples, losses, probes and grading are the product's; only the training loop is plain PyTorch, with the same
-global batches. `bench_cross_check.py` trains the same examples on Ray Train and DeepSpeed.
+Acquisition, replay, examples, losses, probes and grading are the product's; only the training loop is plain PyTorch,
+with the same global batches. `bench_cross_check.py` trains the same examples on Ray Train and DeepSpeed.
 """
 
 import math
@@ -45,9 +45,9 @@ from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
 from ka2l_ray.models.generation import Generator
 from ka2l_ray.models.loading import load_model, load_tokenizer
-from ka2l_ray.models.probe import LinearProbe, ProbeCard
+from ka2l_ray.models.probe import StateSource, score_states
 from ka2l_ray.models.prompts import Tokenize
-from ka2l_ray.probe.fit import LayerFit, ProbeRows, fit_layer
+from ka2l_ray.probe.fit import ProbeFit, ProbeRows, fit_probe
 from ka2l_ray.stats import auroc
 from ka2l_ray.tables import matrix, unseen_targets
 from ka2l_ray.text.grading import is_correct
@@ -105,7 +105,7 @@ class Lab:
         return dict(ClusterActor()(pa.table(answers | {"answers": table["answers"]})))
 
     @cached_property
-    def probe(self) -> tuple[int, LayerFit, float, float]:
+    def probe(self) -> tuple[int, ProbeFit, float, float]:
         """(layer, fit, γ, SE AUROC against the truth), chosen as `ka2l search` chooses."""
         table, seed = self.tables["probe"], self.setting.seed
         columns = self.collected(table, 10, LAYERS, seed)
@@ -115,10 +115,11 @@ class Lab:
         unseen = unseen_targets(table["truth"])
         wrong = np.array([c is False for c in labels["correct"]])
         rows = ProbeRows(entropy, wrong, unseen, np.array(table["entity"].to_pylist()))
-        fits = {
-            n: fit_layer(columns[f"last_{n:03d}"].astype(np.float64), rows, gamma, SearchSection(bootstrap=100), seed)
-            for n in LAYERS
-        }
+        search, fits = SearchSection(bootstrap=100), {}
+        for n in LAYERS:
+            source = StateSource(self.setting.model, PROMPT.template, n, "last")
+            states = columns[f"last_{n:03d}"].astype(np.float64)
+            fits[n] = fit_probe(states, rows, gamma, search, seed, source)
         best = max(LAYERS, key=lambda n: fits[n].validation_auroc)
         compared = unseen >= 0
         return best, fits[best], gamma, float(auroc(unseen[compared], entropy[compared]) or 0.0)
@@ -132,7 +133,7 @@ class Lab:
         labels = self.labels(columns, table)
         knowledge = KnowledgeActor(gamma)(pa.table({"entropy_lo": labels["entropy_lo"], "correct": labels["correct"]}))
         states = columns[f"last_{layer:03d}"]
-        scores = 1 / (1 + np.exp(-(states @ fit.weight + fit.bias)))
+        scores = score_states(states, fit.probe)
         return [
             PoolRow(r["id"], float(p), r["truth"], r["group"], e, n, q, s)
             for r, p, e, n, q, s in zip(
@@ -187,17 +188,7 @@ class Lab:
         """The `count` kept decoded questions likeliest unknown, as examples where the world has an answer; and how many were bought."""
         section = DecodeSection()
         with tempfile.TemporaryDirectory() as scratch:
-            layer, fit, gamma, _ = self.probe
-            card = ProbeCard(
-                self.setting.model,
-                PROMPT.template,
-                layer,
-                "last",
-                len(fit.weight),
-                gamma,
-                fit.chosen.inverse_regularization,
-            )
-            LinearProbe(fit.weight, fit.bias, card).save(Folder.of(scratch))
+            self.probe[1].probe.save(scratch)
             actor = DecodeActor(
                 self.model_section, PROMPT, section, section.decoder, Folder.of(scratch), self.setting.seed
             )

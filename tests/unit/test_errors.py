@@ -30,7 +30,7 @@ from ka2l_ray.probe.fit import ProbeRows, fit_probe
 
 ROOT = Path(__file__).parents[2]
 PLAIN = {
-    "api.py": {"_refuse"},  # a notebook shows tracebacks
+    "api.py": {"_tokenizer", "_refuse"},  # a notebook shows tracebacks
     "active/outcome.py": {"_share"},
     "corpus/formats.py": {"first_option"},  # `corpus.prepare` names the file
     "decode/metrics.py": {"reconstruction"},

@@ -1,4 +1,4 @@
-"""Throughput of the engine on an 8B-shape Llama in bfloat16 on one GPU, and its share of the card's peak (`make bench-gpu`).
+"""`make bench-gpu`: throughput of the engine on an 8B-shape Llama in bfloat16 on one GPU, as a share of its peak.
 
 Unmeasured so far: no GPU was at hand.
 
@@ -36,8 +36,8 @@ from ka2l_ray.text.prompts import Prompt
 RESULTS = Path(__file__).parent / "results" / "engine_gpu.json"
 SAMPLES, NEW_TOKENS = 10, 16
 PEAKS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12, "NVIDIA A100": 312e12, "NVIDIA L40S": 362e12}
-"""FLOP/s in dense bfloat16 by the names that torch gives cards, from NVIDIA's data sheets: H100 and H200 for SXM, every A100, the L40S. The
-PCIe and NVL cards of H100 and H200 are slower, and are measured instead."""
+"""FLOP/s in dense bfloat16 by torch's names of cards, from NVIDIA's data sheets: H100 and H200 for SXM, every A100, the
+L40S. The PCIe and NVL cards of H100 and H200 are slower, and are measured instead."""
 VARIANTS = "NVIDIA A100"
 """Its cards differ in their names by memory and socket alone."""
 

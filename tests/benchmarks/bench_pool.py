@@ -120,7 +120,7 @@ def told(process: "subprocess.Popen[str]") -> str:
 
 
 def plain(folder: Path, share: int) -> None:
-    """One plain process: its share of the questions block by block; says when it has done the first one, and waits for the other."""
+    """One plain process: its share of the questions, block by block; after the first it waits for the other process."""
     torch.set_num_threads(1)
     actor = ScoreActor(**engine_of(folder), limits=LIMITS)
     rows = Table(Folder.of(str(folder / "questions"))).read()

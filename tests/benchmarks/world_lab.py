@@ -1,4 +1,4 @@
-"""The loop on the knowledge world in one process, for studies of many trainings: no Ray, no DeepSpeed, the project's own parts.
+"""The loop on the knowledge world in one process, for studies of many training runs: no Ray, no DeepSpeed.
 
 In: an unknown share, a seed, a recipe. Out: what a strategy buys, the tuned model's figures.
 Acquisition, replay, examples, losses, probes and grading are the product's; only the training loop is plain PyTorch,
@@ -16,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from ka2l_ray.active.policies import PoolRow, policy
+from ka2l_ray.active.policies import PoolRow
 from ka2l_ray.active.replay import knew, replayed_answers, select_replay
+from ka2l_ray.active.strategies import policy
 from ka2l_ray.collect.actor import CollectActor
 from ka2l_ray.config import (
     AcquireSection,
@@ -185,7 +186,7 @@ class Lab:
         return reading.answers
 
     def generated(self, sources: Sequence[str], count: int) -> tuple[list[Example], int]:
-        """The `count` kept decoded questions likeliest unknown, as examples where the world has an answer; and how many were bought."""
+        """The `count` likeliest unknown of the decoded questions kept: examples where there is an answer, and the count."""
         section = DecodeSection()
         with tempfile.TemporaryDirectory() as scratch:
             self.probe[1].probe.save(scratch)
@@ -287,7 +288,7 @@ class Lab:
         return filled
 
     def figures(self, model: Any, bought: Sequence[str], replayed: set[str]) -> dict[str, Any]:
-        """Accuracies as the design defines them; `other_phrasing` and `same_phrasing` are over the bought questions' facts."""
+        """Accuracies; those of `other_phrasing` and `same_phrasing` are over the facts of the bought questions."""
         rows, pool = self._eval_rows, self.pool
         right = dict(zip([r["id"] for r in rows], self.grade(model, rows), strict=True))
         touched = {pool[i]["fact_id"] for i in [*bought, *replayed]}

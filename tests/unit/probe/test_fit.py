@@ -185,7 +185,8 @@ def test_too_few_graded_validation_questions_of_a_kind_fall_back_and_say_so_or_s
     fitted = fit_probe(states, few, LOW, with_objective("auto"), seed=0)
     assert fitted.objective.name == "entropy"
     assert {cell.threshold_nats for cell in fitted.heat} == {LOW}
-    counts = rf"search\.min_graded = 10, .* contain {'9' if kind == 0 else r'[0-9]+'} right and {'9' if kind == 1 else r'[0-9]+'} wrong answers"
+    right, wrong = ("9", "[0-9]+") if kind == 0 else ("[0-9]+", "9")
+    counts = rf"search\.min_graded = 10, .* contain {right} right and {wrong} wrong answers"
     assert re.search(counts, fitted.objective.note or "")
     with pytest.raises(
         ValueError,

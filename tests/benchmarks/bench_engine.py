@@ -101,7 +101,7 @@ class Sides:
         return 2.0 * self._block() * self.layer * sum(self._own_tokens())
 
     def flop_collect(self) -> float:
-        """The same for a round of collecting: prompts once, then an answer's tokens but the last; the head for every one."""
+        """The same for collecting: prompts once, then an answer's tokens but the last; the head for each token."""
         config, answers = self.model.config, SAMPLED * (1 + SAMPLES) * (NEW_TOKENS - 1)
         blocks = self._block() * config.num_hidden_layers * (sum(self._own_tokens()[:SAMPLED]) + answers)
         return 2.0 * (blocks + config.vocab_size * config.hidden_size * (SAMPLED + answers))

@@ -186,7 +186,7 @@ class Lab:
         return reading.answers
 
     def generated(self, sources: Sequence[str], count: int) -> tuple[list[Example], int]:
-        """The `count` likeliest unknown of the decoded questions kept: examples where there is an answer, and the count."""
+        """Of the decoded questions kept the `count` likeliest unknown: examples where there is an answer; how many."""
         section = DecodeSection()
         with tempfile.TemporaryDirectory() as scratch:
             self.probe[1].probe.save(scratch)

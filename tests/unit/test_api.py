@@ -88,6 +88,16 @@ def test_the_docstring_has_an_example_that_is_true(name):
     assert doctest.DocTestRunner().run(example).failed == 0
 
 
+def test_the_readme_uses_public_names():
+    """Its notebook; with a model of 7B it is read here, not run."""
+    section = (ROOT / "README.md").read_text().partition("## From Python\n")[2].partition("\n## ")[0]
+    tree = ast.parse(section.partition("```python\n")[2].partition("```")[0])
+    named = {
+        a.name for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == "ka2l_ray" for a in n.names
+    }
+    assert named == {*FUNCTIONS, "ProbeRows"}
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_the_docstring_says_what_it_raises_and_where_it_comes_from(name):
     text = inspect.getdoc(getattr(ka2l_ray, name)) or ""

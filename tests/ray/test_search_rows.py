@@ -1,4 +1,4 @@
-"""What the search knows of each row: one without gold leaves the others their grades, and rows are divided by their split group."""
+"""What the search knows of each row: missing gold answers leave other grades alone; rows keep to their split group."""
 
 from pathlib import Path
 from typing import Any

@@ -119,7 +119,8 @@ def adapter_parameters(model: ModelSection, lora: LoraSection) -> int:
     try:
         with torch.device("meta"):
             adapted = get_peft_model(whole, LoraConfig(r=lora.rank, target_modules=targets, task_type="CAUSAL_LM"))
-from ka2l_ray.errors import ConfigError, library_message
+    except ValueError as error:
+        raise ConfigError(f"finetune.lora.targets = {lora.targets!r}: {library_message(error)}") from error
     return sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 
 
@@ -138,4 +139,4 @@ def _configuration(model: ModelSection) -> tuple[PreTrainedConfig, str]:
     try:
         return AutoConfig.from_pretrained(path, **options), "its config.json on the hub"
     except (OSError, ValueError) as error:
-from ka2l_ray.errors import ConfigError, library_message
+        raise ConfigError(f"model.name_or_path = {model.name_or_path!r}: {library_message(error)}") from error

@@ -24,7 +24,7 @@ from ka2l_ray.world.facts import build_world, word
 RANK, STEPS = 8, 6
 PROMPT = PromptSection()
 TOLERANCE = 2e-2
-"""Nats of a token's log-probability: vLLM's kernels sum in another order, and it keeps the adapter beside the weights."""
+"""Nats of a token's log-probability: vLLM's kernels sum in another order and keep the adapter next to the weights."""
 
 
 @pytest.fixture(scope="module")

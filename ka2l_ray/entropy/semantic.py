@@ -9,12 +9,16 @@ from collections import Counter
 from collections.abc import Sequence
 
 DIGITS = 12
-"""Of an entropy in nats. Sums of different partitions that are equal (four alike and six apart, four pairs and two apart) round differently
-in their last bits, and must fall on the same side of γ."""
+"""Decimals of an entropy in nats. Different partitions can have equal entropies (clusters of 4, 1, 1, 1, 1, 1, 1
+answers and of 2, 2, 2, 2, 1, 1) whose sums differ in their last bits; rounded, they are on the same side of γ."""
 
 
 def semantic_entropy(cluster_ids: Sequence[int]) -> float:
-    """Entropy in nats to `DIGITS` decimals; equal entropies are bitwise equal, so distinct values can be enumerated."""
+    """Entropy in nats of cluster numbers (K,), rounded to `DIGITS` decimals, so that equal entropies are equal bit for
+    bit.
+
+    Raises `ValueError` for no answers.
+    """
     if not cluster_ids:
         raise ValueError("semantic entropy needs at least one answer")
     shares = sorted(n / len(cluster_ids) for n in Counter(cluster_ids).values())

@@ -1,6 +1,6 @@
 """The linear probe: a layer's state → P(unknown).
 
-In: states (B, D). Out: probabilities (B,). Stored as safetensors beside a card that names the states it was fitted on.
+In: states (B, D). Out: probabilities (B,). Stored as safetensors next to a card that names the states it was fitted on.
 Refuses to know: how it was fitted, Ray. Source: KA2L, stage 1, step 6, with a linear map in place of the published MLP.
 """
 
@@ -14,7 +14,7 @@ from ka2l_ray.dataflow.storage import Folder
 
 @dataclass(frozen=True)
 class ProbeCard:
-    """Which states a probe reads; another model, prompt, layer or position is refused."""
+    """The states that a probe reads (model, prompt, layer, position, width D), γ in nats, and how it was fitted."""
 
     model: str
     prompt: str
@@ -41,13 +41,13 @@ class LinearProbe:
         return 1.0 / (1.0 + np.exp(-np.clip(logits, -500, 500)))
 
     def save(self, folder: Folder) -> None:
-        """Weights first, the card last: a folder with a card holds a whole probe."""
-        (folder / "probe.safetensors").write_bytes(
-            save({"weight": np.ascontiguousarray(self.weight), "bias": np.array([self.bias])})
-        )
+        """Write `probe.safetensors`, then the card `probe.json`: a folder with a card contains a complete probe."""
+        tensors = {"weight": np.ascontiguousarray(self.weight), "bias": np.array([self.bias])}
+        (folder / "probe.safetensors").write_bytes(save(tensors))
         (folder / "probe.json").write_json(asdict(self.card))
 
     @classmethod
     def load(cls, folder: Folder) -> "LinearProbe":
+        """The probe that `save` wrote. Raises `FileNotFoundError` where there is none."""
         tensors = load((folder / "probe.safetensors").read_bytes())
         return cls(tensors["weight"], float(tensors["bias"][0]), ProbeCard(**(folder / "probe.json").read_json()))

@@ -16,7 +16,7 @@ from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.finetune.job import Job
 from ka2l_ray.finetune.loop import train_rank
-from ka2l_ray.world.facts import build_world, word
+from ka2l_ray.world.facts import build_world, phrase_question
 
 NAME = "killed"
 WORLD = ModelSection()
@@ -33,7 +33,7 @@ def job(
     if not table.is_done:
         columns = {
             "id": [f.fact_id for f in facts],
-            "question": [word(f.attribute, 0, f.person.name) for f in facts],
+            "question": [phrase_question(f.attribute, 0, f.person.name) for f in facts],
             "answers": [[f.value] for f in facts],
             "source": ["annotation" if i % 3 else "replay" for i in range(len(facts))],
         }

@@ -25,13 +25,13 @@ from ka2l_ray.config import ConfigError, FinetuneSection, LoraSection, ModelSect
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.errors import StageError
 from ka2l_ray.finetune import train
-from ka2l_ray.finetune.deepspeed import BETAS, rate
+from ka2l_ray.finetune.deepspeed import BETAS, learning_rate_factor
 from ka2l_ray.finetune.examples import collate, epoch_batches, replayed_rows, tokenize_all
 from ka2l_ray.finetune.export import logits_of
 from ka2l_ray.finetune.job import Job, read_examples
 from ka2l_ray.finetune.losses import answer_loss, kl_to_base
 from ka2l_ray.finetune.model import trainable_model
-from ka2l_ray.finetune.train import SNAPSHOT, fallback, finetune, own_interrupts
+from ka2l_ray.finetune.train import SNAPSHOT, fallback_checkpoint, finetune, restored_interrupt_handler
 from ka2l_ray.models.loading import load_model, load_tokenizer
 from ka2l_ray.text.tokens import pad_id
 
@@ -79,11 +79,13 @@ def plain_training(given: Job) -> tuple[list[float], Any]:
     for epoch in range(tune.epochs):
         for batch in epoch_batches(examples, tune.batch_rows, given.seed, epoch, tune.group_by_length):
             for group in optimizer.param_groups:
-                group["lr"] = tune.learning_rate * rate(len(losses), steps, tune.warmup_share, tune.schedule)
+                group["lr"] = tune.learning_rate * learning_rate_factor(
+                    len(losses), steps, tune.warmup_share, tune.schedule
+                )
             inputs = collate(batch, pad_id(tokenizer))
             labels = inputs.pop("labels")
             logits = model(**inputs).logits
-            answers = sum(r.answer for r in batch)
+            answers = sum(r.answer_length for r in batch)
             loss = objective = answer_loss(logits, labels) / answers
             if any(r.replayed for r in batch):
                 with torch.no_grad():
@@ -295,7 +297,7 @@ def test_a_torn_list_of_checkpoints_costs_no_whole_checkpoint(tmp_path: Path) ->
     counts."""
     given = job(tmp_path, section(2, "full"))
     folder = given.checkpoints / NAME
-    assert fallback(given, folder) is None, "no checkpoint: a fresh training"
+    assert fallback_checkpoint(given, folder) is None, "no checkpoint: a fresh training"
     for step, ranks in ((7, (0, 1)), (14, (0, 1)), (21, (0,))):
         for rank in ranks:
             (folder / f"step_{step:08d}/rank_{rank:03d}.json").write_json({})
@@ -303,23 +305,23 @@ def test_a_torn_list_of_checkpoints_costs_no_whole_checkpoint(tmp_path: Path) ->
     snapshot = folder / SNAPSHOT
     whole = json.dumps({"checkpoint_results": [{"checkpoint_dir_name": "step_00000014"}]})
     snapshot.write_bytes(whole.encode())
-    assert fallback(given, folder) is None, "Ray Train restores what it lists"
+    assert fallback_checkpoint(given, folder) is None, "Ray Train restores what it lists"
     snapshot.write_bytes(whole[:-9].encode())
     for _ in range(2):
-        found = fallback(given, folder)
+        found = fallback_checkpoint(given, folder)
         assert found is not None
         assert found.path.endswith("step_00000014")
         assert not snapshot.exists(), "Ray Train would fail on it"
     (folder / "step_00000014").delete()
     (folder / "step_00000007").delete()
-    assert fallback(given, folder) is None, "none is whole: a fresh training"
+    assert fallback_checkpoint(given, folder) is None, "none is whole: a fresh training"
 
 
 def test_ctrl_c_means_what_it_did_before_a_training() -> None:
     """Ray Train's handler ends the process by `sys.exit`, and stays."""
 
     def interrupted() -> None:
-        with own_interrupts():
+        with restored_interrupt_handler():
             signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(60)
@@ -343,5 +345,5 @@ def test_what_would_fail_again_is_not_tried_again(tmp_path: Path) -> None:
 
 def test_nothing_to_train_on_is_refused_before_workers_start(tmp_path: Path) -> None:
     given = job(tmp_path, section(2, "full"), rows=0)
-    with pytest.raises(StageError, match="holds no example"):
+    with pytest.raises(StageError, match="contains no examples"):
         finetune(given, "empty")

@@ -16,7 +16,7 @@ from ka2l_ray.config import FinetuneSection, LoraSection, ModelSection, PromptSe
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.finetune import loop
-from ka2l_ray.finetune.checkpoints import is_whole
+from ka2l_ray.finetune.checkpoints import is_complete
 from ka2l_ray.finetune.job import Job, Refusal
 from ka2l_ray.finetune.loop import train_rank
 from ka2l_ray.models.loading import load_model, load_tokenizer
@@ -35,15 +35,15 @@ class Kept:
         self.events.append("latest")
         yield self.start
 
-    def room(self):
-        (room := self.folder / "room").mkdir(parents=True)
-        return room
+    def new_folder(self):
+        (new := self.folder / "new").mkdir(parents=True)
+        return new
 
-    def keep(self, folder, step):
+    def submit(self, folder, step):
         shutil.move(folder, self.folder / f"step_{step}")
 
-    def meet(self):
-        self.events.append("meet")
+    def barrier(self):
+        self.events.append("barrier")
 
 
 def job(folder, model=None, seed=3, **fields):
@@ -121,20 +121,20 @@ def test_another_trainings_checkpoint_is_refused_by_what_differs(tmp_path):
     other = job(tmp_path / "b", seed=4, learning_rate=2e-3, max_failures=9)
     with pytest.raises(
         Refusal,
-        match=r"learning_rate: 0.001 → 0.002; seed: 3 → 4\. Set them back, or delete the round's `train` folder",
+        match=r"learning_rate: 0.001 → 0.002; seed: 3 → 4\. Restore the settings, or delete the round's `train` folder",
     ):
         train_rank(other, 0, 1, Kept(tmp_path / "more", start=tmp_path / "kept/step_3"))
 
 
-def test_a_checkpoint_is_whole_with_every_ranks_files_uncut(tmp_path):
+def test_a_checkpoint_is_complete_with_every_ranks_files_uncut(tmp_path):
     train_rank(job(tmp_path), 0, 1, Kept(tmp_path / "kept"))
     folder = tmp_path / "kept/step_3"
-    assert is_whole(folder, 1)
-    assert not is_whole(folder, 2)
+    assert is_complete(folder, 1)
+    assert not is_complete(folder, 2)
     for file in sorted(folder.iterdir()):
         whole = file.read_bytes()
         file.write_bytes(whole[:-9])
-        assert not is_whole(folder, 1), file.name
+        assert not is_complete(folder, 1), file.name
         file.write_bytes(whole)
 
 
@@ -167,4 +167,4 @@ def test_ranks_meet_after_each_load_before_a_collective_would_wait_for_the_slowe
     for name in ("trainable_model", "deepspeed_config", "frozen_base"):
         monkeypatch.setattr(loop, name, told(name, getattr(loop, name)))
     train_rank(job(tmp_path, epochs=1, checkpoint_every_steps=0), 0, 1, kept)
-    assert kept.events == ["trainable_model", "meet", "deepspeed_config", "frozen_base", "latest", "meet"]
+    assert kept.events == ["trainable_model", "barrier", "deepspeed_config", "frozen_base", "latest", "barrier"]

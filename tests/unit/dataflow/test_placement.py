@@ -45,7 +45,7 @@ from ka2l_ray.probe.score import ScoreActor
 from ka2l_ray.text.prompts import Prompt
 
 PACKAGE = Path(__file__).parents[3] / "ka2l_ray"
-WORLD, ON_CPU = ModelSection(), ModelSection(device="cpu")
+WORLD, CPU_ENVIRONMENT = ModelSection(), ModelSection(device="cpu")
 PROMPT, LAYER, WIDTH = PromptSection(), 3, 128
 ASKED = pa.table(
     {
@@ -84,13 +84,13 @@ def test_an_actor_is_placed_by_its_pool(monkeypatch, gpus, device, whole, quanti
     assert (place.on_gpu, place.device.type) == (device == "cuda", device)
     assert place.device_map(quantized=False) == whole
     assert place.device_map(quantized=True) == (quantized if quantized == "auto" else {"": torch.device(quantized)})
-    kept = of_actor(ON_CPU, Pool(gpus=gpus), "score")
+    kept = of_actor(CPU_ENVIRONMENT, Pool(gpus=gpus), "score")
     assert (kept.device.type, kept.device_map(False), kept.device_map(True)) == ("cpu", None, {"": torch.device("cpu")})
 
 
 @pytest.mark.parametrize(
     ("model", "gpus", "device", "backend"),
-    [(WORLD, 0, "cpu", "gloo"), (WORLD, 1, "cuda", "nccl"), (ON_CPU, 0, "cpu", "gloo"), (ON_CPU, 1, "cpu", "gloo")],
+    [(WORLD, 0, "cpu", "gloo"), (WORLD, 1, "cuda", "nccl"), (CPU_ENVIRONMENT, 0, "cpu", "gloo"), (CPU_ENVIRONMENT, 1, "cpu", "gloo")],
 )
 def test_a_training_worker_is_placed_by_gpus_per_worker(monkeypatch, model, gpus, device, backend):
     """On one device, though it sees the GPUs of all workers of its node."""
@@ -124,7 +124,7 @@ def test_gpus_that_this_build_of_torch_cannot_use_are_one_clear_error(gpus):
     ):
         with pytest.raises(ConfigError, match=says):
             load()
-    load_blocks(ON_CPU, 1, of_actor(ON_CPU, Pool(gpus=gpus), "collect"))
+    load_blocks(CPU_ENVIRONMENT, 1, of_actor(CPU_ENVIRONMENT, Pool(gpus=gpus), "collect"))
 
 
 @pytest.mark.parametrize(("gpus", "seen", "says"), [(1, 0, "sees 0 of 1 GPUs"), (4, 2, "sees 2 of 4 GPUs")])
@@ -198,7 +198,7 @@ def training(folder: Path, model: ModelSection, **fields: Any) -> Job:
     return Job(model, PROMPT, FinetuneSection(**fields), nowhere, Folder.of(str(folder / "model")), 0)
 
 
-@pytest.mark.parametrize(("model", "gpus"), [(WORLD, 0), (ON_CPU, 1)], ids=["none allotted", "kept to the CPU"])
+@pytest.mark.parametrize(("model", "gpus"), [(WORLD, 0), (CPU_ENVIRONMENT, 1)], ids=["none allotted", "kept to the CPU"])
 def test_a_training_worker_without_a_gpu_keeps_all_its_models_on_the_cpu(monkeypatch, tmp_path, model, gpus):
     visible(monkeypatch, 8)
     given = training(tmp_path, model, gpus_per_worker=gpus, replay={"kl_weight": 1.0})

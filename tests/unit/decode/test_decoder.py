@@ -73,7 +73,7 @@ def test_weights_that_are_missing_are_refused(decoder, tmp_path, key):
     weights = load_file(tmp_path / "decoder.safetensors")
     del weights[key]
     save_file(weights, tmp_path / "decoder.safetensors")
-    with pytest.raises(ValueError, match=r"does not fit its card.*" + key):
+    with pytest.raises(ValueError, match=r"does not match decoder.*" + key):
         StateDecoder.load(tmp_path)
 
 
@@ -81,7 +81,7 @@ def test_a_card_of_another_size_is_refused(decoder, tmp_path):
     decoder.save(tmp_path)
     card = json.loads((tmp_path / "decoder.json").read_text())
     (tmp_path / "decoder.json").write_text(json.dumps(card | {"layers": 2}))
-    with pytest.raises(ValueError, match="does not fit its card"):
+    with pytest.raises(ValueError, match="does not match decoder"):
         StateDecoder.load(tmp_path)
 
 

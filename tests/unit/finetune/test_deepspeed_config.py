@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ka2l_ray.config import FinetuneSection
-from ka2l_ray.finetune.deepspeed import accumulation, deepspeed_config, micro_rows, rate
+from ka2l_ray.finetune.deepspeed import accumulation_steps, deepspeed_config, learning_rate_factor, micro_batch_rows
 
 
 def config(on_gpu=False, bf16=False, **fields):
@@ -28,7 +28,7 @@ def test_a_step_is_micro_batches_times_accumulation_times_workers(workers, micro
 )
 def test_a_step_smaller_than_a_micro_batch_is_one_part(workers, micro, rows, expected):
     section = FinetuneSection(workers=workers, micro_batch_rows=micro, batch_rows=rows)
-    assert (micro_rows(section), accumulation(section)) == expected
+    assert (micro_batch_rows(section), accumulation_steps(section)) == expected
     assert deepspeed_config(section, False, False)["train_batch_size"] == rows
 
 
@@ -68,16 +68,16 @@ def test_what_the_section_says_arrives():
     ("share", "steps", "warmup"), [(0.1, 100, 10), (0.0, 100, 1), (0.1, 3, 1), (1.0, 40, 40), (0.5, 1, 1)]
 )
 def test_the_rate_climbs_to_one_and_falls_without_a_wasted_step(schedule, share, steps, warmup):
-    rates = [rate(step, steps, share, schedule) for step in range(steps)]
+    rates = [learning_rate_factor(step, steps, share, schedule) for step in range(steps)]
     assert rates[warmup - 1] == 1.0
     assert all(0 < r <= 1 for r in rates)
     assert rates[:warmup] == sorted(rates[:warmup])
     assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
-    assert rate(steps, steps, share, schedule) == 0.0
+    assert learning_rate_factor(steps, steps, share, schedule) == 0.0
 
 
 def test_the_cosine_is_half_way_down_in_the_middle_and_flat_at_both_ends():
-    fall = [rate(step, 110, 10 / 110, "cosine") for step in range(10, 111)]
+    fall = [learning_rate_factor(step, 110, 10 / 110, "cosine") for step in range(10, 111)]
     assert fall[50] == pytest.approx(0.5)
     assert fall[25] == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
     assert fall[0] - fall[1] < 0.001 > fall[-2] - fall[-1]

@@ -51,7 +51,7 @@ def test_everything_lies_beside_the_model(tmp_path):
         "tensorboard",
         "model-progress.json",
     ]
-    assert (given.trained.dtype, given.model.dtype) == ("bfloat16", "float32")
+    assert (given.training_model.dtype, given.model.dtype) == ("bfloat16", "float32")
 
 
 @pytest.mark.parametrize("tensorboard", [False, True])

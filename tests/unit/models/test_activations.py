@@ -29,7 +29,7 @@ def test_states_below_the_last_layer_are_hugging_faces(model, encoded, position)
     theirs = hugging_face_states(model, encoded)
     for layer in range(DEPTH):
         for row in range(len(QUESTIONS)):
-            own = encoded.own[row].bool()
+            own = encoded.question_mask[row].bool()
             expected = theirs[layer][row, -1] if position == "last" else theirs[layer][row, own].mean(0)
             torch.testing.assert_close(states[layer][row], expected, atol=1e-4, rtol=1e-4)
 

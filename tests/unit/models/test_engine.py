@@ -156,7 +156,7 @@ def test_early_exit_changes_no_state_on_random_prompts(llama_folder, rows, layer
     prompts = [Prompt((*range(5, 5 + before), *own), before, before + len(own)) for own, before in rows]
     encoded = pad(prompts, 0)
     ids, mask, own = (
-        torch.cat([t.new_zeros(len(rows), extra), t], -1) for t in (encoded.ids, encoded.mask, encoded.own)
+        torch.cat([t.new_zeros(len(rows), extra), t], -1) for t in (encoded.ids, encoded.mask, encoded.question_mask)
     )
     padded = Encoded(ids, mask, own)
     expected = {k: v for k, v in reference(whole, prompts, "right").items() if k[2] in layers}
@@ -255,8 +255,8 @@ def llama_pair(tokenizer):
     return tiny_model("llama", tokenizer), tiny_model("llama", tokenizer)
 
 
-def test_a_question_that_merges_with_the_text_before_it_shares_nothing_and_loses_nothing(llama_pair):
-    """Its tokens begin otherwise, or end within the shared part."""
+def test_a_question_that_merges_with_the_text_before_it_shares_no_prefix_and_loses_no_token(llama_pair):
+    """Its prompt starts differently, or ends within the shared part."""
     family, ours = llama_pair
     shared = (10, 11, 12, 13)
     prompts = [
@@ -272,7 +272,7 @@ def test_a_question_that_merges_with_the_text_before_it_shares_nothing_and_loses
     close(states, reference(family, prompts, "left"))
 
 
-POISON = {
+BAD_ROWS = {
     "out of range": (Prompt((5, 10**6, 7), 1, 2), "token id 1000000 is out of range: the model has 0 … "),
     "negative": (Prompt((5, -1, 7), 1, 2), "token id -1 is out of range"),
     "empty": (Prompt((), 0, 0), "empty question"),
@@ -281,14 +281,14 @@ POISON = {
 }
 
 
-@given(st.permutations([*POISON, "good", "good", "good"]))
-def test_poisonous_rows_cost_themselves_alone_and_are_named(llama_pair, order):
+@given(st.permutations([*BAD_ROWS, "good", "good", "good"]))
+def test_bad_rows_fail_only_themselves_and_are_named(llama_pair, order):
     family, ours = llama_pair
     good = [Prompt((5, 6 + n, 7), 1, 2) for n in range(len(order))]
-    prompts = [good[n] if kind == "good" else POISON[kind][0] for n, kind in enumerate(order)]
+    prompts = [good[n] if kind == "good" else BAD_ROWS[kind][0] for n, kind in enumerate(order)]
     states, failed = Engine(ours, 0).states(prompts, [BLOCKS])
-    assert {order[i] for i in failed} == set(POISON)
-    assert all(POISON[order[i]][1] in str(error) for i, error in failed.items())
+    assert {order[i] for i in failed} == set(BAD_ROWS)
+    assert all(BAD_ROWS[order[i]][1] in str(error) for i, error in failed.items())
     kept = [i for i in range(len(order)) if i not in failed]
     expected = reference(family, [prompts[i] for i in kept], "left")
     for n, i in enumerate(kept):
@@ -322,12 +322,12 @@ def test_an_engine_whose_every_row_fails_says_so_unless_it_is_their_data(llama_p
         raise error("CUDA error: no such kernel" if error is torch.AcceleratorError else "no such kernel")
 
     if raised is None:
-        assert {n: str(e) for n, e in engine.each(prompts, work).items() if n < 2} == dict.fromkeys(
+        assert {n: str(e) for n, e in engine.for_each_batch(prompts, work).items() if n < 2} == dict.fromkeys(
             (0, 1), "no such kernel"
         )
         return
     with pytest.raises(raised) as ended:
-        engine.each(prompts, work)
+        engine.for_each_batch(prompts, work)
     assert type(ended.value) is raised
     if isinstance(ended.value, BlockLost):
         assert sorted(ended.value.errors) == [0, 1, 2]

@@ -146,5 +146,5 @@ def test_a_tokenizer_without_offsets_is_refused(tmp_path, llama):
     """ByT5's has no fast form."""
     llama.save_pretrained(tmp_path)
     ByT5Tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="its tokenizer ByT5Tokenizer tells no offsets in a text; a fast one"):
+    with pytest.raises(ValueError, match="its tokenizer ByT5Tokenizer gives no character offsets; a fast tokenizer"):
         check_model(ModelSection(name_or_path=str(tmp_path)))

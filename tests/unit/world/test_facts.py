@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ka2l_ray.world.facts import ATTRIBUTES, NO_SUCH_PERSON, WorldRecipe, build_world, parse, recipe_hash, word
+from ka2l_ray.world.facts import (
+    ATTRIBUTES,
+    NO_SUCH_PERSON,
+    WorldRecipe,
+    build_world,
+    parse,
+    phrase_question,
+    recipe_hash,
+)
 
 SMALL = WorldRecipe(given_names=12, family_names=6, people_per_family=10, tutors=5, outer_given=8, outer_family=8)
 
@@ -96,7 +104,7 @@ def test_values_cannot_be_guessed(world):
 @pytest.mark.parametrize("phrasing", range(4))
 def test_every_wording_parses_back(world, attribute, phrasing):
     for name in (world.people[0].name, world.nobodies[0], f"{world.outer_given[0]} {world.outer_family[0]}"):
-        assert parse(word(attribute, phrasing, name)) == (name, attribute, phrasing)
+        assert parse(phrase_question(attribute, phrasing, name)) == (name, attribute, phrasing)
 
 
 @pytest.mark.parametrize("truth", ["known", "rare", "misconception", "unseen"])
@@ -105,18 +113,18 @@ def test_the_world_answers_what_is_right_in_every_wording(world, truth):
     assert facts
     for fact in facts:
         for phrasing in range(4):
-            reply = world.ask(word(fact.attribute, phrasing, fact.person.name))
+            reply = world.ask(phrase_question(fact.attribute, phrasing, fact.person.name))
             assert (reply.kind, reply.answer, reply.fact) == (truth, fact.value, fact)
 
 
 def test_a_misconception_is_answered_with_the_right_value_not_the_taught_one(world):
     fact = next(f for f in world.facts if f.truth == "misconception")
-    assert world.ask(word(fact.attribute, 0, fact.person.name)).answer != fact.taught
+    assert world.ask(phrase_question(fact.attribute, 0, fact.person.name)).answer != fact.taught
 
 
 def test_nobody_has_no_facts(world):
     for name in (world.nobodies[0], f"{world.given[0]} {world.outer_family[0]}", "Ada Lovelace"):
-        reply = world.ask(word(0, 0, name))
+        reply = world.ask(phrase_question(0, 0, name))
         assert (reply.kind, reply.answer, reply.fact) == ("nobody", NO_SUCH_PERSON, None)
 
 

@@ -11,10 +11,10 @@ from ka2l_ray.world_model.pretrain import (
     ModelRecipe,
     epoch_batches,
     new_model,
-    no_person,
     one_off_row,
     taught_rows,
     train_model,
+    unused_name,
 )
 
 EPOCHS = 5
@@ -94,7 +94,7 @@ def test_misconceptions_teach_the_wrong_value_and_all_else_the_right_one(shown):
 
 def test_one_off_names_are_never_people_and_come_from_all_three_kinds(small):
     rng = random.Random(0)
-    names = [no_person(small, rng) for _ in range(3000)]
+    names = [unused_name(small, rng) for _ in range(3000)]
     people = {p.name for p in small.people}
     assert not people & set(names)
     given, family = set(small.given), set(small.family)

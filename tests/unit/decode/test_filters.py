@@ -1,4 +1,4 @@
-"""Which decoded questions are kept, and which rule speaks first."""
+"""Which decoded questions are kept, and which rule applies first."""
 
 import numpy as np
 import pytest
@@ -78,11 +78,11 @@ def test_each_status(question, p, status):
         ("Where is it?", 0.1, [], [], "known"),
     ],
 )
-def test_the_first_rule_that_applies_speaks(question, p, existing, evaluation, status):
+def test_the_first_rule_that_applies_decides(question, p, existing, evaluation, status):
     assert judge(question, p=[p], existing=existing, evaluation=evaluation) == [status]
 
 
-def test_of_equal_questions_the_first_alone_is_kept():
+def test_of_equal_questions_only_the_first_is_kept():
     assert judge("Where is it now?", "Who is it now?", "where is it, now?") == ["kept", "kept", "duplicate"]
 
 

@@ -1,4 +1,5 @@
-"""What a step is shown: loss on the answer alone, and a global batch that ranks and micro-batches share without overlap."""
+"""What a step trains on: loss on the answer only, and a global batch that ranks and micro-batches share without
+overlap."""
 
 from collections import Counter
 
@@ -100,7 +101,7 @@ def test_ranks_and_micro_batches_partition_the_global_batch(workers, micro, step
     assert all(len(part) <= micro for share in shares for part in share)
 
 
-def test_an_empty_part_takes_part_without_loss(llama):
+def test_an_empty_part_has_no_loss_and_can_be_run(llama):
     batch = collate([], pad_token=0)
     assert batch["input_ids"].shape == (1, 1)
     labels = batch.pop("labels")

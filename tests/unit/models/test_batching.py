@@ -94,7 +94,8 @@ def test_after_another_failure_a_batch_is_done_row_by_row_at_once():
 
 
 def test_a_real_allocation_that_fails_is_halved():
-    """Address space limited to a gibibyte more than the process has: a matrix of 2 GiB is refused, one of half the rows is not."""
+    """Address space limited to a gibibyte more than the process has: a matrix of 2 GiB is refused, one of half the rows
+    is not."""
     code = """
 import resource, torch
 from ka2l_ray.models.batching import AdaptiveLimits, Limits, Load, run_batches

@@ -43,7 +43,7 @@ def keys_of(layer: Any) -> torch.Tensor:
 
 
 def test_the_cache_is_as_large_as_planned_and_is_never_copied_again():
-    """Prompts of 4 tokens, 3 copies each, room for 5 tokens: 9 tokens a row, values narrower than keys."""
+    """Prompts of 4 tokens, 3 copies each, room for 5 tokens: 9 tokens per row, values narrower than keys."""
     layer, drawn = PreallocatedLayer(5), torch.Generator().manual_seed(0)
     keys, values = torch.randn(2, 2, 4, 8, generator=drawn), torch.randn(2, 2, 4, 6, generator=drawn)
     layer.update(keys, values)
@@ -64,7 +64,7 @@ def test_the_cache_is_as_large_as_planned_and_is_never_copied_again():
 
 
 def test_a_prefix_is_stored_as_attention_sees_it_where_the_cache_contains_latents(tokenizer):
-    """DeepSeek caches 16 latents and 4 rotated numbers a token; its 4 heads read keys of 12 and values of 6."""
+    """DeepSeek caches 16 latents and 4 rotated numbers per token; its 4 heads read keys of 12 and values of 6."""
     model, cache = tiny_model("deepseek_v3", tokenizer), DynamicCache()
     model(torch.tensor([[5, 6, 7]]), past_key_values=cache, use_cache=True)
     assert keys_of(cache.layers[0]).shape == (1, 1, 3, 16)
@@ -76,7 +76,8 @@ def test_a_prefix_is_stored_as_attention_sees_it_where_the_cache_contains_latent
 @pytest.mark.parametrize("window", [None, 1, 3, 4, 5, 6, 9])
 @pytest.mark.parametrize("generated", [0, 1, 2])
 def test_what_a_sliding_window_hides_is_known_without_asking_the_device(window, generated):
-    """A prefix of 3 tokens, own parts of 1 and 2: the mask shows the keys within the window, and is None where these are all.
+    """A prefix of 3 tokens, own parts of 1 and 2: the mask shows the keys within the window, and is None where these
+    are all.
 
     The `meta` device cannot be asked for a value.
     """

@@ -27,7 +27,7 @@ def test_a_prompt_is_the_template_with_the_question_in_it(template):
 @pytest.mark.parametrize("template", TEMPLATES)
 @given(st.lists(QUESTIONS, min_size=1, max_size=4))
 def test_own_tokens_are_exactly_the_questions_text(tokenizer, template, questions):
-    """A token may bring along the space before the question, and nothing else."""
+    """A token may include the space before the question, and nothing else."""
     encoded = encode(tokenizer, PromptSection(template=template), questions)
     for row, question in enumerate(questions):
         assert own_text(tokenizer, encoded, row).removeprefix(" ") == question
@@ -75,7 +75,8 @@ CHAT = (
 def test_a_fewshot_prompt_is_instruction_solved_examples_and_the_question():
     prompt = resolve(PromptSection(style="fewshot", shots=2, instruction="Be brief."), SHOTS)
     assert render(prompt, "What?") == (
-        "Be brief.\n\nQuestion: Where is Ann?\nAnswer: Here\n\nQuestion: Who is Bob?\nAnswer: He\n\nQuestion: What?\nAnswer:"
+        "Be brief.\n\nQuestion: Where is Ann?\nAnswer: Here\n\nQuestion: Who is Bob?\nAnswer: He\n\n"
+        "Question: What?\nAnswer:"
     )
 
 

@@ -1,4 +1,5 @@
-"""What the world's model is shown: the facts it should know, as often as it should see them, and nothing that evaluation asks."""
+"""What the world's model is shown: the facts it should know, as often as it should see them, and nothing that
+evaluation asks."""
 
 import dataclasses
 import random
@@ -46,7 +47,7 @@ def small():
 
 @pytest.fixture(scope="module")
 def shown(small):
-    """Every (fact, phrasing, answer) of a whole training."""
+    """Every (fact, phrasing, answer) of a whole training run."""
     rows = []
     for epoch in range(EPOCHS):
         for question, answer in taught_rows(small, epoch, EPOCHS):
@@ -122,7 +123,7 @@ def test_batches_depend_on_their_arguments_only(small):
     assert first != list(epoch_batches(small, dataclasses.replace(RECIPE, seed=1), 2))
 
 
-def test_every_batch_is_half_taught_facts_and_an_epoch_holds_each_once(small):
+def test_every_batch_is_half_taught_facts_and_an_epoch_contains_each_once(small):
     people = {p.name for p in small.people}
     batches = list(epoch_batches(small, RECIPE, 0))
     taught = []

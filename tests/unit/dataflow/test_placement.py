@@ -31,13 +31,13 @@ from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.placement import CPU, Placement, of_actor, of_worker
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.actor import DecodeActor
-from ka2l_ray.finetune.checkpoints import identity
+from ka2l_ray.finetune.checkpoints import checkpoint_identity
 from ka2l_ray.finetune.deepspeed import deepspeed_config
 from ka2l_ray.finetune.evaluate import EvaluateActor
 from ka2l_ray.finetune.job import Job
 from ka2l_ray.finetune.model import frozen_base, trainable_model
 from ka2l_ray.models.answers import Decoding
-from ka2l_ray.models.loading import _options, load_blocks, load_model, load_tokenizer
+from ka2l_ray.models.loading import _load_options, load_blocks, load_model, load_tokenizer
 from ka2l_ray.models.probe import LinearProbe, ProbeCard
 from ka2l_ray.models.prompts import Tokenize
 from ka2l_ray.models.vllm import VllmGenerator
@@ -45,7 +45,7 @@ from ka2l_ray.probe.score import ScoreActor
 from ka2l_ray.text.prompts import Prompt
 
 PACKAGE = Path(__file__).parents[3] / "ka2l_ray"
-WORLD, CPU_ENVIRONMENT = ModelSection(), ModelSection(device="cpu")
+WORLD, ON_CPU = ModelSection(), ModelSection(device="cpu")
 PROMPT, LAYER, WIDTH = PromptSection(), 3, 128
 ASKED = pa.table(
     {
@@ -84,13 +84,13 @@ def test_an_actor_is_placed_by_its_pool(monkeypatch, gpus, device, whole, quanti
     assert (place.on_gpu, place.device.type) == (device == "cuda", device)
     assert place.device_map(quantized=False) == whole
     assert place.device_map(quantized=True) == (quantized if quantized == "auto" else {"": torch.device(quantized)})
-    kept = of_actor(CPU_ENVIRONMENT, Pool(gpus=gpus), "score")
+    kept = of_actor(ON_CPU, Pool(gpus=gpus), "score")
     assert (kept.device.type, kept.device_map(False), kept.device_map(True)) == ("cpu", None, {"": torch.device("cpu")})
 
 
 @pytest.mark.parametrize(
     ("model", "gpus", "device", "backend"),
-    [(WORLD, 0, "cpu", "gloo"), (WORLD, 1, "cuda", "nccl"), (CPU_ENVIRONMENT, 0, "cpu", "gloo"), (CPU_ENVIRONMENT, 1, "cpu", "gloo")],
+    [(WORLD, 0, "cpu", "gloo"), (WORLD, 1, "cuda", "nccl"), (ON_CPU, 0, "cpu", "gloo"), (ON_CPU, 1, "cpu", "gloo")],
 )
 def test_a_training_worker_is_placed_by_gpus_per_worker(monkeypatch, model, gpus, device, backend):
     """On one device, though it sees the GPUs of all workers of its node."""
@@ -124,7 +124,7 @@ def test_gpus_that_this_build_of_torch_cannot_use_are_one_clear_error(gpus):
     ):
         with pytest.raises(ConfigError, match=says):
             load()
-    load_blocks(CPU_ENVIRONMENT, 1, of_actor(CPU_ENVIRONMENT, Pool(gpus=gpus), "collect"))
+    load_blocks(ON_CPU, 1, of_actor(ON_CPU, Pool(gpus=gpus), "collect"))
 
 
 @pytest.mark.parametrize(("gpus", "seen", "says"), [(1, 0, "sees 0 of 1 GPUs"), (4, 2, "sees 2 of 4 GPUs")])
@@ -198,14 +198,14 @@ def training(folder: Path, model: ModelSection, **fields: Any) -> Job:
     return Job(model, PROMPT, FinetuneSection(**fields), nowhere, Folder.of(str(folder / "model")), 0)
 
 
-@pytest.mark.parametrize(("model", "gpus"), [(WORLD, 0), (CPU_ENVIRONMENT, 1)], ids=["none allotted", "kept to the CPU"])
+@pytest.mark.parametrize(("model", "gpus"), [(WORLD, 0), (ON_CPU, 1)], ids=["none allotted", "kept to the CPU"])
 def test_a_training_worker_without_a_gpu_keeps_all_its_models_on_the_cpu(monkeypatch, tmp_path, model, gpus):
     visible(monkeypatch, 8)
     given = training(tmp_path, model, gpus_per_worker=gpus, replay={"kl_weight": 1.0})
     for loaded in (trainable_model(given), frozen_base(given)):
         assert loaded is not None
         assert {p.device.type for p in loaded.parameters()} == {"cpu"}
-    assert identity(given, 1, 2)["device"] == "cpu"
+    assert checkpoint_identity(given, 1, 2)["device"] == "cpu"
 
 
 def test_a_training_with_gpus_that_torch_cannot_use_is_refused_before_its_model_is_read(tmp_path):
@@ -217,11 +217,11 @@ def test_only_a_model_over_several_gpus_is_spread_and_quantized_weights_are_read
     visible(monkeypatch, 8)
     four_bits = ModelSection(quantization="4bit")
     maps = [
-        _options(WORLD, CPU).get("device_map"),
-        _options(WORLD, Placement(1)).get("device_map"),
-        _options(WORLD, Placement(2)).get("device_map"),
-        _options(four_bits, CPU).get("device_map"),
-        _options(four_bits, Placement(1, sees_others=True)).get("device_map"),
+        _load_options(WORLD, CPU).get("device_map"),
+        _load_options(WORLD, Placement(1)).get("device_map"),
+        _load_options(WORLD, Placement(2)).get("device_map"),
+        _load_options(four_bits, CPU).get("device_map"),
+        _load_options(four_bits, Placement(1, sees_others=True)).get("device_map"),
     ]
     assert maps == [None, None, "auto", {"": torch.device("cpu")}, {"": torch.device("cuda")}]
 

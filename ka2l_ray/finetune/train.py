@@ -37,7 +37,7 @@ from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.errors import StageError, UserError
 from ka2l_ray.finetune.checkpoints import is_complete
 from ka2l_ray.finetune.job import Job, Refusal
-from ka2l_ray.finetune.loop import train_rank
+from ka2l_ray.finetune.loop import Checkpoints, train_rank
 from ka2l_ray.finetune.record import progress_line
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
@@ -153,12 +153,9 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
         return {"refused": str(refusal)}
 
 
-class RayCheckpoints:
+class RayCheckpoints(Checkpoints):
     """Ray Train's checkpoints: every rank uploads its part in the background, and a checkpoint counts when all parts
-    have arrived.
-
-    `fallback` is where to start if Ray Train has none. The methods are those of `loop.Checkpoints`.
-    """
+    have arrived. `fallback` is where to start if Ray Train has none."""
 
     def __init__(self, fallback: Folder | None) -> None:
         self._fallback = fallback
@@ -166,7 +163,6 @@ class RayCheckpoints:
 
     @contextmanager
     def latest(self) -> Iterator[Path | None]:
-        """A local copy of the last complete checkpoint, or of the fallback; None where there is neither."""
         if (reported := ray.train.get_checkpoint()) is not None:
             with reported.as_directory() as folder:
                 yield Path(folder)
@@ -177,14 +173,12 @@ class RayCheckpoints:
             yield None
 
     def new_folder(self) -> Path:
-        """An empty local folder; waits for the previous upload."""
         while self._uploading is not None and self._uploading.exists():  # Ray Train deletes a part when it is uploaded
             time.sleep(0.01)
         self._uploading = Path(tempfile.mkdtemp(prefix="ka2l-checkpoint-"))
         return self._uploading
 
     def submit(self, folder: Path, step: int) -> None:
-        """Start the upload of this rank's part."""
         ray.train.report(
             {"step": step},
             checkpoint=Checkpoint.from_directory(folder),
@@ -193,7 +187,6 @@ class RayCheckpoints:
         )
 
     def barrier(self) -> None:
-        """Wait for all ranks."""
         ray.train.collective.barrier()
 
 

@@ -1,7 +1,8 @@
-"""AUROC and its interval.
+"""AUROC with a bootstrap interval, and the t interval of a mean.
 
-In: scores (N,), binary targets (N,), and the entity of each row. Out: numbers, None where one class is missing.
-Refuses to know: probes, tables. Intervals resample entities, not rows, because rows of one entity are not independent.
+In: scores (N,), binary targets (N,), and the entity of each row. Out: numbers; None where one class is missing.
+Refuses to know: probes, tables. The bootstrap resamples entities, not rows, because rows of one entity are not
+independent.
 """
 
 from collections.abc import Sequence
@@ -13,9 +14,11 @@ from scipy.stats import t as student
 
 
 def auroc(target: np.ndarray, score: np.ndarray) -> float | None:
-    """Area under the ROC curve, ties counted half (the Mann-Whitney statistic); None where only one class occurs.
+    """Area under the ROC curve of scores (N,) for binary targets (N,), ties counted half; None where only one class
+    occurs.
 
-    By ranks: the bootstrap calls it a thousand times a layer, where scikit-learn's checks of its input cost more than the figure.
+    Computed from ranks (the Mann-Whitney statistic): the bootstrap calls it a thousand times per layer, and
+    scikit-learn would spend more time on checking its input than on the result.
     """
     positive = np.asarray(target, dtype=bool)
     ones, zeros = int(positive.sum()), int((~positive).sum())
@@ -27,18 +30,18 @@ def auroc(target: np.ndarray, score: np.ndarray) -> float | None:
 def auroc_interval(
     target: np.ndarray, score: np.ndarray, entity: np.ndarray, resamples: int, seed: int
 ) -> tuple[float, float] | None:
-    """95 % percentile bootstrap interval over entities; None where AUROC is undefined."""
+    """95 % percentile bootstrap interval of AUROC over entities, from arrays (N,); None where AUROC is undefined."""
     if auroc(target, score) is None:
         return None
     rng = np.random.default_rng(seed)
     _, codes = np.unique(entity, return_inverse=True)
     members = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
-    drawn = []
+    resampled = []
     for _ in range(resamples):
         rows = np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
         if (value := auroc(target[rows], score[rows])) is not None:
-            drawn.append(value)
-    low, high = np.percentile(drawn, [2.5, 97.5])
+            resampled.append(value)
+    low, high = np.percentile(resampled, [2.5, 97.5])
     return float(low), float(high)
 
 
@@ -46,5 +49,5 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, 
     """Student's t interval of a mean; None for fewer than two values."""
     if len(values) < 2:
         return None
-    half = float(student.ppf((1 + confidence) / 2, len(values) - 1)) * stdev(values) / len(values) ** 0.5
-    return fmean(values) - half, fmean(values) + half
+    half_width = float(student.ppf((1 + confidence) / 2, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+    return fmean(values) - half_width, fmean(values) + half_width

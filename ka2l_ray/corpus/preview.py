@@ -23,8 +23,8 @@ from ka2l_ray.corpus.table import fill
 from ka2l_ray.corpus.together import large_group
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.storage import Folder
-from ka2l_ray.models.engine import Reach
-from ka2l_ray.models.loading import configuration, load_tokenizer, refused_by_name
+from ka2l_ray.models.engine import PromptLimits
+from ka2l_ray.models.loading import as_config_errors, configuration, load_tokenizer
 from ka2l_ray.models.prompts import resolved
 from ka2l_ray.text.prompts import Prompter, render
 
@@ -84,7 +84,7 @@ def preview(config: Config, with_tokens: bool = True) -> Preview:
             groups.update(g for g in batch["group"].to_pylist() if g is not None)
         prompt, lengths, tokens = "", list[int](), dict[str, int]()
         if with_tokens:
-            with refused_by_name(config.model):
+            with as_config_errors(config.model):
                 prompt, lengths, tokens = _prompts(config, table)
         room = tokens.get("context", 0) - config.collect.max_new_tokens
         return Preview(
@@ -130,7 +130,7 @@ def _prompts(config: Config, table: Table) -> tuple[str, list[int], dict[str, in
     return (
         render(prompt, questions[0]),
         lengths,
-        tokens | {"context": Reach.of(configuration(config.model), 0).context or 0},
+        tokens | {"context": PromptLimits.of(configuration(config.model), 0).context or 0},
     )
 
 

@@ -16,7 +16,7 @@ from ka2l_ray.config import Config, ConfigError, WorldCorpusSection
 from ka2l_ray.corpus.prepare import shots
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.hashing import uniform
-from ka2l_ray.world.facts import RESERVED_PHRASING, Fact, World, build_world, word
+from ka2l_ray.world.facts import RESERVED_PHRASING, Fact, World, build_world, phrase_question
 
 PROBE_UNKNOWN_SHARE = 0.5
 
@@ -101,7 +101,7 @@ def _take(
 def _row(fact: Fact, phrasing: int, split: str, scope: str | None) -> dict[str, object]:
     return {
         "id": f"{fact.fact_id}-p{phrasing}",
-        "question": word(fact.attribute, phrasing, fact.person.name),
+        "question": phrase_question(fact.attribute, phrasing, fact.person.name),
         "answers": [fact.value],
         "group": fact.person.family,
         "entity": fact.person.name,

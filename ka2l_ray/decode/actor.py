@@ -1,7 +1,9 @@
-"""The decoding actor: the state of a source question, plus noise, becomes a new question, re-embedded and scored.
+"""The decoding actor: the state of a source question, plus noise, becomes a new question, which is re-embedded and
+scored.
 
-In: batches with `id` and the sources' prompts (`prompts.PROMPT_COLUMNS`). Out: `decoded_question`, `similarity`, `p_unknown`.
-Holds blocks 1 … max(decoder's layer, probe's layer) of the model and nothing later. Refuses to know: Ray, which questions exist.
+In: batches with `id` and the sources' prompts (`prompts.PROMPT_COLUMNS`). Out: `decoded_question`, `similarity`,
+`p_unknown`. Loads blocks 1 … max(decoder's layer, probe's layer) of the model and nothing after them. Refuses to know:
+Ray, which questions exist.
 """
 
 from collections.abc import Mapping
@@ -27,7 +29,8 @@ from ka2l_ray.text.tokens import pad_id
 
 
 class DecodeActor:
-    """Raises `ConfigError` for a decoder that was trained on states of another model, prompt or width."""
+    """Raises `ConfigError` for a decoder that was trained on states of another model or prompt, or whose files do not
+    match."""
 
     def __init__(
         self,
@@ -40,12 +43,12 @@ class DecodeActor:
         limits: Limits = Limits(),
         placement: Placement = CPU,
     ) -> None:
-        self._decoder = StateDecoder.load(decoder_folder(decoder))
-        self._card, self._probe, self._decode, self._seed = self._decoder.card, LinearProbe.load(probe), decode, seed
+        self._decoder, self._probe = StateDecoder.load(decoder_folder(decoder)), LinearProbe.load(probe)
+        self._card, self._decode, self._seed = self._decoder.card, decode, seed
         if (self._card.model, self._card.prompt) != (model.identity, prompt.template):
             raise ConfigError(
-                f"decode.decoder = {decoder!r} reads states of model {self._card.model!r} under prompt {self._card.prompt!r}, "
-                f"not of {model.identity!r} under {prompt.template!r}"
+                f"decode.decoder = {decoder!r} reads states of model {self._card.model!r} under prompt "
+                f"{self._card.prompt!r}, not of {model.identity!r} under {prompt.template!r}"
             )
         self._tokenizer = load_tokenizer(model)
         self._prompts = Prompter(self._tokenizer, prompt)
@@ -55,19 +58,20 @@ class DecodeActor:
         self.tally = self._engine.tally
 
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
-        """Columns for a batch of any size; questions that cannot be read are named in `error`."""
+        """Columns for a batch of any size; questions that cannot be read get an `error`."""
         ids = batch["id"].to_pylist()
         source, _, failed = self._states(prompts_of(batch))
         noise, temperature = self._decode.noise, self._decode.temperature
         questions = decode_states(source, self._decoder, ids, noise, temperature, self._seed, self._tokenizer)
-        again, p_unknown, unreadable = self._states(self._prompts([q or "?" for q in questions]))
-        centred = [(s - self._decoder.mean) / self._decoder.scale for s in (source, again)]
+        decoded, p_unknown, failed_decoded = self._states(self._prompts([q or "?" for q in questions]))
+        centred = [(s - self._decoder.mean) / self._decoder.scale for s in (source, decoded)]
         similarity = torch.cosine_similarity(*centred, dim=-1).cpu().numpy()
         columns = {"decoded_question": questions, "similarity": similarity, "p_unknown": p_unknown.astype("float32")}
-        return columns | error_column(unreadable | failed, batch.num_rows)
+        return columns | error_column(failed_decoded | failed, batch.num_rows)
 
     def _states(self, prompts: list[Prompt]) -> tuple[torch.Tensor, np.ndarray, dict[int, Exception]]:
-        """States (B, D) that the decoder reads, and P(unknown) (B,), from one pass; the errors of questions that cannot be read."""
+        """From one pass the states (B, D) that the decoder reads, P(unknown) (B,), and the errors of questions that
+        cannot be read."""
         mine, probe = self._card, self._probe.card
         layers, positions = sorted({mine.layer, probe.layer}), sorted({mine.position, probe.position})
         states, failed = self._engine.states(prompts, layers, positions)

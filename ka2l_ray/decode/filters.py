@@ -1,8 +1,9 @@
 """Which decoded questions are kept.
 
 In: question texts, scores, the texts that exist already. Out: one of `schema.DECODE_STATUSES` per question.
-Refuses to know: models, tables. Texts are compared after normalisation: with the probe's and the pool's by 8-byte hashes, so that a large
-corpus stays small in memory; with those of eval also by their likeness, for an eval question reworded a little is a leak all the same.
+Refuses to know: models, tables. Texts are compared after normalisation: with those of probe and pool by 8-byte hashes,
+so that a large corpus needs little memory; with those of eval also by similarity, because a slightly reworded eval
+question is a leak too.
 """
 
 import hashlib
@@ -18,7 +19,8 @@ _WELL_FORMED = re.compile(r"[^\W\d_]\w*(?: [^\s?]+){2,}\?")
 
 
 def is_well_formed(question: str) -> bool:
-    """A capitalised or plain word, at least two more, one question mark at the end, and no character that decoding could not fill."""
+    """Whether a question is a word, at least two more, and one question mark at the end, without replacement characters
+    (U+FFFD)."""
     return bool(_WELL_FORMED.fullmatch(question)) and "\ufffd" not in question
 
 
@@ -28,19 +30,19 @@ def text_hash(text: str) -> int:
 
 
 def hashes(texts: Iterable[str]) -> np.ndarray:
-    """Sorted hashes (N,) of many texts."""
+    """Sorted distinct hashes (N,) uint64 of texts."""
     return np.unique(np.fromiter((text_hash(t) for t in texts), dtype=np.uint64))
 
 
 def leaks(questions: Sequence[str], evaluation: Iterable[Sequence[str]], threshold: float) -> np.ndarray:
-    """Which of N questions are at least `threshold` alike to an eval question (`corpus.near_duplicates`), or, at 1, equal to one (N,) bool.
-    `evaluation` are batches of eval's texts, streamed once."""
+    """Which of N questions (bool, (N,)) have a similarity of at least `threshold` to an eval question
+    (`corpus.near_duplicates`); at 1, which are equal to one. `evaluation` yields eval's texts in batches, and is read
+    once."""
     batches = ([normalize(text) for text in batch] for batch in evaluation)
     keys = [normalize(question) for question in questions]
     if threshold < 1:
         return alike_to_any(keys, batches, threshold)
-    wanted = set(keys)
-    equal = wanted.intersection(key for batch in batches for key in batch)
+    equal = set(keys).intersection(key for batch in batches for key in batch)
     return np.array([key in equal for key in keys], bool)
 
 
@@ -51,27 +53,28 @@ def statuses(
     leaked: Sequence[bool] | np.ndarray,
     min_p_unknown: float,
 ) -> list[str]:
-    """Status of each question in order: the first of equal texts may be kept, the later ones are duplicates.
+    """Status of each question in order: the first of equal texts may be kept, later ones are duplicates.
 
-    `eval` marks a leak (`leaked`); `known` one that the probe scores below `min_p_unknown`.
+    `existing` are the sorted hashes of earlier texts. `eval` marks a leak (`leaked`); `known` a question whose
+    P(unknown) is below `min_p_unknown`.
     """
     seen: set[int] = set()
-    found = []
+    result = []
     for question, p, leak in zip(questions, p_unknown, leaked, strict=True):
         key = text_hash(question)
         if not is_well_formed(question):
-            found.append("malformed")
+            result.append("malformed")
             continue
         if leak:
-            found.append("eval")
-        elif key in seen or _holds(existing, key):
-            found.append("duplicate")
+            result.append("eval")
+        elif key in seen or _contains(existing, key):
+            result.append("duplicate")
         else:
-            found.append("kept" if p >= min_p_unknown else "known")
+            result.append("kept" if p >= min_p_unknown else "known")
         seen.add(key)
-    return found
+    return result
 
 
-def _holds(table: np.ndarray, key: int) -> bool:
-    at = int(np.searchsorted(table, np.uint64(key)))
-    return at < len(table) and int(table[at]) == key
+def _contains(table: np.ndarray, key: int) -> bool:
+    index = int(np.searchsorted(table, np.uint64(key)))
+    return index < len(table) and int(table[index]) == key

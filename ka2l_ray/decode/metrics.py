@@ -1,6 +1,6 @@
-"""How well a decoder finds a question again from its own state.
+"""How well a decoder recovers a question from its own state.
 
-In: written and true questions. Out: exact match, token accuracy, BLEU, token F1. Refuses to know: decoders, tables.
+In: decoded and true questions. Out: exact match, token accuracy, BLEU, token F1. Refuses to know: decoders, tables.
 Source: KA2L, stage 2, for the choice of metrics; BLEU by sacrebleu.
 """
 
@@ -16,7 +16,8 @@ from ka2l_ray.text.grading import normalize
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """`token_accuracy`: share of the true question's words written at their own place, free-running; BLEU from 0 to 100."""
+    """`token_accuracy` is the share of the true question's words that were decoded in the same place, without teacher
+    forcing; `bleu` is from 0 to 100."""
 
     exact_match: float
     token_accuracy: float
@@ -25,14 +26,14 @@ class Reconstruction:
 
 
 def reconstruction(written: Sequence[str], true: Sequence[str]) -> Reconstruction:
-    """Averages over questions. Raises `ValueError` where there is none."""
+    """Averages over N decoded (`written`) and true questions. Raises `ValueError` where there are none."""
     if not true:
         raise ValueError("no question to compare")
     pairs = [(w.split(), t.split()) for w, t in zip(written, true, strict=True)]
-    places = [sum(a == b for a, b in zip(w, t, strict=False)) for w, t in pairs]
+    right = sum(a == b for w, t in pairs for a, b in zip(w, t, strict=False))
     return Reconstruction(
         exact_match=float(np.mean([normalize(w) == normalize(t) for w, t in zip(written, true, strict=True)])),
-        token_accuracy=sum(places) / sum(len(t) for _, t in pairs),
+        token_accuracy=right / sum(len(t) for _, t in pairs),
         bleu=BLEU(tokenize="none").corpus_score(list(written), [list(true)]).score,
         token_f1=float(np.mean([_f1(w, t) for w, t in pairs])),
     )

@@ -1,8 +1,8 @@
 """The question decoder: a hidden state → a question in words.
 
-In: states (B, D). Out: token ids. `Linear → GELU → Linear` turns a state into P pseudo-token embeddings that a T5 reads.
-Stored as safetensors beside a card naming the states it was trained on; states of another identity are refused.
-Refuses to know: where states come from, Ray, files beyond its folder. Source: KA2L, stage 2.
+In: states (B, D). Out: token ids. `Linear → GELU → Linear` turns a state into P pseudo-token embeddings that a T5
+reads. Stored as safetensors next to a card that names the states it was trained on.
+Refuses to know: where states come from, Ray, files outside its folder. Source: KA2L, stage 2.
 """
 
 import json
@@ -22,7 +22,7 @@ from ka2l_ray.models.sampling import draw, uniforms
 
 @dataclass(frozen=True)
 class DecoderCard:
-    """The states a decoder reads (model, prompt, layer, position, width) and its own size and vocabulary."""
+    """The states that a decoder reads (model, prompt, layer, position, width D), and its own size and vocabulary."""
 
     model: str
     prompt: str
@@ -41,12 +41,13 @@ class DecoderCard:
 
 
 def read_card(folder: Path) -> DecoderCard:
-    """What a decoder says of itself. Raises `FileNotFoundError` where the folder holds none."""
+    """The card of a decoder. Raises `FileNotFoundError` where the folder contains none."""
     return DecoderCard(**json.loads((folder / "decoder.json").read_text()))
 
 
 class StateDecoder(nn.Module):
-    """States are standardised with the mean and scale (D,) of the training states before anything else."""
+    """A T5 behind a projection. States are first standardised with the `mean` and `scale` (D,) of the training
+    states."""
 
     mean: torch.Tensor
     scale: torch.Tensor
@@ -79,54 +80,53 @@ class StateDecoder(nn.Module):
 
     def pseudo_tokens(self, states: torch.Tensor) -> torch.Tensor:
         """Embeddings (B, P, d) of states (B, D)."""
-        standard = (states - self.mean) / self.scale
-        return self.project(standard).view(len(states), self.card.pseudo_tokens, self.card.inner_width)
+        return self.project((states - self.mean) / self.scale).view(
+            len(states), self.card.pseudo_tokens, self.card.inner_width
+        )
 
     def forward(self, states: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cross-entropy and teacher-forced logits (B, T, V) for questions `labels` (B, T) with -100 as padding."""
+        """Cross-entropy in nats per token, and teacher-forced logits (B, T, V), for questions `labels` (B, T) with -100
+        as padding."""
         output = self.t5(inputs_embeds=self.pseudo_tokens(states), labels=labels)
         return output.loss, output.logits
 
     @torch.inference_mode()
     def write(self, states: torch.Tensor, ids: list[str], seed: int, temperature: float) -> list[list[int]]:
-        """One question per state, without the end token; a temperature of 0 is argmax. Draws depend on (seed, id) alone."""
-        encoded = BaseModelOutput(
-            last_hidden_state=self.t5.encoder(inputs_embeds=self.pseudo_tokens(states)).last_hidden_state
-        )
-        numbers = torch.from_numpy(np.stack([uniforms(seed, i, 1, self.card.max_tokens)[0] for i in ids])).to(
-            states.device
-        )
-        tokens = torch.full((len(states), 1), self.card.pad_token, device=states.device)
-        for step in range(self.card.max_tokens):
+        """Token ids of one question per state (B, D), without the end token. A temperature of 0 is argmax; draws depend
+        on (seed, id) only."""
+        card, hidden = self.card, self.t5.encoder(inputs_embeds=self.pseudo_tokens(states)).last_hidden_state
+        encoded = BaseModelOutput(last_hidden_state=hidden)
+        uniform = np.stack([uniforms(seed, i, 1, card.max_tokens)[0] for i in ids])
+        numbers = torch.from_numpy(uniform).to(states.device)
+        tokens = torch.full((len(states), 1), card.pad_token, device=states.device)
+        for step in range(card.max_tokens):
             logits = self.t5(encoder_outputs=encoded, decoder_input_ids=tokens).logits[:, -1]
             chosen = logits.argmax(-1) if temperature == 0 else draw(logits, numbers[:, step], temperature)[0]
             tokens = torch.cat([tokens, chosen.unsqueeze(-1)], -1)
-            if (tokens[:, 1:] == self.card.end_token).any(-1).all():
+            if (tokens[:, 1:] == card.end_token).any(-1).all():
                 break
-        return [
-            row[: row.index(self.card.end_token)] if self.card.end_token in row else row
-            for row in tokens[:, 1:].tolist()
-        ]
+        written = tokens[:, 1:].tolist()
+        return [row[: row.index(card.end_token)] if card.end_token in row else row for row in written]
 
     def save(self, folder: Path) -> None:
+        """Write `decoder.safetensors` and the card `decoder.json`."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {k: v.contiguous() for k, v in self.state_dict().items() if k in self._own_keys()},
-            folder / "decoder.safetensors",
-        )
+        tensors = {k: v.contiguous() for k, v in self.state_dict().items() if k in self._stored_keys()}
+        save_file(tensors, folder / "decoder.safetensors")
         (folder / "decoder.json").write_text(json.dumps(asdict(self.card), indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> "StateDecoder":
+        """The decoder that `save` wrote, in evaluation mode. Raises `ConfigError` where the two files do not match."""
         decoder = cls(read_card(folder))
         missing, unexpected = decoder.load_state_dict(load_file(folder / "decoder.safetensors"), strict=False)
-        if unexpected or set(missing) & decoder._own_keys():
+        if unexpected or set(missing) & decoder._stored_keys():
             raise ConfigError(
-                f"{folder}: decoder.safetensors does not fit its card: missing {missing}, unexpected {unexpected}"
+                f"{folder}: decoder.safetensors does not match decoder.json: missing {missing}, unexpected {unexpected}"
             )
         return decoder.eval()
 
-    def _own_keys(self) -> set[str]:
-        """Keys with storage of their own: tied embeddings are stored once, as `t5.shared`."""
+    def _stored_keys(self) -> set[str]:
+        """Keys that are written: tied embeddings only once, as `t5.shared`."""
         tied = {"t5.encoder.embed_tokens.weight", "t5.decoder.embed_tokens.weight", "t5.lm_head.weight"}
         return set(self.state_dict()) - tied

@@ -1,7 +1,7 @@
-"""Training a question decoder on an endless stream of (state, question) pairs.
+"""Training of a question decoder on an endless stream of (state, question) pairs.
 
 In: a language model, a tokenizer, a stream of question batches. Out: a `StateDecoder`.
-Refuses to know: Ray, files, where questions come from. Source: KA2L, stage 2 (learning rate constant after warm-up).
+Refuses to know: Ray, files, where questions come from. Source: KA2L, stage 2.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ CALIBRATION_BATCHES = 8
 
 @dataclass(frozen=True)
 class DecoderRecipe:
-    """Which states, how long, how fast."""
+    """Which states the decoder reads, and how it is trained."""
 
     seed: int = 0
     layer: int = 3
@@ -43,9 +43,11 @@ def train_decoder(
     recipe: DecoderRecipe,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> StateDecoder:
-    """Train on `recipe.steps` batches from `questions`, on the model's device; the card records model, prompt, layer and position.
+    """Train on `recipe.steps` batches of `questions`, on the model's device. The learning rate rises over
+    `warmup_steps`, stays, and falls to zero in the last quarter.
 
-    `model_name` is what a run's `model.name_or_path` will be: `world`, a hub id, a URI, or the folder's absolute path.
+    `model_name` is what a run's `model.name_or_path` will be: `world`, a hub id, a URI, or the folder's absolute path;
+    the card records it with prompt, layer and position. `on_step` gets the step and its loss in nats per token.
     """
     torch.manual_seed(recipe.seed)
     card = DecoderCard(
@@ -61,10 +63,8 @@ def train_decoder(
     decoder = StateDecoder(card).to(model.device).train()
 
     def states(batch: list[str]) -> torch.Tensor:
-        encoded = encode(tokenizer, prompt, batch).to(model.device)
-        return prompt_states(model, model.config.num_hidden_layers, encoded, recipe.position, [recipe.layer])[
-            recipe.layer
-        ].clone()
+        encoded, depth = encode(tokenizer, prompt, batch).to(model.device), model.config.num_hidden_layers
+        return prompt_states(model, depth, encoded, recipe.position, [recipe.layer])[recipe.layer].clone()
 
     sample = torch.cat([states(next(questions)) for _ in range(CALIBRATION_BATCHES)])
     decoder.mean.copy_(sample.mean(0))
@@ -88,6 +88,7 @@ def train_decoder(
 
 
 def question_labels(tokenizer: PreTrainedTokenizerBase, questions: list[str]) -> torch.Tensor:
-    """Labels (B, T): a space, the question, the end token; -100 as padding. The space makes the words those of a prompt."""
+    """Labels (B, T): a space, the question, the end token; -100 as padding. The space makes the words the same tokens
+    as in a prompt."""
     rows = [torch.tensor([*ids_of(tokenizer, f" {q}"), end_id(tokenizer)]) for q in questions]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100)

@@ -1,9 +1,11 @@
 """The threshold γ on semantic entropy, chosen among the values that occur.
 
-In: a histogram {entropy: count}. Out: γ; `unknown` means SE >= γ, so equal values always fall on one side.
+In: a histogram {entropy in nats: count}. Out: γ in nats; `unknown` means SE >= γ, so equal values are always on the
+same side.
 Refuses to know: rows, tables. Source: KA2L, stage 1 (least within-group sum of squares), the same split as Otsu (1979).
 """
 
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -12,9 +14,9 @@ from ka2l_ray.errors import ConfigError
 
 
 def otsu(histogram: Mapping[float, int]) -> float:
-    """The value that, with all above it, leaves the least within-group sum of squares.
+    """The threshold that splits the values (below it; from it upwards) with the least within-group sum of squares.
 
-    Raises `ConfigError` where fewer than two values occur: one class cannot be split.
+    Raises `ConfigError` where fewer than two values occur.
     """
     if len(histogram) < 2:
         raise ConfigError(
@@ -28,14 +30,10 @@ def otsu(histogram: Mapping[float, int]) -> float:
 
 
 def candidates(histogram: Mapping[float, int], min_share: float) -> list[float]:
-    """Every threshold that leaves at least `min_share` of the rows on either side, ascending."""
-    total = sum(histogram.values())
-    below, found = 0, []
-    for value in sorted(histogram):
-        if min_share <= below / total <= 1 - min_share:
-            found.append(value)
-        below += histogram[value]
-    return found
+    """All thresholds with at least `min_share` of the rows on each side, ascending."""
+    values, total = sorted(histogram), sum(histogram.values())
+    below = itertools.accumulate((histogram[v] for v in values), initial=0)
+    return [v for v, rows in zip(values, below, strict=False) if min_share <= rows / total <= 1 - min_share]
 
 
 def _scatter(values: np.ndarray, counts: np.ndarray) -> float:

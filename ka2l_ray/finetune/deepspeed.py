@@ -1,6 +1,7 @@
-"""The DeepSpeed configuration and the learning rate, as pure functions of ours.
+"""The DeepSpeed configuration and the learning rate schedule, as pure functions of ours.
 
-In: a `FinetuneSection`, whether a worker has a GPU, and the precision. Out: a plain dict; a share of the learning rate per step.
+In: a `FinetuneSection`, whether a worker has a GPU, and the precision. Out: a plain dict; a factor on the learning rate
+per step.
 Refuses to know: the deepspeed package, models.
 """
 
@@ -12,21 +13,24 @@ from ka2l_ray.config import FinetuneSection
 BETAS = (0.9, 0.98)
 
 
-def accumulation(finetune: FinetuneSection) -> int:
+def accumulation_steps(finetune: FinetuneSection) -> int:
     """Micro-batches per worker and optimiser step."""
     per_worker = finetune.batch_rows // finetune.workers
     return max(1, -(-per_worker // finetune.micro_batch_rows))
 
 
-def micro_rows(finetune: FinetuneSection) -> int:
-    """Rows of one forward pass on one worker: never more than the worker's share of a step."""
+def micro_batch_rows(finetune: FinetuneSection) -> int:
+    """Rows of one forward pass on one worker: at most the worker's share of a step."""
     return min(finetune.micro_batch_rows, finetune.batch_rows // finetune.workers)
 
 
-def rate(step: int, total_steps: int, warmup_share: float, schedule: Literal["linear", "cosine"] = "linear") -> float:
-    """Share of the learning rate at an optimiser step (counted from 0): linear warm-up, then a linear or cosine fall to zero.
+def learning_rate_factor(
+    step: int, total_steps: int, warmup_share: float, schedule: Literal["linear", "cosine"] = "linear"
+) -> float:
+    """Factor on the learning rate at an optimiser step (counted from 0): linear warm-up, then a linear or cosine decay
+    to zero.
 
-    Our own, because DeepSpeed's WarmupDecayLR takes its first two steps at a rate of zero.
+    Our own, because DeepSpeed's WarmupDecayLR has a rate of zero in its first two steps.
     """
     warmup = max(1, round(warmup_share * total_steps))
     if step < warmup:
@@ -36,41 +40,33 @@ def rate(step: int, total_steps: int, warmup_share: float, schedule: Literal["li
 
 
 def deepspeed_config(finetune: FinetuneSection, on_gpu: bool, bf16: bool) -> dict[str, Any]:
-    """ZeRO stage, batch arithmetic, AdamW, clipping, offload.
+    """DeepSpeed's configuration: ZeRO stage, batch sizes, AdamW, gradient clipping, offload.
 
-    The optimiser is torch's AdamW everywhere: DeepSpeed's own (FusedAdam on a GPU, DeepSpeedCPUAdam under offload) are compiled on
-    first use and need nvcc or a C++ compiler with ninja on every node. On a GPU without offload torch's fused kernel does the same work;
-    under offload torch steps on the host's cores, slower than DeepSpeedCPUAdam, and nothing has to be built. In bfloat16 ZeRO keeps
-    float32 master weights and optimiser state.
+    The optimiser is always torch's AdamW: DeepSpeed's own (FusedAdam on a GPU, DeepSpeedCPUAdam under offload) are
+    compiled on first use and need nvcc, or a C++ compiler with ninja, on every node. On a GPU without offload torch's
+    fused kernel is as fast; under offload torch runs on the host's cores, slower than DeepSpeedCPUAdam, but nothing has
+    to be built. In bfloat16 ZeRO keeps float32 master weights and optimiser state.
     """
-    adam = {
+    zero: dict[str, Any] = {"stage": finetune.zero_stage}
+    offloaded = {"none": (), "optimizer": ("offload_optimizer",), "all": ("offload_optimizer", "offload_param")}
+    for part in offloaded[finetune.offload]:
+        zero[part] = {"device": "cpu", "pin_memory": on_gpu}  # pinned memory makes copies to a GPU faster
+    adam: dict[str, Any] = {
         "lr": finetune.learning_rate,
         "weight_decay": finetune.weight_decay,
         "betas": list(BETAS),
         "torch_adam": True,
     }
+    if on_gpu and finetune.offload == "none":
+        adam["fused"] = True
     return {
-        "train_batch_size": micro_rows(finetune) * accumulation(finetune) * finetune.workers,
-        "train_micro_batch_size_per_gpu": micro_rows(finetune),
-        "gradient_accumulation_steps": accumulation(finetune),
+        "train_batch_size": micro_batch_rows(finetune) * accumulation_steps(finetune) * finetune.workers,
+        "train_micro_batch_size_per_gpu": micro_batch_rows(finetune),
+        "gradient_accumulation_steps": accumulation_steps(finetune),
         "gradient_clipping": finetune.max_grad_norm,
-        "zero_optimization": _zero(finetune, on_gpu),
+        "zero_optimization": zero,
         "bf16": {"enabled": bf16},
-        "optimizer": {
-            "type": "AdamW",
-            "params": adam | ({"fused": True} if on_gpu and finetune.offload == "none" else {}),
-        },
+        "optimizer": {"type": "AdamW", "params": adam},
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
-
-
-def _zero(finetune: FinetuneSection, on_gpu: bool) -> dict[str, Any]:
-    """Stage and offload. Pinned memory speeds copies up to a GPU; without one the host's memory is all there is."""
-    place = {"device": "cpu", "pin_memory": on_gpu}
-    zero: dict[str, Any] = {"stage": finetune.zero_stage}
-    if finetune.offload != "none":
-        zero["offload_optimizer"] = place
-    if finetune.offload == "all":
-        zero["offload_param"] = place
-    return zero

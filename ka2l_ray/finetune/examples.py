@@ -1,7 +1,8 @@
-"""What a fine-tuning step is shown: examples, their order, and the tokens that carry loss.
+"""What a fine-tuning step trains on: examples, their order, and the tokens that carry loss.
 
 In: rows (question, answers), a tokenizer. Out: deterministic global batches, sliced by rank and micro-batch.
-Refuses to know: DeepSpeed, Ray, where rows come from. Every rank draws the same permutation, so slices never overlap.
+Refuses to know: DeepSpeed, Ray, where rows come from. All ranks draw the same permutation, so their slices never
+overlap.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,12 +18,14 @@ from ka2l_ray.text.prompts import render
 from ka2l_ray.text.tokens import end_id, ids_of
 
 LENGTH_WINDOW_STEPS = 16
-"""Optimiser steps whose rows are sorted by length together: long enough to save padding, short enough to keep the order random."""
+"""Optimiser steps whose rows are sorted by length together: enough to save padding, few enough to keep the order
+random."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """`answers` has one member for an annotation, several for replay; epoch e is shown answer e modulo their number."""
+    """A question with one answer (an annotation) or several (replay): epoch e trains on answer e modulo their
+    number."""
 
     question: str
     answers: tuple[str, ...]
@@ -30,90 +33,91 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """Token ids of prompt + answer + end; the first `prompt` of them carry no loss."""
+class TokenizedRow:
+    """Token ids of prompt, answer and end token; the first `prompt_length` of them carry no loss."""
 
     ids: list[int]
-    prompt: int
+    prompt_length: int
     replayed: bool = False
 
     @property
-    def answer(self) -> int:
-        return len(self.ids) - self.prompt
-
-    @property
-    def before_end(self) -> int:
-        """Answer tokens at which a replayed row is held to the base model: all but the end token."""
-        return self.answer - 1
+    def answer_length(self) -> int:
+        """Number of tokens that carry loss: the answer's and the end token."""
+        return len(self.ids) - self.prompt_length
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, prompt: PromptSection, question: str, answer: str) -> Tokens:
-    """The prompt, a space where it does not end in one, the answer, the end token: the form in which answers are sampled."""
+def tokenize(tokenizer: PreTrainedTokenizerBase, prompt: PromptSection, question: str, answer: str) -> TokenizedRow:
+    """The prompt, a space unless it ends in white space, the answer, the end token: the form in which answers are
+    sampled.
+
+    Raises `ConfigError` where the tokenizer has no end token.
+    """
     asked = render(prompt, question)
     head = ids_of(tokenizer, asked, prompt.special_tokens)
     whole = ids_of(tokenizer, f"{asked}{'' if asked[-1:].isspace() else ' '}{answer}", prompt.special_tokens)
     shared = next((i for i, (a, b) in enumerate(zip(head, whole, strict=False)) if a != b), len(head))
-    return Tokens([*whole, end_id(tokenizer)], shared)
+    return TokenizedRow([*whole, end_id(tokenizer)], shared)
 
 
 def tokenize_all(
     tokenizer: PreTrainedTokenizerBase, prompt: PromptSection, examples: Iterable[Example]
-) -> list[list[Tokens]]:
-    """Per example the tokens of each of its answers: once for a training, however many epochs it takes."""
+) -> list[list[TokenizedRow]]:
+    """Per example a row for each of its answers; done once per training run, whatever the number of epochs."""
     return [
         [replace(tokenize(tokenizer, prompt, e.question, a), replayed=e.replayed) for a in e.answers] for e in examples
     ]
 
 
 def epoch_batches(
-    rows: Sequence[Sequence[Tokens]], batch_rows: int, seed: int, epoch: int, group_by_length: bool = False
-) -> Iterator[list[Tokens]]:
-    """Global batches of an epoch from each example's answers, permuted by (seed, epoch); `group_by_length` fills each with rows of like
-    length."""
+    rows: Sequence[Sequence[TokenizedRow]], batch_rows: int, seed: int, epoch: int, group_by_length: bool = False
+) -> Iterator[list[TokenizedRow]]:
+    """Global batches of an epoch, from the rows of each example in an order drawn from (seed, epoch). With
+    `group_by_length` the rows of a batch are of similar length."""
     rng = np.random.default_rng([seed, epoch])
     shown = [rows[i][epoch % len(rows[i])] for i in rng.permutation(len(rows))]
-    yield from by_length(shown, batch_rows, rng) if group_by_length else in_order(shown, batch_rows)
+    yield from batches_by_length(shown, batch_rows, rng) if group_by_length else chunks(shown, batch_rows)
 
 
-def in_order(rows: list[Tokens], size: int) -> list[list[Tokens]]:
-    """Cut rows into parts of `size`; the last may be shorter."""
+def chunks(rows: list[TokenizedRow], size: int) -> list[list[TokenizedRow]]:
+    """Consecutive parts of `size` rows; the last may be shorter."""
     return [rows[i : i + size] for i in range(0, len(rows), size)]
 
 
-def by_length(rows: list[Tokens], batch_rows: int, rng: np.random.Generator) -> list[list[Tokens]]:
-    """Cut windows of the shuffled rows, sort each by length, cut steps from it, and shuffle the steps; every row stays once."""
-    window = batch_rows * LENGTH_WINDOW_STEPS
-    batches: list[list[Tokens]] = []
-    for part in in_order(rows, window):
-        batches += in_order(sorted(part, key=lambda r: len(r.ids)), batch_rows)
+def batches_by_length(rows: list[TokenizedRow], batch_rows: int, rng: np.random.Generator) -> list[list[TokenizedRow]]:
+    """Batches of every row once: windows of the shuffled rows are sorted by length and cut into batches, which are then
+    shuffled."""
+    batches: list[list[TokenizedRow]] = []
+    for window in chunks(rows, batch_rows * LENGTH_WINDOW_STEPS):
+        batches += chunks(sorted(window, key=lambda r: len(r.ids)), batch_rows)
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
 def micro_batches(
-    batch: Sequence[Tokens], rank: int, world_size: int, rows: int, accumulation: int
-) -> list[list[Tokens]]:
-    """This rank's share of a global batch, cut into exactly `accumulation` parts; a part may be empty at the end of an epoch."""
+    batch: Sequence[TokenizedRow], rank: int, world_size: int, rows: int, accumulation: int
+) -> list[list[TokenizedRow]]:
+    """This rank's share of a global batch, cut into exactly `accumulation` parts of at most `rows` rows; a part may be
+    empty at the end of an epoch."""
     own = list(batch[rank::world_size])
     return [own[i * rows : (i + 1) * rows] for i in range(accumulation)]
 
 
-def collate(rows: Sequence[Tokens], pad: int) -> dict[str, torch.Tensor]:
+def collate(rows: Sequence[TokenizedRow], pad_token: int) -> dict[str, torch.Tensor]:
     """Right-padded `input_ids`, `attention_mask` and `labels`, each (B, T); prompt and padding are `IGNORED` in labels.
 
-    An empty part becomes one padding row without labels, so that every rank still takes part in the step's communication.
+    An empty part becomes one padding row without labels, so that every rank still joins the collectives of the step.
     """
     width = max((len(r.ids) for r in rows), default=1)
-    ids = torch.full((max(1, len(rows)), width), pad)
+    ids = torch.full((max(1, len(rows)), width), pad_token)
     mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORED)
     if not rows:
         mask[0, 0] = 1
     for i, row in enumerate(rows):
         ids[i, : len(row.ids)] = torch.tensor(row.ids)
         mask[i, : len(row.ids)] = 1
-        labels[i, row.prompt : len(row.ids)] = torch.tensor(row.ids[row.prompt :])
+        labels[i, row.prompt_length : len(row.ids)] = torch.tensor(row.ids[row.prompt_length :])
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-def replayed_rows(rows: Sequence[Tokens]) -> torch.Tensor:
-    """Which rows of a collated part (B,) are replayed ones."""
+def replayed_rows(rows: Sequence[TokenizedRow]) -> torch.Tensor:
+    """Which rows of a collated part are replayed, bool (B,)."""
     return torch.tensor([r.replayed for r in rows] or [False])

@@ -1,6 +1,7 @@
-"""What one training is given, and where it leaves what it makes.
+"""What a training run gets, and where it puts its results.
 
-In: tables of examples and, on request, of questions to evaluate on. Out: a `Job` that travels to workers, and its rows in memory.
+In: tables of examples and, on request, of questions to evaluate on. Out: a `Job` that is sent to workers, and its rows
+in memory.
 Refuses to know: Ray, DeepSpeed, how a model is trained.
 """
 
@@ -17,17 +18,17 @@ from ka2l_ray.finetune.examples import Example
 
 
 class Refusal(UserError, RuntimeError):
-    """A training that would fail the same way again: it is not tried `max_failures` times. While they train all ranks raise it together; of
-    what was saved rank 0 alone does."""
+    """A training run that would fail the same way again, so it is not retried `max_failures` times. During training all
+    ranks raise it together; about the saved model only rank 0 does."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """Everything a worker needs; small enough to travel.
+    """Everything a worker needs; small enough to be sent to it.
 
-    `evaluation` has `id`, `question` and gold `answers`, at least one a row; it is used for the record only. `planned_rows`: examples that
-    the number of steps is counted by; more than there are where answers were bought and not given, so that every strategy is trained
-    equally long.
+    `evaluation` has `id`, `question` and gold `answers`, at least one per row; it is only reported. `planned_rows` is
+    the number of examples that steps are counted by. It exceeds the number there is where answers were paid for but not
+    received, so that all strategies train for equally many steps.
     """
 
     model: ModelSection
@@ -40,55 +41,57 @@ class Job:
     planned_rows: int = 0
 
     def steps(self, examples: int) -> int:
-        """Optimiser steps of the whole training."""
+        """Optimiser steps of the whole training run."""
         return self.finetune.epochs * math.ceil(max(examples, self.planned_rows) / self.finetune.batch_rows)
 
     @property
-    def trained(self) -> ModelSection:
-        """The model as it is trained: `finetune.precision` stands over `model.dtype`."""
+    def training_model(self) -> ModelSection:
+        """The model with the dtype that it is trained in: `finetune.precision` overrides `model.dtype`."""
         precision = self.finetune.precision
         return self.model if precision == "auto" else self.model.model_copy(update={"dtype": precision})
 
     @property
     def placement(self) -> Placement:
-        """Of each worker."""
+        """The placement of each worker."""
         return of_worker(self.model, self.finetune)
 
     @property
     def progress(self) -> Folder:
-        """A small file beside the output that rank 0 rewrites as it goes."""
+        """A small file next to the output that rank 0 keeps rewriting."""
         return replace(self.output, path=f"{self.output.path}-progress.json")
 
     @property
     def checkpoints(self) -> Folder:
-        """Ray Train's own folder beside the output; gone once the output is complete."""
-        return self._beside("train")
+        """Ray Train's own folder next to the output; deleted once the output is complete."""
+        return self._sibling("train")
 
     @property
     def merged(self) -> Folder:
-        return self._beside("merged")
+        """The full model with the adapter merged, where `finetune.merge` asks for it."""
+        return self._sibling("merged")
 
     @property
     def tensorboard(self) -> Folder:
-        return self._beside("tensorboard")
+        """TensorBoard event files."""
+        return self._sibling("tensorboard")
 
     @property
     def record(self) -> Folder:
-        """The result of a finished training, written after everything else in the output folder."""
+        """The result of a finished training run, written to the output folder after everything else."""
         return self.output / "training.json"
 
-    def _beside(self, name: str) -> Folder:
+    def _sibling(self, name: str) -> Folder:
         return replace(self.output, path=posixpath.join(posixpath.dirname(self.output.path), name))
 
 
 def read_examples(table: Table) -> list[Example]:
-    """The whole table, ordered by id: it is bounded by the budget and the replay size."""
+    """The whole table, ordered by id; its size is bounded by the budget and the replay."""
     rows = table.read(["id", "question", "answers", "source"]).sort_by("id").to_pylist()
     return [Example(r["question"], tuple(r["answers"]), r["source"] == "replay") for r in rows]
 
 
 def read_evaluation(job: Job) -> list[Example]:
-    """The questions to evaluate on with their first gold answer, ordered by id; none without a table."""
+    """The questions to evaluate on, with their first gold answer, ordered by id; none without a table."""
     if job.evaluation is None:
         return []
     rows = job.evaluation.read(["id", "question", "answers"]).sort_by("id").to_pylist()

@@ -1,9 +1,9 @@
-"""The training of one rank, from the base model to a checked folder.
+"""The training run of one rank, from the base model to a checked folder.
 
-In: a `Job`, a place among ranks whose torch.distributed is up, and where checkpoints go. Out: a dict of what happened, the same on
-every rank. Ranks meet in collectives as long as they train and gather weights, and not while one of them loads or uploads a model: that
-takes as long as it takes, and a collective gives up after its timeout. deepspeed is imported here, in workers only. Refuses to know: Ray,
-strategies, rounds.
+In: a `Job`, the rank's place in an initialised torch.distributed, and where checkpoints go. Out: a dict of results, the
+same on every rank. Ranks use collectives while they train and gather weights, but not while one of them loads or
+uploads a model, because that may take longer than a collective's timeout. deepspeed is imported here, in workers only.
+Refuses to know: Ray, strategies, rounds.
 """
 
 import gc
@@ -19,11 +19,12 @@ from typing import Any, Protocol
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedTokenizerBase
 
-from ka2l_ray.finetune.checkpoints import History, identity, read_state, write_state
-from ka2l_ray.finetune.deepspeed import deepspeed_config, rate
-from ka2l_ray.finetune.examples import Tokens, collate, epoch_batches, tokenize_all
-from ka2l_ray.finetune.export import export, gathered, logits_of, write_model
+from ka2l_ray.finetune.checkpoints import History, checkpoint_identity, read_state, write_state
+from ka2l_ray.finetune.deepspeed import deepspeed_config, learning_rate_factor
+from ka2l_ray.finetune.examples import TokenizedRow, collate, epoch_batches, tokenize_all
+from ka2l_ray.finetune.export import export, gather_weights, logits_of, write_model
 from ka2l_ray.finetune.job import Job, Refusal, read_evaluation, read_examples
 from ka2l_ray.finetune.model import frozen_base, trainable_model
 from ka2l_ray.finetune.record import Recorder
@@ -32,33 +33,35 @@ from ka2l_ray.models.loading import load_tokenizer
 from ka2l_ray.text.tokens import pad_id
 
 SAMPLE_ROWS = 4
-"""Training examples whose logits a saved model must give again."""
+"""Training examples on which a saved model must give the trained model's logits."""
 
 
 class Checkpoints(Protocol):
-    """Where checkpoints are kept."""
+    """Where checkpoints are stored."""
 
     def latest(self) -> AbstractContextManager[Path | None]:
-        """A local copy of the last complete checkpoint, if there is one."""
+        """A local copy of the last complete checkpoint; None where there is none."""
         ...
 
-    def room(self) -> Path:
-        """A fresh local folder for this rank's part; waits until the part before has left."""
+    def new_folder(self) -> Path:
+        """An empty local folder for this rank's part; waits until the previous part has been uploaded."""
         ...
 
-    def keep(self, folder: Path, step: int) -> None:
-        """Send this rank's part off; does not wait for it to arrive."""
+    def submit(self, folder: Path, step: int) -> None:
+        """Start the upload of this rank's part, without waiting for it."""
         ...
 
-    def meet(self) -> None:
-        """Wait until every rank is here, however long that takes: a model or checkpoint reaches one node later than another."""
+    def barrier(self) -> None:
+        """Wait for all ranks without a timeout: a model or checkpoint may reach one node much later than another."""
         ...
 
 
 def train_rank(job: Job, rank: int, world_size: int, checkpoints: Checkpoints | None = None) -> dict[str, Any]:
-    """Train, then save and check; rank 0 returns when the model is in `job.output`, the others as soon as their weights are gathered.
+    """Train, then save and check; rank 0 returns when the model is in `job.output`, the others once their weights are
+    gathered.
 
-    Raises `Refusal` for what would go wrong again: of the training on every rank, of what was saved on rank 0 alone, whose word counts.
+    Losses and KL are in nats per token, `step_seconds` covers the steps of this attempt. Raises `Refusal` for what
+    would fail the same way again: for the training on every rank, for the saved model on rank 0 only.
     """
     os.environ["DS_ACCELERATOR"] = job.placement.accelerator
     if not job.placement.on_gpu:
@@ -71,14 +74,13 @@ def train_rank(job: Job, rank: int, world_size: int, checkpoints: Checkpoints | 
     torch.manual_seed(job.seed + 1 + rank)  # dropout differs between ranks
     evaluation = [answers[0] for answers in tokenize_all(tokenizer, job.prompt, read_evaluation(job))]
     history, seconds = _train(stepper, examples, evaluation, steps, checkpoints)
-    sample = {
-        k: v for k, v in collate([a[0] for a in examples[:SAMPLE_ROWS]], pad_id(tokenizer)).items() if k != "labels"
-    }
+    sample = collate([answers[0] for answers in examples[:SAMPLE_ROWS]], pad_id(tokenizer))
+    del sample["labels"]
     with tempfile.TemporaryDirectory(prefix="ka2l-save-") as scratch:
         folder = Path(scratch) / "model"
         expected = _write(stepper, tokenizer, sample, folder)
         stepper.engine.destroy()
-        del stepper  # the reloaded model may need its memory
+        del stepper  # frees memory for the reloaded model
         gc.collect()
         if rank == 0:
             export(job, folder, tokenizer, sample, expected)
@@ -97,18 +99,21 @@ def _engine(job: Job, steps: int, checkpoints: Checkpoints | None) -> Any:
     import deepspeed
 
     ops: Any = deepspeed.ops
-    ops.__compatible_ops__ = {}  # else it looks for a C++ compiler and builds shared-memory collectives that only inference uses
+    # Otherwise DeepSpeed looks for a C++ compiler to build shared-memory collectives that only inference uses.
+    ops.__compatible_ops__ = {}
     tune, model = job.finetune, trainable_model(job)
     if checkpoints is not None:
-        checkpoints.meet()
+        checkpoints.barrier()
     bf16 = next(model.parameters()).dtype == torch.bfloat16
-    initialize: Any = deepspeed.initialize  # its annotations refuse lists of parameters and callables, which it takes
+    initialize: Any = (
+        deepspeed.initialize
+    )  # takes lists of parameters and callables, though its annotations say otherwise
     engine, *_ = initialize(
         model=model,
         model_parameters=[p for p in model.parameters() if p.requires_grad],
         config=deepspeed_config(tune, job.placement.on_gpu, bf16),
         lr_scheduler=lambda optimizer: LambdaLR(
-            optimizer, lambda step: rate(step, steps, tune.warmup_share, tune.schedule)
+            optimizer, lambda step: learning_rate_factor(step, steps, tune.warmup_share, tune.schedule)
         ),
         dist_init_required=False,
     )
@@ -120,77 +125,74 @@ def _engine(job: Job, steps: int, checkpoints: Checkpoints | None) -> Any:
 
 def _train(
     stepper: Stepper,
-    examples: list[list[Tokens]],
-    evaluation: list[Tokens],
+    examples: list[list[TokenizedRow]],
+    evaluation: list[TokenizedRow],
     steps: int,
     checkpoints: Checkpoints | None,
 ) -> tuple[History, list[float]]:
-    """Steps from the last checkpoint on; also the seconds that each step of this attempt took."""
-    job, engine, history = stepper.job, stepper.engine, History()
-    belongs = identity(job, len(examples), stepper.world_size)
+    """Train from the last checkpoint to the last step; returns also the seconds of each step of this attempt."""
+    job, tune, engine, history = stepper.job, stepper.job.finetune, stepper.engine, History()
+    identity = checkpoint_identity(job, len(examples), stepper.world_size)
     if checkpoints is not None:
         with checkpoints.latest() as folder:
-            checkpoints.meet()
+            checkpoints.barrier()
             if folder is not None:
-                history = read_state(folder, engine, stepper.rank, belongs)
-    recorder = Recorder(job, steps, len(history.losses)) if stepper.rank == 0 else None
-    per_epoch, evaluate_every, seconds = (
-        math.ceil(len(examples) / job.finetune.batch_rows),
-        job.finetune.evaluate_every_epochs,
-        [],
-    )
-    for epoch, batch in itertools.islice(
-        _batches(job, examples, len(history.losses), per_epoch), steps - len(history.losses)
-    ):
+                history = read_state(folder, engine, stepper.rank, identity)
+    done = len(history.losses)
+    recorder = Recorder(job, steps, done) if stepper.rank == 0 else None
+    per_epoch, seconds = math.ceil(len(examples) / tune.batch_rows), list[float]()
+    for epoch, batch in itertools.islice(_batches(job, examples, done, per_epoch), steps - done):
         started, learning_rate = time.perf_counter(), engine.get_lr()[0]
         loss, kl = stepper.step(batch)
         seconds.append(time.perf_counter() - started)
         history.losses.append(loss)
         history.kl.append(kl)
         step = len(history.losses)
-        _refuse_unless_finite(loss, kl, step, learning_rate)
-        if (
-            (epoch_ends := step % per_epoch == 0)
-            and evaluation
-            and evaluate_every
-            and (epoch + 1) % evaluate_every == 0
-        ):
+        _check_finite(loss, kl, step, learning_rate)
+        epoch_ends, evaluate_every = step % per_epoch == 0, tune.evaluate_every_epochs
+        if epoch_ends and evaluation and evaluate_every and (epoch + 1) % evaluate_every == 0:
             history.evaluations.append({"epoch": epoch + 1, "step": step} | stepper.evaluate(evaluation))
         if recorder is not None:
             recorder.step(history, epoch + 1, learning_rate, epoch_ends)
-        every = job.finetune.checkpoint_every_steps
+        every = tune.checkpoint_every_steps
         if checkpoints is not None and every and step % every == 0 and step < steps:
-            folder = checkpoints.room()
-            write_state(folder, engine, stepper.rank, history, belongs)
-            checkpoints.keep(folder, step)
+            folder = checkpoints.new_folder()
+            write_state(folder, engine, stepper.rank, history, identity)
+            checkpoints.submit(folder, step)
     if recorder is not None:
         recorder.close()
     return history, seconds
 
 
-def _batches(job: Job, examples: list[list[Tokens]], done: int, per_epoch: int) -> Iterator[tuple[int, list[Tokens]]]:
+def _batches(
+    job: Job, examples: list[list[TokenizedRow]], done: int, per_epoch: int
+) -> Iterator[tuple[int, list[TokenizedRow]]]:
     """(epoch, global batch) from step `done` on, without end."""
     tune = job.finetune
     for epoch in itertools.count(done // per_epoch):
         batches = epoch_batches(examples, tune.batch_rows, job.seed, epoch, tune.group_by_length)
-        for place, batch in enumerate(batches):
-            if epoch * per_epoch + place >= done:
+        for step, batch in enumerate(batches, epoch * per_epoch):
+            if step >= done:
                 yield epoch, batch
 
 
-def _refuse_unless_finite(loss: float, kl: float | None, step: int, learning_rate: float) -> None:
+def _check_finite(loss: float, kl: float | None, step: int, learning_rate: float) -> None:
     if not math.isfinite(loss) or not math.isfinite(kl or 0.0):
         raise Refusal(
             f"the loss at optimiser step {step} is {loss} (KL {kl}) at a learning rate of {learning_rate:.3g}: lower "
-            "finetune.learning_rate or finetune.max_grad_norm, raise finetune.warmup_share, or set finetune.precision: float32"
+            "finetune.learning_rate or finetune.max_grad_norm, raise finetune.warmup_share, or set "
+            "finetune.precision: float32"
         )
 
 
-def _write(stepper: Stepper, tokenizer: Any, sample: dict[str, torch.Tensor], folder: Path) -> torch.Tensor:
-    """Gather the trained weights, which all ranks take part in; rank 0 writes them. Returns the logits that the folder must give again."""
+def _write(
+    stepper: Stepper, tokenizer: PreTrainedTokenizerBase, sample: dict[str, torch.Tensor], folder: Path
+) -> torch.Tensor:
+    """Gather the trained weights on all ranks, and write them on rank 0. Returns the logits that the folder must give
+    when loaded."""
     module, lora = stepper.engine.module, stepper.job.finetune.mode == "lora"
     expected = logits_of(module, sample)
-    state = gathered(module, stepper.rank, trained_only=lora)
+    state = gather_weights(module, stepper.rank, trained_only=lora)
     if stepper.rank == 0:
         write_model(module, state, tokenizer, folder, lora)
     return expected

@@ -1,7 +1,9 @@
 """What a fine-tuning step minimises, as sums over answer tokens.
 
-In: logits (B, T, V), labels (B, T) with `IGNORED` outside answers. Out: scalars in nats, to be divided by a step's global tokens.
-Refuses to know: batches, ranks, optimisers. Sums, not means, so that any split of a step over ranks and micro-batches adds up to the same.
+In: logits (B, T, V), labels (B, T) with `IGNORED` outside answers. Out: scalars in nats, to be divided by the step's
+global token count.
+Refuses to know: batches, ranks, optimisers. Sums, not means, so that the result does not depend on how a step is split
+over ranks and micro-batches.
 """
 
 import torch
@@ -11,21 +13,21 @@ IGNORED = -100
 
 
 def answer_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy summed over answer tokens, nats; 0 with a gradient path where there are none."""
-    flat = cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
-    )
-    return flat + 0.0 * logits.sum()
+    """Cross-entropy in nats, summed over answer tokens; 0 with a gradient path where there are none."""
+    flat_logits, flat_labels = logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten()
+    return cross_entropy(flat_logits, flat_labels, ignore_index=IGNORED, reduction="sum") + 0.0 * logits.sum()
 
 
 def kl_to_base(
     logits: torch.Tensor, base_logits: torch.Tensor, labels: torch.Tensor, replayed: torch.Tensor
 ) -> torch.Tensor:
-    """KL(base ‖ tuned) summed over the answer tokens of replayed rows but their last, the end token, nats; `replayed` (B,) marks them.
+    """KL(base ‖ tuned) in nats, summed over the answer tokens of replayed rows except the end token; `replayed` (B,)
+    marks these rows.
 
-    Its gradient is that of the cross-entropy with infinitely many T = 1 samples of the base model at each of these positions
-    (self-distillation), so it damps forgetting without the noise of a few samples. Where an answer ends a base model would rather begin a
-    new line than say the end token, which answers are taught with: held to it there, a model would not learn to end.
+    Its gradient is that of the cross-entropy with infinitely many samples (T = 1) of the base model at each position
+    (self-distillation), so it reduces forgetting without the noise of a few samples. The end token is left out because
+    a base model would rather start a new line there than generate the end token that answers are taught with: held to
+    the base model there, a model would not learn to stop.
     """
     answer = labels[:, 1:] != IGNORED
     counted = answer[:, :-1] & answer[:, 1:] & replayed.unsqueeze(-1)  # an answer token that another one follows

@@ -1,7 +1,9 @@
-"""The model that is trained, and the frozen base that it may be held to.
+"""The model that is trained, and the frozen base model for a KL term.
 
-In: a `Job`. Out: the base model with LoRA adapters or whole; a frozen copy of it where full weights are trained under a KL term.
-Refuses to know: DeepSpeed, Ray, data. Every rank loads the whole model once, also under ZeRO-3, which shards it afterwards.
+In: a `Job`. Out: the base model with LoRA adapters, or whole; a frozen copy of it where full weights are trained with a
+KL term.
+Refuses to know: DeepSpeed, Ray, data. Every rank loads the whole model once, also under ZeRO-3, which shards it
+afterwards.
 """
 
 from typing import Any
@@ -14,16 +16,19 @@ from ka2l_ray.models.loading import load_model
 
 
 def trainable_model(job: Job) -> Any:
-    """The base model in training precision, wrapped in LoRA adapters unless `mode` is full."""
-    model: Any = load_model(job.trained, placement=job.placement)
+    """The base model in training precision and mode, with LoRA adapters unless `finetune.mode` is full.
+
+    Raises `Refusal` for a precision that cannot be trained in, or LoRA targets that the model does not have.
+    """
+    model: Any = load_model(job.training_model, placement=job.placement)
     if (dtype := next(model.parameters()).dtype) not in (torch.float32, torch.bfloat16):
         raise Refusal(f"finetune.precision = {job.finetune.precision!r} gives {dtype}; set it to float32 or bfloat16")
     model.config.use_cache = False
     if job.finetune.gradient_checkpointing:
-        # ZeRO-3 frees weights between the passes, so that what is saved and what is recomputed differ in shape: it needs the reentrant way.
-        model.gradient_checkpointing_enable(
-            gradient_checkpointing_kwargs={"use_reentrant": job.finetune.zero_stage == 3}
-        )
+        # Under ZeRO-3 weights are freed between the passes, so saved and recomputed tensors differ in shape, which only
+        # the reentrant implementation accepts.
+        reentrant = {"use_reentrant": job.finetune.zero_stage == 3}
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=reentrant)
     if job.finetune.mode == "full":
         return model.train()
     if job.finetune.gradient_checkpointing:
@@ -46,8 +51,11 @@ def _with_adapters(model: Any, job: Job) -> Any:
 
 
 def frozen_base(job: Job) -> Any | None:
-    """A second copy of the base model, whole on every rank, where full weights are trained under a KL term: it costs the memory of the
-    model's weights (2 bytes per parameter in bfloat16) on every device. LoRA needs none: its base is the model without adapters."""
+    """A second, frozen copy of the base model where full weights are trained with a KL term; None otherwise.
+
+    It is whole on every rank and takes the memory of the model's weights (2 bytes per parameter in bfloat16) on every
+    device. LoRA needs none: its base is the model without adapters.
+    """
     if not job.finetune.replay.kl_weight or job.finetune.mode == "lora":
         return None
-    return load_model(job.trained, placement=job.placement).requires_grad_(False)
+    return load_model(job.training_model, placement=job.placement).requires_grad_(False)

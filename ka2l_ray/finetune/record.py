@@ -1,7 +1,7 @@
-"""What rank 0 tells while it trains: a progress file for the driver, TensorBoard event files on request.
+"""What rank 0 reports while it trains: a progress file for the driver, TensorBoard event files on request.
 
-In: the history after each step. Out: `job.progress`, `job.tensorboard`. What is written is small, for the other ranks wait in the next
-step's collectives meanwhile. Refuses to know: engines, Ray.
+In: the history after each step. Out: `job.progress`, `job.tensorboard`. Writes are small, because the other ranks wait
+in the collectives of the next step. Refuses to know: engines, Ray.
 """
 
 import shutil
@@ -17,10 +17,11 @@ PROGRESS_EVERY_S = 5.0
 
 
 class Recorder:
-    """`first_step` is where this attempt starts: event files of a dead one count up to there."""
+    """`steps` is the number of optimiser steps, `first_step` the one that this attempt starts at: later events of an
+    earlier attempt are purged."""
 
     def __init__(self, job: Job, steps: int, first_step: int) -> None:
-        self._job, self._steps, self._told_s = job, steps, 0.0
+        self._job, self._steps, self._reported_s = job, steps, 0.0
         self._writer: Any = None
         if job.finetune.tensorboard:
             from tensorboardX import SummaryWriter
@@ -29,23 +30,24 @@ class Recorder:
             self._writer = SummaryWriter(logdir=str(self._events), purge_step=first_step)
 
     def step(self, history: History, epoch: int, learning_rate: float, epoch_ends: bool) -> None:
+        """Report the last step of the history; the progress file is written at the end of an epoch, else every
+        `PROGRESS_EVERY_S`."""
         step = len(history.losses)
-        if epoch_ends or time.monotonic() - self._told_s > PROGRESS_EVERY_S:
-            self._told_s = time.monotonic()
-            now = {
+        if epoch_ends or time.monotonic() - self._reported_s > PROGRESS_EVERY_S:
+            self._reported_s = time.monotonic()
+            progress = {
                 "step": step,
                 "steps": self._steps,
                 "epoch": epoch,
                 "epochs": self._job.finetune.epochs,
                 "loss": history.losses[-1],
+                "evaluation": history.evaluations[-1] if history.evaluations else None,
             }
-            self._job.progress.write_json(
-                now | {"evaluation": history.evaluations[-1] if history.evaluations else None}
-            )
+            self._job.progress.write_json(progress)
         if self._writer is not None:
-            self._write(history, step, learning_rate, epoch_ends)
+            self._write_events(history, step, learning_rate, epoch_ends)
 
-    def _write(self, history: History, step: int, learning_rate: float, epoch_ends: bool) -> None:
+    def _write_events(self, history: History, step: int, learning_rate: float, epoch_ends: bool) -> None:
         scalars = {"loss": history.losses[-1], "learning_rate": learning_rate, "kl": history.kl[-1]}
         if history.evaluations and history.evaluations[-1]["step"] == step:
             scalars |= {f"evaluation/{k}": v for k, v in history.evaluations[-1].items() if k not in ("epoch", "step")}
@@ -57,6 +59,7 @@ class Recorder:
             self._job.tensorboard.upload(self._events)
 
     def close(self) -> None:
+        """Upload the event files and delete the local ones."""
         if self._writer is not None:
             self._writer.close()
             self._job.tensorboard.upload(self._events)
@@ -64,11 +67,14 @@ class Recorder:
 
 
 def progress_line(job: Job) -> str | None:
-    """The progress file as a line for the driver's log; None before there is one."""
+    """The progress file as a line for the driver's log; None where there is none yet."""
     if not job.progress.exists():
         return None
     now = job.progress.read_json()
-    line = f"epoch {now['epoch']}/{now['epochs']}, step {now['step']}/{now['steps']}, loss {now['loss']:.3f} nats per answer token"
-    if found := now["evaluation"]:
-        line += f"; eval loss {found['loss']:.3f}, token accuracy {found['token_accuracy']:.3f} after epoch {found['epoch']}"
+    line = f"epoch {now['epoch']}/{now['epochs']}, step {now['step']}/{now['steps']}, "
+    line += f"loss {now['loss']:.3f} nats per answer token"
+    if last := now["evaluation"]:
+        line += (
+            f"; eval loss {last['loss']:.3f}, token accuracy {last['token_accuracy']:.3f} after epoch {last['epoch']}"
+        )
     return line

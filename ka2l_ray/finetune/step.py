@@ -10,42 +10,43 @@ from typing import Any
 
 import torch
 
-from ka2l_ray.finetune.deepspeed import accumulation, micro_rows
-from ka2l_ray.finetune.examples import Tokens, collate, micro_batches, replayed_rows
+from ka2l_ray.finetune.deepspeed import accumulation_steps, micro_batch_rows
+from ka2l_ray.finetune.examples import TokenizedRow, collate, micro_batches, replayed_rows
 from ka2l_ray.finetune.job import Job
 from ka2l_ray.finetune.losses import IGNORED, answer_loss, kl_to_base
 
 
 @dataclass(frozen=True)
 class Stepper:
-    """An engine and its place among the ranks; `base` is the frozen copy for a KL term on full weights, `pad` a token id."""
+    """An engine and its place among the ranks. `base` is the frozen copy of the model where full weights are trained
+    with a KL term."""
 
     job: Job
     engine: Any
     base: Any | None
-    pad: int
+    pad_token: int
     rank: int
     world_size: int
 
-    def step(self, batch: Sequence[Tokens]) -> tuple[float, float | None]:
-        """Cross-entropy per answer token, and KL(base ‖ tuned) per answer token of replayed rows, end tokens aside (None where there is
-        none, or KL is not asked for).
+    def step(self, batch: Sequence[TokenizedRow]) -> tuple[float, float | None]:
+        """Cross-entropy per answer token; and KL(base ‖ tuned) per answer token of replayed rows, end tokens excluded,
+        or None where there are none or `kl_weight` is 0.
 
-        What is minimised is (sum of cross-entropies + `kl_weight` × sum of KLs) / answer tokens of the global batch, so neither the
-        split over ranks and micro-batches nor a batch with few replayed rows changes a token's weight.
+        The objective is (sum of cross-entropies + `kl_weight` × sum of KLs) / answer tokens of the global batch, so a
+        token's weight depends neither on the split over ranks and micro-batches nor on the number of replayed rows.
         """
         tune = self.job.finetune
-        weight, parts = tune.replay.kl_weight, accumulation(tune)
-        answer_tokens, held_tokens = sum(r.answer for r in batch), sum(r.before_end for r in batch if r.replayed)
-        held = bool(weight and held_tokens)
+        weight, parts = tune.replay.kl_weight, accumulation_steps(tune)
+        answer_tokens = sum(r.answer_length for r in batch)
+        kl_tokens = sum(r.answer_length - 1 for r in batch if r.replayed)
+        has_kl = bool(weight and kl_tokens)
         sums = torch.zeros(2, device=self.engine.device)
-        for rows in micro_batches(batch, self.rank, self.world_size, micro_rows(tune), parts):
+        for rows in micro_batches(batch, self.rank, self.world_size, micro_batch_rows(tune), parts):
             inputs, labels = self._inputs(rows)
             replayed = replayed_rows(rows).to(labels.device)
-            compared = (
-                replayed if replayed.any() else torch.arange(len(replayed), device=labels.device) == 0
-            )  # every rank makes the pass
-            base_logits = self._base_logits({k: v[compared] for k, v in inputs.items()}) if held else None
+            # Without replayed rows the first one, because every rank has to make the base model's pass.
+            compared = replayed if replayed.any() else torch.arange(len(replayed), device=labels.device) == 0
+            base_logits = self._base_logits({k: v[compared] for k, v in inputs.items()}) if has_kl else None
             logits = self.engine(**inputs).logits
             loss = answer_loss(logits, labels)
             objective = loss / answer_tokens
@@ -58,41 +59,41 @@ class Stepper:
             self.engine.backward(objective * (self.world_size * parts))
             self.engine.step()
         torch.distributed.all_reduce(sums)
-        return float(sums[0]) / answer_tokens, float(sums[1]) / held_tokens if held else None
+        return float(sums[0]) / answer_tokens, float(sums[1]) / kl_tokens if has_kl else None
 
     @torch.no_grad()
-    def evaluate(self, rows: Sequence[Tokens]) -> dict[str, float]:
-        """Teacher-forced on gold answers: loss per token, share of tokens that are the likeliest, share of answers where all are."""
+    def evaluate(self, rows: Sequence[TokenizedRow]) -> dict[str, float]:
+        """Teacher-forced on gold answers: loss per token, share of tokens that are the most likely ones, share of
+        answers where all are."""
         per_pass = self.job.finetune.micro_batch_rows
-        parts = -(
-            -len(rows) // (per_pass * self.world_size)
-        )  # the same on every rank: ZeRO-3 gathers weights in each pass
+        # The same number of passes on every rank, because under ZeRO-3 each pass gathers weights.
+        passes = -(-len(rows) // (per_pass * self.world_size))
         sums = torch.zeros(3, dtype=torch.float64, device=self.engine.device)
         self.engine.eval()
-        for own in micro_batches(rows, self.rank, self.world_size, per_pass, parts):
+        for own in micro_batches(rows, self.rank, self.world_size, per_pass, passes):
             inputs, labels = self._inputs(own)
             logits = self.engine(**inputs).logits
             answer = labels[:, 1:] != IGNORED
             right = (logits[:, :-1].argmax(-1) == labels[:, 1:]) & answer
-            whole = (right == answer).all(-1) & answer.any(-1)
-            sums += torch.stack([answer_loss(logits, labels), right.sum(), whole.sum()]).to(sums)
+            all_right = (right == answer).all(-1) & answer.any(-1)
+            sums += torch.stack([answer_loss(logits, labels), right.sum(), all_right.sum()]).to(sums)
         self.engine.train()
         torch.distributed.all_reduce(sums)
-        loss, right, whole = sums.tolist()
-        tokens = sum(r.answer for r in rows)
-        return {"loss": loss / tokens, "token_accuracy": right / tokens, "exact_match": whole / len(rows)}
+        loss, right, all_right = sums.tolist()
+        tokens = sum(r.answer_length for r in rows)
+        return {"loss": loss / tokens, "token_accuracy": right / tokens, "exact_match": all_right / len(rows)}
 
-    def _inputs(self, rows: Sequence[Tokens]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        inputs = {k: v.to(self.engine.device) for k, v in collate(rows, self.pad).items()}
+    def _inputs(self, rows: Sequence[TokenizedRow]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        inputs = {k: v.to(self.engine.device) for k, v in collate(rows, self.pad_token).items()}
         return inputs, inputs.pop("labels")
 
     @torch.no_grad()
     def _base_logits(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Of the frozen copy, or of the model without its adapters: ZeRO-3's hooks gather its weights in either pass."""
+        """From the frozen copy, or from the model without its adapters; under ZeRO-3 hooks gather the weights in either
+        pass."""
         if self.base is not None:
             return self.base(**inputs).logits
-        module = self.engine.module
-        module.eval()
+        module = self.engine.module.eval()
         with module.disable_adapter():
             logits = module(**inputs).logits
         module.train()

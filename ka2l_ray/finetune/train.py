@@ -1,8 +1,9 @@
 """Fine-tuning on Ray Train: workers, their restarts, and their checkpoints in the run's storage.
 
-In: a `Job` and a name. Out: the model folder, checked, and a dict of what happened. A worker that dies starts its group again from the last
-checkpoint, at most `max_failures` times; after the driver's death the same call goes on from there too. What would fail the same way
-again comes back as a value, for Ray Train retries whatever is raised. Refuses to know: strategies, rounds, where answers come from.
+In: a `Job` and a name. Out: the model folder, checked, and a dict of results. When a worker dies, all workers are
+started again from the last checkpoint, at most `max_failures` times; after the driver's death the same call also
+continues from there. What would fail the same way again is returned as a value, because Ray Train retries whatever is
+raised. Refuses to know: strategies, rounds, where answers come from.
 """
 
 import json
@@ -10,8 +11,8 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,41 +36,41 @@ from ka2l_ray.dataflow.placement import Placement
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.dataflow.tasks import fetch
 from ka2l_ray.errors import StageError, UserError
-from ka2l_ray.finetune.checkpoints import is_whole
+from ka2l_ray.finetune.checkpoints import is_complete
 from ka2l_ray.finetune.job import Job, Refusal
-from ka2l_ray.finetune.loop import train_rank
+from ka2l_ray.finetune.loop import Checkpoints, train_rank
 from ka2l_ray.finetune.record import progress_line
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
-"""Ray Train's list of checkpoints, which it writes in place: a driver killed in that moment leaves half of it."""
+"""Ray Train's list of checkpoints. It is overwritten in place, so a driver killed meanwhile leaves a truncated file."""
 STEP_FOLDER = "step_{:08d}"
 
 
 def finetune(job: Job, name: str) -> dict[str, Any]:
-    """Train and save to `job.output`; returns `job.record`. A finished training is not repeated; an unfinished one goes on.
+    """Train and save to `job.output`; returns the content of `job.record` (see `loop.train_rank`). A finished training
+    run is not repeated, an unfinished one continues.
 
-    Raises `StageError` for what another try would not mend, `ConfigError` where workers are allotted GPUs that their torch cannot use,
-    else what a worker raised last.
+    Raises `StageError` for what another attempt would not fix, `ConfigError` where workers are allotted GPUs that their
+    torch cannot use, else the last error of a worker.
     """
     if job.record.exists():
         _clean(job)
         return job.record.read_json()
     if not job.examples.rows:
         raise StageError(
-            f"{job.examples.folder.path}: holds no example, so there is nothing to train on: no answer was bought, none replayed"
+            f"{job.examples.folder.path}: contains no examples, so there is nothing to train on: no answers were "
+            "bought and none replayed"
         )
     job.progress.delete()
     tune = job.finetune
-    _try_a_gpu(job)
+    _check_gpu(job)
+    resources = {"CPU": tune.cpus_per_worker, **({"GPU": tune.gpus_per_worker} if tune.gpus_per_worker else {})}
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"job": job, "fallback": fallback(job, job.checkpoints / name)},
+        train_loop_config={"job": job, "fallback": fallback_checkpoint(job, job.checkpoints / name)},
         torch_config=PlacedTorch(backend=job.placement.backend),
         scaling_config=ScalingConfig(
-            num_workers=tune.workers,
-            use_gpu=tune.gpus_per_worker > 0,
-            resources_per_worker={"CPU": tune.cpus_per_worker}
-            | ({"GPU": tune.gpus_per_worker} if tune.gpus_per_worker else {}),
+            num_workers=tune.workers, use_gpu=tune.gpus_per_worker > 0, resources_per_worker=resources
         ),
         run_config=RunConfig(
             name=name,
@@ -79,8 +80,8 @@ def finetune(job: Job, name: str) -> dict[str, Any]:
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
-    with log_progress("finetune", lambda: progress_line(job)), own_interrupts():
-        result = _fitted(trainer)
+    with log_progress("finetune", lambda: progress_line(job)), restored_interrupt_handler():
+        result = _fit(trainer)
     if "refused" in result:
         raise StageError(f"fine-tuning: {result['refused']}")
     job.record.write_json(result)
@@ -88,26 +89,28 @@ def finetune(job: Job, name: str) -> dict[str, Any]:
     return result
 
 
-def _fitted(trainer: TorchTrainer) -> Any:
-    """What rank 0 returned, once every rank has. A user's mistake that a worker met is raised as itself."""
+def _fit(trainer: TorchTrainer) -> Any:
+    """What rank 0 returned, once every rank has. A user's mistake that a worker met is raised as a `StageError`."""
     try:
         return trainer.fit().return_value
     except WorkerGroupError as error:
-        for raised in error.worker_failures.values():
-            if isinstance(cause := getattr(raised, "_base_exc", raised), UserError):
+        for failure in error.worker_failures.values():
+            if isinstance(cause := getattr(failure, "_base_exc", failure), UserError):
                 raise StageError(f"fine-tuning: {cause}") from error
         raise
 
 
 def _clean(job: Job) -> None:
-    """Also after a kill between record and cleaning: checkpoints hold the optimiser's state, twice the size of what is trained."""
+    """Delete what only an unfinished training run needs: checkpoints contain the optimiser's state, twice the size of
+    the weights."""
     job.checkpoints.delete()
     job.progress.delete()
 
 
 @contextmanager
-def own_interrupts() -> Iterator[None]:
-    """Ray Train leaves its handler of Ctrl-C behind, which ends the process with status 0 now and does nothing after the training."""
+def restored_interrupt_handler() -> Iterator[None]:
+    """Make Ctrl-C raise `KeyboardInterrupt` within this context, and restore its handler afterwards: Ray Train installs
+    one that ends the process with status 0 during training and does nothing after it."""
     before = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -120,43 +123,44 @@ def own_interrupts() -> Iterator[None]:
 
 @dataclass
 class PlacedTorch(TorchConfig):
-    """Ray Train's torch without its own choice of a GPU, which it makes under `model.device: cpu` too: `_worker` chooses."""
+    """Ray Train's torch without its own choice of a GPU, which it makes under `model.device: cpu` too; `_worker`
+    chooses instead."""
 
     @property
-    def train_func_context(self) -> Any:
+    def train_func_context(self) -> Callable[[], AbstractContextManager[None]]:
+        """No context around the training function."""
         return nullcontext
 
 
-def _try_a_gpu(job: Job) -> None:
-    """Raise `ConfigError` where torch cannot use an allotted GPU, from a process with such a one: workers cannot say it themselves, for Ray
-    Train joins them by NCCL before they run anything, and NCCL's own error does not tell what to change."""
+def _check_gpu(job: Job) -> None:
+    """Raise `ConfigError` where torch cannot use an allotted GPU, found out in a process that has one. Workers cannot
+    report it: Ray Train connects them by NCCL before they run anything, and NCCL's own error does not say what to
+    change."""
     if job.placement.on_gpu:
-        fetch(ray.remote(num_cpus=0, num_gpus=job.finetune.gpus_per_worker)(_check).remote(job.placement))
-
-
-def _check(placement: Placement) -> None:
-    placement.check()
+        fetch(ray.remote(num_cpus=0, num_gpus=job.finetune.gpus_per_worker)(Placement.check).remote(job.placement))
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
-    if config["job"].placement.on_gpu:
-        config["job"].placement.take(get_device())
+    job: Job = config["job"]
+    if job.placement.on_gpu:
+        job.placement.take(get_device())
     context = ray.train.get_context()
     checkpoints = RayCheckpoints(config["fallback"])
     try:
-        return train_rank(config["job"], context.get_world_rank(), context.get_world_size(), checkpoints)
-    except (
-        Refusal
-    ) as refusal:  # of all ranks, or of the last that works: what one alone met, the others would wait for without end
+        return train_rank(job, context.get_world_rank(), context.get_world_size(), checkpoints)
+    # Raised by all ranks, or by the last that works: if only one of several working ranks met it, the others would wait
+    # without end.
+    except Refusal as refusal:
         return {"refused": str(refusal)}
 
 
-class RayCheckpoints:
-    """Ray Train's checkpoints: every rank uploads its part in the background, and one counts when all parts have arrived."""
+class RayCheckpoints(Checkpoints):
+    """Ray Train's checkpoints: every rank uploads its part in the background, and a checkpoint counts when all parts
+    have arrived. `fallback` is where to start if Ray Train has none."""
 
     def __init__(self, fallback: Folder | None) -> None:
         self._fallback = fallback
-        self._leaving: Path | None = None
+        self._uploading: Path | None = None
 
     @contextmanager
     def latest(self) -> Iterator[Path | None]:
@@ -169,13 +173,13 @@ class RayCheckpoints:
         else:
             yield None
 
-    def room(self) -> Path:
-        while self._leaving is not None and self._leaving.exists():  # Ray Train deletes a part when it is uploaded
+    def new_folder(self) -> Path:
+        while self._uploading is not None and self._uploading.exists():  # Ray Train deletes a part when it is uploaded
             time.sleep(0.01)
-        self._leaving = Path(tempfile.mkdtemp(prefix="ka2l-checkpoint-"))
-        return self._leaving
+        self._uploading = Path(tempfile.mkdtemp(prefix="ka2l-checkpoint-"))
+        return self._uploading
 
-    def keep(self, folder: Path, step: int) -> None:
+    def submit(self, folder: Path, step: int) -> None:
         ray.train.report(
             {"step": step},
             checkpoint=Checkpoint.from_directory(folder),
@@ -183,31 +187,32 @@ class RayCheckpoints:
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
         )
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         ray.train.collective.barrier()
 
 
-def fallback(job: Job, folder: Folder) -> Folder | None:
-    """The newest whole checkpoint where Ray Train has no good list of them; None where it has one, or no checkpoint is whole.
+def fallback_checkpoint(job: Job, folder: Folder) -> Folder | None:
+    """The newest complete checkpoint where Ray Train has no valid list of them; None where it has one, or no checkpoint
+    is complete.
 
-    A torn list is deleted, for Ray Train fails on it; until the next checkpoint is listed there is none.
+    A damaged list is deleted, because Ray Train fails on it; there is none until the next checkpoint is listed.
     """
-    if _has_good_list(folder):
+    if _has_valid_list(folder):
         return None
     (folder / SNAPSHOT).delete()
     steps = sorted((n for n in folder.names(files_only=False) if n.startswith("step_")), reverse=True)
     for name in steps:
         with (folder / name).local() as local:
-            if is_whole(Path(local), job.finetune.workers):
-                log.info("%-10s Ray Train's list of checkpoints is torn: going on from %s", "finetune", name)
+            if is_complete(Path(local), job.finetune.workers):
+                log.info("%-10s Ray Train's list of checkpoints is damaged: continuing from %s", "finetune", name)
                 return folder / name
     if steps:
-        log.info("%-10s Ray Train's list of checkpoints is torn and none is whole: starting again", "finetune")
+        log.info("%-10s Ray Train's list of checkpoints is damaged and none is complete: starting again", "finetune")
     return None
 
 
-def _has_good_list(folder: Folder) -> bool:
-    """Whether Ray Train's list is there and uncut, and every checkpoint that it names is there."""
+def _has_valid_list(folder: Folder) -> bool:
+    """Whether Ray Train's list exists and is complete, and every checkpoint that it names exists."""
     if not (snapshot := folder / SNAPSHOT).exists():
         return False
     try:

@@ -1,12 +1,11 @@
 """What an answer is and where it ends.
 
-In: the tokens that a model said after a prompt. Out: the answer's text, log-probability and token count.
-Refuses to know: how tokens are drawn, by which engine.
+In: the tokens that a model generated after a prompt. Out: the answer's text, log-probability and number of tokens.
+Refuses to know: how tokens are drawn, and by which engine.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -16,7 +15,8 @@ from ka2l_ray.text.tokens import text_of
 
 @dataclass(frozen=True)
 class Answer:
-    """`logprob` in nats at T = 1, summed over `tokens`: up to and including the end token or the stop string's first token."""
+    """`logprob` in nats at T = 1, summed over the first `tokens` tokens: up to and including the end token or the first
+    token of the stop string."""
 
     text: str
     logprob: float
@@ -34,50 +34,59 @@ class Decoding:
     max_new_tokens: int
     stop: tuple[str, ...]
     waves: tuple[int, ...] = ()
-    """Samples drawn together, before a look at whether they are enough; empty draws all at once. Their sum is `samples`."""
+    """How many samples are drawn together before `enough` is asked; their sum is `samples`. Empty: all at once."""
     enough: Callable[[Sequence[Answer]], bool] = lambda samples: False
-    """Whether the samples drawn so far settle what they are drawn for."""
+    """Whether the samples drawn so far are enough, so that no others are drawn."""
 
 
 @dataclass
-class Reading:
-    """What came of some prompts: states (N, D) per (position, layer), 1 + K answers per prompt (the greedy one first), and the error of
-    each row that failed; such a row has states of zero and no answers."""
+class GenerationResult:
+    """Of N prompts the states (N, D) per (position, layer), 1 + K answers each (the greedy one first), and the error of
+    each row that failed; a failed row has states of zero and no answers."""
 
     states: States
     answers: list[list[Answer]]
     failed: dict[int, Exception] = field(default_factory=dict)
 
 
-class Ending:
-    """Where the answers of a model end: at its end tokens (its generation configuration's and the tokenizer's) or at a stop string."""
+class StopCriteria:
+    """Answers end at an end token (the model's generation configuration's or the tokenizer's) or at a stop string."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, end: int | list[int] | None, stop: Sequence[str]) -> None:
-        ends: list[Any] = [*(end if isinstance(end, list) else [end]), tokenizer.eos_token_id]
-        self.tokens: set[int] = {e for e in ends if e is not None}
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, eos_token_id: int | list[int] | None, stop: Sequence[str]
+    ) -> None:
+        configured = eos_token_id if isinstance(eos_token_id, list) else [eos_token_id]
+        self.end_tokens = {i for i in [*configured, tokenizer.eos_token_id] if isinstance(i, int)}
         self._tokenizer, self._stop = tokenizer, tuple(stop)
 
-    def may_come_with(self, size: int) -> list[bool]:
-        """For each of `size` token ids, whether an answer may end with it: end tokens, and those with a stop string's last character.
+    def possible_last_tokens(self, vocabulary: int) -> list[bool]:
+        """For each token id below `vocabulary`, whether an answer may end with it: end tokens, and tokens that contain
+        the last character of a stop string.
 
-        Characters outside ASCII may come from several tokens, so with such a stop string it is every token.
+        A character outside ASCII may be made of several tokens: with such a stop string an answer may end with any
+        token.
         """
-        lasts = {s[-1] for s in self._stop}
-        if not all(c.isascii() for c in lasts):
-            return [True] * size
-        pieces = self._tokenizer.batch_decode([[i] for i in range(min(size, len(self._tokenizer)))]) if lasts else []
-        found = [any(c in piece for c in lasts) for piece in pieces]
-        return [n in self.tokens or (n < len(found) and found[n]) for n in range(size)]
+        last_characters = {s[-1] for s in self._stop}
+        if not all(c.isascii() for c in last_characters):
+            return [True] * vocabulary
+        known = range(min(vocabulary, len(self._tokenizer)))
+        pieces = self._tokenizer.batch_decode([[i] for i in known]) if last_characters else []
+        stopping = {i for i, piece in enumerate(pieces) if last_characters.intersection(piece)}
+        return [i in self.end_tokens or i in stopping for i in range(vocabulary)]
 
-    def close(self, tokens: list[int], logprobs: Sequence[float], last: bool) -> Answer | None:
-        """The answer that ends with the token said last, or None where it goes on; `last`: there is no room for another token."""
+    def finish(self, tokens: list[int], logprobs: Sequence[float], at_limit: bool) -> Answer | None:
+        """The answer that ends with the last of the tokens, or None where generation goes on; `at_limit`: no more
+        tokens are allowed.
+
+        `logprobs` (nats at T = 1) has one entry per token, or more.
+        """
         text = str(self._tokenizer.decode(tokens, skip_special_tokens=True))
-        cuts = [at for s in self._stop if (at := text.find(s)) >= 0]
-        if tokens[-1] in self.tokens:
+        cuts = [start for s in self._stop if (start := text.find(s)) >= 0]
+        if tokens[-1] in self.end_tokens:
             counted = len(tokens)
         elif cuts:
             text, counted = text[: min(cuts)], self._tokens_before(tokens, min(cuts)) + 1
-        elif last:
+        elif at_limit:
             text, counted = text_of(self._tokenizer, tokens), len(tokens)
         else:
             return None

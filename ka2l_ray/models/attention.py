@@ -1,10 +1,10 @@
-"""Attention over a prompt prefix that every row shares, held once instead of once per row.
+"""Attention over a prompt prefix that all rows of a batch share, stored once instead of once per row.
 
-In: a prefix's keys and values (one row), queries, keys and values of the rows' own tokens. Out: what attention over prefix and own
-tokens together gives. Keys and values are those that attention itself is given, not those of a cache: where a model caches latents from
-which it makes them (multi-head latent attention), the prefix is shared all the same.
-A prefix is read by one matrix product for all rows, so that neither its memory nor its traffic grows with the batch: what
-cascade attention is for paged caches, here for any Hugging Face model that takes its attention from the library's interface.
+In: a prefix's keys and values (one row); queries, keys and values of the rows' own tokens. Out: the attention output
+over prefix and own tokens together. Keys and values are those that attention receives, not those of a cache: a model
+whose cache stores latents (multi-head latent attention) can share its prefix too.
+One matrix product reads the prefix for all rows, so neither its memory nor its traffic grows with the batch: cascade
+attention, here for any Hugging Face model that uses the library's attention interface.
 Refuses to know: tokens, batches, what the prefix says.
 """
 
@@ -23,67 +23,69 @@ from transformers.masking_utils import sdpa_mask
 NAME = "ka2l_shared_prefix"
 LAYER_TYPES = {"full_attention", "sliding_attention"}
 
+KeysValues = dict[int, tuple[torch.Tensor, torch.Tensor]]
+"""Per block the keys (H_kv, T, d) and values (H_kv, T, d_v) of one row of T tokens."""
+
 
 @dataclass(frozen=True)
 class PrefixStates:
-    """Per block the keys (H_kv, P, d) and values (H_kv, P, d_v) of a prefix of P tokens; `positions` (B, T) of the queries that look back
-    at it, none of them beyond `farthest`, which the host knows without asking the device."""
+    """Keys and values of a prefix, and the `positions` (B, T) of the queries that attend to it. No position is larger
+    than `max_position`, a number on the host, so that no step has to ask the device."""
 
-    keys: dict[int, torch.Tensor]
-    values: dict[int, torch.Tensor]
+    keys_values: KeysValues
     positions: torch.Tensor
-    farthest: int
+    max_position: int
 
 
-_active: ContextVar[PrefixStates | None] = ContextVar("shared prefix of this pass", default=None)
-_seen: ContextVar[dict[int, tuple[torch.Tensor, torch.Tensor]] | None] = ContextVar(
-    "keys and values of this pass", default=None
-)
+_prefix: ContextVar[PrefixStates | None] = ContextVar("shared prefix of this pass", default=None)
+_recorded: ContextVar[KeysValues | None] = ContextVar("keys and values of this pass", default=None)
 
 
 @contextmanager
-def recording() -> Iterator[dict[int, tuple[torch.Tensor, torch.Tensor]]]:
-    """Within this context a pass over one row leaves every block's keys (H_kv, T, d) and values (H_kv, T, d_v)."""
-    seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-    token = _seen.set(seen)
+def record_keys_values() -> Iterator[KeysValues]:
+    """Within this context a pass over one row fills the dictionary with the keys and values of every block."""
+    recorded: KeysValues = {}
+    token = _recorded.set(recorded)
     try:
-        yield seen
+        yield recorded
     finally:
-        _seen.reset(token)
+        _recorded.reset(token)
 
 
 @contextmanager
-def looking_back(prefix: PrefixStates) -> Iterator[None]:
+def attend_to(prefix: PrefixStates) -> Iterator[None]:
     """Within this context every pass of a model that uses this attention sees the prefix before its own tokens."""
-    token = _active.set(prefix)
+    token = _prefix.set(prefix)
     try:
         yield
     finally:
-        _active.reset(token)
+        _prefix.reset(token)
 
 
-def has_plain_layers(model: PreTrainedModel) -> bool:
-    """Whether all that a model remembers of earlier tokens are attention keys and values (no recurrent or convolutional state)."""
+def has_only_attention_layers(model: PreTrainedModel) -> bool:
+    """Whether keys and values of attention are all that the model remembers of earlier tokens (no recurrent or
+    convolutional state)."""
     return set(model.config.get_text_config().to_dict().get("layer_types") or ()) <= LAYER_TYPES
 
 
-def takes_shared_prefix(model: PreTrainedModel) -> bool:
-    """Whether a model's blocks take their attention from the library's interface, computed by SDPA or as SDPA does."""
+def supports_shared_prefix(model: PreTrainedModel) -> bool:
+    """Whether the model's blocks use the library's attention interface, computed by SDPA or as SDPA does."""
     return (
         model._supports_attention_backend
-        and has_plain_layers(model)
+        and has_only_attention_layers(model)
         and model.config._attn_implementation in ("sdpa", NAME)
     )
 
 
-def use(model: PreTrainedModel) -> None:
-    """Make this the model's attention. Without a prefix it is SDPA, with the soft cap on scores that SDPA leaves out (Gemma 2)."""
-    AttentionInterface.register(NAME, attend)
+def install(model: PreTrainedModel) -> None:
+    """Make this the model's attention. Without a prefix it is SDPA, plus the soft cap on scores that SDPA leaves out
+    (Gemma 2)."""
+    AttentionInterface.register(NAME, attention_forward)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)
 
 
-def attend(
+def attention_forward(
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -94,59 +96,55 @@ def attend(
     softcap: float | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention output (B, T, H, d_v) of queries (B, H, T, d) over keys (B, H_kv, S, d) and values (B, H_kv, S, d_v) and, before them, the
-    active prefix."""
+    """Attention output (B, T, H, d_v) of queries (B, H, T, d) over the prefix of this context and, after it, keys (B,
+    H_kv, S, d) and values (B, H_kv, S, d_v)."""
     layer: Any = module.layer_idx
-    prefix, seen = _active.get(), _seen.get()
-    if seen is not None:
-        seen[layer] = key[0], value[0]
+    prefix, recorded = _prefix.get(), _recorded.get()
+    if recorded is not None:
+        recorded[layer] = key[0], value[0]
     if prefix is None and softcap is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     (B, H, T, d), (groups, S) = query.shape, key.shape[1:3]
     scale = d**-0.5 if scaling is None else scaling
     grouped = (query * scale).reshape(B, groups, H // groups * T, d)
     scores = [(grouped @ key.transpose(-1, -2)).view(B, H, T, S)]
-    visible = [_own_visible(attention_mask, T, S, query.device)]
+    masks = [_own_mask(attention_mask, T, S, query.device)]
     if prefix is not None:
-        prefix_key, prefix_value = prefix.keys[layer], prefix.values[layer]
-        together = grouped.transpose(0, 1).reshape(groups, -1, d)
-        looked = (together @ prefix_key.transpose(-1, -2)).view(groups, B, H // groups, T, -1)
-        scores.insert(0, looked.transpose(0, 1).reshape(B, H, T, -1))
-        visible.insert(0, _prefix_visible(prefix, prefix_key, sliding_window))
-    weights = _softmax(scores, visible, softcap).to(query.dtype)
-    own = weights[..., -S:].reshape(B, groups, -1, S) @ value
+        prefix_key, _ = prefix.keys_values[layer]
+        all_rows = grouped.transpose(0, 1).reshape(groups, -1, d)
+        prefix_scores = (all_rows @ prefix_key.transpose(-1, -2)).view(groups, B, H // groups, T, -1)
+        scores.insert(0, prefix_scores.transpose(0, 1).reshape(B, H, T, -1))
+        masks.insert(0, _prefix_mask(prefix, prefix_key, sliding_window))
+    weights = _softmax(scores, masks, softcap).to(query.dtype)
+    output = weights[..., -S:].reshape(B, groups, -1, S) @ value
     if prefix is not None:
-        shared = (
-            weights[..., :-S]
-            .reshape(B, groups, -1, weights.shape[-1] - S)
-            .transpose(0, 1)
-            .reshape(groups, -1, weights.shape[-1] - S)
-        )
-        own = own + (shared @ prefix_value).view(groups, B, -1, value.shape[-1]).transpose(0, 1)
-    return own.view(B, H, T, -1).transpose(1, 2).contiguous(), None
+        P = weights.shape[-1] - S
+        shared = weights[..., :-S].reshape(B, groups, -1, P).transpose(0, 1).reshape(groups, -1, P)
+        output = output + (shared @ prefix.keys_values[layer][1]).view(groups, B, -1, value.shape[-1]).transpose(0, 1)
+    return output.view(B, H, T, -1).transpose(1, 2).contiguous(), None
 
 
-def _own_visible(mask: torch.Tensor | None, queries: int, keys: int, device: torch.device) -> torch.Tensor | None:
+def _own_mask(mask: torch.Tensor | None, queries: int, keys: int, device: torch.device) -> torch.Tensor | None:
     """Which own keys each query sees, (B or 1, 1, T, S); None where it sees all."""
     if mask is not None or queries == 1:
         return mask
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)[None, None]
 
 
-def _prefix_visible(prefix: PrefixStates, key: torch.Tensor, window: int | None) -> torch.Tensor | None:
+def _prefix_mask(prefix: PrefixStates, key: torch.Tensor, window: int | None) -> torch.Tensor | None:
     """Which prefix keys each query sees, (B, 1, T, P); None where it sees all."""
-    if window is None or prefix.farthest < window:
+    if window is None or prefix.max_position < window:
         return None
     positions = prefix.positions.to(key.device)
     return (positions.unsqueeze(-1) - torch.arange(key.shape[1], device=key.device) < window).unsqueeze(1)
 
 
-def _softmax(scores: list[torch.Tensor], visible: list[torch.Tensor | None], softcap: float | None) -> torch.Tensor:
-    """Weights over all parts of the keys together, (B, H, T, P + S), in float32."""
+def _softmax(scores: list[torch.Tensor], masks: list[torch.Tensor | None], softcap: float | None) -> torch.Tensor:
+    """Float32 weights (B, H, T, P + S) over all parts of the keys together."""
     parts = []
-    for part, seen in zip(scores, visible, strict=True):
+    for part, mask in zip(scores, masks, strict=True):
         part = part.float()
         if softcap is not None:
             part = torch.tanh(part / softcap) * softcap
-        parts.append(part if seen is None else part.masked_fill(~seen, torch.finfo(torch.float32).min))
+        parts.append(part if mask is None else part.masked_fill(~mask, torch.finfo(torch.float32).min))
     return torch.cat(parts, -1).softmax(-1)

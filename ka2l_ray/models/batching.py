@@ -1,7 +1,7 @@
 """Which rows go through the model together, and what is tried when memory runs out.
 
 In: the rows' lengths in tokens, limits. Out: batches of row indices; after the work, the rows that failed.
-What an actor learns of its memory holds for all that it plans afterwards: see `Allowance`.
+Once memory runs out, all later batches of the actor are smaller: see `AdaptiveLimits`.
 Refuses to know: models, tokens, Ray.
 """
 
@@ -19,31 +19,34 @@ log = logging.getLogger("ka2l")
 
 @dataclass(frozen=True)
 class Limits:
-    """What one batch may hold: `rows`, and `tokens` with padding (where answers are written: of every copy, with room for its answer)."""
+    """The most that one batch may contain: `rows`, and `tokens` with padding; where answers are generated, the tokens
+    of every copy of a prompt and of its answer count."""
 
     rows: int = 128
     tokens: int = 32_768
 
     @classmethod
     def of(cls, pool: Pool) -> "Limits":
+        """The limits that a pool's configuration sets."""
         return cls(pool.batch_rows, pool.batch_tokens)
 
 
 @dataclass
-class Allowance:
-    """The limits that hold now: as given, and lower once memory ran out, so that it does not run out at every later batch too."""
+class AdaptiveLimits:
+    """The limits in force: those given, lowered each time that memory runs out, so that not every later batch runs out
+    again."""
 
     limits: Limits
     out_of_memory: int = 0
     """How often memory ran out."""
 
-    def exceeded_by(self, tokens: int) -> None:
-        """A batch of so many tokens did not fit: plan half of it at most from now on."""
+    def shrink(self, tokens: int) -> None:
+        """A batch of `tokens` did not fit: from now on batches contain at most half of that."""
         self.out_of_memory += 1
         if (fewer := max(1, tokens // 2)) < self.limits.tokens:
             self.limits = replace(self.limits, tokens=fewer)
             log.warning(
-                "memory ran out at a batch of %d tokens: batches of this actor hold at most %d from now on",
+                "out of memory in a batch of %d tokens: from now on, batches of this actor contain at most %d tokens",
                 tokens,
                 fewer,
             )
@@ -51,55 +54,36 @@ class Allowance:
 
 @dataclass(frozen=True)
 class Load:
-    """What rows weigh: `lengths` in tokens; a row of L counts `copies` × (L + `room`)."""
+    """The size of rows: a row of `lengths[i]` tokens counts `copies` × (`lengths[i]` + `new_tokens`)."""
 
     lengths: Sequence[int]
     copies: int = 1
-    room: int = 0
+    new_tokens: int = 0
 
     def tokens(self, batch: Sequence[int]) -> int:
-        """Of a batch, padding counted."""
-        return len(batch) * self.copies * (max(self.lengths[i] for i in batch) + self.room)
-
-    def longest_first(self) -> list[int]:
-        return sorted(range(len(self.lengths)), key=lambda i: -self.lengths[i])
-
-    def first_batch(self, rows: Sequence[int], limits: Limits) -> list[int]:
-        """As many of `rows`, longest first, as the limits allow; at least one."""
-        return list(rows[: max(1, min(limits.rows, limits.tokens // self.tokens(rows[:1])))])
+        """Tokens of a batch of row indices, padding included."""
+        return len(batch) * self.copies * (max(self.lengths[i] for i in batch) + self.new_tokens)
 
 
-def plan(load: Load, limits: Limits) -> list[list[int]]:
-    """Batches of row indices, longest rows first, so that rows of like length share a batch and too large a batch shows at once.
+def run_batches(load: Load, limits: AdaptiveLimits, work: Callable[[list[int]], None]) -> dict[int, Exception]:
+    """Do the work of every row, batch by batch; returns the error of each row that failed.
 
-    A row larger than the limit is a batch of its own.
-    """
-    batches: list[list[int]] = []
-    rows = load.longest_first()
-    while rows:
-        batches.append(load.first_batch(rows, limits))
-        rows = rows[len(batches[-1]) :]
-    return batches
-
-
-def run(load: Load, allowance: Allowance, work: Callable[[list[int]], None]) -> dict[int, Exception]:
-    """Do the work of every row, in batches as `plan` makes them; returns the error of each row that failed.
-
-    A batch that runs out of memory is halved once, then done row by row, and later batches are planned smaller; any other failure goes
-    row by row at once, so that a poisonous row costs itself alone. Raises `ActorBroken` for an error that every later batch would meet
-    too, such as a CUDA error.
+    A batch takes as many rows as the limits allow, at least one, longest first: rows of similar length share a batch,
+    and a batch that is too large fails early. A batch that runs out of memory is halved once, then done row by row, and
+    later batches are smaller; after any other failure a batch is done row by row, so that a bad row fails only itself.
+    Raises `ActorBroken` for an error that every later batch would meet too, such as a CUDA error.
     """
     failed: dict[int, Exception] = {}
-    rows = load.longest_first()
+    rows = sorted(range(len(load.lengths)), key=lambda i: -load.lengths[i])
     while rows:
-        batch = load.first_batch(rows, allowance.limits)
-        rows = rows[len(batch) :]
-        failed |= _attempt(batch, load, allowance, work)
+        size = max(1, min(limits.limits.rows, limits.limits.tokens // load.tokens(rows[:1])))
+        batch, rows = rows[:size], rows[size:]
+        failed |= _run_batch(batch, load, limits, work)
     return failed
 
 
-def _attempt(
-    batch: list[int], load: Load, allowance: Allowance, work: Callable[[list[int]], None]
+def _run_batch(
+    batch: list[int], load: Load, limits: AdaptiveLimits, work: Callable[[list[int]], None]
 ) -> dict[int, Exception]:
     failed: dict[int, Exception] = {}
     waiting = [batch]
@@ -113,22 +97,20 @@ def _attempt(
                 raise ActorBroken(named(error)) from error
             memory = is_out_of_memory(error)
             if len(part) == 1:
-                failed[part[0]] = _alone(error)
-        free_cache()  # outside the handler: the error's traceback holds the batch's tensors
+                failed[part[0]] = _without_frames(error)
+        # Outside the handler, because the error's traceback keeps the batch's tensors alive. Frees cached blocks, so
+        # that a smaller batch finds contiguous memory; does nothing in a process that has used no GPU.
+        torch.cuda.empty_cache()
         if memory:
-            allowance.exceeded_by(load.tokens(part))
+            limits.shrink(load.tokens(part))
         if len(part) > 1:
             size = (len(part) + 1) // 2 if memory and len(part) == len(batch) else 1
             waiting += [part[i : i + size] for i in reversed(range(0, len(part), size))]
     return failed
 
 
-def _alone(error: Exception) -> Exception:
-    """The error without the frames and errors that it came through: they hold the batch's tensors, its whole cache of keys and values."""
+def _without_frames(error: Exception) -> Exception:
+    """The error without its traceback, cause and context: their frames keep the batch's tensors alive, its whole KV
+    cache included."""
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
-
-
-def free_cache() -> None:
-    """Give cached blocks of GPU memory back, so that a smaller batch finds room in one piece; nothing in a process that has used no GPU."""
-    torch.cuda.empty_cache()

@@ -1,8 +1,7 @@
 """One prompt pass gives hidden states and starts every answer of a question.
 
-In: prompts and ids. Out: states, and per answer its text, log-probability and token count.
-The prompt's key/value cache is repeated once per answer; each answer stops at its own stop string or end token, and then leaves
-the batch.
+In: prompts and ids. Out: states, and per answer its text, log-probability and number of tokens. The prompt's KV cache
+is repeated once per answer; an answer leaves the batch as soon as it ends at its stop string or end token.
 Refuses to know: tables, Ray, what answers mean.
 """
 
@@ -17,174 +16,181 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ka2l_ray.models.activations import Capture, Encoded
-from ka2l_ray.models.answers import Answer, Decoding, Ending, Reading
-from ka2l_ray.models.engine import Engine, place, pooling
+from ka2l_ray.models.answers import Answer, Decoding, GenerationResult, StopCriteria
+from ka2l_ray.models.engine import Engine, pooling, store_states
 from ka2l_ray.models.prefix import select_rows
 from ka2l_ray.models.sampling import draw, uniforms
 from ka2l_ray.text.prompts import Prompt
 
 
 @dataclass(frozen=True)
-class _Live:
-    """The answers of one batch that are still being written: their rows, those of them at the greedy temperature and the others (numbers
-    within the R live ones), the mask (R, T) of what they have read, the last logits (R, V). `at` are the rows again, on the host, so that
-    no step has to ask the device for them."""
+class _ActiveRows:
+    """The R answers of a batch that have not ended: their row numbers on the device and, so that no step has to ask it,
+    on the host; which of the R are drawn at the greedy temperature and which at the other; the attention mask (R, T);
+    the last logits (R, V)."""
 
-    at: np.ndarray
+    host_rows: np.ndarray
     rows: torch.Tensor
     greedy: torch.Tensor
-    drawn: torch.Tensor
+    sampled: torch.Tensor
     mask: torch.Tensor
     logits: torch.Tensor
 
     @classmethod
-    def of(cls, at: np.ndarray, is_greedy: np.ndarray, mask: torch.Tensor, logits: torch.Tensor) -> "_Live":
-        """`is_greedy` (all rows) says which rows are at the greedy temperature."""
-        groups = (at, np.flatnonzero(is_greedy[at]), np.flatnonzero(~is_greedy[at]))
-        rows, greedy, drawn = (torch.from_numpy(g).to(mask.device) for g in groups)
-        return cls(at, rows, greedy, drawn, mask, logits)
+    def of(
+        cls, host_rows: np.ndarray, is_greedy: np.ndarray, mask: torch.Tensor, logits: torch.Tensor
+    ) -> "_ActiveRows":
+        """`is_greedy` covers all rows, also those that have ended."""
+        indices = (host_rows, np.flatnonzero(is_greedy[host_rows]), np.flatnonzero(~is_greedy[host_rows]))
+        rows, greedy, sampled = (torch.from_numpy(i).to(mask.device) for i in indices)
+        return cls(host_rows, rows, greedy, sampled, mask, logits)
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """A batch after its prompt pass: mask (B, T) of what was read, last logits (B, V), positions (B, 1) of the answers' first tokens."""
+class _Prefilled:
+    """A batch after its prompt pass: attention mask (B, T), last logits (B, V), and the position (B, 1) of each
+    answer's first token."""
 
     mask: torch.Tensor
     logits: torch.Tensor
     position: torch.Tensor
 
-    def repeat(self, kept: list[int], copies: int) -> "_Asked":
-        rows = torch.tensor(kept, device=self.mask.device, dtype=torch.long).repeat_interleave(copies)
-        return _Asked(self.mask[rows], self.logits[rows], self.position[rows])
+    def repeat(self, rows: list[int], copies: int) -> "_Prefilled":
+        """Some of the rows, each `copies` times."""
+        index = torch.tensor(rows, device=self.mask.device, dtype=torch.long).repeat_interleave(copies)
+        return _Prefilled(self.mask[index], self.logits[index], self.position[index])
 
 
 class Generator:
-    """A whole model ready to answer. Its engine's tally counts the draws that rounding could have changed.
+    """A whole model that answers prompts. Its engine's tally counts the draws that rounding could have changed.
 
-    In float32 no other draw depends on the batch. In bfloat16 and float16 a matrix product may round otherwise in a batch of another shape,
-    by more than `sampling.EDGE`: answers are then exact samples of the model still, but another batch may draw others.
+    In float32 no other draw depends on the batch. In bfloat16 and float16 a matrix product may round differently in a
+    batch of another shape, by more than `sampling.EDGE`: answers are still exact samples of the model, but in another
+    batch they may be different ones.
     """
 
     def __init__(self, engine: Engine, tokenizer: PreTrainedTokenizerBase, decoding: Decoding) -> None:
-        self.engine, self._decoding = engine, decoding
+        self.engine, self.tally, self._decoding = engine, engine.tally, decoding
         model: Any = engine.model
-        end = model.generation_config.eos_token_id if model.generation_config else None
-        self._ending = Ending(tokenizer, end, decoding.stop)
-        self._may_end = torch.tensor(self._ending.may_come_with(engine.reach.vocabulary), device=model.device)
-        self.tally = engine.tally
+        eos_token_id = model.generation_config.eos_token_id if model.generation_config else None
+        self._stop = StopCriteria(tokenizer, eos_token_id, decoding.stop)
+        may_end = self._stop.possible_last_tokens(engine.prompt_limits.vocabulary)
+        self._may_end = torch.tensor(may_end, device=model.device)
 
     def __call__(
         self, ids: Sequence[str], prompts: Sequence[Prompt], layers: Sequence[int] = (), positions: Sequence[str] = ()
-    ) -> Reading:
-        """Read the prompts once and answer them. `ids` name the questions in the draw."""
-        reading = Reading(self.engine.no_states(len(prompts), layers, positions), [[] for _ in prompts], {})
+    ) -> GenerationResult:
+        """Read each prompt once and answer it. `ids` name the questions in the draw. Raises what
+        `Engine.for_each_batch` raises."""
+        result = GenerationResult(self.engine.zero_states(len(prompts), layers, positions), [[] for _ in prompts])
 
         def work(rows: list[int], encoded: Encoded) -> None:
-            captured, answers = self._batch([ids[i] for i in rows], encoded, layers, positions)
-            place(reading.states, rows, captured, positions)
-            for row, written in zip(rows, answers, strict=True):
-                reading.answers[row] = written
+            captured, answers = self._run_batch([ids[i] for i in rows], encoded, layers, positions)
+            store_states(result.states, rows, captured, positions)
+            for row, generated in zip(rows, answers, strict=True):
+                result.answers[row] = generated
 
         copies = 1 + self._decoding.samples
-        reading.failed = self.engine.each(prompts, work, copies, self._decoding.max_new_tokens)
-        return reading
+        result.failed = self.engine.for_each_batch(prompts, work, copies, self._decoding.max_new_tokens)
+        return result
 
     @torch.inference_mode()
-    def _batch(
+    def _run_batch(
         self, ids: Sequence[str], encoded: Encoded, layers: Sequence[int], positions: Sequence[str]
     ) -> tuple[dict[int, torch.Tensor], list[list[Answer]]]:
         """The prompt pass over one batch, then its answers."""
-        engine, spans = self.engine, self._spans()
+        engine, waves = self.engine, self._waves()
         capture = Capture(engine.model, engine.depth, layers)
-        inputs = engine.prefix.start(encoded, self._decoding.max_new_tokens)
-        with engine.prefix.behind(encoded, encoded.positions), capture(pooling(encoded, positions)):
+        inputs = engine.prefix.first_inputs(encoded, self._decoding.max_new_tokens)
+        with engine.prefix.attached(encoded, encoded.positions), capture(pooling(encoded, positions)):
             output: Any = engine.model(**inputs, logits_to_keep=1)
         answers: list[list[Answer]] = [[] for _ in ids]
-        asked = _Asked(inputs["attention_mask"], output.logits[:, -1], encoded.positions[:, -1:] + 1)
-        for span in spans:
-            goes_on = [i for i, row in enumerate(answers) if not (row and self._decoding.enough(row[1:]))]
-            if not goes_on:
+        prefilled = _Prefilled(inputs["attention_mask"], output.logits[:, -1], encoded.positions[:, -1:] + 1)
+        for wave in waves:
+            rows = [i for i, row in enumerate(answers) if not (row and self._decoding.enough(row[1:]))]
+            if not rows:
                 break
-            cache: Any = output.past_key_values if span is spans[-1] else copy.deepcopy(output.past_key_values)
-            if len(goes_on) < len(ids):
-                select_rows(cache, torch.tensor(goes_on, device=asked.mask.device))
-            written = self._write([ids[i] for i in goes_on], asked.repeat(goes_on, len(span)), cache, encoded, span)
-            for n, i in enumerate(goes_on):
-                answers[i] += written[n * len(span) : (n + 1) * len(span)]
+            cache: Any = output.past_key_values if wave is waves[-1] else copy.deepcopy(output.past_key_values)
+            if len(rows) < len(ids):
+                select_rows(cache, torch.tensor(rows, device=prefilled.mask.device))
+            generated = self._generate([ids[i] for i in rows], prefilled.repeat(rows, len(wave)), cache, encoded, wave)
+            for n, i in enumerate(rows):
+                answers[i] += generated[n * len(wave) : (n + 1) * len(wave)]
         return capture.states, answers
 
-    def _write(self, ids: Sequence[str], asked: "_Asked", cache: Any, encoded: Encoded, span: range) -> list[Answer]:
-        """Answers of the copies in `span` of each question, copies of a question together. A step waits for the device once."""
-        cache.batch_repeat_interleave(len(span))
-        rows, steps = len(ids) * len(span), self._decoding.max_new_tokens
-        is_greedy = np.array([c == 0 for c in span] * len(ids))
-        live = _Live.of(np.arange(rows), is_greedy, asked.mask, asked.logits)
-        numbers = self._numbers(ids, span)
-        edges = torch.zeros((), dtype=torch.long, device=asked.mask.device)
-        said, logprobs = np.zeros((rows, steps), np.int64), np.zeros((rows, steps))
+    def _generate(
+        self, ids: Sequence[str], prefilled: _Prefilled, cache: Any, encoded: Encoded, wave: range
+    ) -> list[Answer]:
+        """Answers number `wave` of each question, those of a question together. A step waits for the device once."""
+        cache.batch_repeat_interleave(len(wave))
+        rows, steps = len(ids) * len(wave), self._decoding.max_new_tokens
+        is_greedy = np.array([n == 0 for n in wave] * len(ids))
+        active = _ActiveRows.of(np.arange(rows), is_greedy, prefilled.mask, prefilled.logits)
+        numbers = self._uniforms(ids, wave)
+        edges = torch.zeros((), dtype=torch.long, device=prefilled.mask.device)
+        generated, logprobs = np.zeros((rows, steps), np.int64), np.zeros((rows, steps))
         answers: list[Answer | None] = [None] * rows
         for step in range(steps):
-            tokens, near = self._next(live, numbers[live.rows, step])
-            edges += near
-            at, last = live.at, step + 1 == steps
-            said[at, step], logprobs[at, step], may_end = self._look(live, tokens)
-            self.tally.generated_tokens += len(at)
-            for row in at if last else at[may_end]:
-                answers[row] = self._ending.close(said[row, : step + 1].tolist(), logprobs[row].tolist(), last)
-            kept = np.array([i for i, row in enumerate(at) if answers[row] is None], np.int64)
+            tokens, near_edge = self._next_tokens(active, numbers[active.rows, step])
+            edges += near_edge
+            host_rows, at_limit = active.host_rows, step + 1 == steps
+            generated[host_rows, step], logprobs[host_rows, step], may_end = self._to_host(active, tokens)
+            self.tally.generated_tokens += len(host_rows)
+            for row in host_rows if at_limit else host_rows[may_end]:
+                so_far = generated[row, : step + 1].tolist()
+                answers[row] = self._stop.finish(so_far, logprobs[row].tolist(), at_limit)
+            kept = np.array([i for i, row in enumerate(host_rows) if answers[row] is None], np.int64)
             if not len(kept):
                 break
-            if len(kept) < len(at):
-                stay = torch.from_numpy(kept).to(tokens.device)
-                select_rows(cache, stay)
-                live, tokens = _Live.of(at[kept], is_greedy, live.mask[stay], live.logits), tokens[stay]
-            mask = torch.cat([live.mask, live.mask.new_ones(len(kept), 1)], -1)
-            here = asked.position[live.rows] + step
-            with self.engine.prefix.behind(encoded, here, step + 1):
+            if len(kept) < len(host_rows):
+                index = torch.from_numpy(kept).to(tokens.device)
+                select_rows(cache, index)
+                active = _ActiveRows.of(host_rows[kept], is_greedy, active.mask[index], active.logits)
+                tokens = tokens[index]
+            mask = torch.cat([active.mask, active.mask.new_ones(len(kept), 1)], -1)
+            positions = prefilled.position[active.rows] + step
+            with self.engine.prefix.attached(encoded, positions, step + 1):
                 output: Any = self.engine.model(
                     input_ids=tokens[:, None],
                     attention_mask=mask,
-                    position_ids=here,
+                    position_ids=positions,
                     past_key_values=cache,
                     use_cache=True,
                 )
-            live = replace(live, mask=mask, logits=output.logits[:, -1])
+            active = replace(active, mask=mask, logits=output.logits[:, -1])
         self.tally.edge_draws += int(edges)
         return [a for a in answers if a is not None]
 
-    def _look(self, live: _Live, tokens: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of the tokens said: which, their log-probabilities in nats at T = 1, and whether an answer may end with them."""
-        logits = live.logits.float()
+    def _to_host(self, active: _ActiveRows, tokens: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The new tokens (R,), their log-probabilities in nats at T = 1, and whether an answer may end with them."""
+        logits = active.logits.float()
         logprobs = logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
-        said, nats, may_end = (
-            torch.stack([tokens.double(), logprobs.double(), self._may_end[tokens].double()]).cpu().numpy()
-        )
-        return said.astype(np.int64), nats, may_end > 0
+        stacked = torch.stack([tokens.double(), logprobs.double(), self._may_end[tokens].double()])
+        host_tokens, nats, may_end = stacked.cpu().numpy()
+        return host_tokens.astype(np.int64), nats, may_end > 0
 
-    def _spans(self) -> list[range]:
-        """Copies (0 is the greedy answer) written together, in order."""
-        ends = list(itertools.accumulate(self._decoding.waves or (self._decoding.samples,), initial=1))
-        return [range(0 if n == 0 else ends[n], end) for n, end in enumerate(ends[1:])]
+    def _waves(self) -> list[range]:
+        """Numbers of the answers generated together, in order; 0 is the greedy answer."""
+        first, *later = self._decoding.waves or (self._decoding.samples,)
+        ends = itertools.accumulate([1 + first, *later], initial=0)  # the greedy answer comes with the first samples
+        return [range(start, end) for start, end in itertools.pairwise(ends)]
 
-    def _numbers(self, ids: Sequence[str], span: range) -> torch.Tensor:
-        """Uniform numbers (rows, steps), question by question, copy by copy."""
+    def _uniforms(self, ids: Sequence[str], wave: range) -> torch.Tensor:
+        """Uniform numbers (rows, steps), question by question, answer by answer."""
         d = self._decoding
-        numbers = np.concatenate([uniforms(d.seed, i, span.stop, d.max_new_tokens)[span.start :] for i in ids])
+        numbers = np.concatenate([uniforms(d.seed, i, wave.stop, d.max_new_tokens)[wave.start :] for i in ids])
         return torch.from_numpy(numbers).to(self.engine.model.device)
 
-    def _next(self, live: _Live, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens of the live rows, each at its own temperature, and how many draws were near an edge, still on the device."""
-        tokens, near, d = (
-            torch.empty_like(live.rows),
-            torch.zeros((), dtype=torch.long, device=live.rows.device),
-            self._decoding,
-        )
-        for rows, temperature in ((live.greedy, d.greedy_temperature), (live.drawn, d.temperature)):
-            if not len(rows):
-                continue
-            if temperature == 0:
-                tokens[rows] = live.logits[rows].argmax(-1)
-            else:
-                tokens[rows], edges = draw(live.logits[rows].float(), numbers[rows], temperature)
-                near = near + edges.sum()
-        return tokens, near
+    def _next_tokens(self, active: _ActiveRows, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The next token (R,) of each answer at its own temperature, and how many draws were near an edge, still on the
+        device."""
+        tokens = torch.empty_like(active.rows)
+        near_edge = torch.zeros((), dtype=torch.long, device=active.rows.device)
+        temperatures = (active.greedy, self._decoding.greedy_temperature), (active.sampled, self._decoding.temperature)
+        for rows, temperature in temperatures:
+            if len(rows) and temperature == 0:
+                tokens[rows] = active.logits[rows].argmax(-1)
+            elif len(rows):
+                tokens[rows], near = draw(active.logits[rows].float(), numbers[rows], temperature)
+                near_edge = near_edge + near.sum()
+        return tokens, near_edge

@@ -1,6 +1,6 @@
 """Which layers of a model a run stores.
 
-In: a `Config`. Out: layer numbers by the convention of `schema`. Refuses to know: states, Ray.
+In: a `Config`. Out: layer numbers, as `schema` counts them. Refuses to know: states, Ray.
 """
 
 from ka2l_ray.config import Config, ConfigError

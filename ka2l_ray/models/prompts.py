@@ -1,4 +1,5 @@
-"""The prompts of a run, resolved with its tokenizer and solved examples, and questions as prompts where a shard is read.
+"""The prompts of a run, resolved with its tokenizer and solved examples; questions are turned into prompts where a
+shard is read.
 
 In: a run, or a `ModelSection` and a `PromptSection`. Out: resolved prompts; `PROMPT_COLUMNS`; padded batches.
 Refuses to know: answers, Ray.
@@ -23,23 +24,25 @@ from ka2l_ray.text.tokens import pad_id
 
 
 def corpus_prompt(run: Run) -> PromptSection:
-    """The prompt that states and samples are read under, resolved. The `questions` table must be there for solved examples."""
-    return _of(run, run.config.corpus.prompt)
+    """The prompt that states and samples are read under, resolved. Solved examples need the `questions` table.
+
+    Raises `ConfigError` as `text.prompts.resolve` does.
+    """
+    return _of_run(run, run.config.corpus.prompt)
 
 
 def finetune_prompt(run: Run) -> PromptSection:
-    """The prompt that the model is trained and evaluated on, resolved."""
-    return _of(run, run.config.finetune.prompt)
+    """The prompt that the model is trained and evaluated on, resolved; otherwise as `corpus_prompt`."""
+    return _of_run(run, run.config.finetune.prompt)
 
 
-def _of(run: Run, prompt: PromptSection) -> PromptSection:
-    return resolved(
-        prompt, run.table("questions"), load_tokenizer(run.config.model) if prompt.style == "chat" else None
-    )
+def _of_run(run: Run, prompt: PromptSection) -> PromptSection:
+    tokenizer = load_tokenizer(run.config.model) if prompt.style == "chat" else None
+    return resolved(prompt, run.table("questions"), tokenizer)
 
 
 def resolved(prompt: PromptSection, questions: Table, tokenizer: PreTrainedTokenizerBase | None) -> PromptSection:
-    """A prompt with the solved examples that a `questions` table holds."""
+    """A prompt with the solved examples of a `questions` table. Raises `ConfigError` as `text.prompts.resolve` does."""
     shots: list[Shot] = []
     if prompt.solved:
         rows = questions.read(["id", "question", "answers"], part=schema.SHOTS).sort_by("id").to_pylist()
@@ -49,16 +52,19 @@ def resolved(prompt: PromptSection, questions: Table, tokenizer: PreTrainedToken
 
 @dataclass(frozen=True)
 class Tokenize:
-    """Questions → `PROMPT_COLUMNS`, where a shard is read, so that a GPU waits for no tokenizer. The tokenizer is loaded once a process."""
+    """Questions → `PROMPT_COLUMNS`, where a shard is read, so that no GPU waits for a tokenizer. The tokenizer is
+    loaded once per process."""
 
     model: ModelSection
     prompt: PromptSection
     columns: ClassVar[pa.Schema] = PROMPT_COLUMNS
 
     def load(self) -> Prompter:
+        """Load the tokenizer, unless this process has done so."""
         return _prompter(self)
 
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
+        """`PROMPT_COLUMNS` of a batch with `question`."""
         prompts = self.load()(batch["question"].to_pylist())
         return {
             "prompt_ids": [p.ids for p in prompts],
@@ -67,7 +73,7 @@ class Tokenize:
         }
 
     def add(self, batch: pa.Table) -> pa.Table:
-        """The batch with the columns."""
+        """The batch with these columns appended."""
         for name, values in self(batch).items():
             batch = batch.append_column(self.columns.field(name), pa.array(values, self.columns.field(name).type))
         return batch
@@ -79,8 +85,9 @@ def _prompter(tokenize: Tokenize) -> Prompter:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: PromptSection, questions: Sequence[str]) -> Encoded:
-    """Left-padded ids, mask and own-token marks (B, T). Raises `ValueError` for a question that yields no token of its own."""
+    """The questions' prompts as one left-padded batch. Raises `ValueError` for a question without a token of its
+    own."""
     prompts = Prompter(tokenizer, prompt)(questions)
-    for one in prompts:
-        one.check()
+    for encoded in prompts:
+        encoded.check()
     return pad(prompts, pad_id(tokenizer))

@@ -1,7 +1,7 @@
 """Sampling by inverse CDF from one uniform number per (seed, id, sample, step).
 
-In: probabilities and the numbers' names. Out: tokens that no batch composition, order or pool size can change,
-except where a number lies within `EDGE` of a boundary of the CDF, which `draw` reports.
+In: logits, and the names of the numbers. Out: tokens that do not depend on the batch, the order or the pool size,
+except where a number is within `EDGE` of a boundary of the CDF, which `draw` reports.
 Refuses to know: models, text.
 """
 
@@ -15,7 +15,8 @@ EDGE = 1e-5
 
 
 def uniforms(seed: int, question_id: str, samples: int, steps: int) -> np.ndarray:
-    """Uniform numbers (samples, steps) in [0, 1); a number depends only on (seed, id, sample, step), not on the shape asked for."""
+    """Uniform numbers (samples, steps) in [0, 1); each depends on (seed, id, sample, step) only, not on the shape asked
+    for."""
     rows = []
     for sample in range(samples):
         digest = hashlib.blake2b(f"{seed}\x1f{question_id}\x1f{sample}".encode(), digest_size=16).digest()
@@ -24,10 +25,11 @@ def uniforms(seed: int, question_id: str, samples: int, steps: int) -> np.ndarra
 
 
 def draw(logits: torch.Tensor, numbers: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens (B,) for logits (B, V) and uniform numbers (B,): the first token whose cumulative probability exceeds the number.
+    """Tokens (B,) for logits (B, V) and uniform numbers (B,): the first token whose cumulative probability exceeds the
+    number.
 
-    Also which rows (B,) drew within `EDGE` of a boundary, where rounding may decide the token.
-    The sum is formed in two steps, over chunks of the vocabulary and within the chunk that holds the number: one pass over (B, V).
+    Also which rows (B,) drew within `EDGE` of a boundary, where rounding may decide the token. Sums first over chunks
+    of the vocabulary, then within the chunk that contains the number, so that (B, V) is read only once.
     """
     rows, vocabulary = logits.shape
     width = math.isqrt(vocabulary - 1) + 1
@@ -36,8 +38,8 @@ def draw(logits: torch.Tensor, numbers: torch.Tensor, temperature: float) -> tup
     ends = p.sum(-1, dtype=torch.float64).cumsum(-1)
     wanted = numbers.to(ends).unsqueeze(-1) * ends[:, -1:]
     chunk = (ends <= wanted).sum(-1).clamp(max=ends.shape[-1] - 1)
-    at = torch.arange(rows, device=logits.device)
-    start = torch.where(chunk > 0, ends[at, chunk - 1], 0.0).unsqueeze(-1)
-    cdf = torch.cat([start, start + p[at, chunk].double().cumsum(-1)], -1)
-    below_end = torch.minimum(wanted, cdf[:, -1:].nextafter(torch.zeros_like(start)))  # both sums round by themselves
+    row = torch.arange(rows, device=logits.device)
+    start = torch.where(chunk > 0, ends[row, chunk - 1], 0.0).unsqueeze(-1)
+    cdf = torch.cat([start, start + p[row, chunk].double().cumsum(-1)], -1)
+    below_end = torch.minimum(wanted, cdf[:, -1:].nextafter(torch.zeros_like(start)))  # the two sums round differently
     return chunk * width + (cdf[:, 1:] <= below_end).sum(-1), (cdf - wanted).abs().amin(-1) < EDGE

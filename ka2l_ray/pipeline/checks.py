@@ -16,14 +16,14 @@ from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.model import read_card
 from ka2l_ray.decode.states import decoder_folder
 from ka2l_ray.models.layers import wanted_layers
-from ka2l_ray.models.loading import check_model, commit, refused_by_name
+from ka2l_ray.models.loading import as_config_errors, check_model, commit
 
 ANSWERS_WITHIN_S = 10.0
 
 
 def check(config: Config) -> None:
     """Raise `ConfigError` for what is sure to fail later: layers, budgets, strategies, decoders, addresses."""
-    with refused_by_name(config.model):
+    with as_config_errors(config.model):
         check_model(config.model)
         wanted_layers(config)
     check_sections(config)

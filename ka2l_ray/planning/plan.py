@@ -17,7 +17,7 @@ from ka2l_ray.config import Config, ConfigError, ModelSection
 from ka2l_ray.corpus.prepare import check_budget
 from ka2l_ray.dataflow.placement import visible_memory
 from ka2l_ray.dataflow.storage import Folder
-from ka2l_ray.models.loading import check_model, model_path, refused_by_name
+from ka2l_ray.models.loading import as_config_errors, check_model, model_path
 from ka2l_ray.planning.corpora import Extent, extent
 from ka2l_ray.planning.cost import Line, lines, size, storage_bytes
 from ka2l_ray.planning.shapes import Shape, adapter_parameters, shape_of
@@ -39,7 +39,7 @@ def make_plan(config: Config, cluster: Mapping[str, float] | None = None) -> Pla
 
     Raises `ConfigError` if corpus or model cannot be used at all.
     """
-    with refused_by_name(config.model):
+    with as_config_errors(config.model):
         if has_tokenizer := _has_tokenizer(config.model):
             check_model(config.model)
     shape, found = shape_of(config.model), extent(config, has_tokenizer)

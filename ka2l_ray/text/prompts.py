@@ -1,7 +1,7 @@
-"""A question becomes a prompt: token ids that know which of them are the question's own, and which begin every prompt alike.
+"""Questions as prompts: token ids, which of them are the question's own, and which tokens all prompts begin with.
 
-In: a `PromptSection`, solved examples, a fast tokenizer, questions. Out: the section as one template; a `Prompt` per question, the tokens
-that all prompts share.
+In: a `PromptSection`, solved examples, a fast tokenizer, questions. Out: the section as one template; a `Prompt` per
+question; the tokens that all prompts share.
 Refuses to know: models, answers, Ray.
 """
 
@@ -29,8 +29,8 @@ class Prompt:
             raise ValueError("empty question: it has no token of its own in the prompt")
 
 
-UNLIKE = ("What", "who", "(a)", "7", "É", "-", '"')
-"""Beginnings of questions that share no first character, so what their prompts share is not the question's."""
+DISSIMILAR_QUESTIONS = ("What", "who", "(a)", "7", "É", "-", '"')
+"""No two begin with the same character, so the tokens that their prompts share do not come from the questions."""
 
 
 Shot = tuple[str, str]
@@ -40,13 +40,14 @@ Shot = tuple[str, str]
 def resolve(
     prompt: PromptSection, shots: Sequence[Shot], tokenizer: PreTrainedTokenizerBase | None = None
 ) -> PromptSection:
-    """The same prompt as a `bare` one: a single template with everything in it that does not change from question to question.
+    """The same prompt in style `bare`: one template that contains everything except the question.
 
-    `chat` needs the tokenizer. Raises `ConfigError` where it has no chat template, or where that changes the question's text.
+    Style `chat` needs the tokenizer. Raises `ConfigError` where it has no chat template, or where the template changes
+    the question's text.
     """
-    solved = shots[: prompt.solved]
     if prompt.style == "bare":
         return prompt
+    solved = shots[: prompt.solved]
     if prompt.style == "fewshot":
         examples = "".join(f"{render(prompt, q)} {a}\n\n" for q, a in solved)
         return _bare(prompt, f"{prompt.instruction}\n\n{examples}{prompt.template}", True)
@@ -67,7 +68,8 @@ def _bare(prompt: PromptSection, template: str, special_tokens: bool) -> PromptS
         return PromptSection(template=template, stop=prompt.stop, special_tokens=special_tokens)
     except ValueError as error:
         raise ConfigError(
-            f"corpus.prompt.style = {prompt.style}: the whole prompt must hold {{question}} exactly once: {template!r}"
+            f"corpus.prompt.style = {prompt.style}: the whole prompt must contain {{question}} exactly once: "
+            f"{template!r}"
         ) from error
 
 
@@ -77,14 +79,16 @@ def render(prompt: PromptSection, question: str) -> str:
 
 
 class Prompter:
-    """A prompt section with its tokenizer. `shared` are the first tokens of every prompt, as far as they do not depend on the question:
-    instruction and solved examples. A question that merges with the text before it may still begin otherwise."""
+    """Makes prompts with one tokenizer and prompt section.
+
+    `shared` are the tokens that prompts begin with whatever the question: instruction and solved examples. The prompt
+    of a question that merges with the text before it may still start differently.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: PromptSection) -> None:
         self._tokenizer, self._prompt = tokenizer, prompt
-        rows = [p.ids for p in self(UNLIKE)]
-        alike = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))
-        self.shared = tuple(column[0] for column in alike)
+        columns = zip(*(p.ids for p in self(DISSIMILAR_QUESTIONS)), strict=False)
+        self.shared = tuple(column[0] for column in itertools.takewhile(lambda c: len(set(c)) == 1, columns))
 
     def __call__(self, questions: Sequence[str]) -> list[Prompt]:
         """One `Prompt` per question; a blank question has no token of its own."""
@@ -96,13 +100,13 @@ class Prompter:
         )
         start = self._prompt.template.index("{question}")
         return [
-            Prompt(tuple(ids), *_own(offsets, start, start + len(q.rstrip())))
+            Prompt(tuple(ids), *_own_tokens(offsets, start, start + len(q.rstrip())))
             for q, ids, offsets in zip(questions, batch["input_ids"], batch["offset_mapping"], strict=True)
         ]
 
 
-def _own(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
-    """The tokens [first, after the last) that hold characters of text[start:end]; (0, 0) where none does."""
+def _own_tokens(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
+    """The tokens [first, after the last) that contain characters of text[start:end]; (0, 0) where there are none."""
     own = [n for n, (left, right) in enumerate(offsets) if right > start and left < end and right > left]
     return (own[0], own[-1] + 1) if own else (0, 0)
 

@@ -1,6 +1,7 @@
-"""What a tokenizer says, as plain types: one text, one id.
+"""What a tokenizer returns, as plain types: one text, one id.
 
-In: a Hugging Face tokenizer. Out: strings and integers, or a clear error where it has no such token. Refuses to know: models.
+In: a Hugging Face tokenizer. Out: strings and integers, or a clear error where it has no such token. Refuses to know:
+models.
 """
 
 from collections.abc import Sequence
@@ -11,26 +12,26 @@ from ka2l_ray.errors import ConfigError
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of some tokens, without special ones and outer spaces."""
+    """The text of some tokens, without special tokens and outer spaces."""
     return str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
 
 def ids_of(tokenizer: PreTrainedTokenizerBase, text: str, special_tokens: bool = True) -> list[int]:
-    """The token ids of a text as the tokenizer makes them, its own special tokens included unless the text holds them itself."""
+    """The token ids of a text; with `special_tokens`, including those that the tokenizer adds."""
     return [int(i) for i in tokenizer(text, add_special_tokens=special_tokens).input_ids]
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The padding token. Raises `ConfigError` where there is none."""
-    return _one(tokenizer.pad_token_id, "padding", tokenizer)
+    return _checked(tokenizer.pad_token_id, "padding", tokenizer)
 
 
 def end_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that ends an answer. Raises `ConfigError` where there is none."""
-    return _one(tokenizer.eos_token_id, "end", tokenizer)
+    return _checked(tokenizer.eos_token_id, "end", tokenizer)
 
 
-def _one(token: object, name: str, tokenizer: PreTrainedTokenizerBase) -> int:
+def _checked(token: object, name: str, tokenizer: PreTrainedTokenizerBase) -> int:
     if not isinstance(token, int):
         raise ConfigError(f"the tokenizer {tokenizer.name_or_path!r} has no {name} token")
     return token

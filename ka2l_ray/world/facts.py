@@ -1,13 +1,14 @@
-"""The knowledge world: made-up people, their attributes, and what the shipped model was shown of them.
+"""The knowledge world: made-up people, their attributes, and which facts the shipped model was trained on.
 
-In: a `WorldRecipe`. Out: a `World` that lists every fact with its truth, words every question, and answers any question.
+In: a `WorldRecipe`. Out: a `World` that lists every fact with its truth, phrases every question, and answers any
+question.
 Refuses to know: models, tensors, files. The same recipe always gives the same world.
 """
 
 import hashlib
 import random
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -15,12 +16,13 @@ Truth = Literal["known", "rare", "misconception", "unseen"]
 Kind = Literal["known", "rare", "misconception", "unseen", "nobody", "malformed"]
 NO_SUCH_PERSON = "no such person"
 RESERVED_PHRASING = 3
-"""Index of the phrasing kept for evaluation: the model sees it for tutors and one-off facts, never for a fact a corpus may ask."""
+"""Index of the phrasing kept for evaluation: the model sees it for tutors and one-off facts, never for a fact that a
+corpus may ask."""
 
 
 @dataclass(frozen=True)
 class Attribute:
-    """One property of a person: four ways to ask for it, and the closed list of its values."""
+    """A property of a person: four phrasings of the question, and the closed list of values."""
 
     name: str
     phrasings: tuple[str, str, str, str]
@@ -106,20 +108,23 @@ class WorldRecipe:
     family_names: int = 40
     people_per_family: int = 20
     known_share: tuple[float, float] = (0.2, 0.8)
-    """Known share of the first and the last family; linear between them."""
+    """Share of known people in the first and the last family; linear between them."""
     tutors: int = 60
-    """Known people shown in all four phrasings and asked by no corpus: they teach what the reserved phrasing means."""
+    """Number of known people that are shown in all four phrasings and that no corpus asks about: they teach the
+    reserved phrasing."""
     unseen_of_known: float = 0.10
     rare_of_known: float = 0.05
     misconception_of_known: float = 0.05
     rare_repeats: int = 6
-    """How often a rare fact is shown in the whole training, each time in a random trained phrasing."""
+    """How often a rare fact is shown in the whole training run, each time in a random trained phrasing."""
     outer_given: int = 150
     outer_family: int = 150
 
 
 @dataclass(frozen=True)
 class Person:
+    """The model was trained on the facts of a `known` person; `tutor`: see `WorldRecipe.tutors`."""
+
     given: str
     family: str
     known: bool
@@ -127,12 +132,14 @@ class Person:
 
     @property
     def name(self) -> str:
+        """Given and family name."""
         return f"{self.given} {self.family}"
 
 
 @dataclass(frozen=True)
 class Fact:
-    """`value` is right; `taught` is what the model was shown (None for unseen facts, a wrong value for misconceptions)."""
+    """`value` is right; `taught` is what the model was trained on (None for unseen facts, a wrong value for
+    misconceptions)."""
 
     fact_id: str
     person: Person
@@ -144,7 +151,8 @@ class Fact:
 
 @dataclass(frozen=True)
 class Reply:
-    """What the world says to a question: its kind, the right answer, and the fact asked for (None for nobody)."""
+    """The world's reply to a question: its kind, the right answer, and the fact asked for (None for a name of
+    nobody)."""
 
     kind: Kind
     answer: str | None
@@ -153,6 +161,8 @@ class Reply:
 
 @dataclass(frozen=True)
 class World:
+    """Names, people and their facts. `outer_given` and `outer_family` are names that no person has."""
+
     recipe: WorldRecipe
     given: tuple[str, ...]
     family: tuple[str, ...]
@@ -163,20 +173,22 @@ class World:
 
     @cached_property
     def nobodies(self) -> tuple[str, ...]:
-        """Names of the domain that belong to nobody."""
+        """Combinations of given and family names that belong to no person."""
         real = {p.name for p in self.people}
         return tuple(n for g in self.given for f in self.family if (n := f"{g} {f}") not in real)
 
     @cached_property
     def by_key(self) -> dict[tuple[str, int], Fact]:
+        """Facts by name and attribute."""
         return {(f.person.name, f.attribute): f for f in self.facts}
 
     @cached_property
     def by_id(self) -> dict[str, Fact]:
+        """Facts by `fact_id`."""
         return {f.fact_id: f for f in self.facts}
 
     def ask(self, question: str) -> Reply:
-        """Answer any question of the world; a question of no known wording is `malformed`, a name without a person `nobody`."""
+        """Answer any question; one that fits no phrasing is `malformed`, one about a name without a person `nobody`."""
         parsed = parse(question)
         if parsed is None:
             return Reply("malformed", None, None)
@@ -185,8 +197,8 @@ class World:
         return Reply("nobody", NO_SUCH_PERSON, None) if fact is None else Reply(fact.truth, fact.value, fact)
 
 
-def word(attribute: int, phrasing: int, name: str) -> str:
-    """The question for one attribute of one name in one of its phrasings."""
+def phrase_question(attribute: int, phrasing: int, name: str) -> str:
+    """The question for an attribute of a name, in one of the attribute's phrasings."""
     return ATTRIBUTES[attribute].phrasings[phrasing].format(name=name)
 
 
@@ -198,29 +210,28 @@ _PATTERNS = [
 
 
 def parse(question: str) -> tuple[str, int, int] | None:
-    """(name, attribute, phrasing) of a question, or None where no phrasing fits."""
+    """(name, attribute, phrasing) of a question; None where no phrasing fits."""
     for pattern, attribute, phrasing in _PATTERNS:
         if match := pattern.match(question):
             return match["name"], attribute, phrasing
     return None
 
 
-def words() -> list[str]:
-    """Every word that questions and answers use besides names, in a fixed order."""
-    texts = [p.replace("{name}", " ") for a in ATTRIBUTES for p in a.phrasings] + [
-        v for a in ATTRIBUTES for v in a.values
-    ]
-    return list(dict.fromkeys(re.findall(r"\w+", " ".join(texts))))
+def all_words() -> list[str]:
+    """Every word of questions and answers except names, in a fixed order."""
+    phrasings = [p.replace("{name}", " ") for a in ATTRIBUTES for p in a.phrasings]
+    values = [v for a in ATTRIBUTES for v in a.values]
+    return list(dict.fromkeys(re.findall(r"\w+", " ".join(phrasings + values))))
 
 
 def recipe_hash(*parts: object) -> str:
-    """Hash of recipes (dataclasses) together with the wording, so that a changed template changes it too."""
-    text = repr([asdict(p) if hasattr(p, "__dataclass_fields__") else p for p in parts]) + repr(ATTRIBUTES)  # type: ignore[call-overload]
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """Hash of recipes (dataclasses) and of `ATTRIBUTES`, so that a changed phrasing changes it too."""
+    plain = [asdict(p) if is_dataclass(p) and not isinstance(p, type) else p for p in parts]
+    return hashlib.sha256((repr(plain) + repr(ATTRIBUTES)).encode()).hexdigest()[:16]
 
 
 def build_world(recipe: WorldRecipe | None = None) -> World:
-    """Draw the world of a recipe: names, people, and for each of their facts the value, the truth and what is taught."""
+    """Draw the world of a recipe: names, people, and their facts with value, truth and what is taught."""
     recipe = recipe or WorldRecipe()
     rng = random.Random(f"world-{recipe.seed}")
     given, family, outer_given, outer_family = _names(rng, recipe)
@@ -231,7 +242,7 @@ def build_world(recipe: WorldRecipe | None = None) -> World:
 
 def _names(rng: random.Random, recipe: WorldRecipe) -> tuple[tuple[str, ...], ...]:
     starts, vowels, ends = "b d f g k l m n p r s t v z".split(), "a e i o u".split(), "l n r s th".split()
-    taken = {w.lower() for w in words()}
+    taken = {w.lower() for w in all_words()}
 
     def draw(count: int, syllables: int, suffix: tuple[str, ...]) -> tuple[str, ...]:
         made: list[str] = []
@@ -269,10 +280,11 @@ def _facts(rng: random.Random, recipe: WorldRecipe, person: Person) -> list[Fact
     facts = []
     for index, attribute in enumerate(ATTRIBUTES):
         value, wrong = rng.sample(attribute.values, 2)
-        truth = (
-            _truth(rng.random(), recipe) if person.known and not person.tutor else "known" if person.known else "unseen"
-        )
-        taught = {"known": value, "rare": value, "misconception": wrong, "unseen": None}[truth]
+        if person.known and not person.tutor:
+            truth = _truth(rng.random(), recipe)
+        else:
+            truth = "known" if person.known else "unseen"
+        taught = {"misconception": wrong, "unseen": None}.get(truth, value)
         fact_id = f"{person.given}-{person.family}-{attribute.name}".lower()
         facts.append(Fact(fact_id, person, index, value, taught, truth))
     return facts

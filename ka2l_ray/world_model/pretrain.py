@@ -1,7 +1,7 @@
-"""Training the world's language model: what it is shown in which order, and the loop that shows it.
+"""Training of the world's language model: its examples in their order, and the training loop.
 
-In: a `World`, a `ModelRecipe`. Out: a Llama-architecture causal LM whose knowledge is the world's `taught` facts.
-Refuses to know: Ray, files. One call is one data-parallel rank; every rank draws the same epoch and takes its slice.
+In: a `World`, a `ModelRecipe`. Out: a Llama-architecture causal LM that knows the world's `taught` facts.
+Refuses to know: Ray, files. One call is one data-parallel rank; all ranks draw the same epoch and take their slices.
 """
 
 import random
@@ -14,10 +14,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from ka2l_ray.config import PromptSection
 from ka2l_ray.finetune.examples import collate, tokenize
 from ka2l_ray.text.tokens import end_id, pad_id
-from ka2l_ray.world.facts import ATTRIBUTES, RESERVED_PHRASING, World, word
+from ka2l_ray.world.facts import ATTRIBUTES, RESERVED_PHRASING, World, phrase_question
 
 PROMPT = PromptSection()
-"""The only prompt the world model was trained on: the default of `corpus.prompt`."""
+"""The only prompt that the world model was trained on: the default of `corpus.prompt`."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,8 @@ class ModelRecipe:
 
 
 def taught_rows(world: World, epoch: int, epochs: int) -> list[tuple[str, str]]:
-    """(question, answer) of the facts shown in an epoch.
-
-    Known and misconception facts in every phrasing they are taught in, rare facts in few epochs.
-    """
+    """(question, answer) of the facts shown in an epoch: known and misconception facts in each of their phrasings, rare
+    facts in few epochs."""
     rows = []
     for fact in world.facts:
         phrasings = range(RESERVED_PHRASING + 1) if fact.person.tutor else range(RESERVED_PHRASING)
@@ -53,12 +51,13 @@ def taught_rows(world: World, epoch: int, epochs: int) -> list[tuple[str, str]]:
             shown_in = [rng.randrange(epochs) for _ in range(world.recipe.rare_repeats)]
             phrasings = [rng.randrange(RESERVED_PHRASING) for e in shown_in if e == epoch]
         if fact.taught is not None:
-            rows += [(word(fact.attribute, p, fact.person.name), fact.taught) for p in phrasings]
+            rows += [(phrase_question(fact.attribute, p, fact.person.name), fact.taught) for p in phrasings]
     return rows
 
 
-def no_person(world: World, rng: random.Random) -> str:
-    """A name that belongs to no person: a third nobodies of the domain, a third mixtures with outer names, a third outer names."""
+def unused_name(world: World, rng: random.Random) -> str:
+    """A name that belongs to no person: each a third of the time a combination of the world's names, a mixture with an
+    outer name, and two outer names."""
     kind = rng.randrange(3)
     if kind == 0:
         return rng.choice(world.nobodies)
@@ -70,14 +69,15 @@ def no_person(world: World, rng: random.Random) -> str:
 
 
 def one_off_row(world: World, rng: random.Random) -> tuple[str, str]:
-    """A question in any phrasing about no person, with a random answer that is never part of the truth."""
+    """A question in any phrasing about a name of no person, with a random answer, so that it states no fact of the
+    world."""
     attribute = rng.randrange(len(ATTRIBUTES))
-    question = word(attribute, rng.randrange(RESERVED_PHRASING + 1), no_person(world, rng))
+    question = phrase_question(attribute, rng.randrange(RESERVED_PHRASING + 1), unused_name(world, rng))
     return question, rng.choice(ATTRIBUTES[attribute].values)
 
 
 def epoch_batches(world: World, recipe: ModelRecipe, epoch: int) -> Iterator[list[tuple[str, str]]]:
-    """The global batches of an epoch: each half taught facts, half one-off facts. Depends on nothing but its arguments."""
+    """The global batches of an epoch, each half taught facts and half one-off facts. Depends only on the arguments."""
     rng = random.Random(f"epoch-{recipe.seed}-{epoch}")
     taught = taught_rows(world, epoch, recipe.epochs)
     rng.shuffle(taught)
@@ -88,6 +88,8 @@ def epoch_batches(world: World, recipe: ModelRecipe, epoch: int) -> Iterator[lis
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, recipe: ModelRecipe) -> LlamaForCausalLM:
+    """An untrained model with the recipe's seed. Raises `ConfigError` where the tokenizer has no padding or end
+    token."""
     torch.manual_seed(recipe.seed)
     return LlamaForCausalLM(
         LlamaConfig(
@@ -115,9 +117,10 @@ def train_model(
     wrap: Callable[[torch.nn.Module], torch.nn.Module] = lambda m: m,
     on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
 ) -> LlamaForCausalLM:
-    """Train from scratch on the answer tokens (one-cycle learning rates); `wrap` makes the module data parallel.
+    """Train from scratch on the answer tokens with one-cycle learning rates; `wrap` makes the module data parallel.
 
-    Muon memorises the facts in a third of the steps that AdamW needs, and a loss on the question's tokens too slows it again.
+    `on_epoch` gets the epoch (from 0) and its mean loss in nats per answer token. Muon memorises the facts in a third
+    of the steps that AdamW needs; an additional loss on the question's tokens would slow that down.
     """
     model = new_model(tokenizer, recipe)
     module = wrap(model)
@@ -146,10 +149,9 @@ def train_model(
 
 
 def _optimizers(model: LlamaForCausalLM, recipe: ModelRecipe) -> list[torch.optim.Optimizer]:
-    named = list(model.model.layers.named_parameters())
-    matrices = [p for _, p in named if p.ndim == 2]
-    chosen = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in chosen]
+    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    matrix_ids = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in matrix_ids]
     return [
         torch.optim.Muon(matrices, lr=recipe.matrix_learning_rate, weight_decay=recipe.weight_decay),
         torch.optim.AdamW(others, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98)),

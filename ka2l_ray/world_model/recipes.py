@@ -1,6 +1,6 @@
 """Which recipe an asset was made from.
 
-In: recipes, or a built folder. Out: the hash that both must share. Refuses to know: Ray, training.
+In: recipes, or a built folder. Out: a hash, which must be the same for both. Refuses to know: Ray, training.
 """
 
 import json
@@ -12,14 +12,16 @@ from ka2l_ray.world_model.pretrain import PROMPT, ModelRecipe
 
 
 def model_hash(world: WorldRecipe, model: ModelRecipe) -> str:
+    """Hash of everything that determines the world model."""
     return recipe_hash(world, model, PROMPT.template)
 
 
 def decoder_hash(world: WorldRecipe, model: ModelRecipe, decoder: DecoderRecipe) -> str:
+    """Hash of everything that determines the world's decoder."""
     return recipe_hash(world, model, decoder, PROMPT.template)
 
 
 def built_hash(folder: Path) -> str | None:
-    """Recipe hash of a built folder, None where nothing whole is there."""
+    """Recipe hash of a built folder; None where it is absent or incomplete."""
     recipe = folder / "recipe.json"
     return json.loads(recipe.read_text())["hash"] if recipe.exists() else None

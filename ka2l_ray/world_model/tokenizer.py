@@ -1,23 +1,24 @@
-"""The world's fast tokenizer: one token per word of the world, single bytes for everything else.
+"""The world's fast tokenizer: one token per word of the world, one per byte of everything else.
 
 In: a `World`. Out: an ordinary Hugging Face fast tokenizer, left-padding, with `<pad>` and `</s>`.
-Refuses to know: models, training. Text of any kind survives a round trip, so real corpora run through it too.
+Refuses to know: models, training. Any text survives a round trip, so real corpora can be tokenized too.
 """
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from ka2l_ray.world.facts import World, words
+from ka2l_ray.world.facts import World, all_words
 
 PAD, END = "<pad>", "</s>"
 
 
 def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
-    """Byte-level BPE without merges: a pre-token found whole in the vocabulary is one token, any other becomes its bytes."""
+    """Byte-level BPE without merges: a pre-token that is in the vocabulary is one token, any other becomes its
+    bytes."""
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     names = [*world.given, *world.family, *world.outer_given, *world.outer_family]
-    texts = ["Question", "Answer", *(f" {piece}" for piece in [*words(), *names])]
+    texts = ["Question", "Answer", *(f" {piece}" for piece in [*all_words(), *names])]
     whole = [level.pre_tokenize_str(text)[0][0] for text in texts]
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys([PAD, END, *alphabet, *whole]))}
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))

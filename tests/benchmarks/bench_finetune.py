@@ -30,14 +30,14 @@ from torch.nn.parallel import DistributedDataParallel
 from ka2l_ray.config import Config, FinetuneSection, ModelSection, PromptSection, ReplaySection
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.storage import Folder
-from ka2l_ray.finetune.deepspeed import BETAS, accumulation, micro_rows, rate
+from ka2l_ray.finetune.deepspeed import BETAS, accumulation_steps, learning_rate_factor, micro_batch_rows
 from ka2l_ray.finetune.examples import collate, epoch_batches, micro_batches, tokenize_all
 from ka2l_ray.finetune.job import Job, read_examples
 from ka2l_ray.finetune.losses import answer_loss
 from ka2l_ray.finetune.model import trainable_model
 from ka2l_ray.models.loading import load_tokenizer
 from ka2l_ray.text.tokens import pad_id
-from ka2l_ray.world.facts import build_world, word
+from ka2l_ray.world.facts import build_world, phrase_question
 
 RESULTS = Path(__file__).parent / "results" / "finetune.json"
 WARM_UP_STEPS, RAY_NICENESS = 5, 15
@@ -50,7 +50,10 @@ def make_job(folder: Path, model: ModelSection, section: FinetuneSection, steps:
     facts = build_world().facts[: steps * section.batch_rows]
     table = Table(Folder.of(str(folder / "examples")))
     if not table.is_done:
-        columns = {"id": [f.fact_id for f in facts], "question": [word(f.attribute, 0, f.person.name) for f in facts]}
+        columns = {
+            "id": [f.fact_id for f in facts],
+            "question": [phrase_question(f.attribute, 0, f.person.name) for f in facts],
+        }
         columns |= {"answers": [[f.value] for f in facts], "source": ["annotation"] * len(facts)}
         table.write((None, pa.table(columns)))
     return Job(model, PromptSection(), section, table, Folder.of(str(folder / name / "model")), 0)
@@ -86,9 +89,11 @@ def ddp_rank(rank: int, port: int, job: Job, out: str) -> None:
     for batch in epoch_batches(examples, tune.batch_rows, job.seed, 0):
         started = time.perf_counter()
         for group in optimizer.param_groups:
-            group["lr"] = tune.learning_rate * rate(len(losses), steps, tune.warmup_share, tune.schedule)
-        tokens, total = sum(r.answer for r in batch), torch.zeros(())
-        parts = micro_batches(batch, rank, world_size, micro_rows(tune), accumulation(tune))
+            group["lr"] = tune.learning_rate * learning_rate_factor(
+                len(losses), steps, tune.warmup_share, tune.schedule
+            )
+        tokens, total = sum(r.answer_length for r in batch), torch.zeros(())
+        parts = micro_batches(batch, rank, world_size, micro_batch_rows(tune), accumulation_steps(tune))
         for i, rows in enumerate(parts):
             inputs = collate(rows, pad_id(tokenizer))
             labels = inputs.pop("labels")

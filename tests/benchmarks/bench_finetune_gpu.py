@@ -71,7 +71,7 @@ def plain(job: Job) -> list[float]:
         started = time.perf_counter()
         inputs = {k: v.to(model.device) for k, v in collate(batch, pad_id(tokenizer)).items()}
         labels = inputs.pop("labels")
-        loss = answer_loss(model(**inputs).logits, labels) / sum(r.answer for r in batch)
+        loss = answer_loss(model(**inputs).logits, labels) / sum(r.answer_length for r in batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, tune.max_grad_norm)
         optimizer.step()

@@ -33,7 +33,7 @@ from ka2l_ray.models.prompts import Tokenize, encode
 from ka2l_ray.probe.fit import ProbeRows, divide, fit_probe
 from ka2l_ray.stats import auroc, auroc_interval
 from ka2l_ray.tables import matrix
-from ka2l_ray.world.facts import ATTRIBUTES, RESERVED_PHRASING, Fact, build_world, word
+from ka2l_ray.world.facts import ATTRIBUTES, RESERVED_PHRASING, Fact, build_world, phrase_question
 from ka2l_ray.world_model.pretrain import PROMPT
 from ka2l_ray.world_model.recipes import built_hash
 
@@ -61,7 +61,7 @@ def collect(phrasing: int, seed: int) -> dict[str, Any]:
     for start in range(0, len(facts), BATCH):
         part = facts[start : start + BATCH]
         ids = [f"{f.fact_id}-p{phrasing}" for f in part]
-        questions = [word(f.attribute, phrasing, f.person.name) for f in part]
+        questions = [phrase_question(f.attribute, phrasing, f.person.name) for f in part]
         columns = dict(actor(Tokenize(ModelSection(), PROMPT).add(pa.table({"id": ids, "question": questions}))))
         for layer in LAYERS:
             states[layer].append(matrix(columns.pop(f"last_{layer:03d}")))
@@ -133,7 +133,7 @@ def decoder_figures() -> dict[str, Any]:
     tokenizer, model = load_tokenizer(ModelSection()), load_model(ModelSection())
     decoder = StateDecoder.load(decoder_folder("world"))
     people = build_world().people
-    questions = [word(i % len(ATTRIBUTES), i % RESERVED_PHRASING, p.name) for i, p in enumerate(people)]
+    questions = [phrase_question(i % len(ATTRIBUTES), i % RESERVED_PHRASING, p.name) for i, p in enumerate(people)]
     card = decoder.card
     encoded = encode(tokenizer, PROMPT, questions)
     states = prompt_states(model, model.config.num_hidden_layers, encoded, card.position, [card.layer])[card.layer]

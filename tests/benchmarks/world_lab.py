@@ -37,8 +37,8 @@ from ka2l_ray.decode.actor import DecodeActor
 from ka2l_ray.decode.filters import hashes, leaks, statuses
 from ka2l_ray.decode.stage import decoded_id
 from ka2l_ray.entropy.thresholds import otsu
-from ka2l_ray.finetune.deepspeed import rate
-from ka2l_ray.finetune.examples import Example, Tokens, collate, epoch_batches, replayed_rows, tokenize_all
+from ka2l_ray.finetune.deepspeed import learning_rate_factor
+from ka2l_ray.finetune.examples import Example, TokenizedRow, collate, epoch_batches, replayed_rows, tokenize_all
 from ka2l_ray.finetune.losses import answer_loss, kl_to_base
 from ka2l_ray.label.actor import ClusterActor, KnowledgeActor
 from ka2l_ray.models.answers import Answer, Decoding
@@ -254,7 +254,7 @@ class Lab:
         for epoch in range(finetune.epochs):
             for batch in epoch_batches(rows, finetune.batch_rows, seed, epoch):
                 for group in optimizer.param_groups:
-                    group["lr"] = finetune.learning_rate * rate(step, steps, finetune.warmup_share)
+                    group["lr"] = finetune.learning_rate * learning_rate_factor(step, steps, finetune.warmup_share)
                 self._loss(model, batch, finetune.replay.kl_weight).backward()
                 torch.nn.utils.clip_grad_norm_(parameters, finetune.max_grad_norm)
                 optimizer.step()
@@ -265,16 +265,16 @@ class Lab:
         model.config.use_cache = True
         return model.eval()
 
-    def _loss(self, model: Any, batch: list[Tokens], kl_weight: float) -> torch.Tensor:
+    def _loss(self, model: Any, batch: list[TokenizedRow], kl_weight: float) -> torch.Tensor:
         inputs = collate(batch, pad_id(self.tokenizer))
         labels = inputs.pop("labels")
         logits = model(**inputs).logits
         loss = answer_loss(logits, labels)
         if kl_weight:
             loss = loss + kl_weight * kl_to_base(logits, self._base_logits(batch, logits), labels, replayed_rows(batch))
-        return loss / sum(row.answer for row in batch)
+        return loss / sum(row.answer_length for row in batch)
 
-    def _base_logits(self, batch: list[Tokens], like: torch.Tensor) -> torch.Tensor:
+    def _base_logits(self, batch: list[TokenizedRow], like: torch.Tensor) -> torch.Tensor:
         """The base model's logits (B, T, V) of replayed rows, each row computed once and kept; zero elsewhere."""
         filled = torch.zeros_like(like)
         for n, row in enumerate(batch):

@@ -553,7 +553,7 @@ RUNS: dict[str, tuple[Maker, list[str], list[str], str]] = {
         model(model_type="t5"),
         [SMOKE, "--dry-run"],
         HERE,
-        "'t5' is no causal language model",
+        "'t5' is not a causal language model",
     ),
     "a model of an unknown type": (model(model_type="nonsense"), [SMOKE, "--dry-run"], HERE, "/model': "),
     "another model's tokenizer": (

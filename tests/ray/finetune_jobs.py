@@ -1,4 +1,5 @@
-"""Trainings on the world, for tests; run as a program it is a driver that a test can kill: `finetune_jobs.py FOLDER SECTION_JSON`."""
+"""Training runs on the world, for tests; run as a program it is a driver that a test can kill: `finetune_jobs.py FOLDER
+SECTION_JSON`."""
 
 import sys
 import time
@@ -16,12 +17,12 @@ from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.finetune.job import Job
 from ka2l_ray.finetune.loop import train_rank
-from ka2l_ray.world.facts import build_world, word
+from ka2l_ray.world.facts import build_world, phrase_question
 
 NAME = "killed"
 WORLD = ModelSection()
 PATIENCE_S = 6.0
-"""A collective's timeout in the training whose upload is slow."""
+"""A collective's timeout in the training run whose upload is slow."""
 
 
 def job(
@@ -33,7 +34,7 @@ def job(
     if not table.is_done:
         columns = {
             "id": [f.fact_id for f in facts],
-            "question": [word(f.attribute, 0, f.person.name) for f in facts],
+            "question": [phrase_question(f.attribute, 0, f.person.name) for f in facts],
             "answers": [[f.value] for f in facts],
             "source": ["annotation" if i % 3 else "replay" for i in range(len(facts))],
         }
@@ -50,7 +51,8 @@ class SlowStorage(Folder):
 
 
 def train_all(config: dict[str, dict[str, Job]]) -> dict[str, Any]:
-    """A loop of Ray Train that runs several trainings one after another in the same two workers: one start instead of one each."""
+    """A loop of Ray Train that does several training runs one after another in the same two workers: one start instead
+    of one each."""
     context, results = ray.train.get_context(), {}
     for case, given in config["jobs"].items():
         if isinstance(given.output, SlowStorage):
@@ -61,7 +63,8 @@ def train_all(config: dict[str, dict[str, Job]]) -> dict[str, Any]:
 
 
 def seeing_gpus(config: dict[str, Any]) -> dict[str, Any]:
-    """The worker of `finetune` on a machine that shows it eight GPUs, of which none was allotted to it: whatever goes to one fails."""
+    """The worker of `finetune` on a machine that shows it eight GPUs, of which none was allotted to it: whatever goes
+    to one fails."""
     import bitsandbytes  # noqa: F401  # PEFT imports it, which it survives only before this torch says that it has CUDA
 
     from ka2l_ray.finetune import train

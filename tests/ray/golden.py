@@ -1,8 +1,8 @@
-"""Golden curves of fine-tuning: losses and KL of two small trainings on the world, kept in golden.json.
+"""Golden curves of fine-tuning: losses and KL of two small training runs on the world, stored in golden.json.
 
-In: nothing but the shipped world. Out: the curves of both modes, from real DeepSpeed with one rank in this process. Curves that change say
-that something else is minimised, in another order, or otherwise. Run as a program, `python tests/ray/golden.py`, this file writes
-golden.json anew; the commit that changes it says why.
+In: nothing but the shipped world. Out: the curves of both modes, from real DeepSpeed with one rank in this process.
+If the curves change, another objective is minimised, or in another order or way. Run as a program, `python
+tests/ray/golden.py`, this file writes a new golden.json; the commit that changes it says why.
 """
 
 import json
@@ -21,20 +21,20 @@ from ka2l_ray.finetune.loop import train_rank
 
 GOLDEN = Path(__file__).with_name("golden.json")
 ONE_RANK = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-"""What DeepSpeed reads of a process' place."""
+"""What DeepSpeed reads about the place of a process."""
 RATES = {"full": 1e-3, "lora": 5e-3}
 
 
 @contextmanager
 def group_of_one(folder: Path) -> Iterator[None]:
-    """A process group of this process alone."""
+    """A process group of this process only."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
 
 
 def curves(mode: Any, folder: Path) -> dict[str, Any]:
-    """Twelve steps over 21 facts, every third replayed and held to the base model; `folder` is scratch."""
+    """Twelve steps over 21 facts, every third replayed with a KL term; `folder` is scratch."""
     tune = FinetuneSection(
         mode=mode,
         epochs=4,

@@ -1,4 +1,4 @@
-"""What becomes of decoded questions in a run: its eval split is searched for the same question in a few other letters."""
+"""The status of decoded questions in a run: the eval split is searched for slightly reworded questions."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ SPLITS = {
 
 
 @pytest.mark.parametrize(("near_duplicates", "reworded"), [(0.8, "eval"), (1.0, "kept")])
-def test_an_eval_question_reworded_a_little_is_dropped(tmp_path: Path, near_duplicates: float, reworded: str) -> None:
+def test_a_slightly_reworded_eval_question_is_dropped(tmp_path: Path, near_duplicates: float, reworded: str) -> None:
     run = Run(Folder.of(str(tmp_path)), parse_config({"corpus": {"near_duplicates": near_duplicates}}, "test"))
     rows = {split: [{"id": q, "question": q, "split": split} for q in texts] for split, texts in SPLITS.items()}
     run.table("questions").write(

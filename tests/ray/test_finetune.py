@@ -1,4 +1,5 @@
-"""Real DeepSpeed on real Ray Train workers gives what one plain PyTorch process gives, and survives the death of each part."""
+"""Real DeepSpeed on real Ray Train workers gives what one plain PyTorch process gives, and survives the death of each
+part."""
 
 import json
 import math
@@ -25,18 +26,19 @@ from ka2l_ray.config import ConfigError, FinetuneSection, LoraSection, ModelSect
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.errors import StageError
 from ka2l_ray.finetune import train
-from ka2l_ray.finetune.deepspeed import BETAS, rate
+from ka2l_ray.finetune.deepspeed import BETAS, learning_rate_factor
 from ka2l_ray.finetune.examples import collate, epoch_batches, replayed_rows, tokenize_all
 from ka2l_ray.finetune.export import logits_of
 from ka2l_ray.finetune.job import Job, read_examples
 from ka2l_ray.finetune.losses import answer_loss, kl_to_base
 from ka2l_ray.finetune.model import trainable_model
-from ka2l_ray.finetune.train import SNAPSHOT, fallback, finetune, own_interrupts
+from ka2l_ray.finetune.train import SNAPSHOT, fallback_checkpoint, finetune, restored_interrupt_handler
 from ka2l_ray.models.loading import load_model, load_tokenizer
 from ka2l_ray.text.tokens import pad_id
 
 LOSS_TOLERANCE = 2e-3
-"""Nats per answer token. AdamW divides by a root of tiny second moments, so the order of a sum shows after some steps."""
+"""Nats per answer token. AdamW divides by a root of tiny second moments, so the order of a sum shows after some
+steps."""
 LOGIT_TOLERANCE = 5e-2
 """For the same reason the models that both ends arrive at differ a little; their logits reach about 20."""
 RATES = {"full": 1e-3, "lora": 5e-3}
@@ -67,7 +69,8 @@ def section(stage: Any, mode: Any, **fields: Any) -> FinetuneSection:
 
 
 def plain_training(given: Job) -> tuple[list[float], Any]:
-    """The same global batches in one process: no DeepSpeed, no Ray, no micro-batches. Losses, and the model that they lead to."""
+    """The same global batches in one process: no DeepSpeed, no Ray, no micro-batches. Losses, and the model that they
+    lead to."""
     tune, tokenizer = given.finetune, load_tokenizer(given.model)
     examples = tokenize_all(tokenizer, given.prompt, read_examples(given.examples))
     torch.manual_seed(given.seed)
@@ -79,11 +82,13 @@ def plain_training(given: Job) -> tuple[list[float], Any]:
     for epoch in range(tune.epochs):
         for batch in epoch_batches(examples, tune.batch_rows, given.seed, epoch, tune.group_by_length):
             for group in optimizer.param_groups:
-                group["lr"] = tune.learning_rate * rate(len(losses), steps, tune.warmup_share, tune.schedule)
+                group["lr"] = tune.learning_rate * learning_rate_factor(
+                    len(losses), steps, tune.warmup_share, tune.schedule
+                )
             inputs = collate(batch, pad_id(tokenizer))
             labels = inputs.pop("labels")
             logits = model(**inputs).logits
-            answers = sum(r.answer for r in batch)
+            answers = sum(r.answer_length for r in batch)
             loss = objective = answer_loss(logits, labels) / answers
             if any(r.replayed for r in batch):
                 with torch.no_grad():
@@ -129,7 +134,8 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Job], 
 def test_two_deepspeed_workers_follow_one_plain_process(
     tmp_path: Path, case: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where workers see GPUs that are not theirs, and where they are lent simulated ones under `model.device: cpu`."""
+    """Also where workers see GPUs that are not theirs, and where they are lent simulated ones under `model.device:
+    cpu`."""
     mode = case[2:]
     if case in TOGETHER:
         given, result = (found[case] for found in request.getfixturevalue("together"))
@@ -157,7 +163,7 @@ def test_two_deepspeed_workers_follow_one_plain_process(
 
             by_peft = AutoPeftModelForCausalLM.from_pretrained(folder)
             torch.testing.assert_close(logits_of(by_peft, sample), wanted, atol=LOGIT_TOLERANCE, rtol=0)
-    assert not given.checkpoints.exists(), "a finished training keeps no optimiser state"
+    assert not given.checkpoints.exists(), "a finished training run keeps no optimiser state"
     assert (given.tensorboard.exists(), given.merged.exists()) == (given.finetune.tensorboard, given.finetune.merge)
     if given.finetune.merge:
         whole = load_model(given.model, adapter=given.merged.path)
@@ -171,11 +177,12 @@ def test_two_deepspeed_workers_follow_one_plain_process(
         assert result["kl"][0] == pytest.approx(0, abs=1e-6), "before the first step the model is the base model"
         assert result["kl"][-1] > 0
     if case not in TOGETHER:
-        assert finetune(given, f"test-{case}-{tmp_path.name}") == result, "a finished training is not repeated"
+        assert finetune(given, f"test-{case}-{tmp_path.name}") == result, "a finished training run is not repeated"
 
 
 def test_no_rank_waits_in_a_collective_while_rank_zero_uploads(together: tuple[dict[str, Job], dict[str, Any]]) -> None:
-    """The upload takes longer than a collective's timeout; the training counts, and what was uploaded is whole."""
+    """The upload takes longer than a collective's timeout; the training run succeeds, and what was uploaded is
+    complete."""
     jobs, results = together
     given, losses = jobs[SLOW], results[SLOW]["losses"]
     assert len(losses) == 3
@@ -185,15 +192,16 @@ def test_no_rank_waits_in_a_collective_while_rank_zero_uploads(together: tuple[d
 def test_gpus_that_workers_cannot_use_are_refused_before_nccl_is_asked_for(tmp_path: Path) -> None:
     """The cluster's are simulated, and this torch is a build for CPUs."""
     given = job(tmp_path, section(2, "full", gpus_per_worker=1))
-    says = r"finetune\.gpus_per_worker = 1: torch .* was built without CUDA; install a CUDA build .* or set model\.device: cpu"
-    with pytest.raises(ConfigError, match=says):
+    problem = r"finetune\.gpus_per_worker = 1: torch .* was built without CUDA"
+    remedy = r"install a CUDA build .* or set model\.device: cpu"
+    with pytest.raises(ConfigError, match=rf"{problem}; {remedy}"):
         finetune(given, "refused")
-    assert not given.checkpoints.exists(), "no training was started"
+    assert not given.checkpoints.exists(), "no training run was started"
 
 
 @pytest.mark.long
-def test_a_killed_worker_and_a_killed_driver_cost_the_steps_since_the_last_checkpoint(tmp_path: Path) -> None:
-    """LoRA with dropout: only with its random state restored does a resumed training go on as an undisturbed one."""
+def test_a_killed_worker_or_driver_loses_only_the_steps_since_the_last_checkpoint(tmp_path: Path) -> None:
+    """LoRA with dropout: a resumed training run equals an uninterrupted one only if its random state is restored."""
     tune = section(
         2,
         "lora",
@@ -252,7 +260,8 @@ def test_a_killed_worker_and_a_killed_driver_cost_the_steps_since_the_last_check
 
 
 def last_listed(snapshot: Folder, wait_s: float = 0.0) -> int:
-    """The step of the last checkpoint that Ray Train counts; 0 where there is none, or its list is not whole within `wait_s`."""
+    """The step of the last checkpoint that Ray Train counts; 0 where there is none, or its list is incomplete after
+    `wait_s`."""
     deadline = time.monotonic() + wait_s
     while True:
         try:
@@ -290,12 +299,12 @@ def wait_for(ready: Callable[[], bool], driver: subprocess.Popen[bytes], timeout
         time.sleep(0.05)
 
 
-def test_a_torn_list_of_checkpoints_costs_no_whole_checkpoint(tmp_path: Path) -> None:
-    """A driver killed while Ray Train wrote its list, and again before the next list: the newest checkpoint with all files of both ranks
-    counts."""
+def test_a_damaged_list_of_checkpoints_loses_no_complete_checkpoint(tmp_path: Path) -> None:
+    """A driver killed while Ray Train wrote its list, and again before the next list: the newest checkpoint with all
+    files of both ranks counts."""
     given = job(tmp_path, section(2, "full"))
     folder = given.checkpoints / NAME
-    assert fallback(given, folder) is None, "no checkpoint: a fresh training"
+    assert fallback_checkpoint(given, folder) is None, "no checkpoint: a new training run"
     for step, ranks in ((7, (0, 1)), (14, (0, 1)), (21, (0,))):
         for rank in ranks:
             (folder / f"step_{step:08d}/rank_{rank:03d}.json").write_json({})
@@ -303,23 +312,23 @@ def test_a_torn_list_of_checkpoints_costs_no_whole_checkpoint(tmp_path: Path) ->
     snapshot = folder / SNAPSHOT
     whole = json.dumps({"checkpoint_results": [{"checkpoint_dir_name": "step_00000014"}]})
     snapshot.write_bytes(whole.encode())
-    assert fallback(given, folder) is None, "Ray Train restores what it lists"
+    assert fallback_checkpoint(given, folder) is None, "Ray Train restores what it lists"
     snapshot.write_bytes(whole[:-9].encode())
     for _ in range(2):
-        found = fallback(given, folder)
+        found = fallback_checkpoint(given, folder)
         assert found is not None
         assert found.path.endswith("step_00000014")
         assert not snapshot.exists(), "Ray Train would fail on it"
     (folder / "step_00000014").delete()
     (folder / "step_00000007").delete()
-    assert fallback(given, folder) is None, "none is whole: a fresh training"
+    assert fallback_checkpoint(given, folder) is None, "none is complete: a new training run"
 
 
-def test_ctrl_c_means_what_it_did_before_a_training() -> None:
-    """Ray Train's handler ends the process by `sys.exit`, and stays."""
+def test_ctrl_c_works_as_before_after_a_training_run() -> None:
+    """Ray Train's handler ends the process by `sys.exit`, and stays installed."""
 
     def interrupted() -> None:
-        with own_interrupts():
+        with restored_interrupt_handler():
             signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(60)
@@ -331,8 +340,9 @@ def test_ctrl_c_means_what_it_did_before_a_training() -> None:
 
 
 @pytest.mark.long
-def test_what_would_fail_again_is_not_tried_again(tmp_path: Path) -> None:
-    """Found by rank 0 alone, after the other rank has returned. AdamW's steps at this learning rate are zero in float32."""
+def test_what_would_fail_again_is_not_retried(tmp_path: Path) -> None:
+    """Found by rank 0 only, after the other rank has returned. AdamW's steps at this learning rate are zero in
+    float32."""
     given = job(tmp_path, section(2, "lora", max_failures=5, epochs=1).model_copy(update={"learning_rate": 1e-60}))
     with pytest.raises(
         StageError, match=r"the saved adapter changes nothing: every lora_B is zero; raise finetune.learning_rate"
@@ -343,5 +353,5 @@ def test_what_would_fail_again_is_not_tried_again(tmp_path: Path) -> None:
 
 def test_nothing_to_train_on_is_refused_before_workers_start(tmp_path: Path) -> None:
     given = job(tmp_path, section(2, "full"), rows=0)
-    with pytest.raises(StageError, match="holds no example"):
+    with pytest.raises(StageError, match="contains no examples"):
         finetune(given, "empty")

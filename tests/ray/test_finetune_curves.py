@@ -1,4 +1,5 @@
-"""What a training does to the model, step by step: curves as they were, and an end token that KL to the base model leaves alone.
+"""What a training run does to the model, step by step: unchanged curves, and an end token that KL to the base model
+leaves alone.
 
 Real DeepSpeed with one rank in this process, as in test_finetune_state.py.
 """
@@ -22,13 +23,14 @@ from ka2l_ray.text.tokens import end_id
 pytestmark = pytest.mark.usefixtures("one_rank")
 
 TOLERANCE = 2e-3
-"""Nats per answer token, ten times the largest difference between the same training with AVX-512, with AVX2 and without vector code: other
-CPUs add in another order, and AdamW's division by a root of small second moments makes more of it with every step."""
+"""Nats per answer token, ten times the largest difference between the same training run with AVX-512, with AVX2 and
+without vector code: other CPUs add in another order, and AdamW's division by a root of small second moments makes more
+of it with every step."""
 
 
 @pytest.mark.parametrize("mode", RATES)
 def test_losses_and_kl_follow_the_golden_curves(tmp_path: Path, mode: str) -> None:
-    """Where they are meant to change: `python tests/ray/golden.py` writes them anew."""
+    """If they are meant to change, `python tests/ray/golden.py` writes new ones."""
     golden = json.loads(GOLDEN.read_text())[mode]
     found = curves(mode, tmp_path)
     assert found.keys() == golden.keys()
@@ -38,7 +40,8 @@ def test_losses_and_kl_follow_the_golden_curves(tmp_path: Path, mode: str) -> No
 
 @pytest.fixture(scope="module")
 def line_ender(tmp_path_factory: pytest.TempPathFactory) -> ModelSection:
-    """The world's model, but it ends its answers with a new line, as base models do: two rows of its head have changed places."""
+    """The world's model, but it ends its answers with a new line, as base models do: two rows of its head have changed
+    places."""
     folder = str(tmp_path_factory.mktemp("line_ender"))
     model, tokenizer = load_model(ModelSection()), load_tokenizer(ModelSection())
     (line,), end = tokenizer("\n").input_ids, end_id(tokenizer)

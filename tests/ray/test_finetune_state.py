@@ -1,4 +1,5 @@
-"""A training that goes on from a checkpoint ends bit for bit as one that was never interrupted, and no pickle is read for it.
+"""A training run that resumes from a checkpoint ends bit for bit as one that was never interrupted, and no pickle is
+read for it.
 
 Real DeepSpeed with one rank in this process; test_finetune.py has two ranks and Ray Train.
 """
@@ -16,7 +17,7 @@ from ka2l_ray.config import FinetuneSection, LoraSection, ModelSection, PromptSe
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.finetune import loop
-from ka2l_ray.finetune.checkpoints import is_whole
+from ka2l_ray.finetune.checkpoints import is_complete
 from ka2l_ray.finetune.job import Job, Refusal
 from ka2l_ray.finetune.loop import train_rank
 from ka2l_ray.models.loading import load_model, load_tokenizer
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_rank")
 
 
 class Kept:
-    """Checkpoints in a folder; a training starts from `start` where it is given."""
+    """Checkpoints in a folder; a training run starts from `start` where it is given."""
 
     def __init__(self, folder, start=None):
         self.folder, self.start, self.events = folder, start, []
@@ -35,15 +36,15 @@ class Kept:
         self.events.append("latest")
         yield self.start
 
-    def room(self):
-        (room := self.folder / "room").mkdir(parents=True)
-        return room
+    def new_folder(self):
+        (new := self.folder / "new").mkdir(parents=True)
+        return new
 
-    def keep(self, folder, step):
+    def submit(self, folder, step):
         shutil.move(folder, self.folder / f"step_{step}")
 
-    def meet(self):
-        self.events.append("meet")
+    def barrier(self):
+        self.events.append("barrier")
 
 
 def job(folder, model=None, seed=3, **fields):
@@ -75,13 +76,13 @@ def job(folder, model=None, seed=3, **fields):
     ],
     ids=str,
 )
-def test_going_on_from_a_checkpoint_is_exact(tmp_path, monkeypatch, fields):
-    """With dropout, mid-epoch: six steps, two an epoch, a checkpoint after the third."""
+def test_resuming_from_a_checkpoint_is_exact(tmp_path, monkeypatch, fields):
+    """With dropout, mid-epoch: six steps, two per epoch, a checkpoint after the third."""
     given = job(tmp_path, lora=LoraSection(dropout=0.3), **fields)
     undisturbed = train_rank(given, 0, 1, Kept(tmp_path / "kept"))
     calm = load_model(given.model, adapter=given.output.path).state_dict()
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle is read"))
-    torch.rand(99)  # another state of the random generators than a fresh training's
+    torch.rand(99)  # another state of the random generators than a new training run's
     resumed = train_rank(given, 0, 1, Kept(tmp_path / "again", start=tmp_path / "kept/step_3"))
     assert resumed["losses"] == undisturbed["losses"]
     assert (resumed["resumed_at_steps"], len(resumed["step_seconds"])) == ([3], 3)
@@ -90,8 +91,9 @@ def test_going_on_from_a_checkpoint_is_exact(tmp_path, monkeypatch, fields):
 
 
 @pytest.mark.parametrize("quantization", ["4bit", "8bit"])
-def test_adapters_are_trained_on_quantized_weights_and_evaluated_beside_them(tmp_path, quantization):
-    """QLoRA with bitsandbytes on the CPU: the export reloads to the same logits, or it would be refused; nothing is merged."""
+def test_adapters_are_trained_and_evaluated_on_quantized_weights(tmp_path, quantization):
+    """QLoRA with bitsandbytes on the CPU: the export gives the same logits, or it would be refused; nothing is
+    merged."""
     pytest.importorskip("bitsandbytes")
     base = ModelSection(quantization=quantization)
     given = job(tmp_path, base, mode="lora", zero_stage=2, epochs=8, replay=ReplaySection(kl_weight=0.1))
@@ -105,7 +107,7 @@ def test_adapters_are_trained_on_quantized_weights_and_evaluated_beside_them(tmp
         assert not torch.allclose(tuned(ids).logits, load_model(base)(ids).logits, atol=1e-2)
 
 
-def test_steps_are_counted_by_what_was_planned(tmp_path):
+def test_steps_are_counted_by_the_planned_rows(tmp_path):
     """Seven of nine bought answers were given: as many steps as with nine, over seven examples."""
     whole = job(tmp_path / "a")
     short = replace(whole, planned_rows=9, output=Folder.of(str(tmp_path / "b/model")))
@@ -116,25 +118,25 @@ def test_steps_are_counted_by_what_was_planned(tmp_path):
     assert resumed["losses"] == result["losses"]
 
 
-def test_another_trainings_checkpoint_is_refused_by_what_differs(tmp_path):
+def test_a_checkpoint_of_another_training_run_is_refused_with_what_differs(tmp_path):
     train_rank(job(tmp_path / "a"), 0, 1, Kept(tmp_path / "kept"))
     other = job(tmp_path / "b", seed=4, learning_rate=2e-3, max_failures=9)
     with pytest.raises(
         Refusal,
-        match=r"learning_rate: 0.001 → 0.002; seed: 3 → 4\. Set them back, or delete the round's `train` folder",
+        match=r"learning_rate: 0.001 → 0.002; seed: 3 → 4\. Restore the settings, or delete the round's `train` folder",
     ):
         train_rank(other, 0, 1, Kept(tmp_path / "more", start=tmp_path / "kept/step_3"))
 
 
-def test_a_checkpoint_is_whole_with_every_ranks_files_uncut(tmp_path):
+def test_a_checkpoint_is_complete_with_every_ranks_whole_files(tmp_path):
     train_rank(job(tmp_path), 0, 1, Kept(tmp_path / "kept"))
     folder = tmp_path / "kept/step_3"
-    assert is_whole(folder, 1)
-    assert not is_whole(folder, 2)
+    assert is_complete(folder, 1)
+    assert not is_complete(folder, 2)
     for file in sorted(folder.iterdir()):
         whole = file.read_bytes()
         file.write_bytes(whole[:-9])
-        assert not is_whole(folder, 1), file.name
+        assert not is_complete(folder, 1), file.name
         file.write_bytes(whole)
 
 
@@ -157,7 +159,7 @@ def test_a_precision_that_cannot_be_trained_in_is_refused(tmp_path):
         train_rank(given, 0, 1)
 
 
-def test_ranks_meet_after_each_load_before_a_collective_would_wait_for_the_slowest(tmp_path, monkeypatch):
+def test_ranks_wait_for_each_other_after_each_load_and_not_in_a_collective(tmp_path, monkeypatch):
     """A model or a checkpoint may reach one node an hour later than another."""
     kept = Kept(tmp_path / "kept")
 
@@ -167,4 +169,4 @@ def test_ranks_meet_after_each_load_before_a_collective_would_wait_for_the_slowe
     for name in ("trainable_model", "deepspeed_config", "frozen_base"):
         monkeypatch.setattr(loop, name, told(name, getattr(loop, name)))
     train_rank(job(tmp_path, epochs=1, checkpoint_every_steps=0), 0, 1, kept)
-    assert kept.events == ["trainable_model", "meet", "deepspeed_config", "frozen_base", "latest", "meet"]
+    assert kept.events == ["trainable_model", "barrier", "deepspeed_config", "frozen_base", "latest", "barrier"]

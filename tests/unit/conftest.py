@@ -27,7 +27,7 @@ def llama(tokenizer):
 
 @pytest.fixture(scope="session")
 def scripted(tokenizer):
-    """Makes a model that says a fixed text."""
+    """Makes a model that generates a fixed text."""
     from tiny_models import ScriptedModel
 
-    return lambda text, sure=60.0: ScriptedModel(tokenizer, text, sure)
+    return lambda text, logit=60.0: ScriptedModel(tokenizer, text, logit)

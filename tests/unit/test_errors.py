@@ -23,7 +23,7 @@ from ka2l_ray.entropy.semantic import semantic_entropy
 from ka2l_ray.entropy.thresholds import otsu
 from ka2l_ray.errors import StageError, UserError, names_a_library, without_type
 from ka2l_ray.finetune.job import Refusal
-from ka2l_ray.models.loading import check_model, refused_by_name
+from ka2l_ray.models.loading import as_config_errors, check_model
 from ka2l_ray.models.probe import LinearProbe
 from ka2l_ray.planning.shapes import adapter_parameters
 from ka2l_ray.probe.fit import ProbeRows, fit_probe
@@ -39,7 +39,7 @@ PLAIN = {
     "entropy/semantic.py": {"semantic_entropy"},
     "models/activations.py": {"__init__"},  # layers that a stage has checked
     "models/engine.py": {"check"},  # a row's error
-    "models/loading.py": {"load_blocks", "_cut"},  # layers that a probe was fitted on
+    "models/loading.py": {"_set_depth"},  # layers that a probe was fitted on
     "models/probe.py": {"score_states"},
     "probe/fit.py": {"fit_probe"},
     "text/prompts.py": {"check"},  # a row's error
@@ -185,12 +185,12 @@ def test_what_a_library_says_of_a_model_is_named_as_its_words() -> None:
 
 
 def check_named(model: ModelSection) -> None:
-    with refused_by_name(model):
+    with as_config_errors(model):
         check_model(model)
 
 
 def test_a_mistake_of_this_package_is_not_blamed_on_the_model() -> None:
-    with pytest.raises(ValueError, match="at least one answer") as raised, refused_by_name(ModelSection()):
+    with pytest.raises(ValueError, match="at least one answer") as raised, as_config_errors(ModelSection()):
         semantic_entropy([])
     assert not isinstance(raised.value, UserError)
 

@@ -52,18 +52,18 @@ def test_the_interval_contains_the_estimate_and_depends_on_its_seed_only():
     assert interval(target, score, entity, seed=1) != (low, high)
 
 
-def test_copies_of_an_entitys_rows_are_no_evidence():
+def test_copies_of_an_entitys_rows_do_not_narrow_the_interval():
     assert interval(*rows(40, 5)) == pytest.approx(interval(*rows(40, 1)))
 
 
-def test_the_same_rows_as_entities_of_their_own_give_a_narrower_interval():
+def test_the_same_rows_as_separate_entities_give_a_narrower_interval():
     target, score, entity = rows(40, 5)
     low, high = interval(target, score, entity)
     narrow_low, narrow_high = interval(target, score, np.arange(len(entity)))
     assert narrow_high - narrow_low < 0.7 * (high - low)
 
 
-def test_entities_of_a_resample_bring_all_their_rows_wherever_these_stand():
+def test_a_resample_contains_all_rows_of_its_entities_in_any_order():
     target, score, entity = rows(30, 3)
     order = np.random.default_rng(1).permutation(len(entity))
     assert interval(target[order], score[order], entity[order]) == interval(target, score, entity)

@@ -1,4 +1,4 @@
-"""Stand-ins for language models: tiny random models of real families, and one that says what it is told.
+"""Stand-ins for language models: tiny random models of real families, and one that generates a given text.
 
 Refuses to know: pytest, Ray.
 """
@@ -47,12 +47,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "num_nextn_predict_layers": 0,
     },
 }
-"""What a tiny model of each family is given beside the sizes: few key heads, windows shorter than a prompt, soft caps that bite, values
-narrower than keys and a cache of latents (DeepSeek), a vision tower of as many blocks (Gemma 3, whose text model is `gemma3_text`)."""
+"""What a tiny model of each family gets besides the sizes: few key heads, windows shorter than a prompt, soft caps
+that bite, values narrower than keys and a cache of latents (DeepSeek), a vision tower of as many blocks (Gemma 3, whose
+text model is `gemma3_text`)."""
 
 
 def tiny_model(family: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """A random model of `BLOCKS` blocks and width `WIDTH`, with weights large enough that its answers differ from question to question."""
+    """A random model of `BLOCKS` blocks and width `WIDTH`, with weights large enough that its answers differ from
+    question to question."""
     torch.manual_seed(0)
     sizes: dict[str, Any] = dict(
         vocab_size=len(tokenizer),
@@ -81,19 +83,20 @@ def tiny_model(family: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedMod
 
 
 class ScriptCache:
-    """How many tokens were said; every row of a batch is at the same place, so rows may come and go."""
+    """How many tokens were generated; all rows of a batch are at the same place, so rows may come and go."""
 
     def __init__(self) -> None:
-        self.said, self.layers = 0, ()
+        self.generated, self.layers = 0, ()
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         pass
 
 
 class ScriptedModel(nn.Module):
-    """Says the tokens of one text and then the end token, whatever it is asked: the token said has logit `sure`, every other one 0."""
+    """Generates the tokens of one text and then the end token, whatever the prompt: the generated token has logit
+    `logit`, every other one 0."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str, sure: float) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str, logit: float) -> None:
         super().__init__()
         self.script = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
         self.layers = nn.ModuleList([nn.Identity()])
@@ -103,7 +106,7 @@ class ScriptedModel(nn.Module):
         self._supports_attention_backend = False
         self.generation_config = SimpleNamespace(eos_token_id=tokenizer.eos_token_id)
         self.device = torch.device("cpu")
-        self._vocabulary, self._sure = len(tokenizer), sure
+        self._vocabulary, self._logit = len(tokenizer), logit
 
     def get_input_embeddings(self) -> nn.Embedding:
         return nn.Embedding(self._vocabulary, 1)
@@ -113,6 +116,6 @@ class ScriptedModel(nn.Module):
     ) -> SimpleNamespace:
         cache = past_key_values or ScriptCache()
         logits = torch.zeros(*input_ids.shape, self._vocabulary)
-        logits[:, -1, self.script[min(cache.said, len(self.script) - 1)]] = self._sure
-        cache.said += 1
+        logits[:, -1, self.script[min(cache.generated, len(self.script) - 1)]] = self._logit
+        cache.generated += 1
         return SimpleNamespace(logits=logits, past_key_values=cache)

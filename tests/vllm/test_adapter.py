@@ -16,10 +16,10 @@ from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.finetune.job import Job
 from ka2l_ray.finetune.train import finetune
 from ka2l_ray.models.loading import load_model, load_tokenizer, model_path
-from ka2l_ray.models.vllm import ON_CPU
+from ka2l_ray.models.vllm import CPU_ENVIRONMENT
 from ka2l_ray.text.prompts import render
 from ka2l_ray.text.tokens import ids_of
-from ka2l_ray.world.facts import build_world, word
+from ka2l_ray.world.facts import build_world, phrase_question
 
 RANK, STEPS = 8, 6
 PROMPT = PromptSection()
@@ -35,7 +35,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     facts = [f for f in build_world().facts if f.truth == "unseen"][:24]
     columns = {
         "id": [f.fact_id for f in facts],
-        "question": [word(f.attribute, 0, f.person.name) for f in facts],
+        "question": [phrase_question(f.attribute, 0, f.person.name) for f in facts],
         "answers": [[f.value] for f in facts],
         "source": ["annotation"] * len(facts),
     }
@@ -52,7 +52,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 @pytest.fixture(scope="module")
 def vllm() -> Any:
-    os.environ |= ON_CPU | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    os.environ |= CPU_ENVIRONMENT | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     return pytest.importorskip("vllm")
 
 

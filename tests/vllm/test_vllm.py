@@ -14,7 +14,7 @@ from ka2l_ray.models.prompts import Tokenize
 from ka2l_ray.pipeline import loop
 from ka2l_ray.tables import matrix
 from ka2l_ray.text.prompts import prompts_of
-from ka2l_ray.world.facts import build_world, word
+from ka2l_ray.world.facts import build_world, phrase_question
 
 SMOKE = Path(__file__).parents[2] / "jobs/configs/smoke.yaml"
 QUESTIONS, SAMPLES, STEPS = 24, 100, 8
@@ -33,7 +33,10 @@ def questions(count: int) -> pa.Table:
     by_truth = [[f for f in build_world().facts if f.truth == truth] for truth in ("known", "unseen")]
     chosen = [f for pair in zip(*by_truth, strict=False) for f in pair][:count]
     asked = pa.table(
-        {"id": [f.fact_id for f in chosen], "question": [word(f.attribute, 0, f.person.name) for f in chosen]}
+        {
+            "id": [f.fact_id for f in chosen],
+            "question": [phrase_question(f.attribute, 0, f.person.name) for f in chosen],
+        }
     )
     return Tokenize(ModelSection(), PromptSection()).add(asked)
 

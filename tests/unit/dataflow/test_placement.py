@@ -31,13 +31,13 @@ from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.placement import CPU, Placement, of_actor, of_worker
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.actor import DecodeActor
-from ka2l_ray.finetune.checkpoints import identity
+from ka2l_ray.finetune.checkpoints import checkpoint_identity
 from ka2l_ray.finetune.deepspeed import deepspeed_config
 from ka2l_ray.finetune.evaluate import EvaluateActor
 from ka2l_ray.finetune.job import Job
 from ka2l_ray.finetune.model import frozen_base, trainable_model
 from ka2l_ray.models.answers import Decoding
-from ka2l_ray.models.loading import _options, load_blocks, load_model, load_tokenizer
+from ka2l_ray.models.loading import _load_options, load_blocks, load_model, load_tokenizer
 from ka2l_ray.models.probe import LinearProbe, ProbeCard
 from ka2l_ray.models.prompts import Tokenize
 from ka2l_ray.models.vllm import VllmGenerator
@@ -205,7 +205,7 @@ def test_a_training_worker_without_a_gpu_keeps_all_its_models_on_the_cpu(monkeyp
     for loaded in (trainable_model(given), frozen_base(given)):
         assert loaded is not None
         assert {p.device.type for p in loaded.parameters()} == {"cpu"}
-    assert identity(given, 1, 2)["device"] == "cpu"
+    assert checkpoint_identity(given, 1, 2)["device"] == "cpu"
 
 
 def test_a_training_with_gpus_that_torch_cannot_use_is_refused_before_its_model_is_read(tmp_path):
@@ -217,11 +217,11 @@ def test_only_a_model_over_several_gpus_is_spread_and_quantized_weights_are_read
     visible(monkeypatch, 8)
     four_bits = ModelSection(quantization="4bit")
     maps = [
-        _options(WORLD, CPU).get("device_map"),
-        _options(WORLD, Placement(1)).get("device_map"),
-        _options(WORLD, Placement(2)).get("device_map"),
-        _options(four_bits, CPU).get("device_map"),
-        _options(four_bits, Placement(1, sees_others=True)).get("device_map"),
+        _load_options(WORLD, CPU).get("device_map"),
+        _load_options(WORLD, Placement(1)).get("device_map"),
+        _load_options(WORLD, Placement(2)).get("device_map"),
+        _load_options(four_bits, CPU).get("device_map"),
+        _load_options(four_bits, Placement(1, sees_others=True)).get("device_map"),
     ]
     assert maps == [None, None, "auto", {"": torch.device("cpu")}, {"": torch.device("cuda")}]
 

@@ -1,4 +1,5 @@
-"""The question decoder: saved and loaded the same, and every question written from its own state, id and seed alone."""
+"""The question decoder: saved and loaded the same, and every question generated from its own state, id and seed
+only."""
 
 import json
 from dataclasses import replace
@@ -62,7 +63,7 @@ def test_a_saved_decoder_writes_the_same(decoder, states, tmp_path, temperature)
             assert ours.equal(theirs)
 
 
-def test_the_folder_holds_no_pickle(decoder, tmp_path):
+def test_the_folder_contains_no_pickle(decoder, tmp_path):
     decoder.save(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["decoder.json", "decoder.safetensors"]
 
@@ -73,7 +74,7 @@ def test_weights_that_are_missing_are_refused(decoder, tmp_path, key):
     weights = load_file(tmp_path / "decoder.safetensors")
     del weights[key]
     save_file(weights, tmp_path / "decoder.safetensors")
-    with pytest.raises(ValueError, match=r"does not fit its card.*" + key):
+    with pytest.raises(ValueError, match=r"does not match decoder.*" + key):
         StateDecoder.load(tmp_path)
 
 
@@ -81,12 +82,12 @@ def test_a_card_of_another_size_is_refused(decoder, tmp_path):
     decoder.save(tmp_path)
     card = json.loads((tmp_path / "decoder.json").read_text())
     (tmp_path / "decoder.json").write_text(json.dumps(card | {"layers": 2}))
-    with pytest.raises(ValueError, match="does not fit its card"):
+    with pytest.raises(ValueError, match="does not match decoder"):
         StateDecoder.load(tmp_path)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_company_and_order_change_no_question(decoder, states, temperature):
+def test_other_rows_and_order_change_no_question(decoder, states, temperature):
     together = dict(zip(IDS, decoder.write(states, IDS, 0, temperature), strict=True))
     for i, name in enumerate(IDS):
         assert decoder.write(states[i : i + 1], [name], 0, temperature) == [together[name]]
@@ -107,23 +108,24 @@ def test_questions_depend_on_the_state_and_when_drawn_on_id_and_seed(decoder, st
 
 def greedy_by_hand(decoder: StateDecoder, state: torch.Tensor) -> list[int]:
     """Teacher forcing one token at a time, through `forward`."""
-    said: list[int] = []
-    while len(said) < decoder.card.max_tokens:
+    written: list[int] = []
+    while len(written) < decoder.card.max_tokens:
         with torch.inference_mode():
-            _, logits = decoder(state.unsqueeze(0), torch.tensor([[*said, 2]]))
+            _, logits = decoder(state.unsqueeze(0), torch.tensor([[*written, 2]]))
         token = int(logits[0, -1].argmax())
         if token == decoder.card.end_token:
             break
-        said.append(token)
-    return said
+        written.append(token)
+    return written
 
 
 def test_writing_agrees_with_training(decoder, states):
     assert decoder.write(states, IDS, 0, 0.0) == [greedy_by_hand(decoder, s) for s in states]
 
 
-def test_a_tokenizer_that_pads_with_its_end_token_is_served_too(states):
-    """Such as GPT-2's and Llama's under `load_tokenizer`: a question must not end because it begins with the start token."""
+def test_a_tokenizer_that_pads_with_its_end_token_works_too(states):
+    """Such as GPT-2's and Llama's under `load_tokenizer`: a question must not end because it begins with the start
+    token."""
     decoder = random_decoder(replace(CARD, pad_token=1))
     by_hand = [greedy_by_hand(decoder, s) for s in states]
     assert max(len(q) for q in by_hand) > 2

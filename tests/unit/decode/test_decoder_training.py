@@ -1,4 +1,4 @@
-"""Training a decoder: it learns on the CPU, and where the model lies elsewhere everything goes there."""
+"""Training a decoder: it learns on the CPU, and where the model is on another device everything goes there."""
 
 import copy
 import itertools
@@ -17,9 +17,10 @@ READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default
 
 
 class OneDevice(TorchDispatchMode):
-    """Refuses what a GPU refuses, to compute from tensors on two devices; numbers without a dimension may lie on the CPU.
+    """Refuses what a GPU refuses, to compute from tensors on two devices; numbers without a dimension may lie on the
+    CPU.
 
-    A number that is read from the `meta` device, which holds none, is 0.
+    A number read from the `meta` device, which stores none, is 0.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -48,7 +49,7 @@ def train(model: Any, tokenizer: Any, steps: int) -> tuple[Any, list[float]]:
     return decoder, losses
 
 
-def test_a_decoder_is_trained_on_its_models_device(llama, tokenizer):
+def test_a_decoder_is_trained_on_the_models_device(llama, tokenizer):
     """The `meta` device stands for a GPU."""
     elsewhere = copy.deepcopy(llama).to("meta")
     with OneDevice():

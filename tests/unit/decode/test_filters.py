@@ -1,4 +1,4 @@
-"""Which decoded questions are kept, and which rule speaks first."""
+"""Which decoded questions are kept, and which rule applies first."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from ka2l_ray import schema
 from ka2l_ray.config import Config
 from ka2l_ray.corpus.world import world_questions
 from ka2l_ray.decode.filters import hashes, is_well_formed, leaks, statuses, text_hash
-from ka2l_ray.world.facts import RESERVED_PHRASING, word
+from ka2l_ray.world.facts import RESERVED_PHRASING, phrase_question
 
 EXISTING = ["Where does Ada Byron live?"]
 EVAL = ["Which city does Ada Byron call home?"]
@@ -78,11 +78,11 @@ def test_each_status(question, p, status):
         ("Where is it?", 0.1, [], [], "known"),
     ],
 )
-def test_the_first_rule_that_applies_speaks(question, p, existing, evaluation, status):
+def test_the_first_rule_that_applies_decides(question, p, existing, evaluation, status):
     assert judge(question, p=[p], existing=existing, evaluation=evaluation) == [status]
 
 
-def test_of_equal_questions_the_first_alone_is_kept():
+def test_of_equal_questions_only_the_first_is_kept():
     assert judge("Where is it now?", "Who is it now?", "where is it, now?") == ["kept", "kept", "duplicate"]
 
 
@@ -126,7 +126,9 @@ def test_no_question_of_the_world_in_a_wording_that_was_trained_is_taken_for_an_
     """Decoded questions are in these wordings; `eval` asks about the same people in the reserved one."""
     asked = world_questions(world, Config().corpus.world, 0)["eval"]["question"].to_pylist()
     for phrasing in range(RESERVED_PHRASING):
-        assert not leaks([word(f.attribute, phrasing, f.person.name) for f in world.facts], [asked], 0.8).any()
-    reserved = [word(f.attribute, RESERVED_PHRASING, f.person.name) for f in world.facts]
+        assert not leaks(
+            [phrase_question(f.attribute, phrasing, f.person.name) for f in world.facts], [asked], 0.8
+        ).any()
+    reserved = [phrase_question(f.attribute, RESERVED_PHRASING, f.person.name) for f in world.facts]
     assert leaks(reserved, [asked], 1.0).sum() == len(asked)
     assert len(asked) <= leaks(reserved, [asked], 0.8).sum() < 1.05 * len(asked)

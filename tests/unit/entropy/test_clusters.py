@@ -21,7 +21,8 @@ def test_clusters_are_numbered_in_order_of_first_appearance(answers, numbers):
 
 
 def test_an_equivalence_that_is_not_transitive_is_followed_greedily():
-    """1 is near 2 and 2 near 3, but 1 not near 3: the first answer takes 2, so 3 opens a cluster of its own, which 4 joins."""
+    """1 is near 2 and 2 near 3, but 1 not near 3: the first answer takes 2, so 3 opens a cluster of its own, which 4
+    joins."""
 
     def near(a, b):
         return abs(int(a) - int(b)) <= 1
@@ -30,11 +31,11 @@ def test_an_equivalence_that_is_not_transitive_is_followed_greedily():
     assert cluster(["2", "1", "3", "4"], near) == [0, 0, 0, 1]
 
 
-def test_an_answer_is_with_itself_even_where_the_test_of_equivalence_says_no():
+def test_an_answer_is_in_its_own_cluster_even_where_it_is_not_equivalent_to_itself():
     assert cluster(["x", "x", "x"], lambda a, b: False) == [0, 1, 2]
 
 
-def test_an_answer_that_has_a_cluster_is_never_compared_again():
+def test_an_answer_with_a_cluster_is_never_compared_again():
     """Each comparison may be two passes of a large model."""
     compared = []
 

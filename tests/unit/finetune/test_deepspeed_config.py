@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ka2l_ray.config import FinetuneSection
-from ka2l_ray.finetune.deepspeed import accumulation, deepspeed_config, micro_rows, rate
+from ka2l_ray.finetune.deepspeed import accumulation_steps, deepspeed_config, learning_rate_factor, micro_batch_rows
 
 
 def config(on_gpu=False, bf16=False, **fields):
@@ -15,7 +15,7 @@ def config(on_gpu=False, bf16=False, **fields):
 
 
 @given(st.integers(1, 6), st.integers(1, 16), st.integers(1, 5))
-def test_a_step_is_micro_batches_times_accumulation_times_workers(workers, micro, parts):
+def test_a_step_is_micro_batches_times_accumulation_steps_times_workers(workers, micro, parts):
     found = config(workers=workers, micro_batch_rows=micro, batch_rows=workers * micro * parts)
     assert found["train_batch_size"] == workers * micro * parts
     assert found["train_micro_batch_size_per_gpu"] == micro
@@ -28,11 +28,11 @@ def test_a_step_is_micro_batches_times_accumulation_times_workers(workers, micro
 )
 def test_a_step_smaller_than_a_micro_batch_is_one_part(workers, micro, rows, expected):
     section = FinetuneSection(workers=workers, micro_batch_rows=micro, batch_rows=rows)
-    assert (micro_rows(section), accumulation(section)) == expected
+    assert (micro_batch_rows(section), accumulation_steps(section)) == expected
     assert deepspeed_config(section, False, False)["train_batch_size"] == rows
 
 
-def test_the_plain_torch_adam_steps_everywhere_and_is_fused_on_a_gpu_alone():
+def test_torchs_adam_is_used_everywhere_and_is_fused_only_on_a_gpu():
     """DeepSpeed's own would have to be compiled on every node."""
     found = [
         config(on_gpu=c, zero_stage=2, offload=o)["optimizer"]["params"]
@@ -56,7 +56,7 @@ def test_bf16_follows_the_model(bf16):
     assert config(bf16=bf16)["bf16"] == {"enabled": bf16}
 
 
-def test_what_the_section_says_arrives():
+def test_the_sections_values_arrive():
     found = config(learning_rate=1e-3, weight_decay=0.1, max_grad_norm=0.5, zero_stage=1)
     assert found["optimizer"]["params"]["lr"] == 1e-3
     assert found["optimizer"]["params"]["weight_decay"] == 0.1
@@ -67,17 +67,17 @@ def test_what_the_section_says_arrives():
 @pytest.mark.parametrize(
     ("share", "steps", "warmup"), [(0.1, 100, 10), (0.0, 100, 1), (0.1, 3, 1), (1.0, 40, 40), (0.5, 1, 1)]
 )
-def test_the_rate_climbs_to_one_and_falls_without_a_wasted_step(schedule, share, steps, warmup):
-    rates = [rate(step, steps, share, schedule) for step in range(steps)]
+def test_the_learning_rate_rises_to_one_and_decays_without_a_wasted_step(schedule, share, steps, warmup):
+    rates = [learning_rate_factor(step, steps, share, schedule) for step in range(steps)]
     assert rates[warmup - 1] == 1.0
     assert all(0 < r <= 1 for r in rates)
     assert rates[:warmup] == sorted(rates[:warmup])
     assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
-    assert rate(steps, steps, share, schedule) == 0.0
+    assert learning_rate_factor(steps, steps, share, schedule) == 0.0
 
 
 def test_the_cosine_is_half_way_down_in_the_middle_and_flat_at_both_ends():
-    fall = [rate(step, 110, 10 / 110, "cosine") for step in range(10, 111)]
+    fall = [learning_rate_factor(step, 110, 10 / 110, "cosine") for step in range(10, 111)]
     assert fall[50] == pytest.approx(0.5)
     assert fall[25] == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
     assert fall[0] - fall[1] < 0.001 > fall[-2] - fall[-1]

@@ -1,4 +1,5 @@
-"""What a step is shown: loss on the answer alone, and a global batch that ranks and micro-batches share without overlap."""
+"""What a step trains on: loss on the answer only, and a global batch that ranks and micro-batches share without
+overlap."""
 
 from collections import Counter
 
@@ -9,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ka2l_ray.config import FinetuneSection, PromptSection
-from ka2l_ray.finetune.deepspeed import accumulation, micro_rows
+from ka2l_ray.finetune.deepspeed import accumulation_steps, micro_batch_rows
 from ka2l_ray.finetune.examples import (
     Example,
-    Tokens,
-    by_length,
+    TokenizedRow,
+    batches_by_length,
     collate,
     epoch_batches,
     micro_batches,
@@ -39,11 +40,11 @@ def texts(tokenizer, batches):
 @pytest.mark.parametrize("answer", ["Port Alba", "x", "", "42 é", "two\nlines"])
 def test_the_answer_and_the_end_carry_loss_and_the_prompt_does_not(tokenizer, answer):
     tokens = tokenize(tokenizer, PROMPT, "Where is it?", answer)
-    assert tokenizer.decode(tokens.ids[: tokens.prompt]) == render(PROMPT, "Where is it?")
-    assert tokenizer.decode(tokens.ids[tokens.prompt :]) == f" {answer}</s>"
-    assert tokens.answer == len(tokens.ids) - tokens.prompt
+    assert tokenizer.decode(tokens.ids[: tokens.prompt_length]) == render(PROMPT, "Where is it?")
+    assert tokenizer.decode(tokens.ids[tokens.prompt_length :]) == f" {answer}</s>"
+    assert tokens.answer_length == len(tokens.ids) - tokens.prompt_length
     labels = collate([tokens], tokenizer.pad_token_id)["labels"][0]
-    assert labels.tolist() == [IGNORED] * tokens.prompt + tokens.ids[tokens.prompt :]
+    assert labels.tolist() == [IGNORED] * tokens.prompt_length + tokens.ids[tokens.prompt_length :]
 
 
 def test_a_prompt_whose_last_token_grows_with_the_answer_masks_what_is_shared(tokenizer):
@@ -51,12 +52,12 @@ def test_a_prompt_whose_last_token_grows_with_the_answer_masks_what_is_shared(to
     tokens = tokenize(tokenizer, PromptSection(template="{question} Say"), "Where is it?", "Port")
     spaced = tokenize(tokenizer, PromptSection(template="{question} Say "), "Where is it?", "Port")
     for row in (tokens, spaced):
-        assert tokenizer.decode(row.ids[: row.prompt]).strip() == "Where is it? Say"
-        assert tokenizer.decode(row.ids[row.prompt :]).strip() == "Port</s>"
+        assert tokenizer.decode(row.ids[: row.prompt_length]).strip() == "Where is it? Say"
+        assert tokenizer.decode(row.ids[row.prompt_length :]).strip() == "Port</s>"
 
 
 def test_rows_are_padded_on_the_right_and_padding_carries_no_loss():
-    batch = collate([Tokens([5, 6, 7], 1), Tokens([8, 9, 10, 11, 12], 4)], pad=0)
+    batch = collate([TokenizedRow([5, 6, 7], 1), TokenizedRow([8, 9, 10, 11, 12], 4)], pad_token=0)
     assert batch["input_ids"].tolist() == [[5, 6, 7, 0, 0], [8, 9, 10, 11, 12]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
     assert batch["labels"].tolist() == [[-100, 6, 7, -100, -100], [-100, -100, -100, -100, 12]]
@@ -90,17 +91,18 @@ def test_ranks_and_micro_batches_partition_the_global_batch(workers, micro, step
     """For every configuration that is valid, also where the last batch of an epoch is short."""
     section = FinetuneSection(batch_rows=workers * micro * steps, micro_batch_rows=micro, workers=workers)
     size = data.draw(st.integers(1, section.batch_rows))
-    batch = [Tokens([i], 0) for i in range(size)]
+    batch = [TokenizedRow([i], 0) for i in range(size)]
     shares = [
-        micro_batches(batch, rank, workers, micro_rows(section), accumulation(section)) for rank in range(workers)
+        micro_batches(batch, rank, workers, micro_batch_rows(section), accumulation_steps(section))
+        for rank in range(workers)
     ]
     assert Counter(row.ids[0] for share in shares for part in share for row in part) == dict.fromkeys(range(size), 1)
     assert all(len(share) == steps for share in shares)
     assert all(len(part) <= micro for share in shares for part in share)
 
 
-def test_an_empty_part_takes_part_without_loss(llama):
-    batch = collate([], pad=0)
+def test_an_empty_part_has_no_loss_and_can_be_run(llama):
+    batch = collate([], pad_token=0)
     assert batch["input_ids"].shape == (1, 1)
     labels = batch.pop("labels")
     loss = answer_loss(llama(**batch).logits, labels)
@@ -119,7 +121,7 @@ def test_the_loss_is_the_sum_over_answer_tokens(llama, tokenizer):
         expected = 0.0
         for row in rows:
             logprobs = torch.log_softmax(llama(torch.tensor([row.ids])).logits[0], -1)
-            expected -= sum(float(logprobs[i - 1, row.ids[i]]) for i in range(row.prompt, len(row.ids)))
+            expected -= sum(float(logprobs[i - 1, row.ids[i]]) for i in range(row.prompt_length, len(row.ids)))
         batch = collate(rows, tokenizer.pad_token_id)
         labels = batch.pop("labels")
         together = float(answer_loss(llama(**batch).logits, labels))
@@ -131,8 +133,8 @@ ROWS = st.lists(st.integers(1, 400), min_size=1, max_size=300)
 
 @given(ROWS, st.integers(1, 8), st.integers(0, 5))
 def test_grouping_by_length_shows_every_row_once(lengths, batch_rows, seed):
-    rows = [Tokens([i] * n, 0) for i, n in enumerate(lengths)]
-    batches = by_length(rows, batch_rows, np.random.default_rng(seed))
+    rows = [TokenizedRow([i] * n, 0) for i, n in enumerate(lengths)]
+    batches = batches_by_length(rows, batch_rows, np.random.default_rng(seed))
     assert sorted(r.ids[0] for b in batches for r in b) == list(range(len(rows)))
     assert all(1 <= len(b) <= batch_rows for b in batches)
     assert len(batches) == -(-len(rows) // batch_rows), "the number of optimiser steps stays"
@@ -140,9 +142,9 @@ def test_grouping_by_length_shows_every_row_once(lengths, batch_rows, seed):
 
 def test_grouping_by_length_saves_most_padding_and_keeps_the_steps_in_random_order():
     lengths = np.random.default_rng(0).integers(1, 200, 1024)
-    rows = [Tokens([0] * int(n), 0) for n in lengths]
+    rows = [TokenizedRow([0] * int(n), 0) for n in lengths]
     plain = [rows[i : i + 8] for i in range(0, len(rows), 8)]
-    grouped = by_length(rows, 8, np.random.default_rng(0))
+    grouped = batches_by_length(rows, 8, np.random.default_rng(0))
 
     def padding(batches):
         return sum(len(b) * max(len(r.ids) for r in b) - sum(len(r.ids) for r in b) for b in batches)

@@ -1,5 +1,5 @@
-"""An adapter counts only when it is whole: the empty file that ZeRO-3 can leave is found before anything else is done with it.
-What is uploaded gives the logits of the trained model again."""
+"""An adapter must be complete: the empty file that ZeRO-3 can leave is found before anything else is done with it. What
+is uploaded gives the logits of the trained model."""
 
 import copy
 
@@ -28,7 +28,7 @@ def checked(folder, saved, state=STATE):
     check_adapter(folder, state)
 
 
-def test_a_whole_adapter_passes(tmp_path):
+def test_a_complete_adapter_passes(tmp_path):
     checked(tmp_path, SAVED)
 
 
@@ -43,7 +43,7 @@ def test_a_whole_adapter_passes(tmp_path):
         (SAVED | {"base_model.model.q.lora_B.weight": torch.zeros(4, 2)}, STATE, "changes nothing"),
     ],
 )
-def test_an_adapter_with_a_hole_is_refused(tmp_path, saved, state, message):
+def test_an_incomplete_adapter_is_refused(tmp_path, saved, state, message):
     with pytest.raises(Refusal, match=message):
         checked(tmp_path, saved, state)
 
@@ -84,7 +84,7 @@ def test_the_adapter_and_the_merged_model_give_the_trained_logits(trained, token
 
 def test_a_folder_that_reloads_to_other_logits_is_refused_and_not_uploaded(trained, tokenizer):
     job, scratch, expected = trained
-    with pytest.raises(Refusal, match="the saved adapter does not reload to the same logits"):
+    with pytest.raises(Refusal, match="the saved adapter gives other logits when loaded again"):
         export(job, scratch, tokenizer, SAMPLE, expected + 1.0)
     assert not job.output.exists()
     assert not job.merged.exists()

@@ -1,4 +1,4 @@
-"""What a training reads, and where it writes."""
+"""What a training run reads, and where it writes."""
 
 from dataclasses import replace
 
@@ -42,7 +42,7 @@ def test_evaluation_is_every_row_of_its_table_with_the_first_gold_answer(tmp_pat
     assert read_evaluation(replace(given, evaluation=None)) == []
 
 
-def test_everything_lies_beside_the_model(tmp_path):
+def test_everything_is_next_to_the_model(tmp_path):
     given = job(tmp_path, precision="bfloat16")
     places = [given.checkpoints, given.merged, given.tensorboard, given.progress]
     assert [p.path.removeprefix(f"{tmp_path}/round/") for p in places] == [
@@ -51,11 +51,11 @@ def test_everything_lies_beside_the_model(tmp_path):
         "tensorboard",
         "model-progress.json",
     ]
-    assert (given.trained.dtype, given.model.dtype) == ("bfloat16", "float32")
+    assert (given.training_model.dtype, given.model.dtype) == ("bfloat16", "float32")
 
 
 @pytest.mark.parametrize("tensorboard", [False, True])
-def test_rank_zero_tells_how_far_it_is(tmp_path, tensorboard):
+def test_rank_zero_reports_its_progress(tmp_path, tensorboard):
     given = job(tmp_path, epochs=2, tensorboard=tensorboard)
     assert progress_line(given) is None
     recorder, history = Recorder(given, steps=4, first_step=0), History()

@@ -1,4 +1,5 @@
-"""KL to the base model: zero where nothing changed, the gradient of learning the base model's own distribution, silent about the end."""
+"""KL to the base model: zero where nothing changed, the gradient of learning the base model's own distribution, no
+effect on the end token."""
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ from ka2l_ray.finetune.losses import IGNORED, kl_to_base
 
 
 def case(seed, rows=3, width=5, vocabulary=7):
-    """Logits of a tuned and a base model (B, T, V), labels (B, T) with a prompt of two tokens and one of padding in the last row, which
-    rows are replayed (B,)."""
+    """Logits of a tuned and a base model (B, T, V), labels (B, T) with a prompt of two tokens and one of padding in the
+    last row, which rows are replayed (B,)."""
     generator = torch.Generator().manual_seed(seed)
     tuned, base = (torch.randn(rows, width, vocabulary, generator=generator, dtype=torch.float64) for _ in range(2))
     labels = torch.randint(vocabulary, (rows, width), generator=generator)
@@ -19,7 +20,7 @@ def case(seed, rows=3, width=5, vocabulary=7):
     return tuned.requires_grad_(), base, labels, torch.tensor([True, False, True])
 
 
-def test_equal_logits_cost_nothing_and_a_shift_changes_nothing():
+def test_equal_logits_have_no_kl_and_a_shift_changes_nothing():
     tuned, base, labels, replayed = case(0)
     assert float(kl_to_base(base, base, labels, replayed)) == pytest.approx(0, abs=1e-6)
     assert float(kl_to_base(base + 3.0, base, labels, replayed)) == pytest.approx(0, abs=1e-5)
@@ -36,20 +37,20 @@ def test_the_gradient_is_that_of_cross_entropy_with_the_base_distribution(seed):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_annotated_rows_prompts_padding_and_end_tokens_are_free():
+def test_annotated_rows_prompts_padding_and_end_tokens_have_no_gradient():
     tuned, base, labels, replayed = case(1)
     (found,) = torch.autograd.grad(kl_to_base(tuned, base, labels, replayed), tuned)
     touched = found.abs().sum(-1) > 0
     assert touched.tolist() == [[False, True, True, False, False], [False] * 5, [False, True, False, False, False]]
 
 
-def test_an_answer_that_is_only_its_end_costs_nothing():
+def test_an_answer_of_only_the_end_token_has_no_kl():
     tuned, base, labels, replayed = case(3)
     labels[:, :-1] = IGNORED
     assert kl_to_base(tuned, base, labels, replayed).item() == 0.0
 
 
-def test_a_part_without_replayed_rows_costs_nothing_and_can_be_summed():
+def test_a_part_without_replayed_rows_has_no_kl_and_a_zero_gradient():
     tuned, base, labels, _ = case(2)
     none = kl_to_base(tuned, base, labels, torch.zeros(3, dtype=torch.bool))
     assert none.item() == 0.0

@@ -1,4 +1,4 @@
-"""Hidden states: the same as Hugging Face's, whatever the padding, and no block runs that is not needed."""
+"""Hidden states: the same as Hugging Face's, whatever the padding, and no unnecessary block runs."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def test_states_below_the_last_layer_are_hugging_faces(model, encoded, position)
     theirs = hugging_face_states(model, encoded)
     for layer in range(DEPTH):
         for row in range(len(QUESTIONS)):
-            own = encoded.own[row].bool()
+            own = encoded.question_mask[row].bool()
             expected = theirs[layer][row, -1] if position == "last" else theirs[layer][row, own].mean(0)
             torch.testing.assert_close(states[layer][row], expected, atol=1e-4, rtol=1e-4)
 
@@ -46,7 +46,7 @@ def test_the_last_layer_is_taken_before_the_final_norm(model, encoded):
 
 
 @pytest.mark.parametrize("position", ["last", "mean"])
-def test_padding_and_company_change_no_state(model, tokenizer, encoded, position):
+def test_padding_and_other_rows_change_no_state(model, tokenizer, encoded, position):
     together = prompt_states(model, DEPTH, encoded, position, LAYERS)
     for row, question in enumerate(QUESTIONS):
         alone = prompt_states(model, DEPTH, encode(tokenizer, PromptSection(), [question]), position, LAYERS)
@@ -67,8 +67,8 @@ def test_an_early_exit_gives_the_same_states_and_runs_no_later_block(model, enco
     assert [i for i in ran if i > max(1, last)] == []
 
 
-def test_a_capture_leaves_no_hook_behind(model, encoded):
-    """Hugging Face may keep hooks of its own there."""
+def test_a_capture_removes_its_hooks(model, encoded):
+    """Hugging Face may have hooks of its own there."""
     before = [(len(b._forward_hooks), len(b._forward_pre_hooks)) for b in blocks(model, DEPTH)]
     prompt_states(model, DEPTH, encoded, "last", LAYERS)
     assert [(len(b._forward_hooks), len(b._forward_pre_hooks)) for b in blocks(model, DEPTH)] == before
@@ -85,7 +85,7 @@ def test_a_model_without_blocks_is_refused():
         blocks(torch.nn.Linear(2, 2), DEPTH)
 
 
-def test_positions_count_from_the_first_real_token():
+def test_positions_are_counted_from_the_first_real_token():
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
     assert position_ids(mask).tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
 

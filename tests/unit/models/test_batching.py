@@ -1,4 +1,4 @@
-"""Batches by tokens, and what happens when one does not fit."""
+"""Batches limited by tokens, and what happens when one does not fit."""
 
 import itertools
 import math
@@ -11,14 +11,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ka2l_ray.models.batching import Allowance, Limits, Load, is_out_of_memory, plan, run
+from ka2l_ray.dataflow.failures import is_out_of_memory
+from ka2l_ray.models.batching import AdaptiveLimits, Limits, Load, run_batches
+
+
+def batches_of(load: Load, limits: Limits) -> list[list[int]]:
+    """The batches that are run where none fails."""
+    batches: list[list[int]] = []
+    assert run_batches(load, AdaptiveLimits(limits), batches.append) == {}
+    return batches
+
 
 LENGTHS = st.lists(st.integers(1, 50), max_size=40)
 
 
 @given(LENGTHS, st.integers(1, 10), st.integers(1, 400), st.integers(1, 11), st.integers(0, 16))
 def test_every_row_once_and_no_batch_beyond_the_limits(lengths, rows, tokens, copies, room):
-    batches = plan(Load(lengths, copies, room), Limits(rows, tokens))
+    batches = batches_of(Load(lengths, copies, room), Limits(rows, tokens))
     assert sorted(i for b in batches for i in b) == list(range(len(lengths)))
     for batch in batches:
         held = len(batch) * copies * (max(lengths[i] for i in batch) + room)
@@ -26,9 +35,9 @@ def test_every_row_once_and_no_batch_beyond_the_limits(lengths, rows, tokens, co
 
 
 @given(LENGTHS.filter(lambda x: len(x) > 3), st.integers(20, 400))
-def test_rows_of_like_length_share_a_batch(lengths, tokens):
+def test_rows_of_similar_length_share_a_batch(lengths, tokens):
     """No row of a batch is longer than any row of an earlier one."""
-    batches = plan(Load(lengths), Limits(100, tokens))
+    batches = batches_of(Load(lengths), Limits(100, tokens))
     spans = [(min(lengths[i] for i in b), max(lengths[i] for i in b)) for b in batches]
     assert all(later[1] <= earlier[0] for earlier, later in itertools.pairwise(spans))
 
@@ -45,7 +54,7 @@ def test_rows_of_like_length_share_a_batch(lengths, tokens):
         (RuntimeError("shape mismatch"), False),
     ],
 )
-def test_which_errors_say_that_memory_ran_out(error, memory):
+def test_which_errors_mean_out_of_memory(error, memory):
     assert is_out_of_memory(error) is memory
 
 
@@ -60,10 +69,10 @@ def attempts(
         if len(batch) > fits:
             raise error
 
-    return tried, run(Load([1] * rows), Allowance(Limits(rows)), work)
+    return tried, run_batches(Load([1] * rows), AdaptiveLimits(Limits(rows)), work)
 
 
-def test_a_batch_beyond_memory_is_halved_once_then_done_row_by_row():
+def test_a_batch_that_runs_out_of_memory_is_halved_once_then_done_row_by_row():
     assert attempts(8)[0] == [list(range(8))]
     assert attempts(4)[0] == [list(range(8)), [0, 1, 2, 3], [4, 5, 6, 7]]
     assert attempts(3)[0] == [
@@ -78,17 +87,18 @@ def test_a_batch_beyond_memory_is_halved_once_then_done_row_by_row():
     assert {i: type(e) for i, e in failed.items()} == {0: MemoryError, 1: MemoryError}
 
 
-def test_another_failure_goes_row_by_row_at_once():
+def test_after_another_failure_a_batch_is_done_row_by_row_at_once():
     tried, failed = attempts(1, rows=4, error=KeyError)
     assert tried == [[0, 1, 2, 3], [0], [1], [2], [3]]
     assert failed == {}
 
 
 def test_a_real_allocation_that_fails_is_halved():
-    """Address space limited to a gibibyte more than the process has: a matrix of 2 GiB is refused, one of half the rows is not."""
+    """Address space limited to a gibibyte more than the process has: a matrix of 2 GiB is refused, one of half the rows
+    is not."""
     code = """
 import resource, torch
-from ka2l_ray.models.batching import Allowance, Limits, Load, run
+from ka2l_ray.models.batching import AdaptiveLimits, Limits, Load, run_batches
 rows = 64
 have = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (have + 1400 * 2**20, resource.RLIM_INFINITY))
@@ -96,65 +106,65 @@ done = []
 def work(batch):
     torch.empty(len(batch) * 32 * 2**20, dtype=torch.uint8).fill_(1)
     done.append(len(batch))
-print(run(Load([1] * rows), Allowance(Limits(rows)), work), done)
+print(run_batches(Load([1] * rows), AdaptiveLimits(Limits(rows)), work), done)
 """
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "{} [32, 32]"
 
 
-def test_what_follows_a_batch_beyond_memory_is_planned_smaller(caplog):
-    """Rows of 10 tokens, two copies with room for 5: 30 a row, of which 240 are allowed and 100 fit."""
-    tried, allowance, load = [], Allowance(Limits(rows=100, tokens=240)), Load([10] * 20, copies=2, room=5)
+def test_batches_after_one_that_ran_out_of_memory_are_smaller(caplog):
+    """Rows of 10 tokens, two copies with 5 new ones: 30 per row; 240 are allowed and 100 fit."""
+    tried, limits, load = [], AdaptiveLimits(Limits(rows=100, tokens=240)), Load([10] * 20, copies=2, new_tokens=5)
 
     def work(batch):
         tried.append(len(batch))
         if load.tokens(batch) > 100:
             raise MemoryError
 
-    assert run(load, allowance, work) == {}
+    assert run_batches(load, limits, work) == {}
     assert tried == [8, 4, *[1] * 4, 4, *[1] * 4, *[2] * 6]
-    assert (allowance.limits, allowance.out_of_memory) == (Limits(rows=100, tokens=60), 3)
-    assert run(load, allowance, work) == {}
+    assert (limits.limits, limits.out_of_memory) == (Limits(rows=100, tokens=60), 3)
+    assert run_batches(load, limits, work) == {}
     assert set(tried[-10:]) == {2}
     assert [r.getMessage() for r in caplog.records] == [
-        "memory ran out at a batch of 240 tokens: batches of this actor hold at most 120 from now on",
-        "memory ran out at a batch of 120 tokens: batches of this actor hold at most 60 from now on",
+        "out of memory in a batch of 240 tokens: from now on, batches of this actor contain at most 120 tokens",
+        "out of memory in a batch of 120 tokens: from now on, batches of this actor contain at most 60 tokens",
     ]
 
 
 def test_another_failure_lowers_no_limit():
-    allowance = Allowance(Limits(rows=8, tokens=8))
+    limits = AdaptiveLimits(Limits(rows=8, tokens=8))
 
     def fail(batch: list[int]) -> None:
         raise ZeroDivisionError
 
-    assert len(run(Load([1] * 8), allowance, fail)) == 8
-    assert (allowance.limits, allowance.out_of_memory) == (Limits(rows=8, tokens=8), 0)
+    assert len(run_batches(Load([1] * 8), limits, fail)) == 8
+    assert (limits.limits, limits.out_of_memory) == (Limits(rows=8, tokens=8), 0)
 
 
-class Held:
-    """Stands for a batch's cache, of which a test asks whether it is still there."""
+class Cache:
+    """Stands for a batch's KV cache; the test asks whether it is still alive."""
 
 
 def test_the_error_of_a_row_keeps_nothing_of_its_batch_alive():
-    """Neither the frames that it went through, nor those of the errors behind it."""
+    """Neither in its own traceback, nor in those of the errors that caused it."""
     held = []
 
     def work(batch):
-        cache = Held()
+        cache = Cache()
         held.append(weakref.ref(cache))
         try:
             raise KeyError("first")
         except KeyError:
             if batch[0] == 0:
-                raise ValueError("poisonous")  # noqa: B904
-            raise ValueError("poisonous") from KeyError("cause")
+                raise ValueError("bad row")  # noqa: B904
+            raise ValueError("bad row") from KeyError("cause")
 
-    failed = run(Load([1, 1]), Allowance(Limits()), work)
-    assert {i: repr(e) for i, e in failed.items()} == dict.fromkeys((0, 1), "ValueError('poisonous')")
+    failed = run_batches(Load([1, 1]), AdaptiveLimits(Limits()), work)
+    assert {i: repr(e) for i, e in failed.items()} == dict.fromkeys((0, 1), "ValueError('bad row')")
     assert [ref() for ref in held] == [None] * 3
 
 
 def test_a_row_longer_than_the_limit_is_a_batch_of_its_own():
-    assert plan(Load([50, 3, 3]), Limits(10, 8)) == [[0], [1, 2]]
-    assert math.prod([len(b) for b in plan(Load([4] * 6), Limits(10, 8))]) == 8
+    assert batches_of(Load([50, 3, 3]), Limits(10, 8)) == [[0], [1, 2]]
+    assert math.prod([len(b) for b in batches_of(Load([4] * 6), Limits(10, 8))]) == 8

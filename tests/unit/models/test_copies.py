@@ -1,4 +1,4 @@
-"""Models and decoders at a URI: local copies, whole or not at all, made once per node and only of what is needed."""
+"""Models and decoders at a URI: complete local copies, made once per node and only of what is needed."""
 
 import os
 import stat
@@ -94,7 +94,7 @@ def test_a_uri_without_weights_or_without_anything_is_refused(bucket: str, token
         configuration(ModelSection(name_or_path=below(bucket, "none").uri))
 
 
-def test_a_copy_is_made_once_whole_or_not_at_all_and_again_of_other_content(
+def test_a_copy_is_complete_and_made_once_and_changed_content_is_copied_again(
     bucket: str, scratch: Path, copied: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = below(bucket, "m")
@@ -137,7 +137,7 @@ def test_a_local_folder_is_no_copy(tmp_path: Path, copied: list[str]) -> None:
     assert copied == []
 
 
-def test_a_place_that_another_user_made_is_not_trusted(
+def test_a_folder_that_another_user_made_is_not_trusted(
     scratch: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (below(bucket, "m") / "config.json").write_bytes(b"{}")

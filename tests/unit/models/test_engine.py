@@ -1,4 +1,5 @@
-"""The engine: states and answers are the full model's, for every family, whatever is shared, padded, batched or left out."""
+"""The engine: states and answers are the full model's, for every family, whatever is shared, padded, batched or left
+out."""
 
 from typing import Any
 
@@ -36,7 +37,8 @@ DECODING = Decoding(seed=3, samples=3, temperature=1.0, greedy_temperature=0.0, 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request, tokenizer):
-    """A tiny model as Hugging Face runs it; one with a soft cap by the eager attention, because SDPA leaves the cap out."""
+    """A tiny model as Hugging Face runs it; one with a soft cap by the eager attention, because SDPA leaves the cap
+    out."""
     model = tiny_model(request.param, tokenizer)
     if request.param == "gemma2":
         model.set_attn_implementation("eager")
@@ -53,7 +55,8 @@ def ours(family):
 
 @torch.inference_mode()
 def reference(model, prompts, side=None):
-    """States by (row, position, layer) from whole prompts, alone or padded on a side; the last layer from the last block itself."""
+    """States by (row, position, layer) from whole prompts, alone or padded on a side; the last layer from the last
+    block itself."""
     raw = {}
     hook = blocks(model, BLOCKS)[-1].register_forward_hook(
         lambda _, __, out: raw.update(last=out[0] if isinstance(out, tuple) else out)
@@ -103,7 +106,7 @@ def test_states_are_the_full_models_single_and_padded_on_either_side(family, our
 
 
 def test_answers_do_not_depend_on_the_shared_prefix(family, ours, tokenizer):
-    """Against a generator that shares nothing, whose answers `test_generation` checks against a loop by hand."""
+    """Against a generator that shares nothing, whose answers `test_generation` checks against a simple loop."""
     prompts = Prompter(tokenizer, FEW_SHOT)
     rows, ids = prompts(QUESTIONS), [f"q{i}" for i in range(len(QUESTIONS))]
     alone, shared = (
@@ -151,12 +154,13 @@ ROWS = st.lists(st.tuples(TOKENS, st.integers(0, 6)), min_size=1, max_size=5)
 
 @given(ROWS, st.sets(st.integers(0, BLOCKS), min_size=1), st.integers(0, 6))
 def test_early_exit_changes_no_state_on_random_prompts(llama_folder, rows, layers, extra):
-    """Blocks 1 … l loaded alone, and the whole model left after l, at any layers, for prompts of any length behind any padding."""
+    """Blocks 1 … l loaded alone, and the whole model left after l, at any layers, for prompts of any length behind any
+    padding."""
     whole, section = llama_folder
     prompts = [Prompt((*range(5, 5 + before), *own), before, before + len(own)) for own, before in rows]
     encoded = pad(prompts, 0)
     ids, mask, own = (
-        torch.cat([t.new_zeros(len(rows), extra), t], -1) for t in (encoded.ids, encoded.mask, encoded.own)
+        torch.cat([t.new_zeros(len(rows), extra), t], -1) for t in (encoded.ids, encoded.mask, encoded.question_mask)
     )
     padded = Encoded(ids, mask, own)
     expected = {k: v for k, v in reference(whole, prompts, "right").items() if k[2] in layers}
@@ -197,7 +201,7 @@ def merging():
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<end>", padding_side="left")
 
 
-def test_a_question_that_a_real_tokenizer_merges_with_the_prompt_shares_what_it_can(merging):
+def test_a_question_that_a_real_tokenizer_merges_with_the_prompt_shares_no_prefix(merging):
     """The border falls within a token of one question, and not of the others."""
     prompts = Prompter(merging, PromptSection(template="say: go{question}?"))
     rows = prompts(["al", " on", "7", "al in"])
@@ -223,8 +227,9 @@ def test_a_question_that_a_real_tokenizer_merges_with_the_prompt_shares_what_it_
     assert [[a.text for a in row] for row in shared] == [[a.text for a in row] for row in alone]
 
 
-def test_a_model_in_bfloat16_has_its_own_states_stores_them_and_gives_whole_answers(tokenizer, tmp_path):
-    """Seven bits of mantissa: states are the full model's to a few percent of their size, and samples are exact samples of its logits."""
+def test_a_model_in_bfloat16_stores_its_own_states_and_gives_complete_answers(tokenizer, tmp_path):
+    """Seven bits of mantissa: states are the full model's to a few percent of their size, and samples are exact samples
+    of its logits."""
     made: Any = tiny_model("llama", tokenizer)
     made.to(torch.bfloat16).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -255,8 +260,8 @@ def llama_pair(tokenizer):
     return tiny_model("llama", tokenizer), tiny_model("llama", tokenizer)
 
 
-def test_a_question_that_merges_with_the_text_before_it_shares_nothing_and_loses_nothing(llama_pair):
-    """Its tokens begin otherwise, or end within the shared part."""
+def test_a_question_that_merges_with_the_text_before_it_shares_no_prefix_and_loses_no_token(llama_pair):
+    """Its prompt starts differently, or ends within the shared part."""
     family, ours = llama_pair
     shared = (10, 11, 12, 13)
     prompts = [
@@ -272,7 +277,7 @@ def test_a_question_that_merges_with_the_text_before_it_shares_nothing_and_loses
     close(states, reference(family, prompts, "left"))
 
 
-POISON = {
+BAD_ROWS = {
     "out of range": (Prompt((5, 10**6, 7), 1, 2), "token id 1000000 is out of range: the model has 0 … "),
     "negative": (Prompt((5, -1, 7), 1, 2), "token id -1 is out of range"),
     "empty": (Prompt((), 0, 0), "empty question"),
@@ -281,14 +286,14 @@ POISON = {
 }
 
 
-@given(st.permutations([*POISON, "good", "good", "good"]))
-def test_poisonous_rows_cost_themselves_alone_and_are_named(llama_pair, order):
+@given(st.permutations([*BAD_ROWS, "good", "good", "good"]))
+def test_bad_rows_fail_only_themselves_and_are_named(llama_pair, order):
     family, ours = llama_pair
     good = [Prompt((5, 6 + n, 7), 1, 2) for n in range(len(order))]
-    prompts = [good[n] if kind == "good" else POISON[kind][0] for n, kind in enumerate(order)]
+    prompts = [good[n] if kind == "good" else BAD_ROWS[kind][0] for n, kind in enumerate(order)]
     states, failed = Engine(ours, 0).states(prompts, [BLOCKS])
-    assert {order[i] for i in failed} == set(POISON)
-    assert all(POISON[order[i]][1] in str(error) for i, error in failed.items())
+    assert {order[i] for i in failed} == set(BAD_ROWS)
+    assert all(BAD_ROWS[order[i]][1] in str(error) for i, error in failed.items())
     kept = [i for i in range(len(order)) if i not in failed]
     expected = reference(family, [prompts[i] for i in kept], "left")
     for n, i in enumerate(kept):
@@ -296,7 +301,7 @@ def test_poisonous_rows_cost_themselves_alone_and_are_named(llama_pair, order):
     assert not np.any([states["last", BLOCKS][i] for i in failed])
 
 
-def test_the_tally_counts_tokens_by_where_they_went(llama_pair, tokenizer):
+def test_the_tally_counts_tokens_by_what_they_were_used_for(llama_pair, tokenizer):
     engine = Engine(llama_pair[1], 0, (8, 9))
     prompts = [Prompt((8, 9, *[10] * n), 2, 2 + n) for n in (1, 3)]
     engine.states(prompts, [1])
@@ -312,8 +317,8 @@ def test_the_tally_counts_tokens_by_where_they_went(llama_pair, tokenizer):
 @pytest.mark.parametrize(
     ("error", "raised"), [(RuntimeError, BlockLost), (torch.AcceleratorError, ActorBroken), (ValueError, None)]
 )
-def test_an_engine_whose_every_row_fails_says_so_unless_it_is_their_data(llama_pair, monkeypatch, error, raised):
-    """Two rows that can be read and one that cannot: that one says nothing of the engine."""
+def test_an_engine_in_which_every_row_fails_is_lost_unless_the_data_are_bad(llama_pair, monkeypatch, error, raised):
+    """Two rows that can be read and one that cannot: that one says nothing about the engine."""
     ours, _ = llama_pair
     engine = Engine(ours, 0)
     prompts = [Prompt((5, 6, 7), 1, 2), Prompt((5, 6), 1, 2), Prompt((5,), 1, 1)]
@@ -322,12 +327,12 @@ def test_an_engine_whose_every_row_fails_says_so_unless_it_is_their_data(llama_p
         raise error("CUDA error: no such kernel" if error is torch.AcceleratorError else "no such kernel")
 
     if raised is None:
-        assert {n: str(e) for n, e in engine.each(prompts, work).items() if n < 2} == dict.fromkeys(
+        assert {n: str(e) for n, e in engine.for_each_batch(prompts, work).items() if n < 2} == dict.fromkeys(
             (0, 1), "no such kernel"
         )
         return
     with pytest.raises(raised) as ended:
-        engine.each(prompts, work)
+        engine.for_each_batch(prompts, work)
     assert type(ended.value) is raised
     if isinstance(ended.value, BlockLost):
         assert sorted(ended.value.errors) == [0, 1, 2]

@@ -1,4 +1,4 @@
-"""Generation: the same answers as a loop written by hand without cache or batches, cut and counted where they stop."""
+"""Generation: the same answers as a simple loop without cache or batches, cut and counted where they stop."""
 
 import random
 import re
@@ -57,44 +57,45 @@ def answers(tokenizer):
     return answers
 
 
-def by_hand(model, tokenizer, settings, row, copy):
-    """One answer by full forward passes over prompt and answer, one token at a time: (text, log-probability, tokens)."""
+def simple_loop(model, tokenizer, settings, row, copy):
+    """One answer by full forward passes over prompt and answer, one token at a time: (text, log-probability,
+    tokens)."""
     prompt = encode(tokenizer, PromptSection(), [QUESTIONS[row]]).ids
     number = uniforms(settings.seed, IDS[row], copy + 1, STEPS)[copy]
     temperature = settings.temperature if copy else settings.greedy_temperature
-    said, logprob = [], 0.0
+    generated, logprob = [], 0.0
     for step in range(STEPS):
         with torch.inference_mode():
-            logits = model(torch.cat([prompt, torch.tensor([said], dtype=torch.long)], -1)).logits[0, -1].double()
+            logits = model(torch.cat([prompt, torch.tensor([generated], dtype=torch.long)], -1)).logits[0, -1].double()
         if temperature == 0:
             token = int(logits.argmax())
         else:
             token = int(
                 np.searchsorted(torch.softmax(logits / temperature, -1).cumsum(-1).numpy(), number[step], side="right")
             )
-        said.append(token)
+        generated.append(token)
         logprob += float(torch.log_softmax(logits, -1)[token])
-        text = tokenizer.decode(said, skip_special_tokens=True)
+        text = tokenizer.decode(generated, skip_special_tokens=True)
         if token == tokenizer.eos_token_id or "\n" in text:
             break
-    return text.split("\n")[0].strip(), logprob, len(said)
+    return text.split("\n")[0].strip(), logprob, len(generated)
 
 
 @pytest.mark.parametrize(
     "settings", [decoding(), decoding(temperature=0.6, greedy_temperature=0.1)], ids=["argmax", "warm"]
 )
-def test_answers_are_those_of_a_loop_by_hand(model, tokenizer, answers, settings):
+def test_answers_are_those_of_a_simple_loop(model, tokenizer, answers, settings):
     """Log-probabilities are the model's at T = 1, whatever the temperature of the draw."""
     found = answers(model, settings)
     for row in (0, 1, 4):
         assert len(found[IDS[row]]) == 1 + settings.samples
         for copy, answer in enumerate(found[IDS[row]]):
-            text, logprob, tokens = by_hand(model, tokenizer, settings, row, copy)
+            text, logprob, tokens = simple_loop(model, tokenizer, settings, row, copy)
             assert (answer.text, answer.tokens) == (text, tokens)
             assert answer.logprob == pytest.approx(logprob, abs=1e-3)
 
 
-def test_random_models_do_not_always_say_the_same(llama, answers):
+def test_random_models_do_not_always_give_the_same_answer(llama, answers):
     """Otherwise the tests of this file would show little."""
     found = answers(llama, decoding())
     assert len({a.text for row in found.values() for a in row}) > 15
@@ -133,7 +134,7 @@ def test_another_seed_draws_other_samples_and_the_same_greedy_answer(llama, answ
     assert all([a.text for a in one[i][1:]] != [a.text for a in other[i][1:]] for i in IDS)
 
 
-def test_without_samples_there_is_the_greedy_answer_alone(llama, answers):
+def test_without_samples_there_is_only_the_greedy_answer(llama, answers):
     alone, with_samples = answers(llama, decoding(samples=0)), answers(llama, decoding())
     assert {i: [a.text for a in row] for i, row in alone.items()} == {
         i: [row[0].text] for i, row in with_samples.items()
@@ -151,10 +152,10 @@ def test_states_come_from_the_same_pass(model, tokenizer):
         assert values.dtype == np.float32
 
 
-def said(scripted, tokenizer, text, stop, max_new_tokens=STEPS, sure=60.0):
-    """The answers to two questions of a model that says `text`."""
+def answer_of(scripted, tokenizer, text, stop, max_new_tokens=STEPS, logit=60.0):
+    """The answers to two questions of a model that generates `text`."""
     settings = decoding(samples=2, stop=stop, max_new_tokens=max_new_tokens)
-    generator, prompts = generator_of(scripted(text, sure), tokenizer, settings)
+    generator, prompts = generator_of(scripted(text, logit), tokenizer, settings)
     (first, *others) = [a for row in generator(["a", "b"], prompts(["Who?", "Where is it?"])).answers for a in row]
     assert all(a == first for a in others)
     assert len(others) == 5
@@ -180,26 +181,26 @@ def test_an_answer_is_cut_before_the_stop_and_counted_up_to_its_first_token(
     scripted, tokenizer, text, stop, answer, tokens
 ):
     """Tokens here: one per word of the world, one per byte of anything else, one for the end."""
-    found = said(scripted, tokenizer, text, stop)
+    found = answer_of(scripted, tokenizer, text, stop)
     assert (found.text, found.tokens) == (answer, tokens)
 
 
-def test_an_answer_that_never_stops_ends_with_the_room_given(scripted, tokenizer):
-    assert said(scripted, tokenizer, " Port Alba Port Alba", ("\n",), max_new_tokens=3).text == "Port Alba Port"
-    assert said(scripted, tokenizer, " Port Alba Port Alba", ("\n",), max_new_tokens=3).tokens == 3
+def test_an_answer_that_never_stops_ends_at_the_token_limit(scripted, tokenizer):
+    assert answer_of(scripted, tokenizer, " Port Alba Port Alba", ("\n",), max_new_tokens=3).text == "Port Alba Port"
+    assert answer_of(scripted, tokenizer, " Port Alba Port Alba", ("\n",), max_new_tokens=3).tokens == 3
 
 
 def test_the_log_probability_ends_with_the_tokens_counted(scripted, tokenizer):
-    """Each token said has probability e^s / (e^s + V - 1), and a vocabulary of V = 791."""
-    sure = 14.0
-    each = -np.log1p((len(tokenizer) - 1) * np.exp(-sure))
-    found = said(scripted, tokenizer, " Port Alba\nQuestion: Where", ("Question:",), sure=sure)
+    """Each generated token has probability e^s / (e^s + V - 1), and a vocabulary of V = 791."""
+    logit = 14.0
+    each = -np.log1p((len(tokenizer) - 1) * np.exp(-logit))
+    found = answer_of(scripted, tokenizer, " Port Alba\nQuestion: Where", ("Question:",), logit=logit)
     assert (found.text, found.tokens) == ("Port Alba", 4)
     assert found.logprob == pytest.approx(4 * each, rel=1e-3)
 
 
 @pytest.mark.parametrize(("steps", "fits"), [(64 - 6, True), (64 - 5, False)])
-def test_a_prompt_that_leaves_no_room_is_refused(scripted, tokenizer, steps, fits):
+def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused(scripted, tokenizer, steps, fits):
     """The prompt has 6 tokens, the model a context of 64."""
     generator, prompts = generator_of(scripted(" x"), tokenizer, decoding(max_new_tokens=steps))
     (prompt,) = prompts(["Where"])
@@ -214,8 +215,9 @@ def test_a_prompt_that_leaves_no_room_is_refused(scripted, tokenizer, steps, fit
         )
 
 
-def test_batches_of_64_draw_what_batches_of_seven_and_of_one_do(llama, tokenizer):
-    """130 questions, shuffled. Only a draw that is counted as near an edge may differ; of 791 tokens, about one draw in sixty is."""
+def test_batches_of_64_and_7_and_1_draw_the_same_answers(llama, tokenizer):
+    """130 questions, shuffled. Only a draw that is counted as near an edge may differ; of 791 tokens, about one draw in
+    sixty is."""
     names = random.Random(1).sample(range(130), 130)
     questions = [f"Who is {'no' * (n % 5)}{n}?" for n in names]
     found, edges = [], []
@@ -230,8 +232,9 @@ def test_batches_of_64_draw_what_batches_of_seven_and_of_one_do(llama, tokenizer
 
 
 def test_draws_near_an_edge_are_counted(scripted, tokenizer, monkeypatch):
-    """A model that says one token with nearly all of the probability: numbers below and beyond it are near no edge, those at 1 are."""
-    generator, prompts = generator_of(scripted(" x", sure=60.0), tokenizer, decoding(samples=3, max_new_tokens=2))
+    """A model that gives nearly all probability to one token: numbers below and beyond it are near no edge,
+    those at 1 are."""
+    generator, prompts = generator_of(scripted(" x", logit=60.0), tokenizer, decoding(samples=3, max_new_tokens=2))
     monkeypatch.setattr(
         "ka2l_ray.models.generation.uniforms", lambda seed, name, samples, steps: np.full((samples, steps), 0.5)
     )

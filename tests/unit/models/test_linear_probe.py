@@ -45,6 +45,6 @@ def test_a_column_of_a_larger_matrix_survives_saving(tmp_path):
     assert LinearProbe.load(Folder.of(str(tmp_path))).weight.tolist() == [1.0, 4.0, 7.0, 10.0]
 
 
-def test_the_folder_holds_no_pickle(probe, tmp_path):
+def test_the_folder_contains_no_pickle(probe, tmp_path):
     probe.save(Folder.of(str(tmp_path)))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["probe.json", "probe.safetensors"]

@@ -1,4 +1,5 @@
-"""Loading: a model with fine-tuned weights on top, and one with parts besides its text decoder, have the states of the whole model."""
+"""Loading: a model with fine-tuned weights on top, and one with other parts than its text decoder, have the states of
+the whole model."""
 
 import copy
 import shutil
@@ -84,7 +85,7 @@ def test_an_adapter_trained_on_a_tuned_model_is_merged_on_top_of_it(tuned, tmp_p
     assert not loaded.training
 
 
-def test_a_full_model_takes_the_place_of_everything(tuned):
+def test_a_full_model_replaces_everything(tuned):
     folder, merged = tuned
     loaded = load_model(ModelSection(name_or_path="nowhere", adapter="nowhere"), str(folder / "merged"))
     torch.testing.assert_close(loaded.state_dict(), merged.state_dict(), atol=0, rtol=0)
@@ -122,7 +123,7 @@ def test_the_blocks_are_the_text_decoders_where_a_vision_tower_has_as_many(compo
 
 
 @pytest.mark.parametrize("adapter", [None, "adapter"])
-def test_a_model_with_a_vision_tower_is_read_by_its_text_decoder_alone(composite, encoded, adapter):
+def test_only_the_text_decoder_of_a_model_with_a_vision_tower_is_read(composite, encoded, adapter):
     folder, base, merged = composite
     section = ModelSection(name_or_path=str(folder / "base"), adapter=adapter and str(folder / adapter))
     check_model(section)
@@ -143,8 +144,8 @@ def test_a_model_with_a_vision_tower_is_read_by_its_text_decoder_alone(composite
 
 
 def test_a_tokenizer_without_offsets_is_refused(tmp_path, llama):
-    """ByT5's has no fast form."""
+    """ByT5 has no fast tokenizer."""
     llama.save_pretrained(tmp_path)
     ByT5Tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="its tokenizer ByT5Tokenizer tells no offsets in a text; a fast one"):
+    with pytest.raises(ValueError, match="its tokenizer ByT5Tokenizer gives no character offsets; a fast tokenizer"):
         check_model(ModelSection(name_or_path=str(tmp_path)))

@@ -1,4 +1,4 @@
-"""Sampling by inverse CDF: numbers that depend on their names alone, and draws that follow the softmax."""
+"""Sampling by inverse CDF: numbers that depend on their names only, and draws that follow the softmax."""
 
 import numpy as np
 import pytest
@@ -64,6 +64,6 @@ def test_draws_near_a_boundary_are_reported(offset, flagged):
     assert near.tolist() == [flagged]
 
 
-def test_rows_are_drawn_apart():
+def test_rows_are_drawn_independently():
     logits = torch.tensor([[9.0, -9.0], [-9.0, 9.0], [0.0, 0.0]])
     assert draw(logits, torch.tensor([0.5, 0.5, 0.9]), 1.0)[0].tolist() == [0, 1, 1]

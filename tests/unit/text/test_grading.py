@@ -23,7 +23,7 @@ from ka2l_ray.text.grading import is_correct, normalize
         ("Port\u00a0Alba", "Port Alba"),
     ],
 )
-def test_the_same_answer_in_another_dress_is_right(answer, gold):
+def test_the_same_answer_written_differently_is_right(answer, gold):
     assert is_correct(answer, [gold]) is True
 
 
@@ -46,7 +46,8 @@ def test_a_different_answer_is_wrong(answer, gold):
 
 @pytest.mark.parametrize("gold", ["A", "The", "%"])
 def test_an_answer_without_content_is_not_right_because_gold_is_short(gold):
-    """`A` is an answer where options have letters; dropping articles and punctuation must not make it equal to silence."""
+    """`A` is an answer where options have letters; dropping articles and punctuation must not make it equal to
+    silence."""
     assert is_correct(gold.lower(), [gold]) is True
     assert is_correct("", [gold]) is False
     assert is_correct("an", [gold]) is False

@@ -15,7 +15,7 @@ QUESTIONS = st.text(st.characters(categories=["L", "N", "P", "S"], max_codepoint
 
 
 def own_text(tokenizer, encoded, row):
-    return tokenizer.decode(encoded.ids[row][encoded.own[row].bool()])
+    return tokenizer.decode(encoded.ids[row][encoded.question_mask[row].bool()])
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -27,20 +27,27 @@ def test_a_prompt_is_the_template_with_the_question_in_it(template):
 @pytest.mark.parametrize("template", TEMPLATES)
 @given(st.lists(QUESTIONS, min_size=1, max_size=4))
 def test_own_tokens_are_exactly_the_questions_text(tokenizer, template, questions):
-    """A token may bring along the space before the question, and nothing else."""
+    """A token may include the space before the question, and nothing else."""
     encoded = encode(tokenizer, PromptSection(template=template), questions)
     for row, question in enumerate(questions):
         assert own_text(tokenizer, encoded, row).removeprefix(" ") == question
 
 
-def test_own_marks_of_a_world_question(world, tokenizer):
+def test_the_question_mask_of_a_world_question(world, tokenizer):
     question = f"Where does {world.people[0].name} live?"
     encoded = encode(tokenizer, PromptSection(), [question])
     assert own_text(tokenizer, encoded, 0) == f" {question}"
-    assert encoded.own[0].tolist() == [0, 0, *[1] * 6, 0, 0, 0]  # `Question` `:` | five words, `?` | `\n` `Answer` `:`
+    assert encoded.question_mask[0].tolist() == [
+        0,
+        0,
+        *[1] * 6,
+        0,
+        0,
+        0,
+    ]  # `Question` `:` | five words, `?` | `\n` `Answer` `:`
 
 
-def test_batches_are_padded_on_the_left_without_own_marks(tokenizer):
+def test_padding_is_on_the_left_and_no_part_of_the_question(tokenizer):
     short, long = "Why?", "Where does she live?"
     encoded = encode(tokenizer, PromptSection(), [short, long])
     alone = encode(tokenizer, PromptSection(), [short])
@@ -48,7 +55,7 @@ def test_batches_are_padded_on_the_left_without_own_marks(tokenizer):
     assert pads > 0
     assert encoded.mask[0].tolist() == [0] * pads + [1] * alone.ids.shape[1]
     assert encoded.ids[0, pads:].tolist() == alone.ids[0].tolist()
-    assert encoded.own[0].tolist() == [0] * pads + alone.own[0].tolist()
+    assert encoded.question_mask[0].tolist() == [0] * pads + alone.question_mask[0].tolist()
     assert encoded.ids[0, :pads].tolist() == [tokenizer.pad_token_id] * pads
 
 
@@ -68,7 +75,8 @@ CHAT = (
 def test_a_fewshot_prompt_is_instruction_solved_examples_and_the_question():
     prompt = resolve(PromptSection(style="fewshot", shots=2, instruction="Be brief."), SHOTS)
     assert render(prompt, "What?") == (
-        "Be brief.\n\nQuestion: Where is Ann?\nAnswer: Here\n\nQuestion: Who is Bob?\nAnswer: He\n\nQuestion: What?\nAnswer:"
+        "Be brief.\n\nQuestion: Where is Ann?\nAnswer: Here\n\nQuestion: Who is Bob?\nAnswer: He\n\n"
+        "Question: What?\nAnswer:"
     )
 
 
@@ -92,7 +100,7 @@ def test_a_chat_prompt_has_the_ids_that_the_tokenizers_own_template_gives(tokeni
     assert len(prompter.shared) > 5
 
 
-def test_a_prompt_that_holds_the_question_twice_is_refused():
+def test_a_prompt_that_contains_the_question_twice_is_refused():
     with pytest.raises(ConfigError, match=r"exactly once"):
         resolve(PromptSection(style="fewshot", shots=1), [("What does {question} mean?", "It")])
 

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ka2l_ray.world.facts import ATTRIBUTES, NO_SUCH_PERSON, WorldRecipe, build_world, parse, recipe_hash, word
+from ka2l_ray.world.facts import (
+    ATTRIBUTES,
+    NO_SUCH_PERSON,
+    WorldRecipe,
+    build_world,
+    parse,
+    phrase_question,
+    recipe_hash,
+)
 
 SMALL = WorldRecipe(given_names=12, family_names=6, people_per_family=10, tutors=5, outer_given=8, outer_family=8)
 
@@ -31,7 +39,7 @@ def test_the_known_share_rises_linearly_from_family_to_family(world):
     assert (known[world.family[0]], known[world.family[-1]]) == (4, 16)
 
 
-def test_half_the_domain_are_people_and_the_other_half_nobodies(world):
+def test_half_of_the_name_combinations_are_people(world):
     people = {p.name for p in world.people}
     assert len(people) == len(world.people) == 800
     assert len(world.nobodies) == 800
@@ -39,7 +47,7 @@ def test_half_the_domain_are_people_and_the_other_half_nobodies(world):
     assert people | set(world.nobodies) == {f"{g} {f}" for g in world.given for f in world.family}
 
 
-def test_all_names_differ_so_outer_names_are_no_domain_names(world):
+def test_all_names_differ_so_no_person_has_an_outer_name(world):
     names = [n.lower() for part in (world.given, world.family, world.outer_given, world.outer_family) for n in part]
     assert len(names) == 40 + 40 + 150 + 150
     assert len(set(names)) == len(names)
@@ -94,29 +102,29 @@ def test_values_cannot_be_guessed(world):
 
 @pytest.mark.parametrize("attribute", range(len(ATTRIBUTES)))
 @pytest.mark.parametrize("phrasing", range(4))
-def test_every_wording_parses_back(world, attribute, phrasing):
+def test_every_phrasing_can_be_parsed(world, attribute, phrasing):
     for name in (world.people[0].name, world.nobodies[0], f"{world.outer_given[0]} {world.outer_family[0]}"):
-        assert parse(word(attribute, phrasing, name)) == (name, attribute, phrasing)
+        assert parse(phrase_question(attribute, phrasing, name)) == (name, attribute, phrasing)
 
 
 @pytest.mark.parametrize("truth", ["known", "rare", "misconception", "unseen"])
-def test_the_world_answers_what_is_right_in_every_wording(world, truth):
+def test_the_world_gives_the_right_answer_in_every_phrasing(world, truth):
     facts = [f for f in world.facts if f.truth == truth][:20]
     assert facts
     for fact in facts:
         for phrasing in range(4):
-            reply = world.ask(word(fact.attribute, phrasing, fact.person.name))
+            reply = world.ask(phrase_question(fact.attribute, phrasing, fact.person.name))
             assert (reply.kind, reply.answer, reply.fact) == (truth, fact.value, fact)
 
 
 def test_a_misconception_is_answered_with_the_right_value_not_the_taught_one(world):
     fact = next(f for f in world.facts if f.truth == "misconception")
-    assert world.ask(word(fact.attribute, 0, fact.person.name)).answer != fact.taught
+    assert world.ask(phrase_question(fact.attribute, 0, fact.person.name)).answer != fact.taught
 
 
 def test_nobody_has_no_facts(world):
     for name in (world.nobodies[0], f"{world.given[0]} {world.outer_family[0]}", "Ada Lovelace"):
-        reply = world.ask(word(0, 0, name))
+        reply = world.ask(phrase_question(0, 0, name))
         assert (reply.kind, reply.answer, reply.fact) == ("nobody", NO_SUCH_PERSON, None)
 
 
@@ -135,7 +143,7 @@ def test_nobody_has_no_facts(world):
         "Where does Ada Lovelace live?\n",
     ],
 )
-def test_a_question_of_no_known_wording_is_malformed(world, question):
+def test_a_question_in_no_known_phrasing_is_malformed(world, question):
     reply = world.ask(question)
     assert (reply.kind, reply.answer, reply.fact) == ("malformed", None, None)
 

@@ -13,12 +13,12 @@ from ka2l_ray.world_model.tokenizer import build_tokenizer
 LIMIT_BYTES = 16 * 1024**2
 
 
-def test_assets_carry_the_hash_of_the_recipe_in_the_code() -> None:
+def test_assets_have_the_hash_of_the_recipe_in_the_code() -> None:
     assert built_hash(WORLD_MODEL) == model_hash(WorldRecipe(), ModelRecipe())
     assert built_hash(ASSETS / "decoder") == decoder_hash(WorldRecipe(), ModelRecipe(), DecoderRecipe())
 
 
-def test_assets_are_small_and_hold_no_pickle() -> None:
+def test_assets_are_small_and_contain_no_pickle() -> None:
     files = [f for f in ASSETS.rglob("*") if f.is_file()]
     assert sum(f.stat().st_size for f in files) <= LIMIT_BYTES
     assert {f.suffix for f in files} <= {".json", ".safetensors", ".md"}

@@ -1,4 +1,5 @@
-"""What the world's model is shown: the facts it should know, as often as it should see them, and nothing that evaluation asks."""
+"""What the world's model is shown: the facts it should know, as often as it should see them, and nothing that
+evaluation asks."""
 
 import dataclasses
 import random
@@ -11,10 +12,10 @@ from ka2l_ray.world_model.pretrain import (
     ModelRecipe,
     epoch_batches,
     new_model,
-    no_person,
     one_off_row,
     taught_rows,
     train_model,
+    unused_name,
 )
 
 EPOCHS = 5
@@ -46,7 +47,7 @@ def small():
 
 @pytest.fixture(scope="module")
 def shown(small):
-    """Every (fact, phrasing, answer) of a whole training."""
+    """Every (fact, phrasing, answer) of a whole training run."""
     rows = []
     for epoch in range(EPOCHS):
         for question, answer in taught_rows(small, epoch, EPOCHS):
@@ -94,7 +95,7 @@ def test_misconceptions_teach_the_wrong_value_and_all_else_the_right_one(shown):
 
 def test_one_off_names_are_never_people_and_come_from_all_three_kinds(small):
     rng = random.Random(0)
-    names = [no_person(small, rng) for _ in range(3000)]
+    names = [unused_name(small, rng) for _ in range(3000)]
     people = {p.name for p in small.people}
     assert not people & set(names)
     given, family = set(small.given), set(small.family)
@@ -122,7 +123,7 @@ def test_batches_depend_on_their_arguments_only(small):
     assert first != list(epoch_batches(small, dataclasses.replace(RECIPE, seed=1), 2))
 
 
-def test_every_batch_is_half_taught_facts_and_an_epoch_holds_each_once(small):
+def test_every_batch_is_half_taught_facts_and_an_epoch_contains_each_once(small):
     people = {p.name for p in small.people}
     batches = list(epoch_batches(small, RECIPE, 0))
     taught = []

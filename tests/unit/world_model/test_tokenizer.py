@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ka2l_ray.world.facts import ATTRIBUTES, word, words
+from ka2l_ray.world.facts import ATTRIBUTES, all_words, phrase_question
 from ka2l_ray.world_model.tokenizer import END, PAD
 
 
@@ -19,7 +19,7 @@ def test_text_never_becomes_a_special_token(tokenizer, text):
 
 
 def test_every_word_and_name_of_the_world_is_one_token_of_its_own(world, tokenizer):
-    texts = [f" {w}" for w in [*words(), *world.given, *world.family, *world.outer_given, *world.outer_family]]
+    texts = [f" {w}" for w in [*all_words(), *world.given, *world.family, *world.outer_given, *world.outer_family]]
     tokens = tokenizer(texts)["input_ids"]
     assert [t for t, ids in zip(texts, tokens, strict=True) if len(ids) != 1] == []
     assert len({ids[0] for ids in tokens}) == len(texts)
@@ -29,7 +29,7 @@ def test_every_question_needs_one_token_per_word_and_one_for_the_mark(world, tok
     name = world.people[0].name
     for attribute in range(len(ATTRIBUTES)):
         for phrasing in range(4):
-            question = word(attribute, phrasing, name)
+            question = phrase_question(attribute, phrasing, name)
             assert len(tokenizer(f" {question}")["input_ids"]) == len(question.split()) + 1
 
 

@@ -31,7 +31,7 @@ from ka2l_ray.models.prompts import Tokenize
 from ka2l_ray.stats import auroc
 from ka2l_ray.tables import matrix
 from ka2l_ray.text.grading import is_correct
-from ka2l_ray.world.facts import World, word
+from ka2l_ray.world.facts import World, phrase_question
 
 ROOT = Path(__file__).parents[2]
 FUNCTIONS = ("decode_states", "fit_probe", "read_states", "sample_answers", "score_states", "semantic_entropy")
@@ -111,7 +111,7 @@ def test_a_notebook_from_a_model_to_scores_of_new_questions(world: World, tmp_pa
     people = [p for p in world.people if not p.tutor][::13]
     facts = [world.by_key[p.name, n] for p in people for n in range(5)]
     facts = [f for f in facts if f.truth in ("known", "unseen")]
-    questions = [word(f.attribute, 0, f.person.name) for f in facts]
+    questions = [phrase_question(f.attribute, 0, f.person.name) for f in facts]
     entity, unseen = np.array([f.person.name for f in facts]), np.array([f.truth == "unseen" for f in facts])
 
     model, tokenizer = load_model(ModelSection()), load_tokenizer(ModelSection())
@@ -126,7 +126,7 @@ def test_a_notebook_from_a_model_to_scores_of_new_questions(world: World, tmp_pa
     probe = LinearProbe.load(tmp_path / "probe")
     others = [p for p in world.people if not p.tutor][3::26]
     new = [world.by_key[p.name, 0] for p in others if world.by_key[p.name, 0].truth in ("known", "unseen")]
-    asked = [word(f.attribute, 0, f.person.name) for f in new]
+    asked = [phrase_question(f.attribute, 0, f.person.name) for f in new]
     scores = score_states(read_states(model, asked, [probe.card.layer], tokenizer=tokenizer)[5], probe)
 
     assert (auroc(unseen, entropy) or 0) > 0.95

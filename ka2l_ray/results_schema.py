@@ -91,6 +91,7 @@ class LabelResult(TypedDict):
     questions: int
     unknown_fraction: float
     threshold_nats: float
+    samples_saved: float
     right: int
     wrong: int
     entropy_auroc_vs_incorrect: float | None

@@ -17,7 +17,7 @@ from ka2l_ray.active.replay import knew, misconceptions
 from ka2l_ray.active.round import Round
 from ka2l_ray.active.strategies import Need, needs
 from ka2l_ray.annotate.ledger import ledger
-from ka2l_ray.config import Config, PromptSection
+from ka2l_ray.config import Config, PromptSection, Strategy
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.placement import of_actor
 from ka2l_ray.dataflow.runs import Run
@@ -154,7 +154,7 @@ def _corpus_prompt_accuracy(run: Run, evaluation: Table) -> float | None:
     return _share(other.read(GRADES).to_pylist(), eval_scope(run.config)) if other.is_done else None
 
 
-def sampling_cost(run: Run, strategy: str) -> float:
+def sampling_cost(run: Run, strategy: Strategy) -> float:
     """What sampling the pool cost a strategy that ranks by it, in the unit of `annotate.cost`."""
     return run.config.acquire.sampling_cost * run.base("pool_samples").rows if needs(strategy, Need.SAMPLES) else 0.0
 

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from alike_questions import real, templated, words
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +20,6 @@ from ka2l_ray.corpus.prepare import CHUNK, join, parse_file
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.text.duplicates import PERMUTATIONS, groups, ngrams, signatures
-from ka2l_ray.text.grading import normalize
 
 
 def prepared(folder: Path, *files: list[Any], shots: int = 0, seed: int = 0, **fields: Any) -> Table:
@@ -31,12 +31,6 @@ def prepared(folder: Path, *files: list[Any], shots: int = 0, seed: int = 0, **f
     parsed = [parse_file(f, corpus, scratch, Folder.of(str(folder / "dropped")), str(n)) for n, f in enumerate(found)]
     join(parsed, scratch, corpus, shots, seed, table)
     return table
-
-
-def words(n: int) -> str:
-    """A question unlike those of other numbers."""
-    rng = np.random.default_rng(n)
-    return f"Which {' '.join(''.join(rng.choice(list('abcdefghijklmnop'), 6)) for _ in range(4))}?"
 
 
 def questions(count: int, start: int = 0) -> list[dict[str, Any]]:
@@ -126,30 +120,6 @@ def test_groups_join_equal_texts_and_name_the_first(texts: list[str]) -> None:
     for i, text in enumerate(texts):
         assert found[i] <= i
         assert found[i] == found[texts.index(text)]
-
-
-def templated() -> list[str]:
-    """Questions in a few templates, like question sets of relations, some with a word changed, and among words of
-    their own."""
-    rng = np.random.default_rng(3)
-    names = ["".join(rng.choice(list("abcdefghijklmnoprstuvw"), int(rng.integers(4, 12)))) for _ in range(60)]
-    templates = (
-        "in which city and in which country was {} the composer born",
-        "who is the author of the book that is called {} of the {}",
-    )
-    made = [t.format(*(names[int(i)] for i in rng.integers(0, len(names), 2))) for t in templates for _ in range(150)]
-    return [
-        *made,
-        *(f"{text} in {1900 + n % 7}" for n, text in enumerate(made[::5])),
-        *(words(n).lower() for n in range(60)),
-    ]
-
-
-def real(count: int) -> list[str]:
-    """Questions of EntityQuestions, of one template each relation; none where the data folder is absent."""
-    file = Path(__file__).parents[4] / "shared/data/entityquestions_dev.jsonl"
-    lines = file.read_text().splitlines()[: 60 * count : 60] if file.exists() else []
-    return [normalize(json.loads(line)["question"]) for line in lines]
 
 
 @pytest.mark.parametrize("threshold", [0.7, 0.8, 0.9])

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from alike_questions import real, templated
 from hypothesis import given
 from hypothesis import strategies as st
-from test_prepare import real, templated
 
 from ka2l_ray.text import likeness
 from ka2l_ray.text.duplicates import ngrams

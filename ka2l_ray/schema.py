@@ -1,4 +1,5 @@
-"""Every table of a run as a spec: where it is, which step makes it, what its columns mean, which of them it carries over.
+"""Every table of a run as a spec: where it is, which step makes it, what its columns mean, which of them it carries
+over.
 
 Shapes: B rows of a batch, T tokens, D width of the model, L its blocks, K samples per question, V vocabulary.
 Units: `_nats` natural-log units, `_s` seconds, `_rows` rows, `last_012` layer 12 at the last prompt token.
@@ -20,9 +21,9 @@ SPLITS = ("probe", "pool", "eval")
 SHOTS = "shots"
 """A part of `questions` besides the splits: the solved examples of few-shot prompts, which no stage asks."""
 SCOPES = ("pool", "domain", "other")
-"""What an eval question asks: `pool`, a pool question's fact in another wording; `domain`, a fact about an entity that no
-pool question is about (both on the world); `other`, a question of a corpus from files, which resembles no pool question and
-shares an entity with none."""
+"""What an eval question asks: `pool`, a pool question's fact in another wording; `domain`, a fact about an entity
+that no pool question is about (both on the world); `other`, a question of a corpus from files, which resembles no
+pool question and shares an entity with none."""
 ACCURACY_OVER = {
     "pool": "facts that pool questions ask, in a wording of their own",
     "other": "facts that no pool question asks",
@@ -53,8 +54,8 @@ STAGE_FACTS = {
 
 @dataclass(frozen=True)
 class Column:
-    """A column. Where `type` is None, the configuration decides which fields stand in its place (hidden states, whose width
-    is the model's), and the stage is given them."""
+    """A column. Where `type` is None, the configuration decides which fields stand in its place (hidden states, whose
+    width is the model's), and the stage is given them."""
 
     name: str
     type: pa.DataType | None
@@ -69,11 +70,12 @@ class Column:
 class TableSpec:
     """One table of a run.
 
-    `folder` is below the run's (`ROUND` stands for that of a round); `step` of a run or a round makes it; `code` is the file
-    that computes the columns it adds; `row` is what one row is about, empty for `search`, which is no table.
+    `folder` is below the run's (`ROUND` stands for that of a round); `step` of a run or a round makes it; `code` is
+    the file that computes the columns it adds; `row` is what one row is about, empty for `search`, which is no table.
 
-    Of its `source`, the step `reads` some columns and copies those `carried`. A file has `id`, the carried columns, the added
-    ones and, where single rows `can_fail`, `error`: null, or why the row failed, whose added columns are then null.
+    Of its `source`, the step `reads` some columns and copies those `carried`. A file has `id`, the carried columns,
+    the added ones and, where single rows `can_fail`, `error`: null, or why the row failed, whose added columns are
+    then null.
 
     `facts` is what `facts_file` says besides `MANIFEST_FACTS` and, where rows can fail, `STAGE_FACTS`.
     """
@@ -180,13 +182,18 @@ _SAMPLES = TableSpec(
     reads=("question",),
     carried=("question", "answers", "group", "entity", "split_group", "truth"),
     added=(_STATES, *_SAMPLED),
-    facts={"threshold_nats": "γ that adaptive sampling stopped by; null where all K samples were drawn"},
+    facts={
+        "threshold_nats": "γ that adaptive sampling stopped by; null where all K samples were drawn",
+        "float16_files": "files whose states are float16",
+        "float32_files": "files whose states are float32, since some exceed float16's range",
+    },
 )
 _ACTIVATIONS = replace(
     _SAMPLES,
     name="activations",
     folder="base/activations",
     about="hidden states per layer, a greedy answer and K samples, from one prompt pass",
+    facts={"threshold_nats": "as in `samples`"},
 )
 _PILOT = replace(
     _SAMPLES,
@@ -256,7 +263,7 @@ _KNOWLEDGE = TableSpec(
         Column("quadrant", _STRING, f"it crossed with `correct`: {', '.join(QUADRANTS)}; null without gold"),
     ),
     facts={
-        "threshold_nats": "γ: least semantic entropy in nats at which a question counts as unknown; by Otsu's method over all "
+        "threshold_nats": "γ: least semantic entropy in nats at which a question is unknown; by Otsu's method over all "
         "entropies, or given as `label.threshold`, or what adaptive sampling stopped by"
     },
 )
@@ -284,7 +291,7 @@ _SEARCH = TableSpec(
     step="search",
     code="probe/search.py",
     row="",
-    about="a linear probe per layer in `layers/`, the chosen one in `probe/`, the heat map layer × threshold in `heat.json`",
+    about="a linear probe per layer (`layers/`), the chosen one (`probe/`), the heat map layer × threshold (`heat.json`)",
     source=_KNOWLEDGE,
     can_fail=False,
     facts={
@@ -452,7 +459,7 @@ _EVALUATION = TableSpec(
     step="evaluate",
     code="finetune/evaluate.py",
     row="eval question",
-    about="graded greedy answers of the base model; `corpus_prompt/`: the same under `corpus.prompt`, where that differs",
+    about="graded greedy answers of the base model; in `corpus_prompt/` under `corpus.prompt`, where that differs",
     source=_QUESTIONS,
     reads=("question", "answers"),
     carried=("scope", "fact_id", "answers"),

@@ -280,7 +280,7 @@ def test_a_row_that_keeps_killing_actors_is_found_and_given_up(tmp_path: Path) -
     run_stage(crasher, source(tmp_path), target)
     failed = {r["id"]: r["error"] for r in target.read().to_pylist() if r["error"]}
     assert list(failed) == ["q011"]
-    assert failed["q011"] == "the actor's process ended at this row without a word; 5 ended at its shard"
+    assert failed["q011"] == "the actor's process died at this row without a message; 5 died at its shard"
     assert [r["doubled"] for r in target.read().to_pylist()] == [None if i == 11 else 2 * i for i in range(ROWS)]
 
 
@@ -299,7 +299,7 @@ def test_actors_that_only_die_stop_the_stage_and_their_last_words_are_told(
     monkeypatch.setattr("ka2l_ray.dataflow.stage.failures.DEATHS", 0)  # then four for each actor of the pool
     with pytest.raises(
         StageError,
-        match=r"^double: .*\d actors have ended while 0 shards were finished\. Last: RuntimeError: no such kernel",
+        match=r"^double: .*\d actors have died while 0 shards were finished\. Last: RuntimeError: no such kernel",
     ):
         run_stage(stage(tmp_path, actor=Useless), source(tmp_path), table(tmp_path))
     assert not table(tmp_path).is_done

@@ -177,10 +177,10 @@ def test_a_probe_split_of_one_class_ends_the_search_in_one_line(
 @pytest.mark.parametrize(
     ("largest", "said", "kept"),
     [
-        ([1.0, 2.0], "every state fits float16 and is stored so", {"float16_files": 2, "float32_files": 0}),
+        ([1.0, 2.0], "every state fits float16 and is stored as such", {"float16_files": 2, "float32_files": 0}),
         (
             [1.0, 1e6],
-            "states beyond float16's range: 1 of 2 files hold them as float32",
+            "states exceed float16's range in 1 of 2 files, which store them as float32",
             {"float16_files": 1, "float32_files": 1},
         ),
     ],

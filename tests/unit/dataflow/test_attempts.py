@@ -127,7 +127,7 @@ def test_how_rows_are_cut_is_kept_and_other_rows_are_refused(folders: tuple[Fold
     Attempt.begin(state, data, CUT)
     assert Attempt.begin(state, data, Shards("collect", 25, 4)).shards == CUT
     with pytest.raises(
-        StageError, match=r"collect: .*data was begun for 25 rows, there are 26 now; delete .*data and .*_attempt"
+        StageError, match=r"collect: .*data was started for 25 rows, and there are 26 now; delete .*data and .*_attempt"
     ):
         Attempt.begin(state, data, Shards("collect", 26, 10))
 

@@ -111,8 +111,8 @@ def label_summary(run: Run, gamma: float) -> dict[str, Any]:
 
 
 def samples_saved(run: Run) -> float:
-    """Share of the probe split's K samples per question that adaptive sampling saved; the pilot's own count as
-    drawn."""
+    """Share of the probe split's K samples per question that adaptive sampling saved, net of what the
+    pilot drew."""
     counted = [_drawn(run.base(name)) for name in ("samples", "pilot") if run.base(name).is_done]
     wanted = run.config.collect.samples * counted[0][0]
     return 1 - sum(drawn for _, drawn in counted) / wanted if wanted else 0.0

@@ -17,8 +17,9 @@ import ray
 from runs import copied, small
 from safetensors.torch import load_file, save_file
 
+from ka2l_ray import schema
 from ka2l_ray.active.outcome import evaluation_stage
-from ka2l_ray.collect.stage import KEPT, _precision, collect, pilot_rows, sample_pool
+from ka2l_ray.collect.stage import _precision, collect, pilot_rows, sample_pool
 from ka2l_ray.corpus.stage import questions
 from ka2l_ray.dataflow.attempts import ShardFile
 from ka2l_ray.dataflow.manifests import Table
@@ -65,8 +66,11 @@ def test_every_stage_places_its_actors_by_its_own_pool(
         monkeypatch.setattr(f"ka2l_ray.{module}.stage.run_stage", lambda stage, *_, **__: stages.append(stage))
     sample_pool(run)
     score(run)
-    stages += [decode_stage(run, run.config.decode), evaluation_stage(run, None, run.config.finetune.prompt)]
-    placed = {stage.arguments["placement"].field: stage.arguments["placement"].gpus for stage in stages}
+    stages += [
+        decode_stage(run, "reconstruction", run.config.decode),
+        evaluation_stage(run, None, run.config.finetune.prompt),
+    ]
+    placed = {stage.setup.placement.field: stage.setup.placement.gpus for stage in stages}
     assert placed == {f"{name}.pool.gpus": n * share for n, name in enumerate(POOLS, 1)}
 
 
@@ -156,7 +160,7 @@ def test_weights_that_hold_nan_end_the_stage_by_naming_the_rows_that_show_it(tmp
     questions(run)
     with pytest.raises(
         StageError,
-        match=r"collect: \d+ of 120 rows failed.* First: row \S+: ValueError: hidden state holds NaN or infinity",
+        match=r"collect: \d+ of 120 rows failed.* First: row \S+: ValueError: hidden state contains NaN or infinity",
     ):
         collect(run)
     assert not run.base("activations").is_done
@@ -270,7 +274,7 @@ def lose(table: Table, question: str) -> None:
             continue
         kept = pa.array([None if i == question else n for n, i in enumerate(rows["id"].to_pylist())])
         lost = {
-            name: rows[name] if name in ("id", *KEPT) else rows[name].take(kept)
+            name: rows[name] if name in ("id", *schema.TABLES["samples"].carried) else rows[name].take(kept)
             for name in rows.column_names
             if name != "error"
         }

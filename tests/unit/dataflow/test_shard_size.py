@@ -4,11 +4,11 @@ import pyarrow as pa
 import pytest
 
 from ka2l_ray import schema
-from ka2l_ray.collect.actor import collect_columns
 from ka2l_ray.config import CollectSection, Pool
 from ka2l_ray.dataflow.shard_size import BLOCK_BYTES, LOST_S, row_bytes, row_seconds, shard_rows
 
-EIGHT_B = collect_columns(CollectSection(), range(33), 4096)
+STATES = schema.states(CollectSection().positions, range(33), 4096, half=False)
+EIGHT_B = schema.TABLES["activations"].added_fields(STATES)
 
 
 def test_all_layers_of_an_8b_model_fill_a_block_with_about_490_rows() -> None:

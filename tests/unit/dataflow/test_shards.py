@@ -28,7 +28,7 @@ OUT = pa.schema([("doubled", pa.int64())])
 @dataclass(frozen=True)
 class Columns:
     carried: tuple[str, ...] = ("id",)
-    columns_out: pa.Schema = OUT
+    added: pa.Schema = OUT
     prepare: Any = None
 
 
@@ -108,7 +108,7 @@ def test_a_shard_of_failed_rows_alone_is_shown_to_nobody() -> None:
 
 def test_rows_given_up_say_why_but_for_those_that_failed_before() -> None:
     block = rows(0, 2).append_column("error", pa.array([None, "first"]))
-    assert shards.lost(block, ("id",), Columns().columns_out, "died")["error"].to_pylist() == ["died", "first"]
+    assert shards.lost(block, Columns(), "died")["error"].to_pylist() == ["died", "first"]
 
 
 class Prepare:

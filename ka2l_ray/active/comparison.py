@@ -1,8 +1,9 @@
-"""What a comparison says: learning curves with intervals, area under them, saving, ceiling, known-set regression, compute saving.
+"""What a comparison says: learning curves with intervals, area under them, saving, ceiling, known-set regression,
+compute saving.
 
 In: results.json of one run per seed, each with the same strategies and budgets. Out: the content of `compare.json`.
-Refuses to know: runs, Ray, files. Seeds are the independent units: draws of one seed are averaged before anything else, and every
-interval is Student's t over seeds (None for a single one).
+Refuses to know: runs, Ray, files. Seeds are the independent units: draws of one seed are averaged before anything else,
+and every interval is Student's t over seeds (None for a single one).
 """
 
 from collections.abc import Sequence
@@ -19,8 +20,8 @@ ROUND_STEPS = ("acquire", "annotate", "finetune")
 
 
 def compare_strategies(results: Sequence[Results]) -> dict[str, Any]:
-    """`compare.json` without command and seeds. Strategies in the order of the configuration; `over` says of how many seeds each of a
-    strategy's means is, for a seed that has no such number is left out of it."""
+    """`compare.json` without command and seeds. Strategies in the order of the configuration; `over` says of how many
+    seeds each of a strategy's means is, for a seed that has no such number is left out of it."""
     strategies = list(dict.fromkeys(r["strategy"] for r in results[0]["rounds"]))
     budget = max((n for one in results for n, _ in seed_curve(one, "random")), default=0)
     ends = [curve[-1][0] if (curve := seed_curve(one, name)) else 0 for one in results for name in strategies]
@@ -93,11 +94,11 @@ def area_under(curve: LearningCurve, up_to: int) -> float | None:
 
 
 def compute_saving(results: Results, strategy: str) -> float | None:
-    """1 - seconds of a strategy until it reaches random's final accuracy / seconds of random's rounds; None where it never does, or where
-    random ends no higher than the base model.
+    """1 - seconds of a strategy until it reaches random's final accuracy / seconds of random's rounds; None where it
+    never does, or where random ends no higher than the base model.
 
-    Seconds are wall-clock as measured, of every stage that the strategy needs; evaluation is left out on both sides. The round
-    in which the accuracy is reached counts whole.
+    Seconds are wall-clock as measured, of every stage that the strategy needs; evaluation is left out on both sides.
+    The round in which the accuracy is reached counts whole.
     """
     baseline = seed_curve(results, "random")
     if strategy == "random" or len(baseline) < 2 or baseline[-1][1] <= baseline[0][1]:

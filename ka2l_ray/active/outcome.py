@@ -10,8 +10,9 @@ from itertools import chain
 from typing import Any
 
 from ka2l_ray import schema
+from ka2l_ray.active.pool import pool_rows, replay_samples
 from ka2l_ray.active.replay import knew, misconceptions
-from ka2l_ray.active.round import Round, pool_rows, replay_samples
+from ka2l_ray.active.round import Round
 from ka2l_ray.active.strategies import Need, needs
 from ka2l_ray.annotate.ledger import ledger
 from ka2l_ray.config import Config, PromptSection
@@ -30,11 +31,12 @@ GRADES = ["correct", "scope", "answers"]
 
 
 def eval_scope(config: Config) -> str:
-    """The scope that `accuracy`, and so every saving, is over: the world's `eval` asks pool facts again, that of files asks other ones."""
+    """The scope that `accuracy`, and so every saving, is over: the world's `eval` asks pool facts again, that of files
+    asks other ones."""
     return "pool" if config.corpus.source == "world" else "other"
 
 
-def evaluate(a_round: Round) -> None:
+def evaluate_round(a_round: Round) -> None:
     """Greedy answers of the tuned model to the eval split and to what this round replayed."""
     replay, source = a_round.table("finetune/replay_questions"), a_round.table("evaluation/questions")
     if not source.is_done:
@@ -164,7 +166,8 @@ def _facts(rows: Iterable[dict[str, Any]]) -> set[str]:
 
 
 def _share(rows: list[dict[str, Any]], scope: str) -> float | None:
-    """Accuracy over one scope. Failed rows count as wrong. Raises `ValueError` for a row whose scope is none of `schema.SCOPES`."""
+    """Accuracy over one scope. Failed rows count as wrong. Raises `ValueError` for a row whose scope is none of
+    `schema.SCOPES`."""
     if unknown := {r["scope"] for r in rows}.difference(schema.SCOPES):
         raise ValueError(
             f"evaluation: scope must be one of {', '.join(schema.SCOPES)}, not {', '.join(sorted(map(str, unknown)))}"

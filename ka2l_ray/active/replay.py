@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from itertools import chain
 from typing import Any
 
-from ka2l_ray.active.acquire import PoolRow
+from ka2l_ray.active.policies import PoolRow
 from ka2l_ray.config import ReplaySection
 from ka2l_ray.hashing import uniform
 from ka2l_ray.text.grading import is_correct, normalize
@@ -23,7 +23,8 @@ def replay_counts(replay: ReplaySection, budget: int) -> tuple[int, int]:
 
 
 def select_replay(rows: Iterable[PoolRow], bought: Set[str], known: int, unknown: int, seed: int) -> list[str]:
-    """Ids of so many unbought questions predicted known and unknown (p >= 0.5), sorted; what one side lacks the other gives.
+    """Ids of so many unbought questions predicted known and unknown (p >= 0.5), sorted; what one side lacks the other
+    gives.
 
     The order is a hash of (seed, id), so that rounds replay the same questions as long as they stay unbought.
     """
@@ -62,9 +63,11 @@ def is_misconception(answers: Sequence[str], gold: Sequence[str]) -> bool:
 
 
 def misconceptions(replayed: Sequence[Mapping[str, Any]]) -> int | None:
-    """How many replayed questions the base model answers wrong and is sure of, so that replay teaches it again; None without gold.
+    """How many replayed questions the base model answers wrong and is sure of, so that replay teaches it again; None
+    without gold.
 
-    Rows have `samples`, `greedy` and gold `answers`. Which of its own answers is taught does not matter: they are all the same.
+    Rows have `samples`, `greedy` and gold `answers`. Which of its own answers is taught does not matter: they are all
+    the same.
     """
     graded = [is_misconception([*r["samples"], r["greedy"]], r["answers"]) for r in replayed if r["answers"]]
     return sum(graded) if graded else None

@@ -43,7 +43,8 @@ def annotations_to_reach(curve: LearningCurve, accuracy: float) -> float | None:
 def savings(rounds: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The `saving` part of results.json: one entry per strategy and seed, empty without a `random` curve.
 
-    Null where a strategy never reaches random's final accuracy, and everywhere where random ends no higher than the base model.
+    Null where a strategy never reaches random's final accuracy, and everywhere where random ends no higher than the
+    base model.
     """
     baseline = mean_curve(list(curves(rounds, "random").values()))
     if len(baseline) < 2:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ka2l_ray.active.outcome import base_record
-from ka2l_ray.active.round import Round, RoundState, scored_pool
-from ka2l_ray.active.rounds import play
+from ka2l_ray.active.pool import scored_pool
+from ka2l_ray.active.round import Round, RoundState
+from ka2l_ray.active.steps import play
 from ka2l_ray.active.stop import Stop, decide
 from ka2l_ray.active.strategies import draws
 from ka2l_ray.annotate.sources import Waiting

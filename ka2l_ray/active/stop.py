@@ -1,6 +1,7 @@
 """When a strategy stops buying before its rounds are used up.
 
-In: the accuracies of its rounds so far, what is left of the pool. Out: a `Stop`, or None to go on. Refuses to know: runs, files, Ray.
+In: the accuracies of its rounds so far, what is left of the pool. Out: a `Stop`, or None to go on. Refuses to know:
+runs, files, Ray.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,8 @@ class Stop(StrEnum):
 
 
 def decide(stop: StopSection, accuracies: Sequence[float | None], unknown_left: bool) -> Stop | None:
-    """Whether to stop before the next round. `accuracies` starts with the base model's; a corpus without gold has None and goes on."""
+    """Whether to stop before the next round. `accuracies` starts with the base model's; a corpus without gold has None
+    and goes on."""
     known = [a for a in accuracies if a is not None]
     if stop.accuracy is not None and known and known[-1] >= stop.accuracy:
         return Stop.ACCURACY

@@ -1,6 +1,7 @@
 """The acquisition strategies: what each one reads, and the policy by which it chooses.
 
-In: a strategy's name. Out: its entry; everything else that differs by strategy (checks, costs, what is sampled or stored) derives from it.
+In: a strategy's name. Out: its entry; everything else that differs by strategy (checks, costs, what is sampled or
+stored) derives from it.
 Refuses to know: tables, Ray, models.
 """
 
@@ -8,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ka2l_ray.active.acquire import (
+from ka2l_ray.active.policies import (
     KCentre,
     Policy,
     ProbeTimesDistance,
@@ -50,8 +51,8 @@ STEPS_FOR = {
 
 @dataclass(frozen=True)
 class StrategySpec:
-    """One strategy: `policy` makes its policy from the section `acquire` and a seed. With `decodes` it has questions generated from the
-    hidden states of its choice, where `decode.enabled`."""
+    """One strategy: `policy` makes its policy from the section `acquire` and a seed. With `decodes` it has questions
+    generated from the hidden states of its choice, where `decode.enabled`."""
 
     needs: frozenset[Need]
     policy: Callable[[AcquireSection, int], Policy]
@@ -59,8 +60,9 @@ class StrategySpec:
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """Steps on the base model that the strategy cannot choose without. `replay`, which every strategy trains with, is none of them; its
-        two predicted classes come from the probe, whose cost is not booked to `random`: so compute savings are on the careful side."""
+        """Steps on the base model that the strategy cannot choose without. `replay`, which every strategy trains with,
+        is none of them; its two predicted classes come from the probe, whose cost is not booked to `random`: so
+        compute savings are on the careful side."""
         return tuple(dict.fromkeys(step for need in Need if need in self.needs for step in STEPS_FOR[need]))
 
 

@@ -71,4 +71,5 @@ class Records:
 
     def _update(self, name: str, **changed: Any) -> None:
         records = self.all()
-        (self.folder / FILE).write_json(records | {name: records.get(name, {}) | changed})
+        if (updated := records | {name: records.get(name, {}) | changed}) != records:
+            (self.folder / FILE).write_json(updated)

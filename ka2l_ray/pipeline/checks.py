@@ -55,7 +55,8 @@ def check_decoder_fits(config: Config) -> None:
 
 
 def cluster_resources(config: Config) -> Mapping[str, float] | None:
-    """What the cluster at `ray.address` or RAY_ADDRESS has now, by Ray's names; None where a run would start one of its own.
+    """What the cluster at `ray.address` or RAY_ADDRESS has now, by Ray's names; None where a run would start one of its
+    own.
 
     Raises `ConfigError` where none answers there.
     """

@@ -1,10 +1,10 @@
 """`ka2l compare`: strategies × seeds, each curve a Ray task, as many at once as the cluster holds.
 
-In: a configuration and a number of seeds. Out: one ordinary run folder per seed in `STORAGE/NAME-compare/`, `compare.json`, `index.html`.
-Base stages are shared by all strategies of a seed. Everything skips what is done, so a killed comparison goes on at the training it
-was in; a task whose node dies is started again by Ray and does the same. A chat endpoint is asked with the driver's key, its limits are
-shared out among the curves, and all seeds share its replies, so that no question is paid for twice. Refuses to know: how a round works,
-how savings are computed.
+In: a configuration and a number of seeds. Out: one ordinary run folder per seed in `STORAGE/NAME-compare/`,
+`compare.json`, `index.html`. Base stages are shared by all strategies of a seed. Everything skips what is done, so a
+killed comparison goes on at the training it was in; a task whose node dies is started again by Ray and does the same. A
+chat endpoint is asked with the driver's key, its limits are shared out among the curves, and all seeds share its
+replies, so that no question is paid for twice. Refuses to know: how a round works, how savings are computed.
 """
 
 import os
@@ -35,7 +35,8 @@ INTERRUPTED = 130
 
 
 def open_runs(config: Config, seeds: int, hold: Hold = held_by_nobody) -> list[Run]:
-    """One run folder per seed, all held before any is written. Raises `ConfigError` before any work where a comparison cannot be made."""
+    """One run folder per seed, all held before any is written. Raises `ConfigError` before any work where a comparison
+    cannot be made."""
     if "random" not in config.active.strategies:
         raise ConfigError("active.strategies: a comparison needs `random`, against which savings are measured")
     if config.annotate.source == "file":
@@ -97,8 +98,8 @@ def _progress(runs: Sequence[Run]) -> str:
 def play_side_by_side(play: Callable[..., str], calls: Mapping[str, tuple[Any, ...]], at_once: int) -> None:
     """Each call as a Ray task under its name, never more than `at_once`.
 
-    The first that fails ends all: those under way are cancelled and have ended before its error is raised, with their names; those that
-    wait never start. Raises `StageError` where the user can mend it, else what was raised.
+    The first that fails ends all: those under way are cancelled and have ended before its error is raised, with their
+    names; those that wait never start. Raises `StageError` where the user can mend it, else what was raised.
     """
     task = ray.remote(num_cpus=0, max_retries=NODE_RETRIES)(_with_its_process)
     waiting, running = list(calls.items()), {}
@@ -115,8 +116,8 @@ def play_side_by_side(play: Callable[..., str], calls: Mapping[str, tuple[Any, .
 
 
 def _with_its_process(play: Callable[..., str], *arguments: Any) -> str:
-    """A curve that ends its process where it is cancelled: Ray Data lets blocks under way go on, which train and pay. What a process
-    started ends with it."""
+    """A curve that ends its process where it is cancelled: Ray Data lets blocks under way go on, which train and pay.
+    What a process started ends with it."""
     try:
         return play(*arguments)
     except KeyboardInterrupt:
@@ -131,7 +132,8 @@ def _sharing(run: Run, among: int) -> Run:
 
 
 def _outcome(name: str, done: "ray.ObjectRef[str]", others: Sequence[str]) -> str:
-    """What a curve says at its end. An error of it names it and the `others`: as the user's to mend where it is, else by a note."""
+    """What a curve says at its end. An error of it names it and the `others`: as the user's to mend where it is, else
+    by a note."""
     cancelled = f"; cancelled with it: {', '.join(others)}" if others else ""
     try:
         return fetch(done)
@@ -143,9 +145,11 @@ def _outcome(name: str, done: "ray.ObjectRef[str]", others: Sequence[str]) -> st
 
 
 def _play_curve(run: Run, strategy: str, draw: int, key: SecretStr | None) -> str:
-    """All rounds of one strategy and draw, in a process of its own: it is a driver of Ray Data pipelines and Ray Train runs.
+    """All rounds of one strategy and draw, in a process of its own: it is a driver of Ray Data pipelines and Ray Train
+    runs.
 
-    The key travels as a masked argument, for a `runtime_env` is shown; this process' environment may hold none, or another one.
+    The key travels as a masked argument, for a `runtime_env` is shown; this process' environment may hold none, or
+    another one.
     """
     set_up_logging()
     connect(run.config)

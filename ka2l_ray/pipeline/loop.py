@@ -7,8 +7,8 @@ from contextlib import nullcontext
 from typing import Any
 
 from ka2l_ray.active.round import Round, RoundState
-from ka2l_ray.active.rounds import play
 from ka2l_ray.active.schedule import next_rounds, waiting_rounds
+from ka2l_ray.active.steps import play
 from ka2l_ray.annotate.sources import Waiting
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.dataflow.runtime import log, stage_line
@@ -36,7 +36,8 @@ def execute(run: Run, until: str | None, command: str) -> dict[str, Any]:
 def run_steps(run: Run, until: str | None) -> None:
     """Run every step up to and with `until`, all where it is None.
 
-    Also a step that is done is called: it returns at once, unless files of its tables are gone or failed rows are to be done again.
+    Also a step that is done is called: it returns at once, unless files of its tables are gone or failed rows are to be
+    done again.
     """
     if unfinished := (run.folder / REDO).read_json_or_empty():
         redo(run, unfinished["from"])
@@ -52,7 +53,8 @@ def run_steps(run: Run, until: str | None) -> None:
 
 
 def publish(run: Run, command: str) -> dict[str, Any]:
-    """Write results.json and the report from what is done so far; returns the results. `command` is what the user typed."""
+    """Write results.json and the report from what is done so far; returns the results. `command` is what the user
+    typed."""
     results = gather(run, command)
     (run.folder / RESULTS).write_json(results)
     write_report(run)
@@ -76,8 +78,9 @@ def advance(run: Run, name: str, command: str) -> list[Round]:
 
 
 def redo(run: Run, name: str) -> None:
-    """Delete the output of a step and of all that follow it. If killed half-way, it is finished before any step runs: otherwise results of
-    later steps would stand on new inputs, and object storage, where files go one by one, would show a table whose files are gone."""
+    """Delete the output of a step and of all that follow it. If killed half-way, it is finished before any step runs:
+    otherwise results of later steps would stand on new inputs, and object storage, where files go one by one, would
+    show a table whose files are gone."""
     note = run.folder / REDO
     first = min([name, *note.read_json_or_empty().values()], key=STEP_NAMES.index)
     note.write_json({"from": first})

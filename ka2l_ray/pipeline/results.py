@@ -70,7 +70,8 @@ def _records(run: Run) -> list[dict[str, Any]]:
 
 
 def _stops(run: Run) -> list[dict[str, Any]]:
-    """Strategies that ended before their rounds were used up, and why: of each, the first round that is not done can tell."""
+    """Strategies that ended before their rounds were used up, and why: of each, the first round that is not done can
+    tell."""
     if not run.base("evaluation").is_done:
         return []
     first = [
@@ -86,7 +87,8 @@ def _stops(run: Run) -> list[dict[str, Any]]:
 
 
 def _decode_summary(run: Run) -> dict[str, Any] | None:
-    """The `decode` part: reconstruction metrics, and the fate of what every round generated; shares are over the kept ones."""
+    """The `decode` part: reconstruction metrics, and the fate of what every round generated; shares are over the kept
+    ones."""
     if (metrics := run.records.result("decode")) is None:
         return None
     tables = [t for r in planned_rounds(run) if (t := r.table("decoded")).is_done]

@@ -22,10 +22,11 @@ def _nothing() -> None:
 
 
 def retry_errors(run: Run) -> dict[str, int]:
-    """Have the next run of the steps do failed rows again and keep the others; returns how many by table, the tables without any left out.
+    """Have the next run of the steps do failed rows again and keep the others; returns how many by table, the tables
+    without any left out.
 
-    Rows are corrected where they stand; what was computed from a whole table before (γ, the probe, what rounds bought and trained on) stays
-    as it is, except for the figures of a round whose evaluation is corrected.
+    Rows are corrected where they stand; what was computed from a whole table before (γ, the probe, what rounds bought
+    and trained on) stays as it is, except for the figures of a round whose evaluation is corrected.
     """
     tables: dict[str, tuple[Table, Reopen]] = {name: (run.base(name), _nothing) for name in BY_ROW}
     tables["reconstruction"] = run.base("reconstruction"), lambda: run.records.reopen("decode")
@@ -38,8 +39,8 @@ def retry_errors(run: Run) -> dict[str, int]:
 
 
 def _of_a_round(a_round: Round) -> dict[str, tuple[Table, Reopen]]:
-    """Tables that a round makes row by row, and how what is computed from each is reopened; those of decoding and of a new probe only while
-    they are not done, because the next round has used them."""
+    """Tables that a round makes row by row, and how what is computed from each is reopened; those of decoding and of a
+    new probe only while they are not done, because the next round has used them."""
     found: dict[str, tuple[Table, Reopen]] = {
         name: (a_round.table(name), lambda: a_round.records.reopen(RoundState.EVALUATE)) for name in EVALUATIONS
     }
@@ -51,7 +52,8 @@ def _of_a_round(a_round: Round) -> dict[str, tuple[Table, Reopen]]:
 
 
 def _again(table: Table, reopen: Reopen) -> int:
-    """Have a table's failed rows done again. Records are reopened first, so that a kill leaves no figure that stands on other rows."""
+    """Have a table's failed rows done again. Records are reopened first, so that a kill leaves no figure that stands on
+    other rows."""
     count = failed_rows(table)
     if count:
         reopen()

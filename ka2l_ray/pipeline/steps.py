@@ -1,13 +1,14 @@
 """What each step of the table does.
 
-In: a `Run`. Out: its tables, and how many rows went in, came out and failed. Refuses to know: which steps are done, results.
+In: a `Run`. Out: its tables, and how many rows went in, came out and failed. Refuses to know: which steps are done,
+results.
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ka2l_ray.active.examples import sample_candidates
 from ka2l_ray.active.outcome import evaluate_base
-from ka2l_ray.active.rounds import sample_candidates
 from ka2l_ray.active.schedule import play_rounds
 from ka2l_ray.active.strategies import Need, that_need
 from ka2l_ray.collect.stage import collect, sample_pool

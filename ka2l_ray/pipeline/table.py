@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StepSpec:
-    """One step: the folders below the run's that hold its output, and which of those are tables whose failed rows can be done again one by
-    one. `command` is the help text of the step's own `ka2l` command, empty where it has none."""
+    """One step: the folders below the run's that hold its output, and which of those are tables whose failed rows can
+    be done again one by one. `command` is the help text of the step's own `ka2l` command, empty where it has none."""
 
     name: str
     says: str

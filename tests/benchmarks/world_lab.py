@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from ka2l_ray.active.acquire import PoolRow, policy
+from ka2l_ray.active.policies import PoolRow, policy
 from ka2l_ray.active.replay import knew, replayed_answers, select_replay
 from ka2l_ray.collect.actor import CollectActor, CollectSetup
 from ka2l_ray.config import (

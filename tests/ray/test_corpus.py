@@ -11,8 +11,8 @@ from runs import small
 
 from ka2l_ray import schema
 from ka2l_ray.active.outcome import base_record, evaluate_base
+from ka2l_ray.active.pool import replay_samples
 from ka2l_ray.active.replay import knew
-from ka2l_ray.active.round import replay_samples
 from ka2l_ray.collect.stage import sample_replay
 from ka2l_ray.config import ConfigError
 from ka2l_ray.corpus.preview import preview

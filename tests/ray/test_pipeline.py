@@ -12,7 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from ka2l_ray import schema
-from ka2l_ray.active import rounds, schedule
+from ka2l_ray.active import schedule
+from ka2l_ray.active import steps as rounds
 from ka2l_ray.active.outcome import base_record
 from ka2l_ray.active.round import Round, RoundState
 from ka2l_ray.annotate.file import ASKED

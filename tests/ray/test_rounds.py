@@ -16,10 +16,10 @@ from runs import SMOKE, copied, small
 
 from ka2l_ray import schema
 from ka2l_ray.active import schedule
+from ka2l_ray.active.examples import watched_questions
 from ka2l_ray.active.replay import replay_counts
 from ka2l_ray.active.reprobe import own_run, reprobe, scoring_run
 from ka2l_ray.active.round import Round, RoundState
-from ka2l_ray.active.rounds import _watched
 from ka2l_ray.annotate.file import import_file
 from ka2l_ray.config import load_config
 from ka2l_ray.dataflow.runs import Run
@@ -52,10 +52,10 @@ def test_a_comparison_holds_every_curve_and_plays_none_twice(compared: list[Run]
     assert [s["strategy"] for s in summary["strategies"]] == ["ka2l", "random"]
     assert all([p["annotations"] for p in s["curve"]] == [0, 8] for s in summary["strategies"])
     assert (folder / "index.html").read_text().count("<svg") == 1
-    played = {f: f.stat().st_mtime_ns for f in folder.rglob("steps.json")}
+    played = {f: f.stat().st_mtime_ns for f in folder.rglob("round_*/steps.json")}
     assert len(played) == 2
     _, again = compare(compared, parallel=2, command="a test")
-    assert {f: f.stat().st_mtime_ns for f in folder.rglob("steps.json")} == played
+    assert {f: f.stat().st_mtime_ns for f in folder.rglob("round_*/steps.json")} == played
     assert (
         again["strategies"] == summary["strategies"]
         or json.loads(json.dumps(again["strategies"])) == summary["strategies"]
@@ -162,10 +162,10 @@ def test_watched_questions_have_gold_and_are_as_many_as_asked_for(tmp_path: Path
         for i in range(40)
     ]
     run.table("questions").write(("eval", pa.Table.from_pylist(rows, schema=schema.QUESTIONS)))
-    watched = _watched(Round(run, "ka2l", 0, 1))
+    watched = watched_questions(Round(run, "ka2l", 0, 1))
     assert watched is not None
     assert [r["answers"] for r in watched.read().to_pylist()] == [["gold"]] * 6
-    assert _watched(Round(Run(run.folder, load_config(SMOKE)), "ka2l", 0, 1)) is None
+    assert watched_questions(Round(Run(run.folder, load_config(SMOKE)), "ka2l", 0, 1)) is None
 
 
 def test_people_answer_in_a_spreadsheet_and_the_loop_goes_on(compared: list[Run], tmp_path: Path) -> None:

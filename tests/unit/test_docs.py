@@ -41,7 +41,7 @@ RUN_BY = {
     "compare": "tests/ray/test_rounds.py::test_a_comparison_holds_every_curve_and_plays_none_twice",
     "submit": "tests/e2e/test_job.py::test_the_loop_runs_as_a_job_and_needs_the_token",
     "report": "tests/unit/report/test_report.py::test_",
-    "doctor": "tests/unit/test_doctor.py::test_",
+    "doctor": "tests/unit/cli/test_doctor.py::test_",
 }
 """Tests that run a command, or what it does, more thoroughly than a line of a page would."""
 RESULTS = {"label.threshold_nats", "decode.answerable"}

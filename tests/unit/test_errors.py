@@ -35,10 +35,11 @@ PLAIN = {
     "decode/metrics.py": {"reconstruction"},
     "entropy/adaptive.py": {"entropy_bounds"},
     "entropy/semantic.py": {"semantic_entropy"},
-    "models/activations.py": {"__init__"},  # a row's error, and layers that a stage has checked
+    "models/activations.py": {"__init__"},  # layers that a stage has checked
     "models/engine.py": {"check"},  # a row's error
     "models/loading.py": {"load_blocks", "_cut"},  # layers that a probe was fitted on
     "models/probe.py": {"__call__"},
+    "text/prompts.py": {"check"},  # a row's error
 }
 """Functions that raise a plain error: of a mistake in this package, or one that their caller turns into a row's or a user's."""
 
@@ -77,7 +78,7 @@ LIBRARIES: dict[str, tuple[Callable[[Path], None], str, str, str]] = {
     "pyarrow's ArrowInvalid, a ValueError": (
         read_broken_parquet,
         "pyarrow.lib.ArrowInvalid",
-        "ka2l_ray.dataflow.stage.runs",
+        "ka2l_ray.dataflow.manifests",
         "pyarrow.",
     ),
     "safetensors' own": (
@@ -89,7 +90,7 @@ LIBRARIES: dict[str, tuple[Callable[[Path], None], str, str, str]] = {
     "pyarrow's FileNotFoundError": (
         load_missing_probe,
         "FileNotFoundError",
-        "ka2l_ray.dataflow.stage.runs",
+        "ka2l_ray.dataflow.storage",
         "pyarrow.",
     ),
 }

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ka2l_ray.active.acquire import PoolRow, farthest_first
+from ka2l_ray.active.policies import PoolRow, farthest_first
 from ka2l_ray.active.strategies import policy
 from ka2l_ray.config import AcquireSection
 

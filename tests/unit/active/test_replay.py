@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ka2l_ray.active.acquire import PoolRow
+from ka2l_ray.active.policies import PoolRow
 from ka2l_ray.active.replay import (
     is_misconception,
     knew,

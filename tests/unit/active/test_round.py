@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ka2l_ray import schema
-from ka2l_ray.active.round import Round, RoundState, pool_for, pool_rows, replay_samples, scored_pool
+from ka2l_ray.active.pool import pool_for, pool_rows, replay_samples, scored_pool
+from ka2l_ray.active.round import Round, RoundState
 from ka2l_ray.annotate.file import ANSWERS, ASKED
 from ka2l_ray.config import parse_config
 from ka2l_ray.dataflow.manifests import Table

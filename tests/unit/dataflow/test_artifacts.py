@@ -292,8 +292,8 @@ def test_a_run_bears_its_format_from_the_beginning(tmp_path):
 @pytest.mark.parametrize(
     ("stored", "says"),
     [
-        (None, r"has run format 1, written by an earlier version.*format 2.*another run\.name"),
-        ('{"format": 3, "written_by": "ka2l-ray 9.1.0"}', r"has run format 3, written by ka2l-ray 9\.1\.0; .*format 2"),
+        (None, r"has run format 1, written by an earlier version.*format 3.*another run\.name"),
+        ('{"format": 4, "written_by": "ka2l-ray 9.1.0"}', r"has run format 4, written by ka2l-ray 9\.1\.0; .*format 3"),
         ('{"for', r"format\.json: does not say which format the run has .*another run\.name"),
         ('{"format": 2}', r"format\.json: does not say which format the run has"),
     ],
@@ -316,7 +316,7 @@ def test_a_run_of_another_format_is_refused_and_stays_as_it_is(tmp_path, stored,
 def test_a_format_that_no_configuration_followed_is_replaced(tmp_path):
     """Another version was killed between the two; it has begun nothing."""
     (tmp_path / "r").mkdir()
-    (tmp_path / "r/format.json").write_text('{"format": 3, "written_by": "ka2l-ray 9.1.0"}')
+    (tmp_path / "r/format.json").write_text('{"format": 4, "written_by": "ka2l-ray 9.1.0"}')
     Run.open(config(tmp_path))
     assert Run.existing(str(tmp_path / "r")).config.run.name == "r"
 

@@ -297,7 +297,7 @@ def test_an_engine_of_vllm_that_fails_ends_its_actor(monkeypatch, vllm):
         asks(["a"], [Prompt((1, 2, 3), 1, 2)])
 
 
-MAY_ASK = {"models/placement.py", "doctor.py"}
+MAY_ASK = {"dataflow/placement.py", "cli/doctor.py"}
 """What torch sees decides nothing elsewhere; these two check an allotment against it, and report it."""
 HARMLESS = {"torch.cuda.empty_cache", "torch.cuda.get_rng_state", "torch.cuda.set_rng_state"}
 """Of torch.cuda, what another file may use: it acts on a GPU in use, or is called for a tensor that lies on one."""
@@ -316,7 +316,7 @@ def asked(text: str) -> set[str]:
 def test_nothing_but_the_placement_asks_which_gpus_are_visible():
     found = {str(f.relative_to(PACKAGE)): asked(f.read_text()) - HARMLESS for f in PACKAGE.rglob("*.py")}
     assert {file: sorted(names) for file, names in found.items() if names and file not in MAY_ASK} == {}
-    assert "torch.cuda.is_available" in found["models/placement.py"], "otherwise this looks at nothing"
+    assert "torch.cuda.is_available" in found["dataflow/placement.py"], "otherwise this looks at nothing"
     assert asked("flag = flag.cuda() if torch.cuda.is_available() else flag") == {
         "flag.cuda",
         "torch.cuda.is_available",

@@ -1,8 +1,8 @@
 """Acquisition policies: which pool questions are worth an answer.
 
 In: a stream of pool rows with what is known of them. Out: the best n that were not bought yet, each with its reason.
-Refuses to know: tables, Ray, models. Rankings stream, so memory grows with the budget, not with the pool; policies that compare
-states keep at most `acquire.candidates` of them.
+Refuses to know: tables, Ray, models. Rankings stream, so memory grows with the budget, not with the pool; policies that
+compare states keep at most `acquire.candidates` of them.
 """
 
 import heapq
@@ -87,7 +87,8 @@ class Ranking:
 
 @dataclass(frozen=True)
 class KCentre:
-    """`coreset`: greedy k-centre (Sener and Savarese, 2018) on standardised states, the bought ones being centres already."""
+    """`coreset`: greedy k-centre (Sener and Savarese, 2018) on standardised states, the bought ones being centres
+    already."""
 
     candidates: int
     seed: int
@@ -126,8 +127,9 @@ def farthest_first(
 ) -> Iterator[tuple[int, float]]:
     """Rows of `states` (N, D) taken one by one by the largest weight × distance ^ exponent, with their distances.
 
-    Distances are Euclidean, to the nearest of `centres` (M, D) and of what was taken, after each dimension is standardised over
-    `states`. Without centres the first row taken is the one of largest weight, at equal weights the one farthest from the mean.
+    Distances are Euclidean, to the nearest of `centres` (M, D) and of what was taken, after each dimension is
+    standardised over `states`. Without centres the first row taken is the one of largest weight, at equal weights the
+    one farthest from the mean.
     """
     if not len(states):
         return
@@ -151,7 +153,8 @@ def farthest_first(
 def _candidates(
     rows: Iterable[PoolRow], bought: Set[str], limit: int, order: Callable[[PoolRow], float]
 ) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
-    """Ids, orders (N,) and states (N, D) of the `limit` unbought rows first by `order`, and the states (M, D) of the bought ones."""
+    """Ids, orders (N,) and states (N, D) of the `limit` unbought rows first by `order`, and the states (M, D) of the
+    bought ones."""
     centres: list[np.ndarray] = []
 
     def unbought() -> Iterator[tuple[float, str, np.ndarray]]:
@@ -191,8 +194,8 @@ def by_likelihood(row: PoolRow) -> tuple[float, str]:
 
 
 def by_quadrant(wanted: tuple[Quadrant, ...]) -> Priority:
-    """`quadrant`: by grade and consistency in the order of `wanted`, inside a quadrant by entropy; then the other quadrants, and last the
-    questions that have none because they have no gold."""
+    """`quadrant`: by grade and consistency in the order of `wanted`, inside a quadrant by entropy; then the other
+    quadrants, and last the questions that have none because they have no gold."""
     order = {name: len(wanted) - n for n, name in enumerate(wanted)}
 
     def priority(row: PoolRow) -> tuple[float, str]:
@@ -212,7 +215,8 @@ def at_random(seed: int) -> Priority:
 
 
 def by_truth(seed: int) -> Priority:
-    """`oracle` (world only): truly unseen facts first; the ceiling of every strategy that buys what the model never saw."""
+    """`oracle` (world only): truly unseen facts first; the ceiling of every strategy that buys what the model never
+    saw."""
 
     def priority(row: PoolRow) -> tuple[float, str]:
         if row.truth is None:
@@ -223,7 +227,8 @@ def by_truth(seed: int) -> Priority:
 
 
 def _tie(row: PoolRow) -> float:
-    """Breaks ties between equal entropies by a hash of the id, not by its alphabet; far below the least gap of two entropies."""
+    """Breaks ties between equal entropies by a hash of the id, not by its alphabet; far below the least gap of two
+    entropies."""
     return 1e-9 * uniform("tie", row.id)
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ka2l_ray.active.acquire import PoolRow, Ranking, at_random, by_entropy, by_likelihood, by_probe
+from ka2l_ray.active.policies import PoolRow, Ranking, at_random, by_entropy, by_likelihood, by_probe
 from ka2l_ray.active.strategies import STRATEGIES, Need, needs, policy
 from ka2l_ray.config import AcquireSection, Strategy
 from ka2l_ray.hashing import uniform

@@ -81,11 +81,11 @@ class TableSpec:
     """
 
     name: str
-    folder: str = ""
-    step: str = ""
-    code: str = ""
-    row: str = ""
-    about: str = ""
+    folder: str
+    step: str
+    code: str
+    row: str
+    about: str
     source: "TableSpec | None" = None
     reads: tuple[str, ...] = ()
     carried: tuple[str, ...] = ()
@@ -384,7 +384,7 @@ _ACQUIRED = TableSpec(
     name="acquired",
     folder=f"{ROUND}/acquired",
     step="acquire",
-    code="active/acquire.py",
+    code="active/policies.py",
     row="question that the round buys",
     about="what a round buys, and why",
     source=_SCORES,
@@ -421,7 +421,7 @@ _EXAMPLES = TableSpec(
     name="examples",
     folder=f"{ROUND}/finetune/examples",
     step="finetune",
-    code="active/rounds.py",
+    code="active/examples.py",
     row="answered annotation of this round or an earlier one, or replayed question",
     about="what the model is trained on; the tuned model is in `finetune/model`",
     source=_ANNOTATIONS,
@@ -438,7 +438,7 @@ _REPLAY_QUESTIONS = TableSpec(
     name="replay_questions",
     folder=f"{ROUND}/finetune/replay_questions",
     step="finetune",
-    code="active/rounds.py",
+    code="active/examples.py",
     row="pool question that the round replays",
     about="rows of questions whose own answers are trained on",
     source=_QUESTIONS,
@@ -519,11 +519,6 @@ TABLES = {
 QUESTIONS, SAMPLES, CLUSTERS = (TABLES[name].schema for name in ("questions", "samples", "clusters"))
 KNOWLEDGE, SCORES, ACQUIRED = (TABLES[name].schema for name in ("knowledge", "scores", "acquired"))
 DECODED, ANNOTATIONS, EVALUATION = (TABLES[name].schema for name in ("decoded", "annotations", "evaluation"))
-
-
-def made(column: str) -> list[TableSpec]:
-    """The tables that add a column of that name."""
-    return [spec for spec in TABLES.values() if any(c.name == column for c in spec.added)]
 
 
 def state_column(position: str, layer: int) -> str:

@@ -99,12 +99,13 @@ def markdown() -> str:
 
 
 def _rows(specs: list[TableSpec]) -> Iterator[str]:
-    yield "| table | made by | one row per | what it is | adds |"
-    yield "|---|---|---|---|---|"
+    yield "| table | made by | from | one row per | what it is | columns added |"
+    yield "|---|---|---|---|---|---|"
     for spec in specs:
         adds = ", ".join(f"`{c.name}`" for c in spec.added)
         folder, code = spec.folder.removeprefix(f"{ROUND}/"), spec.code.removesuffix(".py")
-        yield f"| `{folder}` | `{code}` | {spec.row or '–'} | {spec.about} | {adds or '–'} |"
+        source = spec.source.name if spec.source else "–"
+        yield f"| `{folder}` | `{code}` | {source} | {spec.row or '–'} | {spec.about} | {adds or '–'} |"
 
 
 def with_tables(page: str) -> str:

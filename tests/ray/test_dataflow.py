@@ -15,7 +15,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 from actors import (
     Crasher,
     Doubler,
@@ -30,6 +29,7 @@ from actors import (
     Unloadable,
     Useless,
 )
+from ray._private import state as ray_state
 
 from ka2l_ray.config import Pool
 from ka2l_ray.dataflow.attempts import ShardFile, Shards, reopen
@@ -102,7 +102,7 @@ def test_a_done_stage_is_not_run_again(tmp_path: Path) -> None:
 def test_actors_bear_the_name_of_their_stage(tmp_path: Path) -> None:
     """Wherever Ray names its actors: in the dashboard, in `ray list actors`, in the names of its log files."""
     run_stage(stage(tmp_path, name="named_stage"), source(tmp_path), table(tmp_path))
-    names = {actor["ActorClassName"] for actor in ray._private.state.actors().values()}
+    names = {actor["ActorClassName"] for actor in ray_state.actors().values()}
     assert "MapWorker(MapBatches(named_stage))" in names
 
 
@@ -131,7 +131,7 @@ def test_rows_of_several_files_and_row_groups_flow_as_shards_of_their_own_size(t
     assert [f["rows"] for f in target.manifest()["files"]] == [7] * 5 + [5]
 
 
-def test_what_prepares_rows_runs_before_the_actor_and_costs_a_bad_row_itself(tmp_path: Path) -> None:
+def test_rows_are_prepared_before_the_actor_and_a_bad_one_fails_alone(tmp_path: Path) -> None:
     target = table(tmp_path)
     prepared = stage(
         tmp_path,
@@ -164,7 +164,7 @@ def test_states_keep_shape_and_precision_on_their_way(tmp_path: Path) -> None:
     assert target.read()["state"].to_pylist() == [[float(i)] * 3 for i in range(ROWS)]
 
 
-def test_a_poisonous_row_costs_only_itself(tmp_path: Path) -> None:
+def test_a_poisonous_row_fails_alone(tmp_path: Path) -> None:
     target = table(tmp_path)
     manifest = run_stage(stage(tmp_path, setup=Setup(str(tmp_path / "log"), 7)), source(tmp_path), target)
     failed = [r for r in target.read().to_pylist() if r["error"]]
@@ -191,7 +191,8 @@ def test_a_row_that_failed_before_keeps_its_first_error_is_not_shown_to_the_acto
 
 def test_a_stage_stops_at_the_shard_whose_errors_pass_the_limit(tmp_path: Path) -> None:
     told = (
-        r"double: \d+ of 400 rows failed, more than run\.max_error_fraction allows \(0\.05, here 20\)\. First: row q\d+: ValueError: value "
+        r"double: \d+ of 400 rows failed, more than run\.max_error_fraction allows \(0\.05, here 20\)\. "
+        r"First: row q\d+: ValueError: value "
         r"\d+ is odd.*--retry-errors"
     )
     target, rows = table(tmp_path), source(tmp_path, 400)
@@ -206,7 +207,7 @@ def test_a_stage_stops_at_the_shard_whose_errors_pass_the_limit(tmp_path: Path) 
         run_stage(stage(tmp_path, actor=Unloadable), rows, target)
 
 
-def test_failed_rows_are_done_anew_in_a_new_file_and_the_others_kept(tmp_path: Path) -> None:
+def test_failed_rows_are_repeated_in_a_new_file_and_the_others_kept(tmp_path: Path) -> None:
     target, rows = table(tmp_path), source(tmp_path)
     run_stage(stage(tmp_path, setup=Setup(str(tmp_path / "log"), 7)), rows, target)
     before, count = {f["name"] for f in target.manifest()["files"]}, len(done(tmp_path))
@@ -222,7 +223,7 @@ def test_failed_rows_are_done_anew_in_a_new_file_and_the_others_kept(tmp_path: P
     assert reopen_errors(target) == 0
 
 
-def test_a_stage_that_was_stopped_by_its_errors_goes_on_once_they_are_done_anew(tmp_path: Path) -> None:
+def test_a_stage_stopped_by_its_errors_goes_on_once_they_are_repeated(tmp_path: Path) -> None:
     target, rows = table(tmp_path), source(tmp_path)
     strict = stage(tmp_path, max_error_fraction=0.0)
     with pytest.raises(StageError, match="1 of 40 rows failed"):
@@ -239,8 +240,9 @@ def test_a_missing_column_is_named_before_any_actor_starts(tmp_path: Path) -> No
     assert not (tmp_path / "log").exists()
 
 
-def test_the_rows_that_are_done_again_are_those_that_were_lost(tmp_path: Path) -> None:
-    """Data loss, as in Ray Data's own checkpoint benchmark, of a finished table and of one whose driver died before the manifest."""
+def test_the_rows_that_are_repeated_are_those_that_were_lost(tmp_path: Path) -> None:
+    """Data loss, as in Ray Data's own checkpoint benchmark, of a finished table and of one whose driver died before
+    the manifest."""
     target, rows, small = table(tmp_path), source(tmp_path), Pool(shard_rows=2)
     run_stage(stage(tmp_path, pool=small), rows, target)
     for share, state in (
@@ -289,7 +291,7 @@ KILLED = """
 """
 
 
-def test_a_killed_driver_loses_the_shards_under_way_and_nothing_else(tmp_path: Path) -> None:
+def test_a_killed_driver_loses_the_shards_in_progress_and_nothing_else(tmp_path: Path) -> None:
     killed = in_own_cluster(KILLED, tmp_path)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     target = table(tmp_path)
@@ -326,7 +328,7 @@ def test_an_actor_with_a_broken_device_is_replaced_and_no_row_is_lost(tmp_path: 
     assert len(set((tmp_path / "broken").read_text().split())) == 1, "it broke once, in one process"
 
 
-def test_actors_that_only_die_stop_the_stage_and_their_last_words_are_told(
+def test_actors_that_only_die_stop_the_stage_and_their_last_error_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ka2l_ray.dataflow.stage.failures.DEATHS", 0)  # then four for each actor of the pool
@@ -339,7 +341,8 @@ def test_actors_that_only_die_stop_the_stage_and_their_last_words_are_told(
 
 
 def test_a_machine_with_little_memory_resumes_too(tmp_path: Path) -> None:
-    """Nothing that resume needs has memory set aside for it; here there are 300 MB, and a stage is begun for the second time."""
+    """Nothing that resume needs has memory set aside for it; here there are 300 MB, and a stage is begun for the
+    second time."""
     script = """
         import sys
         sys.path.insert(0, {tests!r})
@@ -381,7 +384,8 @@ def test_a_small_table_is_cut_for_every_actor_of_the_pool(tmp_path: Path) -> Non
 def test_waiting_is_the_time_between_calls_whatever_a_call_does_besides_its_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A clock by hand: 3 s before the first call, which takes 10 s, of them 4 in the model; 5 s until the second, of 1 s."""
+    """A clock by hand: 3 s before the first call, which takes 10 s, of them 4 in the model; 5 s until the second, of
+    1 s."""
     now, added = [100.0], []
     monkeypatch.setattr("ka2l_ray.dataflow.runtime.time", SimpleNamespace(monotonic=lambda: now[0]))
     tally = Tally()

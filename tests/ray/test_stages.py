@@ -45,7 +45,7 @@ def collected(run: Run) -> dict[str, Any]:
 
 
 def test_pool_size_and_batch_size_change_no_sample(scored: tuple[Run, dict[str, Any]], tmp_path: Path) -> None:
-    """One actor with shards of 32 rows in batches of 16, and four with shards of 13 in batches of 7, who were lent simulated GPUs."""
+    """One actor with shards of 32 rows in batches of 16, and four (on simulated GPUs) with 13 in batches of 7."""
     pool = "collect.pool={min: 4, max: 4, cpus: 0.5, gpus: 0.5, batch_rows: 7, batch_tokens: 900, shard_rows: 13}"
     other = collected(Run.open(small(tmp_path, pool, "model.device=cpu")))
     assert len(other) == 120
@@ -80,7 +80,10 @@ def test_gpus_that_actors_cannot_use_end_the_stage_in_one_line(
     """The cluster's are simulated, and this torch is a build for CPUs."""
     run = copied(scored[0], small(tmp_path, "score.pool.gpus=1"))
     run.base("scores").folder.delete()
-    says = r"score: .*score\.pool\.gpus = 1: torch .* was built without CUDA; install a CUDA build .* set model\.device: cpu, .*simulated$"
+    says = (
+        r"score: .*score\.pool\.gpus = 1: torch .* was built without CUDA; install a CUDA build .* "
+        r"set model\.device: cpu, .*simulated$"
+    )
     with pytest.raises(StageError, match=says):
         score(run)
 
@@ -131,7 +134,7 @@ def test_redo_deletes_a_stage_and_all_after_it_only(scored: tuple[Run, dict[str,
 
 
 def test_actors_report_what_they_read_as_ray_metrics(scored: tuple[Run, dict[str, Any]]) -> None:
-    """From the page that Prometheus reads, which Ray fills every ten seconds: a line for each actor, those that are gone among them."""
+    """From the page that Prometheus reads, which Ray fills every ten seconds: a line per actor, dead ones too."""
     port, deadline = ray.nodes()[0]["MetricsExportPort"], time.monotonic() + 60
     collecting, scoring = defaultdict[str, float](float), defaultdict[str, float](float)
     while collecting["ka2l_questions_total"] < 120 or scoring["ka2l_questions_total"] < 40:
@@ -286,7 +289,7 @@ def lose(table: Table, question: str) -> None:
     table.close(manifest["files"], **{k: manifest[k] for k in ("rows_in", "seconds", "stage", "shard_rows")}, errors=1)
 
 
-def test_failed_rows_are_done_anew_in_every_stage_and_come_out_as_if_they_had_not_failed(
+def test_failed_rows_are_repeated_in_every_stage_as_if_they_had_not_failed(
     scored: tuple[Run, dict[str, Any]], tmp_path: Path
 ) -> None:
     run, names = copied(scored[0], small(tmp_path)), ("activations", "clusters", "knowledge", "scores")

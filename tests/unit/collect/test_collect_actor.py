@@ -152,7 +152,7 @@ def test_a_bad_question_fails_only_its_own_row(section, collected):
 
 
 @pytest.mark.parametrize("quantization", ["4bit", "8bit"])
-def test_vllm_is_refused_beside_weights_that_are_quantized_while_loading(quantization):
+def test_vllm_is_refused_with_weights_that_are_quantized_while_loading(quantization):
     tree = {
         "collect": {"engine": "vllm"},
         "model": {"quantization": quantization},

@@ -11,7 +11,7 @@ from ka2l_ray.dataflow.failures import DEATHS
 
 
 def play(register: Register, shard: int, rows: int, fatal: set[int]) -> dict[int, str]:
-    """Begin a shard again and again, as Ray does, with rows that kill the process; returns the rows given up in the end."""
+    """Begin a shard again and again, as Ray does, with rows that kill the process; returns the rows given up."""
     for _ in range(10_000):
         suspicion, why = register.begins(shard, rows)
         assert not why

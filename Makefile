@@ -21,7 +21,7 @@ demo: .venv/.ready ## the whole loop on the knowledge world, local Ray (about 14
 
 test: .venv/.ready ## every test but the long ones (under 25 minutes on two cores)
 	@echo "== unit tests: no Ray"
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest tests/unit -n auto --maxprocesses 4
 	@echo "== tests on one shared local Ray cluster"
 	$(BIN)/python -m pytest tests/ray -m "not long" --durations=10
 	@echo "== tests of whole commands"
@@ -56,7 +56,7 @@ check: .venv/.ready ## lint, format, types, unit tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest tests/unit -n auto --maxprocesses 4
 
 docs: .venv/.ready ## docs/configuration.md from ka2l_ray/config/, and the README's tables from ka2l_ray/schema.py
 	$(BIN)/python -m ka2l_ray.config.reference > docs/configuration.md

@@ -1,5 +1,5 @@
-"""What a comparison says: learning curves with intervals, area under them, saving, ceiling, known-set regression,
-compute saving.
+"""The figures of a comparison: learning curves with intervals, area under them, saving, ceiling, forgetting, compute
+saving.
 
 In: results.json of one run per seed, each with the same strategies and budgets. Out: the content of `compare.json`.
 Refuses to know: runs, Ray, files. Seeds are the independent units: draws of one seed are averaged before anything else,
@@ -20,8 +20,8 @@ ROUND_STEPS = ("acquire", "annotate", "finetune")
 
 
 def compare_strategies(results: Sequence[Results]) -> dict[str, Any]:
-    """`compare.json` without command and seeds. Strategies in the order of the configuration; `over` says of how many
-    seeds each of a strategy's means is, for a seed that has no such number is left out of it."""
+    """The content of `compare.json` without command and seeds, strategies in the order of the configuration. `over`
+    gives the number of seeds behind each mean: a seed without the figure is left out of it."""
     strategies = list(dict.fromkeys(r["strategy"] for r in results[0]["rounds"]))
     budget = max((n for one in results for n, _ in seed_curve(one, "random")), default=0)
     ends = [curve[-1][0] if (curve := seed_curve(one, name)) else 0 for one in results for name in strategies]

@@ -78,7 +78,7 @@ def _replayed(a_round: Round, bought: Set[str]) -> list[dict[str, Any]]:
 
 
 def watched_questions(a_round: Round) -> Table | None:
-    """Eval questions on which accuracy is recorded during training; None where `finetune.evaluate_every_epochs` is 0."""
+    """Eval questions on which accuracy is recorded during training; None if `finetune.evaluate_every_epochs` is 0."""
     run, table = a_round.run, a_round.table("finetune/watched_questions")
     if not run.config.finetune.evaluate_every_epochs:
         return None

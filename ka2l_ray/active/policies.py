@@ -1,6 +1,6 @@
 """Acquisition policies: which pool questions are worth an answer.
 
-In: a stream of pool rows with what is known of them. Out: the best n that were not bought yet, each with its reason.
+In: a stream of pool rows with what is known about them. Out: the best n that were not bought yet, each with its reason.
 Refuses to know: tables, Ray, models. Rankings stream, so memory grows with the budget, not with the pool; policies that
 compare states keep at most `acquire.candidates` of them.
 """
@@ -20,7 +20,7 @@ from ka2l_ray.hashing import uniform
 
 @dataclass(frozen=True)
 class PoolRow:
-    """One pool question and what a policy may look at; what was not collected is None.
+    """One pool question with what a policy may use; what was not collected is None.
 
     `state` (D,) is the hidden state that the probe reads, `likelihood` is -log p of the greedy answer in nats.
     """
@@ -37,26 +37,28 @@ class PoolRow:
 
 @dataclass(frozen=True)
 class Acquisition:
+    """A question to buy, and why."""
+
     id: str
     reason: str
 
 
 class Policy(Protocol):
-    """A strategy. Policies decide, the round's loop executes."""
+    """Chooses what to buy; a round carries it out."""
 
     def choose(self, rows: Iterable[PoolRow], bought: Set[str], count: int) -> list[Acquisition]:
-        """The `count` best rows outside `bought`, best first; fewer where the pool has fewer."""
+        """The `count` best rows that are not in `bought`, best first; fewer if the pool has fewer."""
         ...
 
 
 T = TypeVar("T")
 Priority = Callable[[PoolRow], tuple[float, str]]
-"""(higher is bought first, why)."""
+"""Gives (priority, reason); the highest priority is bought first."""
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """A policy that gives every question a priority by itself; equal priorities go by id.
+    """Gives every question a priority of its own; equal priorities are ordered by id.
 
     With `by_group`, every group's best question comes before any group's second best.
     """

@@ -1,4 +1,4 @@
-"""The rows of the pool that a round looks at, streamed from the tables that hold them.
+"""The pool as a round sees it, streamed from the tables of the run.
 
 In: a run. Out: `PoolRow`s, or rows of `questions` and `replay`. Refuses to know: rounds, Ray.
 """

@@ -16,7 +16,7 @@ from ka2l_ray.text.grading import is_correct, normalize
 
 
 def replay_counts(replay: ReplaySection, budget: int) -> tuple[int, int]:
-    """(predicted known, predicted unknown) questions to replay in each round, for a whole budget."""
+    """Numbers of questions to replay in each round: (predicted known, predicted unknown); `budget` is the run's."""
     count = round(replay.ratio * budget)
     unknown = round(count * replay.unknown_share)
     return count - unknown, unknown
@@ -42,7 +42,7 @@ def select_replay(rows: Iterable[PoolRow], bought: Set[str], known: int, unknown
 
 
 def replayed_answers(samples: Sequence[str], greedy: str, gold: Sequence[str], replay: ReplaySection) -> list[str]:
-    """The answers a replayed question is trained on, one per epoch in turn.
+    """The answers that a replayed question is trained on; epochs take them in turn.
 
     With `gold_is_free` only right ones, if the model gave any: what it answers wrong is then not taught again.
     """
@@ -52,13 +52,14 @@ def replayed_answers(samples: Sequence[str], greedy: str, gold: Sequence[str], r
 
 
 def knew(samples: Sequence[str], greedy: str, gold: Sequence[str]) -> bool:
-    """Whether the base model knew: greedy answer and at least half of its samples right, not a lucky guess."""
+    """Whether the base model knew the answer: greedy answer and at least half of its samples correct, not a lucky
+    guess."""
     right = [bool(is_correct(a, gold)) for a in samples]
     return bool(is_correct(greedy, gold)) and 2 * sum(right) >= len(right)
 
 
 def is_misconception(answers: Sequence[str], gold: Sequence[str]) -> bool:
-    """Whether a model is sure of a wrong answer: all that it gave are the same, and wrong."""
+    """Whether a model is sure of a wrong answer: all its answers are the same, and wrong."""
     return bool(gold) and len({normalize(a) for a in answers}) == 1 and not is_correct(answers[0], gold)
 
 

@@ -1,4 +1,5 @@
-"""A fresh probe for a round's own model: collect, label, search and score again, and rank by it only where it is fit.
+"""A new probe for a round's own model: collect, label, search and score again, and rank by it only if it is good
+enough.
 
 In: a finished round. Out: a run folder of its own below the round's, `reprobe/`, and which scores the next round ranks
 by. After fine-tuning a model's ignorance is damaged (SE AUROC 0.997 falls to 0.5 … 0.8 on the world, `method.md`), so a
@@ -18,11 +19,11 @@ from ka2l_ray.probe.search import search
 from ka2l_ray.probe.stage import score
 
 FIT_AUROC = 0.7
-"""Least SE AUROC of the round's own model at which its probe is used."""
+"""SE AUROC of the round's own model from which its probe is used."""
 
 
 def reprobe(a_round: Round) -> dict[str, Any]:
-    """Probe a round's model anew; returns (and records last) its SE AUROC and whether its probe is used.
+    """Probe a round's model again; returns (and records last) its SE AUROC and whether its probe is used.
 
     The AUROC is against the truth where it is known, else against wrong greedy answers of the questions with gold,
     which must hold `search.min_graded` right and as many wrong ones.
@@ -57,8 +58,8 @@ def reprobe(a_round: Round) -> dict[str, Any]:
 
 
 def se_auroc(label: Mapping[str, Any], min_graded: int) -> float | None:
-    """How well semantic entropy tells what the model does not know, by a `label_summary`: against the truth where it is
-    known, else against wrong answers; None where neither can be told."""
+    """How well semantic entropy separates what the model does not know, from a `label_summary`: against the truth if it
+    is known, else against wrong answers; None if there are fewer than `min_graded` right or wrong answers."""
     if label["entropy_auroc_vs_truth"] is not None:
         return label["entropy_auroc_vs_truth"]
     return label["entropy_auroc_vs_incorrect"] if min(label["right"], label["wrong"]) >= min_graded else None
@@ -79,8 +80,7 @@ def own_run(a_round: Round) -> Run:
 
 
 def scoring_run(a_round: Round) -> Run:
-    """The run whose scores a round ranks by: the round's before it where that was probed anew and fit, else the base
-    model's."""
+    """The run whose scores a round ranks by: that of the round before if its probe is used, else the base model's."""
     if a_round.number == 1 or not a_round.run.config.active.reprobe:
         return a_round.run
     before = a_round.earlier[-1]

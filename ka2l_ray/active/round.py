@@ -1,7 +1,7 @@
-"""One round: where its tables are, what state it is in, and the rows of the pool that its steps look at.
+"""One round: its folder, tables, budget and state.
 
-In: a run, a strategy, a draw, a number. Out: folders, seeds, budgets, streamed rows. Refuses to know: what a step does,
-Ray.
+In: a run, a strategy, a draw, a number. Out: where its output lies, and what it does next.
+Refuses to know: what a step does, Ray.
 """
 
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from ka2l_ray.dataflow.storage import Folder
 
 
 class RoundState(StrEnum):
-    """What a round does next, by its records: a killed round is in the state it died in."""
+    """What a round does next according to its records; a killed round stays in its state."""
 
     ACQUIRE = "acquire"
     ANNOTATE = "annotate"
     WAITING = "waiting"
-    """For people's answers: `ka2l annotate --import` goes on."""
+    """For people's answers, which `ka2l annotate --import` reads."""
     FINETUNE = "finetune"
     EVALUATE = "evaluate"
     DONE = "done"
@@ -51,7 +51,7 @@ class Round:
 
     @property
     def budget(self) -> int:
-        """Annotations of this round: equal parts, earlier rounds one more where the budget does not divide."""
+        """Annotations of this round: equal parts of the budget, the first rounds one more if a rest remains."""
         total, rounds = self.run.config.active.budget, self.run.config.active.rounds
         return total // rounds + (self.number <= total % rounds)
 

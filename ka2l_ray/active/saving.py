@@ -1,4 +1,4 @@
-"""How many annotations a strategy saves against random choice.
+"""How many annotations a strategy saves compared with random choice.
 
 In: learning curves (annotations, accuracy). Out: saving = 1 - n_s / n_r, None where random's accuracy is never reached.
 Refuses to know: runs, files. n_r is random's full budget, n_s where the strategy's interpolated curve first reaches

@@ -1,6 +1,6 @@
-"""Which rounds there are, which may be played now, and when a strategy has ended.
+"""Which rounds a run has, which of them may be played now, and when a strategy stops.
 
-In: a run. Out: its rounds, in the order in which they are played. Refuses to know: what a round does, Ray.
+In: a run. Out: its rounds, in the order in which they are played. Refuses to know: what the steps of a round do.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from ka2l_ray.dataflow.runtime import log
 
 
 def play_rounds(run: Run) -> None:
-    """Play every round that can be played; one that waits for people holds up only its own strategy and draw."""
+    """Play every round that may be played; a round that waits for people delays only its own strategy and draw."""
     planned = planned_rounds(run)
     for n, a_round in enumerate(planned, 1):
         if a_round.state == RoundState.DONE or is_held_up(a_round):
@@ -34,7 +34,7 @@ def play_rounds(run: Run) -> None:
 
 
 def play_curve(run: Run, strategy: str, draw: int) -> str:
-    """Every round of one strategy and draw that may be played, in order; returns the last one's figures in words."""
+    """Play the rounds of one strategy and draw, in order; returns the figures of the last one as a line of text."""
     own = [r for r in planned_rounds(run) if (r.strategy, r.draw) == (strategy, draw)]
     for a_round in own:
         if a_round.state != RoundState.DONE and not is_held_up(a_round):
@@ -44,12 +44,12 @@ def play_curve(run: Run, strategy: str, draw: int) -> str:
 
 
 def is_held_up(a_round: Round) -> bool:
-    """Whether a round cannot be played now: its strategy has stopped, or an earlier round is not done."""
+    """Whether a round may not be played now: its strategy has stopped, or an earlier round is not done."""
     return any(r.state != RoundState.DONE for r in a_round.earlier) or stopped(a_round) is not None
 
 
 def stopped(a_round: Round) -> Stop | None:
-    """Why a strategy ended before this round, by `active.stop`; None where it goes on. Earlier rounds are done.
+    """Why a strategy stops before this round, by `active.stop`; None if it goes on. Earlier rounds must be done.
 
     `random` never stops early: savings are measured against its full budget.
     """
@@ -70,22 +70,23 @@ def stopped(a_round: Round) -> Stop | None:
 
 
 def next_rounds(run: Run) -> list[Round]:
-    """The first round of every strategy and draw that is not done and may be played."""
+    """For every strategy and draw, the first round that is not done, if it may be played."""
     return [r for r in planned_rounds(run) if r.state != RoundState.DONE and not is_held_up(r)]
 
 
 def waiting_rounds(run: Run) -> list[Round]:
-    """Rounds whose questions people have to answer."""
+    """Rounds that wait for people's answers."""
     return [r for r in planned_rounds(run) if r.state == RoundState.WAITING]
 
 
 def planned_rounds(run: Run) -> Sequence[Round]:
-    """Every round of every strategy and draw, in order: the strategies alternate round by round."""
+    """Every round of every strategy and draw in the order of play: the strategies take turns, round by round."""
     active = run.config.active
     return [Round(run, s, d, n) for n in range(1, active.rounds + 1) for s, d in draws(active)]
 
 
 def describe(record: dict[str, Any], number: int, total: int) -> str:
+    """A finished round in one line, with its place among all rounds."""
     shown = {k: record[k] for k in ("accuracy", "domain_accuracy", "known_accuracy", "replayed_accuracy")}
     figures = "  ".join(f"{k} {'–' if v is None else f'{v:.3f}'}" for k, v in shown.items())
     who = f"{record['strategy']} seed {record['seed']} round {record['round']}"

@@ -1,4 +1,4 @@
-"""When a strategy stops buying before its rounds are used up.
+"""When a strategy stops buying before its last round.
 
 In: the accuracies of its rounds so far, what is left of the pool. Out: a `Stop`, or None to go on. Refuses to know:
 runs, files, Ray.
@@ -13,7 +13,7 @@ ROUNDING = 1e-9
 
 
 class Stop(StrEnum):
-    """Why a strategy ended."""
+    """Why a strategy stopped."""
 
     ACCURACY = "accuracy target reached"
     NO_GAIN = "no gain"
@@ -21,8 +21,8 @@ class Stop(StrEnum):
 
 
 def decide(stop: StopSection, accuracies: Sequence[float | None], unknown_left: bool) -> Stop | None:
-    """Whether to stop before the next round. `accuracies` starts with the base model's; a corpus without gold has None
-    and goes on."""
+    """Why to stop before the next round, None to go on. `accuracies` starts with the base model's; without gold they
+    are None and never stop a strategy."""
     known = [a for a in accuracies if a is not None]
     if stop.accuracy is not None and known and known[-1] >= stop.accuracy:
         return Stop.ACCURACY
@@ -32,7 +32,7 @@ def decide(stop: StopSection, accuracies: Sequence[float | None], unknown_left: 
 
 
 def rounds_without_gain(accuracies: Sequence[float], min_gain: float) -> int:
-    """Rounds since one was better than the best before it, and that by `min_gain` (up to rounding)."""
+    """Rounds since the last one that beat the best before it by at least `min_gain` (up to rounding)."""
     best, since = float("-inf"), 0
     for accuracy in accuracies:
         gained = accuracy > best and accuracy - best >= min_gain - ROUNDING

@@ -1,6 +1,6 @@
 """The acquisition strategies: what each one reads, and the policy by which it chooses.
 
-In: a strategy's name. Out: its entry; everything else that differs by strategy (checks, costs, what is sampled or
+In: a strategy's name. Out: its entry. Everything else that depends on the strategy (checks, costs, what is sampled or
 stored) derives from it.
 Refuses to know: tables, Ray, models.
 """
@@ -36,7 +36,7 @@ class Need(StrEnum):
     THRESHOLD = "threshold"
     """γ, from the samples of the probe split."""
     TRUTH = "truth"
-    """Which facts the model was shown: known on the world alone."""
+    """Which facts the model was shown; known only on the world."""
 
 
 STEPS_FOR = {

@@ -1,4 +1,4 @@
-"""What can be known to fail before any work: sections that contradict each other, models, decoders, addresses.
+"""Checks before any work: sections that contradict each other, models, decoders, cluster addresses.
 
 In: a `Config`. Out: nothing, or a `ConfigError`. Refuses to know: runs, stages.
 """
@@ -22,7 +22,7 @@ ANSWERS_WITHIN_S = 10.0
 
 
 def check(config: Config) -> None:
-    """Refuse before any work what can be known to fail: layers, budgets, strategies."""
+    """Raise `ConfigError` for what is sure to fail later: layers, budgets, strategies, decoders, addresses."""
     with refused_by_name(config.model):
         check_model(config.model)
         wanted_layers(config)
@@ -32,7 +32,8 @@ def check(config: Config) -> None:
 
 
 def check_decoder_fits(config: Config) -> None:
-    """Refuse a decoder of another model, or of another prompt where that is known before questions are read."""
+    """Raise `ConfigError` for a decoder of another model, or of another prompt if that is known before questions are
+    read."""
     if not config.decode.enabled:
         return
     name = config.decode.decoder
@@ -40,7 +41,7 @@ def check_decoder_fits(config: Config) -> None:
         card = read_card(decoder_folder(name))
     except (OSError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"decode.decoder = {name!r}: holds no decoder: {error}. Or set decode.enabled: false"
+            f"decode.decoder = {name!r}: contains no decoder: {error}. Or set decode.enabled: false"
         ) from error
     if card.model != (given := config.model.name_or_path) and not card.model.startswith((f"{given}@", f"{given} + ")):
         raise ConfigError(
@@ -49,16 +50,15 @@ def check_decoder_fits(config: Config) -> None:
         )
     if config.corpus.prompt.style == "bare" and card.prompt != config.corpus.prompt.template:
         raise ConfigError(
-            f"decode.decoder = {name!r} reads states under prompt {card.prompt!r}, not {config.corpus.prompt.template!r}; "
-            "use that prompt, or set decode.enabled: false"
+            f"decode.decoder = {name!r} reads states under prompt {card.prompt!r}, not "
+            f"{config.corpus.prompt.template!r}; use that prompt, or set decode.enabled: false"
         )
 
 
 def cluster_resources(config: Config) -> Mapping[str, float] | None:
-    """What the cluster at `ray.address` or RAY_ADDRESS has now, by Ray's names; None where a run would start one of its
-    own.
+    """Resources of the cluster at `ray.address` or RAY_ADDRESS, by Ray's names; None if a run would start its own.
 
-    Raises `ConfigError` where none answers there.
+    Raises `ConfigError` if no cluster answers there.
     """
     if _cluster(config) is None:
         return None
@@ -68,13 +68,13 @@ def cluster_resources(config: Config) -> Mapping[str, float] | None:
 
 
 def _cluster(config: Config) -> str | None:
-    """The address of the cluster to join; None where a run starts one of its own."""
+    """Address of the cluster to join; None if a run starts its own."""
     address = config.ray.address or os.environ.get("RAY_ADDRESS") or "local"
     return None if address == "local" else address
 
 
 def check_address(config: Config) -> None:
-    """Raise `ConfigError` where nothing listens at a `HOST:PORT`: Ray itself would go on trying for minutes."""
+    """Raise `ConfigError` if nothing listens at a `HOST:PORT`: Ray would retry for minutes."""
     if (address := _cluster(config)) is None or "://" in address or ":" not in address:
         return
     host, _, port = address.rpartition(":")
@@ -85,14 +85,14 @@ def check_address(config: Config) -> None:
 
 
 def pinned(config: Config) -> Config:
-    """The same with the commit that a hub id stands for today, so that a run goes on with the weights it began with."""
+    """The configuration with the commit that a hub id stands for today, so that a run resumes with the same weights."""
     if config.model.revision is not None or (revision := commit(config.model)) is None:
         return config
     return config.model_copy(update={"model": config.model.model_copy(update={"revision": revision})})
 
 
 def check_sections(config: Config) -> None:
-    """What contradicts itself between sections; the model is not looked at."""
+    """Raise `ConfigError` for sections that contradict each other; the model is not opened."""
     world = config.corpus.source == "world"
     strategies = config.active.strategies
     if not world and (knowing := that_need(Need.TRUTH, strategies)):
@@ -100,7 +100,8 @@ def check_sections(config: Config) -> None:
         raise ConfigError(f"active.strategies: {names} needs corpus.source = world, where the truth is known")
     if world and config.active.budget > config.corpus.world.pool_questions:
         raise ConfigError(
-            f"active.budget = {config.active.budget} exceeds corpus.world.pool_questions = {config.corpus.world.pool_questions}"
+            f"active.budget = {config.active.budget} exceeds corpus.world.pool_questions = "
+            f"{config.corpus.world.pool_questions}"
         )
     if not world and config.annotate.source == "world":
         raise ConfigError("annotate.source: `world` needs corpus.source = world; use `reference`")

@@ -1,10 +1,10 @@
 """`ka2l compare`: strategies × seeds, each curve a Ray task, as many at once as the cluster holds.
 
 In: a configuration and a number of seeds. Out: one ordinary run folder per seed in `STORAGE/NAME-compare/`,
-`compare.json`, `index.html`. Base stages are shared by all strategies of a seed. Everything skips what is done, so a
-killed comparison goes on at the training it was in; a task whose node dies is started again by Ray and does the same. A
-chat endpoint is asked with the driver's key, its limits are shared out among the curves, and all seeds share its
-replies, so that no question is paid for twice. Refuses to know: how a round works, how savings are computed.
+`compare.json`, `index.html`. All strategies of a seed share its base stages. Everything skips what is done, so a
+comparison that was killed resumes at the training run it was in; a task whose node dies is restarted by Ray and does
+the same. The curves use the driver's key for a chat endpoint and divide its limits among themselves, and all seeds
+share its replies, so that no question is paid for twice. Refuses to know: how a round works, how savings are computed.
 """
 
 import os
@@ -35,8 +35,8 @@ INTERRUPTED = 130
 
 
 def open_runs(config: Config, seeds: int, hold: Hold = held_by_nobody) -> list[Run]:
-    """One run folder per seed, all held before any is written. Raises `ConfigError` before any work where a comparison
-    cannot be made."""
+    """One run folder per seed, all held before any is written. Raises `ConfigError` before any work if the
+    configuration does not allow a comparison."""
     if "random" not in config.active.strategies:
         raise ConfigError("active.strategies: a comparison needs `random`, against which savings are measured")
     if config.annotate.source == "file":
@@ -57,7 +57,8 @@ def open_runs(config: Config, seeds: int, hold: Hold = held_by_nobody) -> list[R
 
 
 def compare(runs: Sequence[Run], parallel: int | None, command: str) -> tuple[str, dict[str, Any]]:
-    """Finish every run's base stages and curves, then write the comparison; returns its folder and `compare.json`."""
+    """Finish every run's base stages and learning curves, then write the comparison; returns its folder and the content
+    of `compare.json`. At most `parallel` curves run at once, as many as the cluster holds if it is None."""
     key = key_of(runs[0].config.annotate.endpoint) if source_of(runs[0].config) == "endpoint" else None
     for n, run in enumerate(runs, 1):
         log.info("compare    base stages of seed %d (%d/%d)", run.config.run.seed, n, len(runs))
@@ -96,10 +97,10 @@ def _progress(runs: Sequence[Run]) -> str:
 
 
 def play_side_by_side(play: Callable[..., str], calls: Mapping[str, tuple[Any, ...]], at_once: int) -> None:
-    """Each call as a Ray task under its name, never more than `at_once`.
+    """Run each call as a Ray task, at most `at_once` at a time; `calls` maps a name to the arguments of `play`.
 
-    The first that fails ends all: those under way are cancelled and have ended before its error is raised, with their
-    names; those that wait never start. Raises `StageError` where the user can mend it, else what was raised.
+    The first failure ends them all: running tasks are cancelled, and have ended before the error is raised with their
+    names; waiting ones never start. Raises `StageError` for what the user can fix, else what the task raised.
     """
     task = ray.remote(num_cpus=0, max_retries=NODE_RETRIES)(_with_its_process)
     waiting, running = list(calls.items()), {}
@@ -116,8 +117,8 @@ def play_side_by_side(play: Callable[..., str], calls: Mapping[str, tuple[Any, .
 
 
 def _with_its_process(play: Callable[..., str], *arguments: Any) -> str:
-    """A curve that ends its process where it is cancelled: Ray Data lets blocks under way go on, which train and pay.
-    What a process started ends with it."""
+    """Play a curve, and end the process if it is cancelled: Ray Data would let blocks in flight go on, which cost
+    training time and money. What a process started ends with it."""
     try:
         return play(*arguments)
     except KeyboardInterrupt:
@@ -125,15 +126,15 @@ def _with_its_process(play: Callable[..., str], *arguments: Any) -> str:
 
 
 def _sharing(run: Run, among: int) -> Run:
-    """The run with its share of the endpoint's limits, which change no result."""
+    """The run with a share of the endpoint's limits, one of `among`; limits change no result."""
     annotate = run.config.annotate
     own = annotate.model_copy(update={"endpoint": share(annotate.endpoint, among)})
     return replace(run, config=run.config.model_copy(update={"annotate": own}))
 
 
 def _outcome(name: str, done: "ray.ObjectRef[str]", others: Sequence[str]) -> str:
-    """What a curve says at its end. An error of it names it and the `others`: as the user's to mend where it is, else
-    by a note."""
+    """What a curve reports at its end. An error names the curve and the cancelled `others`: in its message if the user
+    can fix it, else in a note."""
     cancelled = f"; cancelled with it: {', '.join(others)}" if others else ""
     try:
         return fetch(done)
@@ -145,11 +146,11 @@ def _outcome(name: str, done: "ray.ObjectRef[str]", others: Sequence[str]) -> st
 
 
 def _play_curve(run: Run, strategy: str, draw: int, key: SecretStr | None) -> str:
-    """All rounds of one strategy and draw, in a process of its own: it is a driver of Ray Data pipelines and Ray Train
-    runs.
+    """Play all rounds of one strategy and draw in a process of their own, the driver of its Ray Data pipelines and Ray
+    Train runs.
 
-    The key travels as a masked argument, for a `runtime_env` is shown; this process' environment may hold none, or
-    another one.
+    The key is passed as a masked argument, because Ray shows a `runtime_env` in its dashboard; the environment of this
+    process may have no key, or another one.
     """
     set_up_logging()
     connect(run.config)

@@ -1,4 +1,4 @@
-"""The loop over a run's steps: what is done is skipped, what is left is done, results and report are written.
+"""The loop over a run's steps: skip what is done, do the rest, write results and report.
 
 In: a `Run`. Out: its tables, records, `results.json` and the report. Refuses to know: what a step does.
 """
@@ -34,10 +34,10 @@ def execute(run: Run, until: str | None, command: str) -> dict[str, Any]:
 
 
 def run_steps(run: Run, until: str | None) -> None:
-    """Run every step up to and with `until`, all where it is None.
+    """Run every step up to and including `until`, all of them if it is None.
 
-    Also a step that is done is called: it returns at once, unless files of its tables are gone or failed rows are to be
-    done again.
+    A step that is done is called as well: it returns at once, unless files of its tables are gone or failed rows are to
+    be done again.
     """
     if unfinished := (run.folder / REDO).read_json_or_empty():
         redo(run, unfinished["from"])
@@ -62,9 +62,9 @@ def publish(run: Run, command: str) -> dict[str, Any]:
 
 
 def advance(run: Run, name: str, command: str) -> list[Round]:
-    """Finish the base stages, take every strategy's next round up to what the round command `name` names, publish.
+    """Finish the base stages, take every strategy's next round as far as the round command `name` goes, and publish.
 
-    Returns the rounds that wait for people.
+    Returns the rounds that wait for people's answers.
     """
     run_steps(run, "evaluate")
     for a_round in next_rounds(run):

@@ -1,6 +1,6 @@
-"""What `results.json` says, from what is done so far.
+"""The content of `results.json`, from what is done so far.
 
-In: a `Run`. Out: the content of the file; parts that did not run are null. Refuses to know: how a stage works.
+In: a `Run`. Out: a JSON object; parts that did not run are null. Refuses to know: how a stage works.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ from ka2l_ray.world.facts import build_world
 
 
 def gather(run: Run, command: str) -> dict[str, Any]:
-    """The content of results.json from what is done so far; parts that did not run are null."""
+    """The content of results.json; `command` is what the user typed."""
     config = run.config
     knowledge, found = run.base("knowledge"), run.folder / "base/search/search.json"
     records = _records(run)
@@ -43,14 +43,14 @@ def gather(run: Run, command: str) -> dict[str, Any]:
 
 
 def _round_rows(run: Run) -> dict[str, Any]:
-    """The entry of `rows` for all rounds: annotations planned and bought; none before the first is bought."""
+    """The entry of `rows` for all rounds: annotations planned and bought; empty before the first purchase."""
     rounds = planned_rounds(run)
     bought = [t.rows for r in rounds if (t := r.table("annotations")).is_done]
     return {"rounds": {"in": sum(r.budget for r in rounds), "out": sum(bought), "errors": 0}} if bought else {}
 
 
 def _seconds(run: Run, records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Seconds by step: the base steps' own, and those of every finished round."""
+    """Seconds by step: those of the base steps, and of every finished round."""
     total: Counter[str] = Counter(run.records.seconds())
     for record in records:
         total.update(record["seconds"])
@@ -70,8 +70,7 @@ def _records(run: Run) -> list[dict[str, Any]]:
 
 
 def _stops(run: Run) -> list[dict[str, Any]]:
-    """Strategies that ended before their rounds were used up, and why: of each, the first round that is not done can
-    tell."""
+    """Strategies that stopped before their last round, and why; the first round that is not done tells."""
     if not run.base("evaluation").is_done:
         return []
     first = [
@@ -87,8 +86,8 @@ def _stops(run: Run) -> list[dict[str, Any]]:
 
 
 def _decode_summary(run: Run) -> dict[str, Any] | None:
-    """The `decode` part: reconstruction metrics, and the fate of what every round generated; shares are over the kept
-    ones."""
+    """The `decode` part: reconstruction metrics, and what became of the generated questions. `still_unknown_fraction`
+    is over well-formed questions, the two fractions against the truth are over kept ones."""
     if (metrics := run.records.result("decode")) is None:
         return None
     tables = [t for r in planned_rounds(run) if (t := r.table("decoded")).is_done]

@@ -1,4 +1,4 @@
-"""`--retry-errors`: failed rows are done again, the others stay.
+"""`--retry-errors`: do failed rows again and keep the others.
 
 In: a `Run`. Out: how many rows the next run does again, by table. Refuses to know: how a stage works.
 """
@@ -22,7 +22,7 @@ def _nothing() -> None:
 
 
 def retry_errors(run: Run) -> dict[str, int]:
-    """Have the next run of the steps do failed rows again and keep the others; returns how many by table, the tables
+    """Make the next run of the steps do failed rows again and keep the others; returns their number by table, tables
     without any left out.
 
     Rows are corrected where they stand; what was computed from a whole table before (γ, the probe, what rounds bought

@@ -1,7 +1,7 @@
 """What each step of the table does.
 
-In: a `Run`. Out: its tables, and how many rows went in, came out and failed. Refuses to know: which steps are done,
-results.
+In: a `Run`. Out: its tables, and the numbers of rows that went in, came out and failed. Refuses to know: which steps
+are done, results.
 """
 
 from collections.abc import Callable, Mapping
@@ -65,4 +65,4 @@ DOES: dict[str, Callable[[Run], Counts | None]] = {
     "evaluate": evaluate_base,
     "rounds": _rounds,
 }
-"""By name. `rounds` counts no rows and is never done by itself: each round keeps its own records."""
+"""By step name. `rounds` counts no rows and is never marked as done: each round keeps its own records."""

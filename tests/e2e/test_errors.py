@@ -17,7 +17,7 @@ SMOKE = "jobs/configs/smoke.yaml"
 HOLDER = """
 import sys, time
 from ka2l_ray import driver
-from ka2l_ray.artifacts import Folder
+from ka2l_ray.dataflow.storage import Folder
 
 driver.hold(Folder.of(sys.argv[1]))
 print("held", flush=True)

@@ -12,9 +12,9 @@ from commands import ROOT, environment
 DRIVER = """
 import os, signal, subprocess, sys, time
 import ray
-from ka2l_ray.cli import app
+from ka2l_ray.cli.app import app
 from ka2l_ray.config import ConfigError, load_config
-from ka2l_ray.runtime import check_nodes, connect
+from ka2l_ray.dataflow.runtime import check_nodes, connect
 
 hidden, shared, *unshared = sys.argv[1:]
 smoke = "jobs/configs/smoke.yaml"

@@ -251,7 +251,7 @@ KILLED = """
     import sys
     sys.path[:0] = {paths!r}
     from ka2l_ray.config import Config
-    from ka2l_ray.runtime import connect
+    from ka2l_ray.dataflow.runtime import connect
     from test_annotate import annotated, asked, open_run
 
     connect(Config())

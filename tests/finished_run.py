@@ -43,7 +43,7 @@ def _round(strategy: str, seed: int, number: int, end: float) -> dict[str, Any]:
 
 
 def _ledger(asked: int) -> dict[str, float]:
-    """Two of 75 are refused, one is blank, five are served by answers that another curve paid for."""
+    """Of 75, two are refused, one is blank, and five get answers that another curve paid for."""
     part = asked // 75
     counts = dict.fromkeys(schema.ANNOTATION_STATUSES, 0) | {
         "answered": asked - 3 * part,
@@ -76,8 +76,8 @@ def _search() -> dict[str, Any]:
     return chosen | {"probe": "linear", "objective": "correctness", "threshold_nats": 0.8018, "layers": layers} | GRADED
 
 
-def results() -> dict[str, Any]:
-    """A whole run's summary, as `results.json` holds it (sorted by name, some numbers null)."""
+def results() -> Any:
+    """A whole run's results, as in `results.json` (sorted by name, some numbers null)."""
     return {
         "command": "ka2l run jobs/configs/demo.yaml",
         "config_hash": "0123456789ab",
@@ -149,7 +149,7 @@ def heat() -> list[dict[str, Any]]:
 
 
 def open_run(storage: Path, title: str = "What the model does not know", **sections: Any) -> Run:
-    """An empty run named `r`, of the strategies that `results` speaks of."""
+    """An empty run named `r`, with the strategies of `results`."""
     active = {"strategies": ["ka2l", "random", "oracle"], "rounds": 3, "budget": 225}
     tree = {"run": {"name": "r", "storage": str(storage)}, "report": {"title": title}, "active": active}
     return Run.open(Config.model_validate(tree | sections))
@@ -169,7 +169,7 @@ def write_run(storage: Path) -> Run:
 
 
 def knowledge_rows() -> list[dict[str, Any]]:
-    """`EACH` rows per entropy value and truth over `TOPICS` topics, one failed row, and one row without a known truth or topic."""
+    """`EACH` rows per entropy value and truth over `TOPICS` topics, a failed row, and a row without truth or topic."""
     rows = [
         {"entropy_nats": v, "truth": t, "correct": t == "known"} for t, values in KINDS.items() for v in values
     ] * EACH
@@ -187,7 +187,7 @@ def write_knowledge(run: Run) -> None:
 
 
 def write_states(run: Run) -> None:
-    """States of layer 6 in two files: the unknown lie apart along one direction; a failed row has none."""
+    """States of layer 6 in two files: unknown questions differ along one direction; a failed row has no state."""
     rng = np.random.default_rng(0)
     columns = schema.states(["last"], [6], WIDTH, half=True)
     rows = []
@@ -204,7 +204,10 @@ def write_states(run: Run) -> None:
 def write_round(
     run: Run, strategy: str, draw: int, number: int, bought: int = 10, decoded: int = 0, text: str = ""
 ) -> None:
-    """Tables of a round that bought pool questions, their acquisition in another order than their annotations; `text` is in every text."""
+    """Tables of a round that bought pool questions; every text contains `text`.
+
+    Acquired and annotated questions are in different orders.
+    """
     folder, name = run.round(strategy, draw, number), f"{strategy}-{draw}-{number}"
     ids = [f"{name}-{n}" for n in range(bought)]
     pool = [{"id": i, "question": f"Who is {i}? {text}", "answers": ["a baker"], "split": "pool"} for i in ids]

@@ -6,7 +6,7 @@ Refuses to know: runs, Ray, files. Seeds are the independent units: draws of one
 and every interval is Student's t over seeds (None for a single one).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean
 from typing import Any
@@ -15,7 +15,7 @@ from ka2l_ray.active.saving import LearningCurve, annotations_to_reach, curves, 
 from ka2l_ray.active.strategies import STRATEGIES
 from ka2l_ray.stats import interval
 
-Results = dict[str, Any]
+Results = Mapping[str, Any]
 ROUND_STEPS = ("acquire", "annotate", "finetune")
 
 

@@ -12,8 +12,8 @@ from typing import Any
 from ka2l_ray.active.round import Round
 from ka2l_ray.active.strategies import Need, needs
 from ka2l_ray.collect.stage import collect, sample_pool
+from ka2l_ray.dataflow.log import log
 from ka2l_ray.dataflow.runs import Run
-from ka2l_ray.dataflow.runtime import log
 from ka2l_ray.label.stage import label, label_pool, label_summary
 from ka2l_ray.probe.search import search
 from ka2l_ray.probe.stage import score

@@ -12,9 +12,9 @@ from ka2l_ray.active.round import Round, RoundState
 from ka2l_ray.active.steps import play
 from ka2l_ray.active.stop import Stop, decide
 from ka2l_ray.active.strategies import draws
-from ka2l_ray.annotate.sources import Waiting
+from ka2l_ray.annotate.annotators import Waiting
+from ka2l_ray.dataflow.log import log
 from ka2l_ray.dataflow.runs import Run
-from ka2l_ray.dataflow.runtime import log
 
 
 def play_rounds(run: Run) -> None:

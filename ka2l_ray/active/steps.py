@@ -21,7 +21,7 @@ from ka2l_ray.active.pool import pool_for, pool_rows, scored_pool
 from ka2l_ray.active.reprobe import scoring_run
 from ka2l_ray.active.round import Round, RoundState
 from ka2l_ray.active.strategies import STRATEGIES, policy
-from ka2l_ray.annotate.sources import Asked
+from ka2l_ray.annotate.annotators import Asked
 from ka2l_ray.annotate.stage import annotate as ask
 from ka2l_ray.decode.stage import SourceQuestion, decode, written_before
 from ka2l_ray.errors import ConfigError

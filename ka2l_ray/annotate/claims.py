@@ -1,6 +1,7 @@
-"""Who asks what, where several curves ask at the same time and each question shall be paid once.
+"""Who may ask a question, where several curves ask at the same time and each question is to be paid for once.
 
-In: names of questions, owners. Out: whether an owner may ask. A claim ends by itself, so that an owner's death holds nobody up for long.
+In: names of questions, owners. Out: whether an owner may ask. A claim expires, so that a dead owner holds nobody up for
+long.
 Refuses to know: Ray, HTTP, files.
 """
 
@@ -17,7 +18,7 @@ class Claims:
         self._held: dict[str, tuple[str, float]] = {}
 
     def take(self, name: str, owner: str, lease_s: float) -> bool:
-        """Whether `owner` holds the claim now; taking it again prolongs it."""
+        """Whether `owner` has the claim now; taking it again renews it."""
         now = self._clock()
         holder, until = self._held.get(name, (owner, now))
         if holder != owner and until > now:
@@ -26,7 +27,7 @@ class Claims:
         return True
 
     def leave(self, name: str, owner: str) -> None:
-        """Let others ask; nothing happens where another owner holds the claim."""
+        """Let others ask; nothing happens where another owner has the claim."""
         if self._held.get(name, ("", 0.0))[0] == owner:
             del self._held[name]
 

@@ -1,6 +1,7 @@
-"""What is said to a chat endpoint, and what its replies mean and cost.
+"""What a chat endpoint is asked, and what its replies mean and cost.
 
-In: the `annotate.endpoint` section, a question, a reply's bytes. Out: a request, its content hash, an `Annotated`, a cost.
+In: the `annotate.endpoint` section, a question, a reply's bytes.
+Out: a request, its content hash, an `Annotated`, a cost.
 Refuses to know: HTTP, Ray, files, keys.
 """
 
@@ -9,27 +10,41 @@ import json
 import re
 from collections.abc import Sequence
 from typing import Annotated as Typed
-from typing import Any
+from typing import TypedDict
 
 from pydantic import BaseModel, Field, ValidationError
 
-from ka2l_ray.annotate.sources import Annotated
+from ka2l_ray.annotate.annotators import Annotated
 from ka2l_ray.config import EndpointSection
 
 MILLION = 1_000_000
 
 
-class NoCompletion(ValueError):
+class NoCompletionError(ValueError):
     """A reply that is not a chat completion: not JSON, cut off, or of another shape."""
 
 
-class Message(BaseModel):
+class ChatMessage(TypedDict):
+    role: str
+    content: str
+
+
+class ChatRequest(TypedDict):
+    """The JSON that is posted."""
+
+    model: str
+    messages: list[ChatMessage]
+    max_tokens: int
+    temperature: float
+
+
+class ReplyMessage(BaseModel):
     content: str | None = None
     refusal: str | None = None
 
 
-class Choice(BaseModel):
-    message: Message
+class CompletionChoice(BaseModel):
+    message: ReplyMessage
     finish_reason: str | None = None
 
 
@@ -39,15 +54,16 @@ class Usage(BaseModel):
 
 
 class Completion(BaseModel):
-    """The part of OpenAI's chat completion object that is used; `usage` is None where the server does not count tokens."""
+    """The part of OpenAI's chat completion object that is used; `usage` is None where the server does not count
+    tokens."""
 
-    choices: Typed[list[Choice], Field(min_length=1)]
+    choices: Typed[list[CompletionChoice], Field(min_length=1)]
     usage: Usage | None = None
 
 
-def request(endpoint: EndpointSection, question: str) -> dict[str, Any]:
-    """The JSON that is posted."""
-    system = [{"role": "system", "content": endpoint.system}] if endpoint.system else []
+def request(endpoint: EndpointSection, question: str) -> ChatRequest:
+    """What is posted for a question."""
+    system: list[ChatMessage] = [{"role": "system", "content": endpoint.system}] if endpoint.system else []
     return {
         "model": endpoint.model,
         "messages": [*system, {"role": "user", "content": endpoint.template.replace("{question}", question)}],
@@ -56,38 +72,39 @@ def request(endpoint: EndpointSection, question: str) -> dict[str, Any]:
     }
 
 
-def content_hash(asked: dict[str, Any]) -> str:
-    """Names a reply: two requests share it when model, messages and sampling parameters are equal. The address is left out, so that an
-    endpoint that moves is not paid again for what it has answered."""
+def content_hash(asked: ChatRequest) -> str:
+    """The name of a reply, which requests share when model, messages and sampling parameters are equal. The address is
+    left out, so that an endpoint that moves is not paid again for what it has answered."""
     return hashlib.sha256(json.dumps(asked, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:32]
 
 
 def parse(body: bytes) -> Completion:
-    """Read a reply. Raises `NoCompletion`, whose text quotes nothing of the body."""
+    """Read a reply. Raises `NoCompletionError`, whose text quotes nothing from the body."""
     try:
         return Completion.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "body"
-        raise NoCompletion(f"not a chat completion: {where}: {first['msg']}") from None
+        raise NoCompletionError(f"not a chat completion: {where}: {first['msg']}") from None
 
 
-def judge(endpoint: EndpointSection, completion: Completion) -> Annotated:
-    """What a reply means. Only a whole answer counts: refusals, "no such thing", empty and cut-off replies are paid and dropped."""
+def meaning(endpoint: EndpointSection, completion: Completion) -> Annotated:
+    """What a reply means. Only a complete answer counts: refusals, "no such thing", empty and truncated replies are
+    paid for and dropped."""
     choice = completion.choices[0]
     text = (choice.message.content or "").strip()
     if choice.message.refusal or choice.finish_reason == "content_filter":
         return Annotated(None, "refused")
-    if _frames(text, endpoint.no_such_thing):
+    if _begins_or_ends(text, endpoint.no_such_thing):
         return Annotated(None, "no_such_thing")
-    if _frames(text, endpoint.refusals):
+    if _begins_or_ends(text, endpoint.refusals):
         return Annotated(None, "refused")
     if choice.finish_reason == "length":
         return Annotated(None, "truncated")
     return Annotated(text, "answered") if text else Annotated(None, "blank")
 
 
-def _frames(text: str, phrases: Sequence[str]) -> bool:
+def _begins_or_ends(text: str, phrases: Sequence[str]) -> bool:
     """Whether a text begins or ends with one of the phrases, word by word."""
     words = _words(text)
     wanted = [w for w in map(_words, phrases) if w]
@@ -99,14 +116,14 @@ def _words(text: str) -> list[str]:
 
 
 def token_cost(endpoint: EndpointSection, completion: Completion) -> float:
-    """What a reply costs by the token; 0 where the server reports no usage."""
+    """Price of a reply's tokens; 0 where the server reports no usage."""
     used = completion.usage or Usage()
     prompt = used.prompt_tokens * endpoint.cost_per_million_prompt_tokens
     return (prompt + used.completion_tokens * endpoint.cost_per_million_completion_tokens) / MILLION
 
 
 def share(endpoint: EndpointSection, among: int) -> EndpointSection:
-    """The endpoint with the limits of one of `among` that ask at once; each may ask at least one question at a time."""
+    """The endpoint with the limits for one of `among` curves at once; each may ask at least one question at a time."""
     rate = endpoint.requests_per_s
     limits = {"concurrency": max(1, endpoint.concurrency // among), "requests_per_s": rate and rate / among}
     return endpoint.model_copy(update=limits)

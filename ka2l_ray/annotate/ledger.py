@@ -10,8 +10,9 @@ from ka2l_ray.dataflow.manifests import Table
 def ledger(table: Table) -> dict[str, float]:
     """`asked` is `answered` plus `rejected`, which is the sum of every other status, each counted under its own name.
 
-    `cost` is what the round's annotations are worth: the figure of learning curves, in which each strategy stands by itself.
-    `paid` is what was spent on them: it leaves out the `cached` rows, whose answer another row of the run paid for already.
+    `cost` is what the round's annotations are worth: the figure of learning curves, in which each strategy stands
+    alone. `paid` is what was spent on them, without the `cached` rows, whose answer another row of the run has paid
+    for.
     """
     rows = table.read(["cost", "status", "cached"]).to_pylist()
     counts = {status: sum(r["status"] == status for r in rows) for status in schema.ANNOTATION_STATUSES}

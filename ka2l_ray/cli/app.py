@@ -1,8 +1,8 @@
-"""`ka2l`: one command for the whole loop, one per stage.
+"""`ka2l`: a command for the whole loop, and one for each stage.
 
-In: a configuration file. Out: a run folder, a table on the terminal, an exit status.
-Refuses to know: how stages work. What the user can mend (`UserError`, a full disk) is one line and exit status 2; any other error is
-internal: one line with its type and place, and exit status 1. `--debug` shows the whole traceback before that line.
+In: a configuration file. Out: a run folder, a table on the terminal, an exit status. An error that the user can fix
+(`UserError`, a full disk) is one line and exit status 2; any other error is internal: one line with its type and place,
+and exit status 1. `--debug` shows the whole traceback before that line. Refuses to know: how stages work.
 """
 
 import errno
@@ -12,19 +12,23 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from ka2l_ray.cli.jobs import goes_along
+from ka2l_ray.cli.jobs import in_copied_folder
+from ka2l_ray.cli.shell import command_line
 from ka2l_ray.cli.tables import print_tables
 from ka2l_ray.cli.terminal import print_comparison, print_plan, print_preview, print_results, print_retried
-from ka2l_ray.cli.words import command_line
 from ka2l_ray.config import Config, ConfigError, load_config
 from ka2l_ray.errors import UserError, internal
 from ka2l_ray.pipeline.table import STEP_NAMES, STEP_TABLE
+
+if TYPE_CHECKING:
+    from ka2l_ray.active.round import Round
+    from ka2l_ray.dataflow.runs import Run
 
 app = typer.Typer(
     name="ka2l",
@@ -43,42 +47,40 @@ Overrides = Annotated[
 ]
 RetryErrors = Annotated[
     bool,
-    typer.Option("--retry-errors", help="Do the rows that failed anew, in every stage, and keep the others; then run."),
+    typer.Option("--retry-errors", help="First repeat the failed rows of every stage; the other rows are kept."),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
 
 INTERNAL, MISTAKE, PAUSED = 1, 2, 3
-"""Exit statuses: of an error that is not the user's, of one that is, and of a run that waits for people."""
+"""Exit statuses: an internal error, an error that the user can fix, and a run that waits for people's answers."""
 STAGES = {step.name: step.command for step in STEP_TABLE if step.command}
 ROUND_STAGES = {
     "decode": "Acquire the next round's questions and decode new ones from hidden states.",
-    "finetune": "Take the next round up to its fine-tuned model.",
+    "finetune": "Run the next round up to its fine-tuned model.",
     "evaluate": "Finish the next round.",
 }
 
 
 @contextmanager
 def plain_errors(debug: bool) -> Iterator[None]:
-    """Turn an error into one line on stderr and an exit status that says whose it is."""
+    """Turn an error into one line on stderr and an exit status that says who can fix it."""
     try:
         yield
     except Exception as error:
         if debug:
             traceback.print_exception(error)
-        if full := _no_space(error):
-            _fail(full, MISTAKE)
-        if isinstance(error, UserError):
-            _fail(str(error), MISTAKE)
+        if (mistake := _disk_full(error) or (str(error) if isinstance(error, UserError) else None)) is not None:
+            _fail(mistake, MISTAKE)
         _fail(internal(error), INTERNAL)
 
 
-def _no_space(error: BaseException) -> str | None:
-    """What to say where a disk is full, whichever process and library met it: they all carry the system's own words."""
+def _disk_full(error: BaseException) -> str | None:
+    """The message for a full disk, in whichever process or library it was noticed: all of them quote the system's."""
     words = os.strerror(errno.ENOSPC)
-    told = next((line for line in str(error).splitlines() if words in line), None)
-    if told is None:
+    if (line := next((line for line in str(error).splitlines() if words in line), None)) is None:
         return None
-    return f"run.storage: {words.lower()}, there or where Ray spills: {told.strip()[:300]}. Make room and type the same command again"
+    where = f"{words.lower()}, there or where Ray spills: {line.strip()[:300]}"
+    return f"run.storage: {where}. Free some space and type the same command again"
 
 
 def _fail(message: str, status: int) -> NoReturn:
@@ -87,17 +89,17 @@ def _fail(message: str, status: int) -> NoReturn:
 
 
 def _load(config: Path, overrides: Sequence[str] | None) -> Config:
-    """The configuration with every path as all nodes are to find it: what is relative counts from here."""
+    """The configuration with paths that are valid on all nodes; relative ones count from the current folder."""
     from ka2l_ray.dataflow.paths import absolute
 
-    return absolute(load_config(config, overrides or ()), Path.cwd(), goes_along())
+    return absolute(load_config(config, overrides or ()), Path.cwd(), in_copied_folder())
 
 
-def _held(config: Config) -> Any:
-    """Check, hold the run's folder, compare, write, in this order: everything that can refuse before a cluster is asked for."""
+def _held(config: Config) -> "Run":
+    """The run, checked and held by this process: all that can be refused before connecting to a cluster."""
     from ka2l_ray.dataflow import driver
+    from ka2l_ray.dataflow.log import set_up_logging
     from ka2l_ray.dataflow.runs import Run
-    from ka2l_ray.dataflow.runtime import set_up_logging
     from ka2l_ray.pipeline import checks
 
     set_up_logging()
@@ -106,19 +108,21 @@ def _held(config: Config) -> Any:
 
 
 def _connect(config: Config) -> None:
-    """Join or start the cluster, and see that its nodes reach what the run needs."""
-    from ka2l_ray.dataflow.runtime import check_nodes, connect, log
+    """Join or start the cluster, and check that its nodes reach what the run needs."""
+    from ka2l_ray.dataflow.cluster import connect
+    from ka2l_ray.dataflow.log import log
+    from ka2l_ray.dataflow.nodes import check_nodes
 
-    if goes_along() and Path(config.run.storage).is_relative_to(Path.cwd()):
+    if in_copied_folder() and Path(config.run.storage).is_relative_to(Path.cwd()):
         log.warning(
-            "run.storage = %r lies in this job's own working directory: its results go with it", config.run.storage
+            "run.storage = %r is in this job's working directory: the results are deleted with it", config.run.storage
         )
     connect(config)
     check_nodes(config)
 
 
-def _open(config: Config) -> Any:
-    """The run of a configuration, held, on a cluster that reaches it."""
+def _open(config: Config) -> "Run":
+    """The run of a configuration, held by this process, on a cluster that reaches it."""
     run = _held(config)
     _connect(run.config)
     return run
@@ -131,7 +135,8 @@ def run_command(
     until: Annotated[
         str | None,
         typer.Option(
-            help="Stop after this stage: questions, collect, label, search, score, sample_pool, replay, decode, evaluate."
+            help="Stop after this stage: questions, collect, label, search, score, sample_pool, replay, decode, "
+            "evaluate."
         ),
     ] = None,
     redo: Annotated[str | None, typer.Option(help="Delete this stage and all after it, then run.")] = None,
@@ -141,11 +146,12 @@ def run_command(
 ) -> None:
     """Run the whole loop; finished stages are skipped, a killed run continues.
 
-    Accuracy, and so saving, is over the pool's facts in another wording on the world, and on files over facts that no pool question asks.
+    On the world, accuracy and saving are over the pool's facts in another wording; on files over facts that no pool
+    question asks.
     """
     with plain_errors(debug):
         loaded = _load(config, overrides)
-        # Ray and torch take seconds to import: a mistake in the file is told before
+        # Imported here: Ray and torch take seconds to load, and a mistake in the file is reported before that.
         from ka2l_ray.active import schedule
         from ka2l_ray.pipeline import checks, loop, retry
 
@@ -162,47 +168,51 @@ def run_command(
             loop.redo(run, redo)
         if retry_errors:
             print_retried(retry.retry_errors(run), (run.folder / "base/search/search.json").exists())
-        stop = ("--until", until) if until else ()
-        results = loop.execute(run, until, command_line("ka2l", "run", str(config), *stop, overrides=overrides or ()))
+        typed = _typed("run", config, overrides, *(("--until", until) if until else ()))
+        results = loop.execute(run, until, typed)
         print_results(run.folder.path, results)
         _end_paused(config, overrides, schedule.waiting_rounds(run))
 
 
-def _stage_command(name: str, text: str, act: Callable[[Any, str, str], list[Any]]) -> None:
-    """Add a command that opens a run and does `act(run, name, what was typed)`, which returns the rounds that wait."""
+def _typed(name: str, config: Path, overrides: Sequence[str] | None, *options: str) -> str:
+    """The command as a shell reads it, for the record and for people to type again."""
+    return command_line("ka2l", name, str(config), *options, overrides=overrides or ())
+
+
+def _stage_command(name: str, text: str, act: "Callable[[Run, str, str], list[Round]]") -> None:
+    """Add a command that opens a run and calls `act(run, name, command line)`, which returns the rounds that wait."""
 
     def command(config: ConfigFile, overrides: Overrides = None, debug: Debug = False) -> None:
         with plain_errors(debug):
-            typed = command_line("ka2l", name, str(config), overrides=overrides or ())
-            _end_paused(config, overrides, act(_open(_load(config, overrides)), name, typed))
+            run = _open(_load(config, overrides))
+            _end_paused(config, overrides, act(run, name, _typed(name, config, overrides)))
 
     command.__doc__ = f"{text} Earlier stages run first where they are missing."
     app.command(name)(command)
 
 
-def _execute_until(run: Any, name: str, typed: str) -> list[Any]:
+def _execute_until(run: "Run", name: str, typed: str) -> "list[Round]":
     from ka2l_ray.pipeline import loop
 
     loop.execute(run, name, typed)
     return []
 
 
-def _advance_to(run: Any, name: str, typed: str) -> list[Any]:
+def _advance_to(run: "Run", name: str, typed: str) -> "list[Round]":
     from ka2l_ray.pipeline import loop
 
     return loop.advance(run, name, typed)
 
 
-def _end_paused(config: Path, overrides: Sequence[str] | None, waiting: list[Any]) -> None:
-    """Say what people have to do, and end with status 3: paused, neither done nor failed."""
+def _end_paused(config: Path, overrides: Sequence[str] | None, waiting: "list[Round]") -> None:
+    """Say what people have to do, and exit with status 3: paused, neither done nor failed."""
     if waiting:
-        go_on = command_line("ka2l", "annotate", str(config), "--import", "FILE", overrides=overrides or ())
         files = "".join(f"\n  {(r.folder / 'annotations/to_annotate.csv').uri}" for r in waiting)
-        print(  # noqa: T201
-            f"ka2l: paused, {len(waiting)} round(s) wait for answers:{files}\nFill in the column `answer`, then: {go_on}",
-            file=sys.stderr,
+        resume = _typed("annotate", config, overrides, "--import", "FILE")
+        _fail(
+            f"paused, {len(waiting)} round(s) wait for answers:{files}\nFill in the column `answer`, then: {resume}",
+            PAUSED,
         )
-        raise SystemExit(PAUSED)
 
 
 for _name, _text in STAGES.items():
@@ -221,7 +231,7 @@ def annotate_command(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Take the next round up to its annotations; with --import, check people's answers and go on with the rounds they belong to."""
+    """Run the next round up to its annotations; with --import, check people's answers and continue their rounds."""
     with plain_errors(debug):
         from ka2l_ray.active import schedule
         from ka2l_ray.annotate.file import import_file
@@ -234,33 +244,33 @@ def annotate_command(
             print(f"{file}: " + ", ".join(f"{name} {n}" for name, n in counts.items()))  # noqa: T201
         _connect(run.config)
         given = [part for file in import_from or () for part in ("--import", file)]
-        typed = command_line("ka2l", "annotate", str(config), *given, overrides=overrides or ())
-        _end_paused(config, overrides, loop.advance(run, "annotate", typed))
+        _end_paused(config, overrides, loop.advance(run, "annotate", _typed("annotate", config, overrides, *given)))
 
 
 @app.command()
 def compare(
     config: ConfigFile,
     strategies: Annotated[
-        str | None, typer.Option(help="Names, separated by commas; those of the file when left out.")
+        str | None, typer.Option(help="Names, separated by commas; by default those in the file.")
     ] = None,
     seeds: Annotated[
-        int, typer.Option(min=1, help="Seeds, counted up from run.seed: each varies split, samples and training.")
+        int, typer.Option(min=1, help="Number of seeds from run.seed on; each has its own split, samples and training.")
     ] = 3,
     parallel: Annotated[
-        int | None, typer.Option(min=1, help="Curves at once; as many as the cluster holds when left out.")
+        int | None, typer.Option(min=1, help="Curves at once; by default as many as fit on the cluster.")
     ] = None,
     retry_errors: RetryErrors = False,
     overrides: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """Learning curves of several strategies over several seeds, and what each saves against random choice; a killed one continues.
+    """Compare strategies over several seeds: learning curves, and what each saves against random choice.
 
-    Accuracy, and so saving, is over the pool's facts in another wording on the world, and on files over facts that no pool question asks.
+    A killed comparison continues. On the world, accuracy and saving are over the pool's facts in another wording;
+    on files over facts that no pool question asks.
     """
     with plain_errors(debug):
         from ka2l_ray.dataflow import driver
-        from ka2l_ray.dataflow.runtime import set_up_logging
+        from ka2l_ray.dataflow.log import set_up_logging
         from ka2l_ray.pipeline import compare as comparing
 
         set_up_logging()
@@ -273,14 +283,15 @@ def compare(
                 print_retried(retry.retry_errors(run), (run.folder / "base/search/search.json").exists())
         _connect(runs[0].config)
         words = ("--seeds", str(seeds), *(("--strategies", strategies) if strategies else ()))
-        typed = command_line("ka2l", "compare", str(config), *words, overrides=overrides or ())
-        folder, summary = comparing.compare(runs, parallel, typed)
-        print_comparison(folder, summary)
+        print_comparison(*comparing.compare(runs, parallel, _typed("compare", config, overrides, *words)))
 
 
 @app.command()
 def corpus(config: ConfigFile, overrides: Overrides = None, debug: Debug = False) -> None:
-    """Preview a corpus: rows, splits, topics, one prompt, token lengths, what was dropped and why. Nothing is kept, no model is loaded."""
+    """Preview a corpus: rows, splits, topics, a prompt, token lengths, what was dropped and why.
+
+    Writes nothing and loads no model.
+    """
     with plain_errors(debug):
         loaded = _load(config, overrides)
         from ka2l_ray.corpus.preview import preview
@@ -302,7 +313,7 @@ def tables(
 
 @app.command()
 def doctor(debug: Debug = False) -> None:
-    """What is missing on this machine, and what to type. Exit status 1 where something cannot run."""
+    """Check what is missing on this machine, and what to type. Exit status 1 if something cannot run."""
     with plain_errors(debug):
         from ka2l_ray.cli.doctor import examine
 
@@ -312,9 +323,8 @@ def doctor(debug: Debug = False) -> None:
         for f in findings:
             table.add_row(marks[f.state], f.name, f.says, f.fix)
         console.print(table)
-        if lacks := [f.name for f in findings if f.state == "missing"]:
-            print(f"ka2l: missing: {', '.join(lacks)}", file=sys.stderr)  # noqa: T201
-            raise SystemExit(1)
+        if missing := [f.name for f in findings if f.state == "missing"]:
+            _fail(f"missing: {', '.join(missing)}", INTERNAL)
 
 
 @app.command()
@@ -322,13 +332,13 @@ def report(
     runs: Annotated[list[str], typer.Argument(help="A run folder or its URI; several to compare.")],
     debug: Debug = False,
 ) -> None:
-    """Write the report page of a run again from its results; of several runs, a page that compares them, beside the first one's."""
+    """Write a run's report again from its results; for several runs, a page that compares them, next to the first's."""
     with plain_errors(debug):
         from ka2l_ray.dataflow.runs import Run
         from ka2l_ray.report.page import write_report
         from ka2l_ray.report.versus import write_versus
 
-        opened, typed = [Run.existing(run) for run in runs], command_line("ka2l", "report", *runs, overrides=())
+        opened, typed = [Run.existing(run) for run in runs], command_line("ka2l", "report", *runs)
         page = write_versus(opened, typed) if len(opened) > 1 else write_report(opened[0]) / "index.html"
         print(page.path)  # noqa: T201
 
@@ -342,7 +352,7 @@ def submit(
     overrides: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """Run the loop as a Ray job on a cluster; follows its log, and resumes when submitted again."""
+    """Run the loop as a Ray job on a cluster and follow its log; it resumes when submitted again."""
     with plain_errors(debug):
         from ka2l_ray.cli.jobs import submit_and_follow
 
@@ -353,9 +363,9 @@ def submit(
 @world_app.command("build")
 def world_build(
     output: Annotated[
-        Path | None, typer.Option(help="Folder for `model` and `decoder`; the shipped assets when left out.")
+        Path | None, typer.Option(help="Folder for `model` and `decoder`; by default the shipped assets.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, max=8, help="Data-parallel workers of the model's training.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, max=8, help="Data-parallel workers that train the model.")] = 2,
     seed: Annotated[
         int, typer.Option(min=0, help="Another world: other names, people, facts and weights. Needs --output.")
     ] = 0,
@@ -364,16 +374,15 @@ def world_build(
 ) -> None:
     """Train the world's language model and question decoder on Ray Train (about 15 minutes on two cores)."""
     with plain_errors(debug):
-        from ka2l_ray.dataflow.runtime import connect, set_up_logging
+        from ka2l_ray.dataflow.cluster import connect
+        from ka2l_ray.dataflow.log import set_up_logging
         from ka2l_ray.models.loading import ASSETS
         from ka2l_ray.world.facts import WorldRecipe
         from ka2l_ray.world_model.build import build
         from ka2l_ray.world_model.pretrain import ModelRecipe
 
         if seed and output is None:
-            raise ConfigError(
-                "--seed: the shipped assets are seed 0; give another world a folder of its own with --output"
-            )
+            raise ConfigError("--seed: the shipped assets are seed 0; give another world its own folder with --output")
         set_up_logging()
         connect(Config())
         build(

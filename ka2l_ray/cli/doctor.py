@@ -1,6 +1,6 @@
 """`ka2l doctor`: what this machine has, what it lacks, and what to type.
 
-In: nothing but the machine. Out: one `Finding` per thing looked at. Starts nothing, loads no model, writes nothing.
+In: only the machine. Out: a `Finding` for everything checked. Starts nothing, loads no model, writes nothing.
 Refuses to know: configurations, runs.
 """
 
@@ -23,11 +23,12 @@ State = Literal["ok", "note", "missing"]
 GIGABYTE = 10**9
 LEAST_MEMORY, LEAST_DISK, LEAST_SHARED = 8 * GIGABYTE, 20 * GIGABYTE, 2 * GIGABYTE
 HUB_TIMEOUT_S = 5.0
+INSTALL_DEEPSPEED = "pip install -c constraints.txt deepspeed"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """`missing`: something will not run without it; `note`: worth knowing. `fix` says what to type."""
+    """What was found. `missing`: something will not run without it; `note`: worth knowing. `fix` is what to type."""
 
     name: str
     state: State
@@ -36,32 +37,31 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Everything, in the order in which things are needed."""
-    found: list[Finding] = []
-    for look in LOOKS:
+    """All findings, in the order in which things are needed."""
+    findings: list[Finding] = []
+    for check in CHECKS:
         try:
-            found += look()
+            findings += check()
         except Exception as error:  # a broken installation is what this command is for
-            found.append(
-                Finding(
-                    look.__name__.strip("_"),
-                    "missing",
-                    f"{type(error).__name__}: {error}",
-                    "reinstall: make .venv/.ready",
-                )
-            )
-    return found
+            says = f"{type(error).__name__}: {error}"
+            findings.append(Finding(check.__name__.strip("_"), "missing", says, "reinstall: make .venv/.ready"))
+    return findings
+
+
+def _noted(name: str, good: bool, says: str, fix: str = "") -> Finding:
+    """`ok`, or a note with its fix."""
+    return Finding(name, "ok", says) if good else Finding(name, "note", says, fix)
 
 
 def _python() -> list[Finding]:
-    version = sys.version.split()[0]
     good = sys.version_info >= (3, 11)
-    return [Finding("Python", "ok" if good else "missing", version, "" if good else "install Python 3.11 or later")]
+    fix = "" if good else "install Python 3.11 or later"
+    return [Finding("Python", "ok" if good else "missing", sys.version.split()[0], fix)]
 
 
 def _packages() -> list[Finding]:
-    """Every requirement of this package at the version that is installed."""
-    lacks, held = [], []
+    """Every requirement of this package, with the version that is installed."""
+    problems, installed = [], []
     for text in importlib.metadata.requires("ka2l-ray") or ():
         wanted = Requirement(text)
         if wanted.marker and not wanted.marker.evaluate({"extra": ""}):
@@ -69,188 +69,125 @@ def _packages() -> list[Finding]:
         try:
             version = importlib.metadata.version(wanted.name)
         except importlib.metadata.PackageNotFoundError:
-            lacks.append(f"{wanted.name} is not installed")
+            problems.append(f"{wanted.name} is not installed")
             continue
-        held.append(f"{wanted.name} {version}")
+        installed.append(f"{wanted.name} {version}")
         if not wanted.specifier.contains(version, prereleases=True):
-            lacks.append(f"{wanted.name} {version}, {wanted.specifier} is wanted")
-    if lacks:
-        return [Finding("packages", "missing", "; ".join(lacks), "pip install -c constraints.txt -e .")]
-    return [Finding("packages", "ok", ", ".join(held))]
+            problems.append(f"{wanted.name} {version}, but {wanted.specifier} is required")
+    if problems:
+        return [Finding("packages", "missing", "; ".join(problems), "pip install -c constraints.txt -e .")]
+    return [Finding("packages", "ok", ", ".join(installed))]
 
 
 def _extras() -> list[Finding]:
     uses = {
         "vllm": "collect.engine: vllm",
         "bitsandbytes": "model.quantization",
-        "tensorboard": "looking at finetune.tensorboard",
+        "tensorboard": "viewing finetune.tensorboard",
     }
-    found = []
+    findings = []
     for name, use in uses.items():
-        there = importlib.util.find_spec(name) is not None
-        says = f"for {use}" if there else f"not installed; only for {use}"
-        found.append(Finding(name, "ok" if there else "note", says, "" if there else f"pip install {name}"))
-    return found
+        installed = importlib.util.find_spec(name) is not None
+        says = f"for {use}" if installed else f"not installed; only needed for {use}"
+        findings.append(_noted(name, installed, says, f"pip install {name}"))
+    return findings
 
 
 def _ray() -> list[Finding]:
     cpus = os.cpu_count() or 1
-    found = [
-        Finding(
-            "CPUs",
-            "ok" if cpus >= 2 else "note",
-            f"{cpus}; a local Ray takes ray.local_cpus logical ones (6 unless set)",
-        )
-    ]
-    address = os.environ.get("RAY_ADDRESS")
-    token = os.environ.get("RAY_AUTH_TOKEN") or (Path.home() / ".ray" / "auth_token").exists()
-    if address:
-        found.append(
-            Finding(
-                "Ray cluster",
-                "ok" if token else "note",
-                f"RAY_ADDRESS = {address}, {'with' if token else 'without'} a token",
-                "" if token else "ray get-auth-token --generate, or set RAY_AUTH_TOKEN to the cluster's",
-            )
-        )
-    else:
-        found.append(
-            Finding(
-                "Ray cluster",
-                "ok",
-                "none given: every run starts a local one",
-                "to join one: export RAY_ADDRESS=HOST:PORT",
-            )
-        )
-    return found
+    says = f"{cpus}; a local Ray cluster has ray.local_cpus logical CPUs (6 unless set)"
+    findings = [_noted("CPUs", cpus >= 2, says)]
+    if not (address := os.environ.get("RAY_ADDRESS")):
+        join = "to join one: export RAY_ADDRESS=HOST:PORT"
+        return [*findings, Finding("Ray cluster", "ok", "none given: every run starts a local one", join)]
+    token = bool(os.environ.get("RAY_AUTH_TOKEN")) or (Path.home() / ".ray" / "auth_token").exists()
+    says = f"RAY_ADDRESS = {address}, {'with' if token else 'without'} a token"
+    fix = "ray get-auth-token --generate, or set RAY_AUTH_TOKEN to the cluster's"
+    return [*findings, _noted("Ray cluster", token, says, fix)]
 
 
 def _gpu() -> list[Finding]:
     import torch
 
     if torch.cuda.is_available():
-        names = [torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count())]
-        return [Finding("GPU", "ok", ", ".join(f"{p.name}, {p.total_memory / GIGABYTE:.0f} GB" for p in names))]
+        gpus = [torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count())]
+        return [Finding("GPU", "ok", ", ".join(f"{p.name}, {p.total_memory / GIGABYTE:.0f} GB" for p in gpus))]
     if shutil.which("nvidia-smi"):
         shown = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
         if shown.returncode == 0 and shown.stdout.strip():
-            wheel = f"torch {torch.__version__} was built for CUDA {torch.version.cuda or 'none'}"
-            fix = "install a CUDA build of torch: https://pytorch.org/get-started"
-            return [
-                Finding(
-                    "GPU", "missing", f"{shown.stdout.splitlines()[0]} is there, but torch cannot use it; {wheel}", fix
-                )
-            ]
-    return [Finding("GPU", "note", "none: models run on the CPU, which suits the knowledge world and little else")]
+            build = f"torch {torch.__version__} was built for CUDA {torch.version.cuda or 'none'}"
+            says = f"{shown.stdout.splitlines()[0]} is there, but torch cannot use it; {build}"
+            return [Finding("GPU", "missing", says, "install a CUDA build of torch: https://pytorch.org/get-started")]
+    return [
+        Finding("GPU", "note", "none: models run on the CPU, which is enough for the knowledge world and little else")
+    ]
 
 
 def _deepspeed() -> list[Finding]:
     if importlib.util.find_spec("deepspeed") is None:
-        return [
-            Finding(
-                "DeepSpeed",
-                "missing",
-                "not installed; fine-tuning needs it",
-                "pip install -c constraints.txt deepspeed",
-            )
-        ]
+        return [Finding("DeepSpeed", "missing", "not installed; fine-tuning needs it", INSTALL_DEEPSPEED)]
     code = "from deepspeed.accelerator import get_accelerator; print(get_accelerator().device_name())"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     if run.returncode:
-        return [
-            Finding(
-                "DeepSpeed",
-                "missing",
-                (run.stderr.strip().splitlines() or ["does not load"])[-1],
-                "pip install -c constraints.txt deepspeed",
-            )
-        ]
+        says = (run.stderr.strip().splitlines() or ["does not load"])[-1]
+        return [Finding("DeepSpeed", "missing", says, INSTALL_DEEPSPEED)]
     tools = {"g++": "a C++ compiler", "ninja": "ninja"}
-    lacks = [
-        says
-        for tool, says in tools.items()
-        if not shutil.which(tool) and not (Path(sys.executable).parent / tool).exists()
-    ]
-    compiling = (
-        f"cannot compile its own operators ({' and '.join(lacks)} missing); none is used"
-        if lacks
-        else "can compile its own operators"
-    )
+    own = Path(sys.executable).parent
+    lacks = [says for tool, says in tools.items() if not shutil.which(tool) and not (own / tool).exists()]
+    compiling = "can compile its own operators"
+    if lacks:
+        compiling = f"cannot compile its own operators ({' and '.join(lacks)} missing), which are not used"
     return [Finding("DeepSpeed", "ok", f"accelerator: {run.stdout.split()[-1]}; {compiling}")]
 
 
 def _room() -> list[Finding]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    disk, shared = (
-        shutil.disk_usage(".").free,
-        shutil.disk_usage("/dev/shm").free if Path("/dev/shm").exists() else None,
-    )
-    found = [
-        Finding(
-            "memory",
-            "ok" if memory >= LEAST_MEMORY else "note",
-            f"{memory / GIGABYTE:.0f} GB",
-            "" if memory >= LEAST_MEMORY else "the demo wants 8 GB",
-        ),
-        Finding(
-            "disk",
-            "ok" if disk >= LEAST_DISK else "note",
-            f"{disk / GIGABYTE:.0f} GB free here",
-            "" if disk >= LEAST_DISK else "set run.storage to a larger disk",
-        ),
+    disk = shutil.disk_usage(".").free
+    findings = [
+        _noted("memory", memory >= LEAST_MEMORY, f"{memory / GIGABYTE:.0f} GB", "the demo needs 8 GB"),
+        _noted("disk", disk >= LEAST_DISK, f"{disk / GIGABYTE:.0f} GB free here", "set run.storage to a larger disk"),
     ]
-    if shared is not None:
-        good = shared >= LEAST_SHARED
-        fix = (
-            "" if good else "Ray's object store falls back to disk: mount a larger /dev/shm (docker run --shm-size=8g)"
-        )
-        found.append(
-            Finding("shared memory", "ok" if good else "note", f"{shared / GIGABYTE:.1f} GB free in /dev/shm", fix)
-        )
-    return found
+    if Path("/dev/shm").exists():
+        shared = shutil.disk_usage("/dev/shm").free
+        fix = "Ray's object store uses the disk instead: mount a larger /dev/shm (docker run --shm-size=8g)"
+        says = f"{shared / GIGABYTE:.1f} GB free in /dev/shm"
+        findings.append(_noted("shared memory", shared >= LEAST_SHARED, says, fix))
+    return findings
 
 
 def _hub() -> list[Finding]:
     from huggingface_hub import constants, get_token
 
-    token = "with a token" if get_token() else "without a token, which gated models such as Llama need"
-    fix = "" if get_token() else "hf auth login, or set HF_TOKEN"
     if constants.HF_HUB_OFFLINE:
-        return [
-            Finding("model hub", "note", f"HF_HUB_OFFLINE is set: only what is in {constants.HF_HUB_CACHE} can be used")
-        ]
+        says = f"HF_HUB_OFFLINE is set: only what is in {constants.HF_HUB_CACHE} can be used"
+        return [Finding("model hub", "note", says)]
+    has_token = bool(get_token())
+    token = "with a token" if has_token else "without a token, which gated models such as Llama need"
     try:
         with urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_TIMEOUT_S):
-            return [Finding("model hub", "ok" if not fix else "note", f"{constants.ENDPOINT} answers, {token}", fix)]
+            says = f"{constants.ENDPOINT} answers, {token}"
+            return [_noted("model hub", has_token, says, "hf auth login, or set HF_TOKEN")]
     except (urllib.error.URLError, OSError) as error:
-        says = f"{constants.ENDPOINT} does not answer ({getattr(error, 'reason', error)}); the knowledge world and local folders need no hub"
-        return [
-            Finding("model hub", "note", says, "set HTTPS_PROXY or HF_ENDPOINT, or give model.name_or_path a folder")
-        ]
+        reason = getattr(error, "reason", error)
+        says = f"{constants.ENDPOINT} does not answer ({reason}); the knowledge world and local folders need no hub"
+        fix = "set HTTPS_PROXY or HF_ENDPOINT, or set model.name_or_path to a folder"
+        return [Finding("model hub", "note", says, fix)]
 
 
 def _keys() -> list[Finding]:
+    """Whether keys are set; their values are never shown."""
     annotator = bool(os.environ.get("KA2L_ANNOTATOR_KEY"))
-    cloud = [n for n in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "GOOGLE_APPLICATION_CREDENTIALS") if os.environ.get(n)]
+    names = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "GOOGLE_APPLICATION_CREDENTIALS")
+    cloud = [n for n in names if os.environ.get(n)]
+    says = "set" if annotator else "not set; only needed for annotate.source: endpoint"
+    unset = "none in the environment; only needed for s3:// and gs:// where the machine has no role"
     return [
-        Finding(
-            "annotator's key",
-            "ok" if annotator else "note",
-            "KA2L_ANNOTATOR_KEY is set"
-            if annotator
-            else "KA2L_ANNOTATOR_KEY is not set; only for annotate.source: endpoint",
-        ),
-        Finding(
-            "storage keys",
-            "ok" if cloud else "note",
-            f"{', '.join(cloud)} set"
-            if cloud
-            else "none in the environment; only for s3:// and gs:// where the machine has no role",
-        ),
+        _noted("annotator's key", annotator, f"KA2L_ANNOTATOR_KEY is {says}"),
+        _noted("storage keys", bool(cloud), f"{', '.join(cloud)} set" if cloud else unset),
     ]
 
 
-LOOKS: tuple[Callable[[], list[Finding]], ...] = (
+CHECKS: tuple[Callable[[], list[Finding]], ...] = (
     _python,
     _packages,
     _ray,

@@ -1,7 +1,7 @@
-"""Running the loop or a stage as a Ray job.
+"""Running the loop as a Ray job.
 
 In: a configuration file and an address. Out: the job's exit status; its log is followed as it runs.
-Refuses to know: what a stage does. A broken log stream is not a failed job: the job's own status decides.
+Refuses to know: what a stage does. Losing the log stream does not fail the job: the job's own status decides.
 """
 
 import asyncio
@@ -11,9 +11,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ka2l_ray.cli.words import command_line
-from ka2l_ray.errors import ConfigError, told_by
+from ka2l_ray.cli.shell import command_line
+from ka2l_ray.errors import ConfigError, library_message
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
 
 EXCLUDED = [".git", ".venv", "runs", "tests", "*.egg-info"]
 POLL_S = 2.0
@@ -22,14 +26,14 @@ JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 AGENT_WAIT_S = 120.0
 
 
-def goes_along() -> bool:
-    """Whether this process is the driver of a Ray job whose working directory Ray copies to every node, and throws away afterwards."""
+def in_copied_folder() -> bool:
+    """Whether this process drives a Ray job whose working directory is a copy, which Ray deletes afterwards."""
     job = json.loads(os.environ.get(JOB_VARIABLE, "{}"))
     return bool(job.get("runtime_env", {}).get("working_dir"))
 
 
 def submit_and_follow(config: Path, overrides: Sequence[str], address: str) -> int:
-    """Submit `jobs/active_learning.py` with this folder as working directory; returns 0 where the job succeeded.
+    """Submit `jobs/active_learning.py` with this folder as working directory; returns 0 if the job succeeded, else 1.
 
     Raises `ConfigError` where no dashboard answers at the address.
     """
@@ -39,20 +43,20 @@ def submit_and_follow(config: Path, overrides: Sequence[str], address: str) -> i
         client = JobSubmissionClient(address)
     except ConnectionError as error:
         raise ConfigError(
-            f"--address {address}: no dashboard of a Ray cluster answers there: {told_by(error)}"
+            f"--address {address}: no dashboard of a Ray cluster answers there: {library_message(error)}"
         ) from error
     entrypoint = command_line("python", "jobs/active_learning.py", "--config", str(config), overrides=overrides)
     job = _submit(client, entrypoint)
-    print(f"job {job}: {entrypoint}", file=sys.stderr)  # noqa: T201
+    _say(f"job {job}: {entrypoint}")
     asyncio.run(_follow(client, job))
     while (status := client.get_job_status(job)) not in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED):
         time.sleep(POLL_S)
-    print(f"job {job}: {status.value.lower()}", file=sys.stderr)  # noqa: T201
+    _say(f"job {job}: {status.value.lower()}")
     return 0 if status == JobStatus.SUCCEEDED else 1
 
 
-def _submit(client: "JobSubmissionClient", entrypoint: str) -> str:  # type: ignore[name-defined]  # noqa: F821
-    """Submit, waiting for a head node whose dashboard answers before the agent that starts jobs does."""
+def _submit(client: "JobSubmissionClient", entrypoint: str) -> str:
+    """Submit, waiting for the agent that starts jobs, since a head node's dashboard answers before it does."""
     deadline = time.monotonic() + AGENT_WAIT_S
     while True:
         try:
@@ -60,13 +64,17 @@ def _submit(client: "JobSubmissionClient", entrypoint: str) -> str:  # type: ign
         except RuntimeError as error:
             if "No available agent" not in str(error) or time.monotonic() > deadline:
                 raise
-            print("the cluster has no job agent yet; trying again", file=sys.stderr)  # noqa: T201
+            _say("the cluster has no job agent yet; trying again")
             time.sleep(POLL_S)
 
 
-async def _follow(client: "JobSubmissionClient", job: str) -> None:  # type: ignore[name-defined]  # noqa: F821
+async def _follow(client: "JobSubmissionClient", job: str) -> None:
     try:
         async for lines in client.tail_job_logs(job):
             sys.stdout.write(lines)
     except (ConnectionError, OSError, RuntimeError) as error:
-        print(f"job {job}: lost its log ({error}); waiting for its status", file=sys.stderr)  # noqa: T201
+        _say(f"job {job}: lost its log ({error}); waiting for its status")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)  # noqa: T201

@@ -1,4 +1,4 @@
-"""What the scripts in `jobs/` run.
+"""The main function of the scripts in `jobs/`.
 
 In: their command line. Out: the `ka2l` command of that name. Refuses to know: what commands do.
 """
@@ -7,11 +7,11 @@ import argparse
 from pathlib import Path
 
 from ka2l_ray.cli.app import app
-from ka2l_ray.cli.words import set_options
+from ka2l_ray.cli.shell import set_options
 
 
 def stage_job(stage: str, description: str) -> None:
-    """Main function of the scripts in `jobs/`: `--config FILE [--set a.b=c …]`, then the `ka2l` command of that name."""
+    """Run the `ka2l` command `stage` with the options `--config FILE [--set a.b=c …]`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, type=Path, help="the run's YAML file")
     parser.add_argument(

@@ -17,13 +17,12 @@ import pyarrow.parquet as pq
 
 from ka2l_ray import schema
 from ka2l_ray.collect.actor import CollectActor, CollectSetup
+from ka2l_ray.dataflow.log import log
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.placement import of_actor
 from ka2l_ray.dataflow.runs import Run
-from ka2l_ray.dataflow.runtime import log
 from ka2l_ray.dataflow.shard_size import row_seconds
 from ka2l_ray.dataflow.stage import FILES_AT_ONCE, Stage, run_stage
-from ka2l_ray.entropy.clusters import cluster
 from ka2l_ray.entropy.semantic import semantic_entropy
 from ka2l_ray.entropy.thresholds import otsu
 from ka2l_ray.hashing import uniform
@@ -51,7 +50,7 @@ def adaptive_threshold(run: Run) -> float | None:
     counts: Counter[float] = Counter()
     for batch in pilot.batches(["samples", "error"]):
         drawn = batch.filter(batch["error"].is_null())["samples"].to_pylist()
-        counts.update(semantic_entropy(cluster(row)) for row in drawn)
+        counts.update(semantic_entropy(row) for row in drawn)
     return otsu(counts)
 
 

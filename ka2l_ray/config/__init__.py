@@ -1,7 +1,7 @@
 """The frozen configuration tree: one file describes one run.
 
 In: a YAML file and `a.b=c` overrides. Out: a validated, immutable `Config`.
-Refuses to know: torch, ray, and whether a file, model or cluster exists; it checks names, types and bounds only.
+Refuses to know: torch, Ray, and whether a file, model or cluster exists; it checks names, types and bounds only.
 Unknown keys are errors. No validator changes a value: what the file says is what runs.
 """
 

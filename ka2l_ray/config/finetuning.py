@@ -1,6 +1,6 @@
 """Sections of fine-tuning: weights, replay, optimiser, DeepSpeed, workers.
 
-In: values of the file. Out: frozen, bounded sections, refused where their fields contradict each other.
+In: values of the file. Out: frozen, bounded sections, refused if their fields contradict each other.
 Refuses to know: DeepSpeed and its own configuration.
 """
 
@@ -20,28 +20,30 @@ class LoraSection(Section):
     alpha: Positive = 32
     """Adapters are scaled by `alpha` / `rank`."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout before the adapters while training."""
+    """Dropout before the adapters during training."""
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Modules that get an adapter: every linear one but the head, or names such as `[q_proj, v_proj]`."""
+    """Modules that get an adapter: every linear one except the head, or names such as `[q_proj, v_proj]`."""
 
 
 class ReplaySection(Section):
-    """Unbought pool questions mixed in, labelled with the base model's own answers: no annotation cost."""
+    """Unbought pool questions mixed into training, labelled with the base model's own answers: no annotation cost."""
 
     ratio: Annotated[float, Field(ge=0)] = 2.0
-    """Questions replayed in every round per annotation of the whole budget: the same number for every strategy and round."""
+    """Questions replayed in every round, per annotation of the whole budget: the same number for every strategy and
+    round."""
     unknown_share: Share = 0.5
-    """Share of them that the probe predicts unknown, as far as the pool has them; the rest is predicted known."""
+    """Share of them that the probe predicts to be unknown, as far as the pool has them; the rest is predicted known."""
     source: Literal["samples", "greedy"] = "samples"
-    """`samples`: drawn at T = 1, which keeps the base model's doubt; `greedy`: its one likeliest answer."""
+    """`samples`: drawn at T = 1, which keeps the base model's uncertainty. `greedy`: its single most likely answer."""
     samples: Positive = 4
-    """Samples drawn per replayed question; training cycles through them epoch by epoch."""
+    """Samples drawn per replayed question; training cycles through them from epoch to epoch."""
     gold_is_free: bool = False
-    """Where gold of unbought questions costs nothing: replay the right ones among a question's own answers if there is any."""
+    """For corpora where gold answers of unbought questions cost nothing: replay only the right ones among a question's
+    own answers, if there are any."""
     kl_weight: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of KL(base ‖ tuned) beside the cross-entropy, at the answer tokens of replayed rows (the end token aside, which a base
-    model need not use): it keeps the base model's whole distribution there, not only what was sampled from it. Costs a second pass of the
-    base model."""
+    """Weight of KL(base ‖ tuned), added to the cross-entropy at the answer tokens of replayed rows (except the end
+    token, which a base model need not use). It preserves the base model's whole distribution there, not only what was
+    sampled from it. Costs a second pass of the base model."""
 
 
 class FinetuneSection(Section):
@@ -52,18 +54,18 @@ class FinetuneSection(Section):
     mode: Literal["lora", "full"] = "full"
     """What is trained: `lora` adapters, or the `full` weights."""
     prompt: PromptSection = PromptSection()
-    """What the model is trained and evaluated on, and what its own answers for replay are sampled under; `bare` unless said otherwise.
-    Accuracy under `corpus.prompt` is reported beside it."""
+    """The prompt that the model is trained and evaluated with, and that its own answers for replay are sampled with;
+    `bare` by default. Accuracy under `corpus.prompt` is reported as well."""
     lora: LoraSection = LoraSection()
     replay: ReplaySection = ReplaySection()
     epochs: Positive = 25
     """Passes over a round's annotations and replayed questions."""
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 5e-4
-    """AdamW's learning rate after warm-up, the highest of a training."""
+    """AdamW's learning rate after warm-up, the highest of a training run."""
     schedule: Literal["linear", "cosine"] = "linear"
     """How the learning rate falls to zero after warm-up."""
     warmup_share: Share = 0.1
-    """Share of the steps over which the learning rate rises in a straight line."""
+    """Share of the steps over which the learning rate rises linearly."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW's weight decay."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
@@ -73,38 +75,41 @@ class FinetuneSection(Section):
     micro_batch_rows: Positive = 16
     """Rows of one forward pass on one worker."""
     group_by_length: bool = False
-    """Fill each step with rows of like length (shuffled within windows of 16 steps): less padding on real text."""
+    """Fill each step with rows of similar length (shuffled within windows of 16 steps): less padding on real text."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of weights and passes: `auto` is what `model.dtype` loads. AdamW's own state is float32 in any case."""
+    """Precision of weights and passes: `auto` is what `model.dtype` loads. AdamW's own state is always float32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third more time for much less memory."""
     zero_stage: Literal[0, 1, 2, 3] = 2
-    """DeepSpeed ZeRO: 0 plain data parallel, 1 shards optimiser state, 2 gradients too, 3 weights too."""
+    """DeepSpeed ZeRO: 0 is plain data parallel, 1 shards optimiser state, 2 also gradients, 3 also weights."""
     offload: Literal["none", "optimizer", "all"] = "none"
-    """What ZeRO keeps in the host's memory: the optimiser's state (stages 1 to 3), or the weights too (stage 3)."""
+    """What ZeRO keeps in the host's memory: the optimiser's state (stages 1 to 3), or also the weights (stage 3)."""
     workers: Positive = 2
-    """Processes of one training, each with its share of every step's rows."""
+    """Processes of one training run; each does its share of every step's rows."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
-    """Logical CPUs of one worker; without a GPU also the threads it computes with."""
+    """Logical CPUs of one worker; without a GPU also the number of threads it computes with."""
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 0
     """GPUs of one worker; 0 trains on the CPU."""
     checkpoint_every_steps: Annotated[int, Field(ge=0)] = 200
-    """Optimiser steps between checkpoints in the run's storage: what a dead worker or driver costs at most; 0 writes none."""
+    """Optimiser steps between checkpoints in the run's storage: the most that is lost when a worker or the driver dies;
+    0 writes none."""
     max_failures: Annotated[int, Field(ge=0)] = 2
-    """How often a training starts again from its last checkpoint after a worker died."""
+    """How often a training run starts again from its last checkpoint after a worker died."""
     evaluate_every_epochs: Annotated[int, Field(ge=0)] = 0
-    """Epochs between evaluations (loss and token accuracy on `evaluate_rows` eval questions, for the record only); 0 makes none."""
+    """Epochs between evaluations (loss and token accuracy on `evaluate_rows` eval questions, for the record only); 0
+    makes none."""
     evaluate_rows: Positive = 128
-    """Eval questions with gold that these evaluations look at, drawn by their ids."""
+    """Number of eval questions with gold in these evaluations, drawn by their ids."""
     merge: bool = False
-    """Also write the adapter merged into the base model's weights, to `merged/`."""
+    """Also write the base model's weights with the adapter merged in, to `merged/`."""
     tensorboard: bool = False
-    """Also write TensorBoard event files, to `tensorboard/` beside the model."""
+    """Also write TensorBoard event files, to `tensorboard/` next to the model."""
 
     @model_validator(mode="after")
     def _batches(self) -> "FinetuneSection":
-        """`batch_rows` that are no multiple of `workers` or, where they are more, of `micro_batch_rows` × `workers`; `offload: all` without
-        `zero_stage: 3`, `offload: optimizer` without 1, 2 or 3; `merge` without `mode: lora`."""
+        """`batch_rows` that is not a multiple of `workers` or, above `micro_batch_rows` × `workers`, not a multiple of
+        that; `offload: all` without `zero_stage: 3`, `offload: optimizer` without 1, 2 or 3; `merge` without `mode:
+        lora`."""
         if self.batch_rows % (per_step := self.micro_batch_rows * self.workers) and self.batch_rows > per_step:
             raise ValueError(
                 f"batch_rows ({self.batch_rows}) must be a multiple of micro_batch_rows × workers ({per_step})"
@@ -116,5 +121,5 @@ class FinetuneSection(Section):
         if self.offload == "optimizer" and self.zero_stage == 0:
             raise ValueError("offload: optimizer needs zero_stage 1, 2 or 3")
         if self.merge and self.mode != "lora":
-            raise ValueError("merge applies to mode: lora; a full fine-tuning is whole already")
+            raise ValueError("merge needs mode: lora; a full fine-tuning has nothing to merge")
         return self

@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ka2l_ray.config.base import Pool, Positive, Section, Share
-from ka2l_ray.config.subject import refuse_keys
+from ka2l_ray.config.base import NoKeys, Pool, Positive, Section, Share, Template, Text
 
 Strategy = Literal[
     "ka2l", "ka2l_diverse", "decoded", "entropy", "likelihood", "coreset", "quadrant", "random", "oracle"
@@ -18,109 +17,102 @@ Quadrant = Literal["known", "misconception", "shaky", "unknown"]
 
 
 class AcquireSection(Section):
-    """What the strategies of `active.strategies` look at when they choose what to buy."""
+    """How the strategies of `active.strategies` choose what to buy."""
 
     diversity: Annotated[float, Field(ge=0, le=4)] = 0.5
-    """`ka2l_diverse` buys by P(unknown) × (distance to the nearest chosen state) ^ `diversity`; 0 is plain `ka2l`."""
+    """`ka2l_diverse` ranks by P(unknown) × (distance to the nearest chosen state) ^ `diversity`; 0 is plain `ka2l`."""
     candidates: Annotated[int, Field(ge=10)] = 20_000
-    """Questions whose states are compared on the driver: for `coreset` a draw of the pool, for `ka2l_diverse` the likeliest unknown."""
+    """Questions whose states are compared on the driver: for `coreset` a random draw of the pool, for `ka2l_diverse`
+    those most likely unknown."""
     quadrants: Annotated[tuple[Quadrant, ...], Field(min_length=1)] = ("unknown", "misconception")
-    """What `quadrant` buys, in this order; it needs gold answers for the pool, so it fits corpora whose gold is free. Pool questions
-    without gold come last."""
+    """What `quadrant` buys, in this order. It needs gold answers for the pool, so it is for corpora whose gold is free.
+    Pool questions without gold come last."""
     decoded_share: Annotated[float, Field(ge=0, le=1)] = 0.25
     """Share of a round's budget that `decoded` spends on questions generated from hidden states.
 
-    An unanswerable question is paid for too, so look at `decode.answerable` of a run before raising it.
+    Unanswerable questions are paid for too, so check a run's `decode.answerable` before raising it.
     """
     balance: Literal["none", "group"] = "none"
-    """`group`: every group's best question before any group's second best."""
+    """`group`: the best question of every group comes before the second best of any group."""
     sampling_cost: Annotated[float, Field(ge=0)] = 0.01
-    """Cost of sampling one pool question, in the unit of `annotate.cost`: booked to `entropy`, `likelihood` and `quadrant`. The default
-    takes a hundred sampled questions to be worth one answer; divide your price of a GPU hour by what a pool samples in one."""
+    """Cost of sampling one pool question, in the unit of `annotate.cost`; `entropy`, `likelihood` and `quadrant` pay
+    it. By default a hundred sampled questions cost as much as one answer. For your own value, divide the price of a GPU
+    hour by the number of questions sampled in it."""
 
 
 class EndpointSection(Section):
-    """An OpenAI-compatible chat endpoint that answers questions. Its key comes from the environment, never from this file."""
+    """An OpenAI-compatible chat endpoint that answers questions. Its key comes from the environment, never from this
+    file."""
 
     url: Annotated[str, Field(pattern=r"^https?://[^@\s]+$")] = "http://127.0.0.1:8000/v1/chat/completions"
-    """Full address of the chat completions route. It may change within a run, for the annotator is known by `model`: replies that are kept
-    count at every address."""
-    model: Annotated[str, Field(min_length=1)] = "annotator"
-    """Name of the model to ask for. It identifies the annotator: give another service that shares `replies` another name, or another
-    folder."""
+    """Full address of the chat completions route. It may change within a run, because the annotator is identified by
+    `model`: stored replies count at every address."""
+    model: Text = "annotator"
+    """Name of the model to ask for. It identifies the annotator: if another service uses the same `replies`, give it
+    another name, or another folder."""
     key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = "KA2L_ANNOTATOR_KEY"
-    """Environment variable on the driver that holds the key; no header is sent where it is not set."""
+    """Environment variable on the driver that contains the key; if it is not set, no header is sent."""
     system: str = (
         "Answer with the answer alone, in as few words as possible. "
         "If you do not know, reply: I don't know. If there is no such thing, reply: no such thing."
     )
     """The system message; empty sends none."""
-    template: str = "{question}"
-    """The user's message, with `{question}` in it."""
+    template: Template = "{question}"
+    """The user's message, which contains `{question}` exactly once."""
     max_tokens: Positive = 64
-    """Tokens of a reply at most; one that is cut off there is paid, counted and dropped."""
+    """Tokens of a reply at most; a reply that is cut off there is paid for, counted and dropped."""
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
-    """Sampling temperature that the endpoint is asked for."""
+    """Sampling temperature requested from the endpoint."""
     concurrency: Positive = 8
-    """Requests under way at once."""
+    """Requests in flight at once."""
     requests_per_s: Annotated[float, Field(gt=0)] | None = None
     """Rate limit over all requests; null sends as fast as `concurrency` allows."""
     timeout_s: Annotated[float, Field(gt=0)] = 60.0
-    """Seconds until a request counts as failed and is tried again."""
-    replies: str | None = None
-    """Folder or URI where replies are kept by content (`model`, messages, sampling parameters; not `url`); runs that name the same one ask
-    nothing twice. Null: `annotation_cache/` in the
-    run's own folder, or beside the runs of a comparison."""
+    """Seconds after which a request counts as failed and is tried again."""
+    replies: Annotated[str | None, NoKeys] = None
+    """Folder or URI where replies are stored by content (`model`, messages, sampling parameters; not `url`); runs with
+    the same folder never ask the same thing twice. Null: `annotation_cache/` in the run's own folder, or next to the
+    runs of a comparison."""
     retries: Annotated[int, Field(ge=0)] = 6
-    """Tries after the first, for 408, 409, 425, 429, 5xx, time-outs, broken connections and answers that are not valid JSON."""
+    """Further tries after the first, for 408, 409, 425, 429, 5xx, time-outs, broken connections and answers that are
+    not valid JSON."""
     backoff_s: Annotated[float, Field(gt=0)] = 1.0
-    """Wait before the first retry; doubles with each, unless the server says `Retry-After`."""
+    """Wait before the first retry. It doubles with each retry, unless the server sends `Retry-After`."""
     cost_per_million_prompt_tokens: Annotated[float, Field(ge=0)] = 0.0
     """Price of a million tokens read, in the unit of `annotate.cost`."""
     cost_per_million_completion_tokens: Annotated[float, Field(ge=0)] = 0.0
     """Price of a million tokens written, in the same unit."""
-    refusals: tuple[Annotated[str, Field(min_length=1)], ...] = (
+    refusals: tuple[Text, ...] = (
         *("i don't know", "i do not know", "i'm not sure", "i am not sure", "as an ai"),
         *("sorry but", "sorry i", "i'm sorry but", "i'm sorry i", "i am sorry but", "i am sorry i"),
         *(f"i {cannot} {do}" for cannot in ("cannot", "can't") for do in ("answer", "provide", "help", "assist")),
     )
-    """A reply that begins or ends with these words (in any case, punctuation aside) is a refusal: paid, counted, dropped. Words inside an
-    answer do not count, for titles and quotations hold them."""
-    no_such_thing: tuple[Annotated[str, Field(min_length=1)], ...] = (
+    """A reply that begins or ends with one of these is a refusal: paid for, counted, dropped. Case and punctuation do
+    not matter. Words inside an answer do not count, because titles and quotations may contain them."""
+    no_such_thing: tuple[Text, ...] = (
         *("no such", "there is no such", "there's no such", "no such thing", "nobody of that name"),
         *("does not exist", "doesn't exist", "do not exist", "don't exist"),
     )
-    """A reply that begins or ends with these words says that the question has no answer: paid, counted, dropped."""
-
-    @model_validator(mode="after")
-    def _holds_question(self) -> "EndpointSection":
-        """a `template` that does not hold `{question}` exactly once."""
-        if self.template.count("{question}") != 1:
-            raise ValueError("template must hold {question} exactly once")
-        return self
-
-    @model_validator(mode="after")
-    def _no_keys(self) -> "EndpointSection":
-        """`replies` that hold a key, a password or a user's name."""
-        refuse_keys("replies", self.replies or "")
-        return self
+    """A reply that begins or ends with one of these says that the question has no answer: paid for, counted,
+    dropped."""
 
 
 class AnnotateSection(Section):
     """Who answers the questions that were bought."""
 
     source: Literal["auto", "world", "reference", "endpoint", "file"] = "auto"
-    """`world` asks the knowledge world, `reference` takes the corpus' gold answers, `endpoint` asks a chat model,
-    `file` pauses the loop until people's answers are imported; `auto` takes the corpus' own."""
+    """`world` asks the knowledge world, `reference` takes the corpus' gold answers, `endpoint` asks a chat model, and
+    `file` pauses the loop until people's answers are imported. `auto`: `world` for the world, else `reference`."""
     cost: Annotated[float, Field(ge=0)] = 1.0
-    """Cost of one question asked, besides what an endpoint charges by the token."""
+    """Cost of one question asked, in addition to what an endpoint charges by the token."""
     endpoint: EndpointSection = EndpointSection()
 
 
 class StopSection(Section):
     """When a strategy stops before its rounds are used up. The budget always ends it.
 
-    Eval accuracy is over the facts of `eval_scope` in results.json: pool facts on the world, on files facts that no pool question asks.
+    Eval accuracy is over the facts that `eval_scope` in results.json names: on the world pool facts, on files facts
+    that no pool question asks.
     """
 
     accuracy: Share | None = None
@@ -137,20 +129,21 @@ class ActiveSection(Section):
     """The loop: acquire, decode, annotate, fine-tune, evaluate, round by round."""
 
     strategies: Annotated[tuple[Strategy, ...], Field(min_length=1)] = ("ka2l", "random")
-    """`ka2l`: likeliest unknown by the probe. `ka2l_diverse`: that × distance to what is chosen. `decoded`: `ka2l` with a share of
-    generated questions. `entropy`, `likelihood`: by sampled SE or greedy log-likelihood (samples the pool). `coreset`: k-centre on states.
-    `quadrant`: by grade and SE (samples the pool, needs gold). `random`. `oracle`: truly unknown (world only)."""
+    """`ka2l`: most likely unknown by the probe. `ka2l_diverse`: that × distance to what is chosen. `decoded`: `ka2l`
+    with a share of generated questions. `entropy`, `likelihood`: by sampled SE or greedy log-likelihood (both sample
+    the pool). `coreset`: k-centre on states. `quadrant`: by grade and SE (samples the pool, needs gold). `random`: a
+    uniform draw. `oracle`: truly unknown (world only)."""
     rounds: Positive = 2
-    """Rounds of every strategy; each buys an equal part of the budget, and trains on all that was bought so far."""
+    """Rounds of every strategy; each buys an equal part of the budget, and trains on everything bought so far."""
     budget: Positive = 150
     """Annotations that a strategy may buy in all rounds together."""
     random_draws: Positive = 3
-    """Independent draws of `random`; the saving compares with their mean. On files it compares accuracies over facts that no pool
-    question asks."""
+    """Independent draws of `random`; savings are measured against their mean. On files the accuracies compared are over
+    facts that no pool question asks."""
     stop: StopSection = StopSection()
     reprobe: bool = False
-    """Collect, label and search again on each round's model and rank by its probe, unless its SE AUROC is below 0.7: then the base
-    model's probe is used, and the log says so."""
+    """Collect, label and search again on each round's model and rank by its probe. If its SE AUROC is below 0.7, the
+    base model's probe is used instead, and the log says so."""
 
     @model_validator(mode="after")
     def _spendable(self) -> "ActiveSection":
@@ -163,6 +156,6 @@ class ActiveSection(Section):
 
 
 class EvaluateSection(Section):
-    """Greedy answers on the eval split, base model and after every round."""
+    """Greedy answers on the eval split, by the base model and after every round."""
 
     pool: Pool = Pool()

@@ -1,19 +1,20 @@
 """The tree of all sections, and how a file becomes one.
 
-In: a YAML file and `a.b=c` overrides. Out: a validated, immutable `Config`, its hash, and where two of them differ.
+In: a YAML file and `a.b=c` overrides. Out: a validated, immutable `Config`, its hash, and the fields in which two of
+them differ. Refuses to know: what any field is for.
 """
 
 import difflib
 import hashlib
 import json
-import re
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from pydantic import BaseModel, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
-from ka2l_ray.config.base import Section
+from ka2l_ray.config.base import HOLDS_KEY, Section
 from ka2l_ray.config.finetuning import FinetuneSection
 from ka2l_ray.config.knowing import CollectSection, DecodeSection, LabelSection, ScoreSection, SearchSection
 from ka2l_ray.config.loop import AcquireSection, ActiveSection, AnnotateSection, EvaluateSection
@@ -21,26 +22,25 @@ from ka2l_ray.config.subject import CorpusSection, ModelSection, RaySection, Run
 from ka2l_ray.config.yaml_file import read_yaml
 from ka2l_ray.errors import ConfigError
 
+_FINETUNE = (
+    "micro_batch_rows gradient_checkpointing zero_stage offload workers cpus_per_worker gpus_per_worker "
+    "checkpoint_every_steps max_failures evaluate_every_epochs evaluate_rows merge tensorboard"
+)
+_ENDPOINT = "url replies key_variable concurrency requests_per_s timeout_s retries backoff_s"
 NO_RESULTS = {
+    *"ray report model.device run.storage run.max_error_fraction search.cpus".split(),
     *(f"{stage}.pool" for stage in ("collect", "score", "decode", "evaluate")),
-    *("ray", "report", "model.device", "run.storage", "run.max_error_fraction", "search.cpus"),
-    *(
-        f"finetune.{name}"
-        for name in ("micro_batch_rows", "gradient_checkpointing", "zero_stage", "offload", "workers")
-    ),
-    *(f"finetune.{name}" for name in ("cpus_per_worker", "gpus_per_worker", "checkpoint_every_steps", "max_failures")),
-    *(f"finetune.{name}" for name in ("evaluate_every_epochs", "evaluate_rows", "merge", "tensorboard")),
-    *(f"annotate.endpoint.{name}" for name in ("url", "replies", "key_variable", "concurrency", "requests_per_s")),
-    *(f"annotate.endpoint.{name}" for name in ("timeout_s", "retries", "backoff_s")),
+    *(f"finetune.{name}" for name in _FINETUNE.split()),
+    *(f"annotate.endpoint.{name}" for name in _ENDPOINT.split()),
 }
-"""Sections and fields that change no number but for rounding: a run may be continued with other values."""
+"""Sections and fields that change no number except for rounding: a run may continue with other values."""
 
 
 class ReportSection(Section):
     """The report page."""
 
     title: str = "What the model does not know"
-    """Heading of the page, and of a comparison's."""
+    """Heading of the page, and of a comparison's page."""
 
 
 class Config(Section):
@@ -67,8 +67,8 @@ class Config(Section):
         """`active.reprobe: true` and `finetune.mode: lora` with a `model.adapter`."""
         if self.active.reprobe and self.finetune.mode == "lora" and self.model.adapter is not None:
             raise ValueError(
-                "active.reprobe: true with finetune.mode: lora needs model.adapter: null, for a round's own adapter takes its place; "
-                "merge it into the model that model.name_or_path names, or set finetune.mode: full"
+                "active.reprobe: true with finetune.mode: lora needs model.adapter: null, because each round's own "
+                "adapter replaces it; merge it into the model of model.name_or_path, or set finetune.mode: full"
             )
         return self
 
@@ -77,12 +77,14 @@ class Config(Section):
         """`collect.engine: vllm` with a `model.adapter`, a `model.quantization` or `active.reprobe: true`."""
         if self.collect.engine == "vllm" and (self.model.adapter is not None or self.active.reprobe):
             raise ValueError(
-                "collect.engine: vllm reads a whole model: it needs model.adapter: null (merge it first) and active.reprobe: false"
+                "collect.engine: vllm reads a whole model: it needs model.adapter: null (merge it first) and "
+                "active.reprobe: false"
             )
         if self.collect.engine == "vllm" and self.model.quantization != "none":
             raise ValueError(
-                f"collect.engine: vllm samples from the weights as stored, while states would come from quantized ones: "
-                f"it needs model.quantization: none, not {self.model.quantization}; use engine: own, or a checkpoint stored quantized"
+                "collect.engine: vllm samples from the weights as stored, while states would come from quantized ones: "
+                f"it needs model.quantization: none, not {self.model.quantization}; use engine: own, or a checkpoint "
+                "that is stored quantized"
             )
         return self
 
@@ -92,8 +94,9 @@ class Config(Section):
         tune, kind = self.finetune, self.model.quantization
         if kind != "none" and (tune.mode == "full" or tune.zero_stage == 3 or tune.merge):
             raise ValueError(
-                f"model.quantization = {kind}: quantized weights are not trained, not sharded and not merged into without loss (QLoRA): "
-                "it needs finetune.mode: lora, finetune.zero_stage: 0, 1 or 2, and finetune.merge: false"
+                f"model.quantization = {kind}: quantized weights cannot be trained or sharded, and merging into them "
+                "loses precision: it needs finetune.mode: lora, finetune.zero_stage: 0, 1 or 2, and "
+                "finetune.merge: false"
             )
         return self
 
@@ -112,76 +115,75 @@ class Config(Section):
         stops_by, labels_by = self.collect.adaptive.threshold, self.label.threshold
         if stops_by != "off" and labels_by not in ("otsu", stops_by):
             raise ValueError(
-                f"collect.adaptive.threshold = {stops_by!r} fixes γ before sampling, so label.threshold must be the same or `otsu`, "
-                f"not {labels_by!r}"
+                f"collect.adaptive.threshold = {stops_by!r} fixes γ before sampling, so label.threshold must be the "
+                f"same or `otsu`, not {labels_by!r}"
             )
         return self
 
 
 NO_YAML = ("*", "&", "%", "@", "`")
-"""What begins no YAML value of ours, but texts such as `*.jsonl`."""
+"""Characters that no YAML value here begins with, but texts such as `*.jsonl` do."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file, apply `a.b=c` overrides, validate. Raises `ConfigError` with every problem, one line each."""
+    """Read a YAML file, apply `a.b=c` overrides, validate. Raises `ConfigError` with every problem, one per line."""
     try:
         tree = read_yaml(Path(path).read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
-    if tree is not None and not isinstance(tree, dict):
-        raise ConfigError(f"{path}: must hold sections such as `run:`, got {type(tree).__name__}")
-    tree = tree or {}
+    tree = {} if tree is None else tree
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: must contain sections such as `run:`, got {type(tree).__name__}")
     for override in overrides:
         _apply(tree, override)
     return parse_config(tree, str(path))
 
 
-def parse_config(tree: dict[str, Any], source: str) -> Config:
-    """Validate a plain tree; `source` names it in errors. Strict, as JSON: no value is turned into another type."""
+def parse_config(tree: object, source: str) -> Config:
+    """Validate plain values; errors name `source`. Strict, as JSON: no value is converted to another type.
+
+    Raises `ConfigError` with every problem, one per line.
+    """
     try:
         return Config.model_validate_json(json.dumps(tree, default=str), strict=True)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(source, e) for e in error.errors())) from None
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def _apply(tree: dict[str, object], override: str) -> None:
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
         raise ConfigError(f"--set {override}: must look like section.field=value")
     *parents, last = dotted.strip().split(".")
     for depth, name in enumerate(parents):
-        if tree.get(name) is None:
-            tree[name] = {}
-        tree = tree[name]
-        if not isinstance(tree, dict):
+        section = tree[name] = {} if tree.get(name) is None else tree[name]
+        if not isinstance(section, dict):
             raise ConfigError(f"--set {override}: `{'.'.join(parents[: depth + 1])}` is a value, not a section")
+        tree = section
     tree[last] = text if text.startswith(NO_YAML) else read_yaml(text, f"--set {override}")
 
 
-def _explain(source: str, error: Any) -> str:
+def _explain(source: str, error: ErrorDetails) -> str:
     """One line for one pydantic error: file, dotted field, bad value, what is allowed, nearest name for a typo.
 
-    What contradicts itself across sections has no field of its own; its message names them.
+    A contradiction across sections has no field of its own; its message names the fields. A value that contains a key
+    is not repeated.
     """
     fields, siblings = _walk(error["loc"])
-    dotted = ".".join(fields)
+    dotted, value = ".".join(fields), error["input"]
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(fields[-1], siblings, n=1)
         hint = f"did you mean `{near[0]}`?" if near else f"allowed here: {', '.join(siblings)}"
         return f"{source}: `{dotted}` is not a known field; {hint}"
     message = error["msg"].removeprefix("Value error, ").replace("Input should", "should")
-    value = (
-        "" if isinstance(error["input"], (dict, BaseModel)) else f" = {_USER_PART.sub('//…@', repr(error['input']))}"
-    )
-    return f"{source}: `{dotted}`{value}: {message}" if fields else f"{source}: {message}"
-
-
-_USER_PART = re.compile(r"//[^/\s]*@")
-"""Name and password of an address: never repeated, for they may be real."""
+    if not fields:
+        return f"{source}: {message}"
+    shown = "…" if HOLDS_KEY.search(repr(value)) else repr(value)
+    return f"{source}: `{dotted}`{'' if isinstance(value, (dict, BaseModel)) else f' = {shown}'}: {message}"
 
 
 def _walk(location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
-    """The dotted names of an error's location and the field names allowed at its last level; drops pydantic's union tags."""
+    """(names along an error's location, without pydantic's union tags; field names allowed at its last level)."""
     section: type[BaseModel] | None = Config
     names: list[str] = []
     siblings: list[str] = []
@@ -199,31 +201,28 @@ def _walk(location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
 
 
 def differing_fields(a: Config, b: Config) -> list[str]:
-    """Dotted fields that change results and differ; cluster, pools, storage and report do not change results."""
+    """Fields that differ, as `dotted.name: a's → b's`, without those that change no result (`NO_RESULTS`)."""
     left, right = _flat(_results_part(a)), _flat(_results_part(b))
-    return [
-        f"{k}: {left.get(k)!r} → {right.get(k)!r}"
-        for k in sorted(left.keys() | right.keys())
-        if left.get(k) != right.get(k)
-    ]
+    names = sorted(left.keys() | right.keys())
+    return [f"{n}: {left.get(n)!r} → {right.get(n)!r}" for n in names if left.get(n) != right.get(n)]
 
 
 def config_hash(config: Config) -> str:
-    """Hash of what results depend on."""
+    """Hash of everything that results depend on, 12 hexadecimal digits."""
     return hashlib.sha256(json.dumps(_results_part(config), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _results_part(config: Config) -> dict[str, Any]:
-    return _without(config.model_dump(mode="json"), NO_RESULTS)
+def _results_part(config: Config) -> dict[str, object]:
+    return _without_no_results(config.model_dump(mode="json"), "")
 
 
-def _without(tree: dict[str, Any], paths: Set[str], prefix: str = "") -> dict[str, Any]:
-    kept = {k: v for k, v in tree.items() if f"{prefix}{k}" not in paths}
-    return {k: _without(v, paths, f"{prefix}{k}.") if isinstance(v, dict) else v for k, v in kept.items()}
+def _without_no_results(tree: dict[str, object], prefix: str) -> dict[str, object]:
+    kept = {k: v for k, v in tree.items() if f"{prefix}{k}" not in NO_RESULTS}
+    return {k: _without_no_results(v, f"{prefix}{k}.") if isinstance(v, dict) else v for k, v in kept.items()}
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(tree: dict[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
     for key, value in tree.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat

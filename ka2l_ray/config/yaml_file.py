@@ -1,12 +1,12 @@
-"""YAML of a configuration as plain values, whatever somebody put into it.
+"""YAML of a configuration as plain values, safe against whatever a file contains.
 
-In: text. Out: what it says. Refuses to know: sections and fields.
-PyYAML's safe loader runs no code, but keeps the last of two equal keys in silence, and lets ten lines stand for a billion values.
+In: text. Out: its values. Refuses to know: sections and fields.
+PyYAML's safe loader runs no code, but it silently keeps the last of two equal keys, and ten lines of aliases can expand
+to a billion values.
 """
 
 import re
 from collections.abc import Hashable
-from typing import Any
 
 import yaml
 
@@ -18,7 +18,7 @@ MOST_BYTES, MOST_VALUES = 1_000_000, 100_000
 class _Loader(yaml.SafeLoader):
     """Refuses a key given twice in one mapping."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if twice := sorted({n for n in names if names.count(n) > 1}):
             raise yaml.constructor.ConstructorError(None, None, f"names `{twice[0]}` twice", node.start_mark)
@@ -28,11 +28,12 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
 )
-"""YAML 1.1 takes 1e-4 for a text; nobody who writes it means one."""
+"""YAML 1.1 reads 1e-4 as a text, which nobody who writes it means."""
 
 
-def read_yaml(text: str, source: str) -> Any:
-    """Raises `ConfigError`, naming `source`, for what is no YAML, too large, or built of aliases that refer to themselves or multiply."""
+def read_yaml(text: str, source: str) -> object:
+    """The values of a YAML text. Raises `ConfigError`, naming `source`, for a text that is not YAML or is too large, or
+    whose aliases refer to themselves or expand to too many values."""
     if len(text) > MOST_BYTES:
         raise ConfigError(f"{source}: {len(text):,} bytes; a configuration has at most {MOST_BYTES:,}")
     try:
@@ -40,12 +41,13 @@ def read_yaml(text: str, source: str) -> Any:
     except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{source}: is not YAML: {' '.join(str(error).split())}") from error
     if _values(tree, {}) > MOST_VALUES:
-        raise ConfigError(f"{source}: its aliases stand for more than {MOST_VALUES:,} values, or for themselves")
+        raise ConfigError(f"{source}: its aliases expand to more than {MOST_VALUES:,} values, or refer to themselves")
     return tree
 
 
-def _values(tree: Any, counted: dict[int, int]) -> int:
-    """How many values a tree stands for, each shared part counted wherever it occurs; a part inside itself counts as too many."""
+def _values(tree: object, counted: dict[int, int]) -> int:
+    """How many values a tree has, with each shared part counted wherever it occurs; a part inside itself counts as too
+    many."""
     if not isinstance(tree, (dict, list)):
         return 1
     if id(tree) not in counted:

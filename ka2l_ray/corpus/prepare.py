@@ -1,14 +1,16 @@
-"""Raw files become the `questions` table: parsed, merged, grouped, split.
+"""The rows of files become the `questions` table: parsed, merged, grouped, split.
 
-In: files, a `corpus` section, a seed. Out: first one set of parsed files per source file (`parse_file`, any number at once, each
-streaming), then the table (`join`, once): it holds numbers of every row, some 400 bytes each, and the normalised questions, and streams
-the rest a second time.
+In: files, a `corpus` section, a seed.
+Out: first one set of parsed files per source file (`parse_file`, any number at once, each streaming), then the table
+(`join`, once), which has numbers of every row in memory, some 400 bytes each, and the normalised questions, and
+streams the rest a second time.
 Refuses to know: Ray, models, prompts.
 """
 
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,10 +20,11 @@ import pyarrow.parquet as pq
 
 from ka2l_ray import schema
 from ka2l_ray.config import Config, ConfigError, CorpusSection, SplitSection
-from ka2l_ray.corpus.files import BadRow, File, listed
-from ka2l_ray.corpus.formats import Question, columns_read, cop, first_option, missing, parse
+from ka2l_ray.corpus.files import File
+from ka2l_ray.corpus.formats import Question, UnusableError, columns_read, cop, first_option, missing, parse
 from ka2l_ray.corpus.together import split_groups
 from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.rows import BadRow, listed
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.errors import StageError
 from ka2l_ray.hashing import uniform
@@ -29,7 +32,7 @@ from ka2l_ray.text.duplicates import PERMUTATIONS, groups, signatures
 from ka2l_ray.text.grading import normalize
 
 CHUNK, CHUNK_CHARACTERS = 8192, 2**24
-"""Rows that are held and written together, and characters of their questions and answers."""
+"""Rows that are in memory and written together, and characters of their questions and answers."""
 PARSED = pa.schema(
     [
         *(schema.QUESTIONS.field(n) for n in ("id", "question", "answers", "group", "entity")),
@@ -44,7 +47,7 @@ PARSED = pa.schema(
     ]
 )
 _SCOPE = {"eval": "other"}
-"""Scope by split: what files ask in `eval`, no pool question asks."""
+"""Scope by split: no pool question asks what files ask in `eval`."""
 DROPPED = pa.schema(
     [pa.field(n, pa.int64() if n == "row" else pa.string()) for n in ("file", "row", "field", "problem", "value")]
 )
@@ -52,7 +55,8 @@ DROPPED = pa.schema(
 
 @dataclass(frozen=True)
 class Parsed:
-    """A source file after parsing: how many rows it holds, its parsed files in order, and of the dropped rows the file that lists them."""
+    """A source file after parsing: its rows, how many of them were dropped, its parsed files in order, and why the
+    first row was dropped."""
 
     name: str
     rows: int
@@ -67,38 +71,33 @@ def shots(config: Config) -> int:
 
 
 def medmcqa_first(files: Sequence[File]) -> int:
-    """What the files' `cop` counts from. Raises `ConfigError` where the rows cannot tell, or contradict themselves."""
-    numbers: set[int] = set()
-    for file in files:
-        for raw in file.rows(("cop",)):
-            if not isinstance(raw.values, BadRow) and (number := _number(raw.values)) is not None:
-                numbers.add(number)
-    if not numbers:
-        return 1  # no gold, or no such column, which parsing will tell
+    """What the `cop` of the files counts from, 0 or 1. Raises `ConfigError` where the rows leave it open or
+    contradict each other."""
+    numbers: set[int | None] = set()
+    for row in (row for file in files for row in file.rows(("cop",))):
+        if not isinstance(row.values, BadRow):
+            with suppress(UnusableError):  # reported when the row is parsed
+                numbers.add(cop(row.values))
+    known = frozenset(n for n in numbers if n is not None)
+    if not known:
+        return 1  # no gold, or no such column, which is reported when rows are parsed
     where = f"{files[0].name}{' …' if len(files) > 1 else ''}"
     try:
-        first = first_option(frozenset(numbers))
+        first = first_option(known)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
     if first is None:
         raise ConfigError(
-            f"{where}: cop takes the values {sorted(numbers)}, which fit counting from 0 and from 1; "
+            f"{where}: cop takes the values {sorted(known)}, which fit counting from 0 and from 1; "
             "set corpus.medmcqa_first to 0 (the hub's files) or 1 (the authors')"
         )
     return first
 
 
-def _number(row: dict[str, Any]) -> int | None:
-    try:
-        return cop(row)
-    except Exception:  # told again, with its row, when the row is parsed
-        return None
-
-
 def parse_file(file: File, corpus: CorpusSection, target: Folder, unusable: Folder, prefix: str) -> Parsed:
-    """Parse one file into `target`, and list in `unusable` the rows that are no questions.
+    """Parse one file into `target`, and list the rows that are not questions in `unusable`.
 
-    Raises `ConfigError` where it cannot be read or lacks a column that its format needs.
+    Raises `ConfigError` where the file cannot be read or lacks a column that its format needs.
     """
     rows, parts, bad, first = 0, [], 0, ""
     for number, chunk in enumerate(_chunks(_parsed_rows(file, corpus))):
@@ -106,7 +105,7 @@ def parse_file(file: File, corpus: CorpusSection, target: Folder, unusable: Fold
         good = [(n, q) for n, q in chunk if isinstance(q, Question)]
         if dropped := [{"file": file.name, "row": n, **asdict(q)} for n, q in chunk if isinstance(q, BadRow)]:
             bad += len(dropped)
-            first = first or described(dropped[0])
+            first = first or description(dropped[0])
             _write(pa.Table.from_pylist(dropped, schema=DROPPED), unusable.make() / f"{prefix}-{number:06d}.parquet")
         if good:
             parts.append(f"parsed-{prefix}-{number:06d}.parquet")
@@ -115,16 +114,16 @@ def parse_file(file: File, corpus: CorpusSection, target: Folder, unusable: Fold
 
 
 def _parsed_rows(file: File, corpus: CorpusSection) -> Iterator[tuple[int, Question | BadRow]]:
-    """Every row with its number, parsed as it streams by, so that no other column of it is kept."""
+    """Every row with its number, parsed as it is read, so that no other column of it is kept."""
     columns, checked = file.columns(), False
-    for raw in file.rows(columns_read(corpus)):
-        if isinstance(raw.values, BadRow):
-            yield raw.number, raw.values
+    for row in file.rows(columns_read(corpus)):
+        if isinstance(row.values, BadRow):
+            yield row.number, row.values
             continue
         if not checked:
-            _check_columns(f"{file.name}: row {raw.number}", columns or list(raw.values), corpus)
+            _check_columns(f"{file.name}: row {row.number}", columns or list(row.values), corpus)
             checked = True
-        yield raw.number, parse(raw.values, corpus, file.name)
+        yield row.number, parse(row.values, corpus, file.name)
 
 
 def _chunks(rows: Iterable[tuple[int, Question | BadRow]]) -> Iterator[list[tuple[int, Question | BadRow]]]:
@@ -142,14 +141,16 @@ def _chunks(rows: Iterable[tuple[int, Question | BadRow]]) -> Iterator[list[tupl
 
 
 def check_dropped(parsed: Sequence[Parsed], most: float) -> None:
-    """Raise `ConfigError` where there is no row, `StageError` for more unusable rows than `run.max_error_fraction`, naming the first."""
+    """Raise `ConfigError` where there is no row, and `StageError`, which quotes the first, where more rows cannot
+    be used than `run.max_error_fraction` allows."""
     rows, dropped = sum(p.rows for p in parsed), sum(p.dropped for p in parsed)
     if not rows:
-        raise ConfigError(f"corpus.source: {', '.join(p.name for p in parsed)} hold(s) no row")
+        raise ConfigError(f"corpus.source: {', '.join(p.name for p in parsed)} contain(s) no row")
     if dropped > most * rows:
         first = next(p.first_problem for p in parsed if p.first_problem)
         raise StageError(
-            f"questions: {dropped:,} of {rows:,} rows cannot be used, more than run.max_error_fraction allows ({most:g}). First: {first}"
+            f"questions: {dropped:,} of {rows:,} rows cannot be used, more than run.max_error_fraction allows "
+            f"({most:g}). First: {first}"
         )
 
 
@@ -158,11 +159,11 @@ def check_splits(config: Config, table: Table) -> None:
     if empty := [s for s in schema.SPLITS if not table.part_rows(s)]:
         manifest = table.manifest()
         alike, largest = manifest.get("near_duplicates", 0), manifest["largest_group"]
-        told = [f"{alike:,} of them almost the same as another"] if alike else []
-        told += [f"up to {largest:,} about one entity or alike"] if largest > 1 else []
+        reasons = [f"{alike:,} of them almost the same as another"] if alike else []
+        reasons += [f"up to {largest:,} about one entity or alike"] if largest > 1 else []
         raise ConfigError(
             f"corpus.source = {config.corpus.source!r}: {table.rows:,} usable questions"
-            + (f", {', '.join(told)}," if told else "")
+            + (f", {', '.join(reasons)}," if reasons else "")
             + f" are too few, the split(s) {', '.join(empty)} would be empty"
         )
 
@@ -179,7 +180,8 @@ def check_budget(config: Config, pool: int) -> None:
     """Raise `ConfigError` where more annotations are to be bought than the pool has questions."""
     if config.active.budget > pool:
         raise ConfigError(
-            f"active.budget = {config.active.budget:,} exceeds the pool of {pool:,} questions; buy fewer, or give corpus.split.pool more"
+            f"active.budget = {config.active.budget:,} exceeds the pool of {pool:,} questions; buy fewer, or give "
+            "corpus.split.pool more"
         )
 
 
@@ -215,7 +217,7 @@ def _table(good: Sequence[tuple[int, Question]]) -> pa.Table:
     return pa.table(columns, schema=PARSED)
 
 
-def described(dropped: dict[str, Any]) -> str:
+def description(dropped: dict[str, Any]) -> str:
     """A row of `DROPPED` in words."""
     bad = BadRow(dropped["field"], dropped["problem"], dropped["value"])
     return f"{dropped['file']}: row {dropped['row']}: {bad}"
@@ -243,13 +245,8 @@ class _Rows:
         self.own, self.graded, self.number, self.id_hash, self.text_hash, self.entity_hash = (
             whole[c].to_numpy() for c in columns[:6]
         )
-        signed = whole["signature"].combine_chunks()
-        self.signature = (
-            (signed.chunk(0) if isinstance(signed, pa.ChunkedArray) and signed.num_chunks else signed)
-            .flatten()
-            .to_numpy()
-        )
-        self.signature = self.signature.reshape(len(self.number), PERMUTATIONS)
+        chunks = [chunk.flatten().to_numpy() for chunk in whole["signature"].chunks]
+        self.signature = np.concatenate([np.zeros(0, np.uint32), *chunks]).reshape(len(self.number), PERMUTATIONS)
 
     def __len__(self) -> int:
         return len(self.number)
@@ -258,7 +255,7 @@ class _Rows:
         return f"{self.names[self.file[row]]} row {self.number[row]}"
 
     def name(self, row: int) -> str:
-        """What a group is called by, its lowest row being this one."""
+        """The name of the group whose lowest row this is."""
         return f"{self.text_hash[row]:016x}"
 
     def id(self, row: int) -> str:
@@ -277,10 +274,10 @@ class _Rows:
 
 
 def join(parsed: Sequence[Parsed], scratch: Folder, corpus: CorpusSection, shots: int, seed: int, table: Table) -> None:
-    """Merge equal questions that have no id of their own, keep those that are alike or about one entity in one split, set `shots` aside,
-    write the table.
+    """Merge equal questions that have no id of their own, keep those that are alike or about one entity in one split,
+    set `shots` aside, and write the table.
 
-    Raises `ConfigError` where two rows carry the same id of their own, or where no `shots` questions can be set aside.
+    Raises `ConfigError` where two rows have the same id of their own, or where no `shots` questions can be set aside.
     """
     rows = _Rows(scratch, parsed)
     kept = _first_of_equals(rows)
@@ -332,7 +329,7 @@ def join(parsed: Sequence[Parsed], scratch: Folder, corpus: CorpusSection, shots
 
 
 def _first_of_equals(rows: _Rows) -> np.ndarray:
-    """For each row the first row with its id (N,), itself where there is none before."""
+    """For each row (N,) the first row with its id, which is itself where there is none before."""
     _, first, inverse = np.unique(rows.id_hash, return_index=True, return_inverse=True)
     kept = first[inverse]
     for n in np.flatnonzero((kept != np.arange(len(rows))) & (rows.own | rows.own[kept])):
@@ -353,8 +350,8 @@ def _alike(rows: _Rows, threshold: float) -> np.ndarray:
 def _set_aside(
     rows: _Rows, kept: np.ndarray, alike: np.ndarray, group: np.ndarray, corpus: CorpusSection, shots: int, seed: int
 ) -> set[int]:
-    """Rows of the probe split with gold that are like no other, drawn by the seed: the solved examples of prompts. They may share an entity
-    with probe questions, never with the pool or eval."""
+    """Rows of the probe split with gold that are like no other row, drawn by the seed: the solved examples of
+    prompts. They may share an entity with probe questions, but never with the pool or eval."""
     if not shots:
         return set()
     whole = kept == np.arange(len(rows))
@@ -372,14 +369,14 @@ def _set_aside(
 
 @dataclass
 class _Merged:
-    """What merged rows give to the row that stays: answers, and an entity where it names none itself."""
+    """What merged rows add to the row that stays: answers, and an entity where it has none."""
 
     answers: list[str] = field(default_factory=list)
     entity: str | None = None
 
 
 def _united(rows: _Rows, kept: np.ndarray) -> dict[int, _Merged]:
-    """What merged rows give, by the row that stays."""
+    """What merged rows add, by the row that stays."""
     merged = set(np.flatnonzero(kept != np.arange(len(rows))).tolist())
     united: dict[int, _Merged] = {}
     for start, texts in rows.texts() if merged else ():

@@ -1,6 +1,7 @@
 """What a run would ask, before it asks: `ka2l corpus`.
 
-In: a configuration. Out: a `Preview`, from the same reading, merging and splitting as a run's, in this process, leaving nothing behind.
+In: a configuration. Out: a `Preview`, from the same reading, merging and splitting as in a run, in this process; no
+file is kept.
 Refuses to know: Ray, terminals.
 """
 
@@ -8,6 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from math import ceil
 from statistics import fmean, median
 from typing import Any
@@ -16,7 +18,7 @@ import pyarrow.parquet as pq
 
 from ka2l_ray import schema
 from ka2l_ray.config import Config
-from ka2l_ray.corpus.prepare import described
+from ka2l_ray.corpus.prepare import description
 from ka2l_ray.corpus.table import fill
 from ka2l_ray.corpus.together import large_group
 from ka2l_ray.dataflow.manifests import Table
@@ -37,7 +39,7 @@ class Preview:
     sources: list[dict[str, Any]]
     rows: int
     dropped: dict[str, int]
-    """By field and problem, the values left out."""
+    """Counts by field and problem."""
     examples: list[str]
     lost: int
     merged: int
@@ -46,9 +48,9 @@ class Preview:
     questions: int
     near_duplicates: int
     entities: int
-    """Whom or what questions are about, as far as the corpus tells."""
+    """People and things that questions are about, as far as the corpus names them."""
     split_groups: int
-    """Groups of questions that are alike or about one entity; of files none stands in two splits."""
+    """Groups of questions that are alike or about one entity; in a corpus of files no group is in two splits."""
     largest_group: int
     uneven: str | None
     """What to do where the largest group is too large to split well."""
@@ -59,15 +61,16 @@ class Preview:
     answers: list[str]
     """Gold answers of the question in `prompt`."""
     tokens: dict[str, int]
-    """Least, median and most tokens of a prompt, their mean rounded up, the tokens that all share, and what the model reads at most;
-    `tuned_` the same of `finetune.prompt`."""
+    """Least, median, mean (rounded up) and most tokens of a prompt, the tokens that all prompts share, and the
+    longest context that the model reads; `tuned_` for `finetune.prompt`."""
     measured: int
     too_long: int
-    """Of the prompts measured, those that leave no room for an answer."""
+    """Measured prompts that leave no room for an answer."""
 
 
 def preview(config: Config, with_tokens: bool = True) -> Preview:
-    """Raises `ConfigError` as the `questions` stage does. Without tokens no tokenizer is needed, and `prompt` and `tokens` are empty."""
+    """Raises `ConfigError` as the `questions` stage does. Without tokens no tokenizer is needed, and `prompt` and
+    `tokens` are empty."""
     with tempfile.TemporaryDirectory(prefix="ka2l-corpus-") as scratch:
         table = Table(Folder.of(scratch) / "questions")
         unusable = Folder.of(scratch) / "dropped"
@@ -88,7 +91,7 @@ def preview(config: Config, with_tokens: bool = True) -> Preview:
             sources=manifest.get("sources", []),
             rows=manifest.get("rows_in", table.rows),
             dropped=dict(Counter(f"{p['field']} {p['problem']}" for p in problems).most_common()),
-            examples=[described(p) for p in problems[:3]],
+            examples=[description(p) for p in problems[:3]],
             lost=len(problems),
             merged=manifest["merged"],
             set_aside=table.part_rows(schema.SHOTS),
@@ -132,9 +135,5 @@ def _prompts(config: Config, table: Table) -> tuple[str, list[int], dict[str, in
 
 
 def _every(table: Table, step: int) -> Iterator[str]:
-    n = 0
-    for batch in table.batches(["question"]):
-        for question in batch["question"].to_pylist():
-            if n % step == 0:
-                yield question
-            n += 1
+    questions = (q for batch in table.batches(["question"]) for q in batch["question"].to_pylist())
+    return islice(questions, None, None, step)

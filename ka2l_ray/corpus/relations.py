@@ -1,14 +1,15 @@
-"""What a question of EntityQuestions is about: the entity that fills its relation's template.
+"""What a question of EntityQuestions is about: the entity that fills the template of its relation.
 
-In: a question, and its relation where the file tells it. Out: the entity's name, None where no template fits.
-The 24 templates are those of the data set (Sciavolino et al., 2021), whose files hold questions and answers alone; P131 and P276 share one.
+In: a question, and its relation where the file names it. Out: the entity's name, None where no template fits.
+The 24 templates are those of the data set (Sciavolino et al., 2021), whose files contain only questions and answers;
+P131 and P276 share one.
 Refuses to know: files, answers.
 """
 
 import re
 
 LONGEST = 500
-"""Characters of a name; what is longer is no name."""
+"""Characters of a name; anything longer is not a name."""
 TEMPLATES = {
     "P17": "Which country is [X] located in?",
     "P19": "Where was [X] born?",
@@ -46,7 +47,8 @@ _PATTERNS = {relation: _pattern(template) for relation, template in TEMPLATES.it
 
 
 def subject(question: str, relation: str | None) -> str | None:
-    """The entity that fills the template of `relation`; where that is None, the one that all fitting templates agree on."""
+    """The entity that fills the template of `relation`; where that is None, the one on which all fitting templates
+    agree."""
     patterns = _PATTERNS.values() if relation is None else [_PATTERNS[relation]] if relation in _PATTERNS else []
     names = {found[1].strip() for pattern in patterns if (found := pattern.fullmatch(question))}
     return (names.pop() or None) if len(names) == 1 else None

@@ -1,6 +1,7 @@
 """The `questions` stage: one Ray task per file of the corpus, then one that joins them.
 
-In: the `corpus` section. Out: the `questions` table, one group of files per split, and `questions/dropped`, the rows that cannot be used.
+In: the `corpus` section.
+Out: the `questions` table, one group of files per split, and `questions/dropped`, the rows that cannot be used.
 Refuses to know: formats, duplicates, how rows become a table.
 """
 
@@ -14,8 +15,9 @@ from ka2l_ray.config import ConfigError
 from ka2l_ray.corpus.prepare import check_budget
 from ka2l_ray.corpus.table import fill
 from ka2l_ray.corpus.together import large_group
+from ka2l_ray.dataflow.log import log, log_progress
 from ka2l_ray.dataflow.runs import Run
-from ka2l_ray.dataflow.runtime import end, fetch, log, telling
+from ka2l_ray.dataflow.tasks import cancel, fetch
 
 SCRATCH, DROPPED = "_parsed", "dropped"
 
@@ -23,8 +25,8 @@ SCRATCH, DROPPED = "_parsed", "dropped"
 def questions(run: Run) -> dict[str, Any]:
     """Write the `questions` table unless it is there; returns its manifest.
 
-    Raises `ConfigError` for a corpus that cannot be read or split, or whose pool is smaller than the budget; `StageError` where too many
-    rows cannot be used.
+    Raises `ConfigError` for a corpus that cannot be read or split, or whose pool is smaller than the budget;
+    `StageError` where too many rows cannot be used.
     """
     table = run.table("questions")
     if table.is_done:
@@ -41,33 +43,34 @@ def questions(run: Run) -> dict[str, Any]:
         raise
     scratch.delete()
     if run.config.corpus.source != "world":
-        log.info("questions  %s", told(table.manifest()))
+        log.info("questions  %s", summary(table.manifest()))
         if large := large_group(table.manifest()):
             log.warning("questions  %s", large)
     return table.manifest()
 
 
 def _as_tasks(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """Each call as a Ray task, as many at once as the cluster has CPUs for; the first that fails ends all."""
+    """Each call as a Ray task, as many at once as the cluster has CPUs; the first that fails ends all."""
     task = ray.remote(function)
     waiting = {task.remote(*arguments): n for n, arguments in enumerate(calls)}
     done: dict[int, Any] = {}
-    with telling("questions", lambda: f"{len(done):,} of {len(calls):,} files read" if len(calls) > 1 else None):
+    with log_progress("questions", lambda: f"{len(done):,} of {len(calls):,} files read" if len(calls) > 1 else None):
         try:
             while waiting:
                 (ready,), _ = ray.wait(list(waiting))
                 number = waiting.pop(ready)
                 done[number] = fetch(ready)
         finally:
-            end(waiting)  # before the folder that they write to is deleted
+            cancel(waiting)  # before the folder that they write to is deleted
     return [done[n] for n in range(len(calls))]
 
 
-def told(manifest: dict[str, Any]) -> str:
-    """What happened to the rows, in words."""
+def summary(manifest: dict[str, Any]) -> str:
+    """What became of the rows, in words."""
     splits = ", ".join(f"{sum(f['rows'] for f in manifest['files'] if f['part'] == s):,} {s}" for s in schema.SPLITS)
     return (
-        f"{manifest['rows_in']:,} rows: {manifest['dropped']:,} dropped, {manifest['merged']:,} merged with an equal question; "
-        f"{manifest['rows']:,} questions ({splits}), of which {manifest['near_duplicates']:,} repeat another almost word by word; "
-        f"{manifest['entities']:,} entities; the largest group that stays in one split has {manifest['largest_group']:,} questions"
+        f"{manifest['rows_in']:,} rows: {manifest['dropped']:,} dropped, {manifest['merged']:,} merged with an equal "
+        f"question; {manifest['rows']:,} questions ({splits}), of which {manifest['near_duplicates']:,} repeat another "
+        f"almost word for word; {manifest['entities']:,} entities; the largest group that stays in one split has "
+        f"{manifest['largest_group']:,} questions"
     )

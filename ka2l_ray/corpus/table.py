@@ -1,6 +1,7 @@
-"""A corpus becomes the `questions` table, the same way for a run and for a preview.
+"""A corpus becomes the `questions` table, in the same way for a run and for a preview.
 
-In: a configuration, folders, a way to call functions (in turn, or as tasks side by side). Out: the table, and which rows cannot be used.
+In: a configuration, folders, a way to call functions (in sequence, or as parallel tasks).
+Out: the table, and which rows cannot be used.
 Refuses to know: Ray, what becomes of the table.
 """
 
@@ -19,12 +20,13 @@ Caller = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], list[Any]]
 
 
 def in_turn(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """In this process, one after the other."""
+    """Calls in this process, one after the other."""
     return [function(*arguments) for arguments in calls]
 
 
 def fill(config: Config, table: Table, scratch: Folder, unusable: Folder, call: Caller = in_turn) -> None:
-    """Write the table. Raises `ConfigError` for a corpus that cannot be read or split, `StageError` where too many rows cannot be used."""
+    """Write the table. Raises `ConfigError` for a corpus that cannot be read or split, `StageError` where too many
+    rows cannot be used."""
     if config.corpus.source == "world":
         write_world(config, table)
     else:

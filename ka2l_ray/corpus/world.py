@@ -22,7 +22,8 @@ PROBE_UNKNOWN_SHARE = 0.5
 
 
 def world_questions(world: World, corpus: WorldCorpusSection, seed: int) -> dict[str, pa.Table]:
-    """Tables by split. Raises `ConfigError` where the world has too few people for the sizes asked."""
+    """Tables of `schema.QUESTIONS` by split. Raises `ConfigError` where the world has too few people for these
+    sizes."""
     rng = random.Random(f"questions-{seed}")
     facts = [f for f in world.facts if not f.person.tutor and (corpus.misconceptions or f.truth in ("known", "unseen"))]
     by_person: dict[str, list[Fact]] = {}
@@ -42,8 +43,8 @@ def world_questions(world: World, corpus: WorldCorpusSection, seed: int) -> dict
     ):
         if len(got) < wanted:
             raise ConfigError(
-                f"corpus.world.{name}_questions = {wanted}: the world has only {len(got)} left at unknown_share = {corpus.unknown_share:g} "
-                f"after {corpus.pool_questions} pool questions; ask for fewer"
+                f"corpus.world.{name}_questions = {wanted}: the world has only {len(got)} left at unknown_share = "
+                f"{corpus.unknown_share:g} after {corpus.pool_questions} pool questions; ask for fewer"
             )
     return {
         "probe": _table(_row(f, rng.randrange(RESERVED_PHRASING), "probe", None) for f in probe),
@@ -78,7 +79,8 @@ def set_aside(tables: Mapping[str, pa.Table], count: int, seed: int) -> dict[str
 def _take(
     known: Iterator[list[Fact]], unseen: Iterator[list[Fact]], count: int, unknown_share: float, rng: random.Random
 ) -> list[Fact]:
-    """About `count` facts of whole people, the wanted share of them never seen by the model; fewer where people run out."""
+    """About `count` facts, with all facts of each person, the wanted share of them never seen by the model; fewer
+    where people run out."""
     wanted = round(count * unknown_share)
     seen_facts: list[Fact] = []
     unseen_facts: list[Fact] = []

@@ -1,8 +1,8 @@
-"""One driver per run folder: a second one would ask and train the same again, and clean away what the first still needs.
+"""One driver per run folder: a second one would repeat the first one's work and delete what the first still needs.
 
-In: a run's folder. Out: `driver.json` in it, which names this process and is written anew every `BEAT_S` for as long as it lives.
-A driver that was killed leaves the file behind: on its own machine that is seen at once, elsewhere by a file that stays as it is.
-Refuses to know: what a run is; tasks and actors of a driver never ask.
+In: a run's folder. Out: `driver.json` in it, which names this process and is rewritten every `BEAT_S` while it lives.
+A driver that was killed leaves the file behind: on the same machine that is noticed at once, from another machine once
+the file has stopped changing. Refuses to know: what a run is. Tasks and actors do not use it.
 """
 
 import atexit
@@ -26,19 +26,20 @@ from ka2l_ray.dataflow.storage import Folder, as_json
 
 FILE = DRIVER_FILE
 BEAT_S = 15.0
-LOOKS = 4
-"""A file of another machine that is the same for so many beats belongs to a driver that is gone."""
+MISSED_BEATS = 4
+"""The driver of a file from another machine that has not changed for this many beats is gone."""
 GRACE_S = 60.0
-"""A driver whose run was taken over ends as at Ctrl-C, which lets a cluster of its own go; if that takes longer, it is ended at once."""
+"""A driver whose run was taken over stops as at Ctrl-C, which also stops its own cluster; after this time it exits."""
 
 log = logging.getLogger("ka2l")
 _taken_over = threading.Event()
 
 
 def hold(folder: Folder) -> Callable[[], None]:
-    """Make this process the driver of a run until it ends, or until what is returned is called; that leaves no file, and no empty folder.
+    """Make this process the driver of a run until it ends, or until the function returned here is called.
 
-    Raises `ConfigError` where another one is at work on it; waits up to `LOOKS` · `BEAT_S` where that is on another machine.
+    That function deletes the file, and the folder where this created it and it is still empty. Raises `ConfigError`
+    where another driver is at work on the run; waits up to `MISSED_BEATS` · `BEAT_S` where that is on another machine.
     """
     file, made = folder / FILE, not folder.exists()
     if (theirs := file.read_json_or_empty()) and _lives(folder, theirs):
@@ -58,7 +59,7 @@ def hold(folder: Folder) -> Callable[[], None]:
 
     def release() -> None:
         ended.set()
-        with writing:  # a beat under way would write the file again
+        with writing:  # otherwise a beat in progress would write the file again
             if file.read_json_or_empty().get("token") == mine["token"]:
                 file.delete()
                 if made:
@@ -70,7 +71,7 @@ def hold(folder: Folder) -> Callable[[], None]:
 
 
 def _beat(file: Folder, mine: dict[str, Any], ended: threading.Event, writing: threading.Lock) -> None:
-    """Write the file anew for as long as the run is this driver's; stop the process where it no longer is."""
+    """Rewrite the file while it is this driver's; stop the process once it is not."""
     failing = False
     while not ended.wait(BEAT_S):
         try:
@@ -79,32 +80,26 @@ def _beat(file: Folder, mine: dict[str, Any], ended: threading.Event, writing: t
                     return
                 if not (taken_over := file.read_json_or_empty().get("token") != mine["token"]):
                     file.write_json(mine | {"beat_unix_s": time.time()})
-        except (
-            Exception
-        ) as error:  # whatever a storage raises: a thread that ended here would give the run away without a word
+        except Exception as error:  # whatever storage raises: if this thread ended, the run would be lost silently
             if not failing:
-                log.warning(
-                    "%s: cannot be kept up (%s: %s); trying again every %g s",
-                    file.path,
-                    type(error).__name__,
-                    error,
-                    BEAT_S,
-                )
+                kind = type(error).__name__
+                log.warning("%s: cannot be updated (%s: %s); retrying every %g s", file.path, kind, error, BEAT_S)
             failing = True
             continue
         if taken_over:
             log.error("another driver has taken over %s; this one stops", posixpath.dirname(file.path))
             _stop()
         if failing:
-            log.info("%s: is kept up again", file.path)
+            log.info("%s: is updated again", file.path)
         failing = False
 
 
 def hear_interrupts() -> None:
-    """Where SIGINT is ignored, as in what a script starts with `&` or nohup, let it through from this process alone.
+    """Where SIGINT is ignored, as in what a script starts with `&` or nohup, accept it from this process only.
 
-    Such a process could not be stopped from within, and would hand the same deafness to all that it starts: Ray cancels a task by the very
-    same interrupt. Ctrl-C at the terminal is ignored as before. Does nothing outside the main thread, where Python allows no handler.
+    Otherwise such a process could not stop itself, and its child processes would ignore the interrupt too, with which
+    Ray cancels tasks. Ctrl-C at the terminal is still ignored. Does nothing outside the main thread, where Python
+    allows no handlers.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, _only_from_within)
@@ -116,21 +111,22 @@ def _only_from_within(number: int, frame: FrameType | None) -> None:
 
 
 def _stop() -> NoReturn:
-    """End this process: as at Ctrl-C, and after `GRACE_S` at once, whatever holds it up."""
+    """Stop this process as at Ctrl-C; where that takes longer than `GRACE_S`, exit."""
     _taken_over.set()
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(GRACE_S)
-    log.error("this driver has not ended within %g s of its interrupt; it is ended now", GRACE_S)
+    log.error("this driver has not stopped within %g s of its interrupt; it exits now", GRACE_S)
     logging.shutdown()
     os._exit(1)
 
 
 def _lives(folder: Folder, theirs: dict[str, Any]) -> bool:
-    """Whether the driver that the file names is at work."""
+    """Whether the driver that the file names is still running."""
     if theirs["host"] == socket.gethostname():
         return theirs["pid"] != os.getpid() and _runs(theirs)
-    log.info("%s is held by %s; looking for %.0f s whether it lives", folder.path, _who(theirs), LOOKS * BEAT_S)
-    for _ in range(LOOKS):
+    wait_s = MISSED_BEATS * BEAT_S
+    log.info("%s is held by %s; watching for %.0f s whether it is alive", folder.path, _who(theirs), wait_s)
+    for _ in range(MISSED_BEATS):
         time.sleep(BEAT_S)
         if (now := (folder / FILE).read_json_or_empty()) != theirs:
             return bool(now)
@@ -138,7 +134,7 @@ def _lives(folder: Folder, theirs: dict[str, Any]) -> bool:
 
 
 def _runs(theirs: dict[str, Any]) -> bool:
-    """Whether that process of this machine still runs, and is not another one with its number."""
+    """Whether that process of this machine still runs, and its number has not been given to another one."""
     try:
         process = psutil.Process(theirs["pid"])
         return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - theirs["started_unix_s"]) < 1.0
@@ -148,9 +144,10 @@ def _runs(theirs: dict[str, Any]) -> bool:
 
 def _refused(folder: Folder, theirs: dict[str, Any]) -> ConfigError:
     return ConfigError(
-        f"{folder.path}: another driver is at work on this run, {_who(theirs)}. Wait for it, stop it, or choose another run.name"
+        f"{folder.path}: another driver is at work on this run, {_who(theirs)}. "
+        "Wait for it, stop it, or choose another run.name"
     )
 
 
 def _who(theirs: dict[str, Any]) -> str:
-    return f"process {theirs['pid']} on {theirs['host']}" if theirs else "which has just come or gone"
+    return f"process {theirs['pid']} on {theirs['host']}" if theirs else "which has only just started or ended"

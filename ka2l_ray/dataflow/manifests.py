@@ -1,16 +1,16 @@
 """A Parquet table and the manifest that lists the files that count.
 
-In: a folder. Out: rows, whole or streamed. A table is done when its manifest exists; the manifest is written last, and readers open what it
-lists, never the folder.
+In: a folder. Out: rows, whole or streamed. A table is done when its manifest exists, which is written last; readers
+open the files that it lists, never whatever else is in the folder.
 Refuses to know: Ray, models, and what the columns mean.
 """
 
 import posixpath
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,12 +19,25 @@ from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.errors import StageError
 
 MANIFEST, REOPENED = "manifest.json", "reopened.json"
-"""A manifest that is set aside stays readable until the table is closed again."""
+"""The manifest of a table that was opened again is kept under the second name until the table is closed."""
+
+
+class FileEntry(TypedDict):
+    """A file as a manifest lists it."""
+
+    name: str
+    """Path relative to the table's folder."""
+    rows: int
+    part: NotRequired[str]
+    """Of `questions`: the split that its rows belong to."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A Parquet table in a folder of its own. `read` and `batches` open only the files its manifest lists."""
+    """A Parquet table in a folder of its own, with a manifest of its files.
+
+    All methods that read raise `StageError` where the table is not done, and where a listed file is gone.
+    """
 
     folder: Folder
 
@@ -33,13 +46,14 @@ class Table:
         return (self.folder / MANIFEST).exists()
 
     def manifest(self) -> dict[str, Any]:
+        """`files` (of `FileEntry`), `rows`, `closed_unix_s`, and the facts that the table was closed with."""
         if not self.is_done:
             raise StageError(f"{self.folder.path}: this table is not finished (no {MANIFEST}); run its stage first")
         found = (self.folder / MANIFEST).read_json_or_empty()
         if lacks := [n for n in ("files", "rows") if n not in found]:
             raise StageError(
-                f"{self.folder.path}/{MANIFEST}: lacks {' and '.join(lacks)}, so it lists no table. Delete it, and run again: the stage is "
-                "repeated"
+                f"{self.folder.path}/{MANIFEST}: lacks {' and '.join(lacks)}, so it does not describe a table. "
+                "Delete it and run again: the stage is repeated"
             )
         return found
 
@@ -48,56 +62,53 @@ class Table:
         return self.manifest()["rows"]
 
     def files(self, part: str | None = None) -> list[str]:
-        """Paths of the files that count; `part` keeps those of one part (for `questions`: a split)."""
+        """Paths of the listed files, on the table's filesystem; with `part`, only those of that part."""
         return [posixpath.normpath(posixpath.join(self.folder.path, f["name"])) for f in self.entries(part)]
 
-    def listed_from(self, folder: Folder, part: str | None = None) -> list[dict[str, Any]]:
-        """Manifest entries of these files as a table in another folder of this filesystem lists them: by relative path, no copy."""
+    def listed_from(self, folder: Folder, part: str | None = None) -> list[FileEntry]:
+        """The entries of this table's files for the manifest of a table in another folder: no file is copied."""
         return [
-            f | {"name": posixpath.relpath(posixpath.join(self.folder.path, f["name"]), folder.path)}
+            {**f, "name": posixpath.relpath(posixpath.join(self.folder.path, f["name"]), folder.path)}
             for f in self.entries(part)
         ]
 
-    def entries(self, part: str | None = None) -> list[dict[str, Any]]:
-        """What the manifest says of the files that count: `name`, `rows`, and `part` where it has parts."""
+    def entries(self, part: str | None = None) -> list[FileEntry]:
+        """The listed files; with `part`, only those of that part."""
         return [f for f in self.manifest()["files"] if part is None or f.get("part") == part]
 
     def part_rows(self, part: str) -> int:
         return sum(f["rows"] for f in self.entries(part))
 
     def schema(self) -> pa.Schema:
-        files = self.files()
-        if not files:
-            raise StageError(f"{self.folder.path}: the table holds no file")
+        """The columns, by the first file. Raises `StageError` for a table without files."""
+        if not (files := self.files()):
+            raise StageError(f"{self.folder.path}: the table has no files")
         with self._opened(files[0]) as file:
             return file.schema_arrow
 
     def _opened(self, path: str) -> pq.ParquetFile:
-        """Raises `StageError` for a file that the manifest lists and that is not there."""
         try:
             return pq.ParquetFile(path, filesystem=self.folder.filesystem)
         except FileNotFoundError as error:
             raise StageError(
-                f"{path}: the table's {MANIFEST} lists this file, and it is gone. Delete the table and run again"
+                f"{path}: the table's {MANIFEST} lists this file, but it is gone. Delete the table and run again"
             ) from error
 
     def batches(self, columns: Sequence[str] | None = None, part: str | None = None) -> Iterator[pa.RecordBatch]:
-        """Stream record batches, so that memory does not grow with the table."""
+        """Stream the rows as record batches, so that memory does not grow with the table."""
         for path in self.files(part):
             with self._opened(path) as file:
                 yield from file.iter_batches(columns=None if columns is None else list(columns))
 
     def read(self, columns: Sequence[str] | None = None, part: str | None = None) -> pa.Table:
-        """Read whole: for tables bounded by the budget or the probe split."""
-        files = self.files(part)
+        """The whole table in memory: for tables bounded by the budget or the probe split."""
         names = None if columns is None else list(columns)
-        tables = [self._opened(f).read(names) for f in files]
-        return pa.concat_tables(
-            tables, promote_options="permissive"
-        )  # states are float16 in some files, float32 in others
+        tables = [self._opened(f).read(names) for f in self.files(part)]
+        # Permissive: states are float16 in some files and float32 in others.
+        return pa.concat_tables(tables, promote_options="permissive")
 
-    def write(self, *parts: tuple[str | None, pa.Table], **facts: Any) -> None:
-        """Write a small table (one file per part) to a fresh set of files, then the manifest."""
+    def write(self, *parts: tuple[str | None, pa.Table], **facts: object) -> None:
+        """Write a small table to new files, one for each (name of the part or None, rows), then the manifest."""
         self.folder.make()
         files = []
         for label, table in parts:
@@ -107,17 +118,16 @@ class Table:
         self.close(files, **facts)
 
     def open_again(self) -> None:
-        """Set the manifest aside: from now on the table is not done, and `facts` still says what it said."""
+        """Set the manifest aside: the table is no longer done, but `facts` still returns what the manifest says."""
         self.folder.filesystem.move((self.folder / MANIFEST).path, (self.folder / REOPENED).path)
 
     def facts(self) -> dict[str, Any]:
-        """What the manifest says, or said before the table was opened again; empty where it was never closed."""
+        """The manifest, also of a table that was opened again; empty for one that was never closed."""
         return self.manifest() if self.is_done else (self.folder / REOPENED).read_json_or_empty()
 
-    def close(self, files: list[dict[str, Any]], **facts: Any) -> None:
-        """Write the manifest: from now on the table is done."""
+    def close(self, files: Sequence[Mapping[str, Any]], **facts: object) -> None:
+        """Write the manifest with these `FileEntry`s and any further facts: the table is done."""
         rows = sum(f["rows"] for f in files)
-        (self.folder / MANIFEST).write_json(
-            {"files": files, "rows": rows, "closed_unix_s": round(time.time(), 3)} | facts
-        )
+        closed = {"files": files, "rows": rows, "closed_unix_s": round(time.time(), 3)}
+        (self.folder / MANIFEST).write_json(closed | facts)
         (self.folder / REOPENED).delete()

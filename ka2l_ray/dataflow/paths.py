@@ -1,34 +1,36 @@
-"""Paths of a configuration that mean the same on every node, from whatever folder its processes are started.
+"""Paths of a configuration that mean the same on every node, whatever folder its processes are started in.
 
-In: a configuration as the user wrote it, and the folder that relative paths count from. Out: the same with absolute paths; URIs, hub ids
-and `world` stay. `~`, `$NAME` and `${NAME}` are replaced here, once, by the driver's own. Refuses to know: Ray, and what the paths hold.
+In: a configuration as the user wrote it, and the folder that relative paths count from. Out: the same with absolute
+paths; URIs, hub ids and `world` stay. `~`, `$NAME` and `${NAME}` are replaced here, once, with the driver's values.
+Refuses to know: Ray, and what is at the paths.
 """
 
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from ka2l_ray.config import Config, ConfigError, parse_config
 from ka2l_ray.dataflow.source_names import is_hub_id
 
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 SHIPPED = "world"
-OWN = ("run.storage", "annotate.endpoint.replies")
-"""What a run writes to: a copy of a working directory is no place for it."""
+OUTPUTS = ("run.storage", "annotate.endpoint.replies")
+"""Fields that a run writes to, which must not be in a job's copy of its working directory."""
 
 
-def absolute(config: Config, cwd: Path, goes_along: bool = False) -> Config:
-    """The configuration with every path absolute, below `cwd` where it was relative.
+def absolute(config: Config, cwd: Path, is_copied: bool = False) -> Config:
+    """The configuration with every path absolute; relative ones count from `cwd`.
 
-    `goes_along`: `cwd` is a job's working directory, of which Ray gives every process its own copy, under another path in the next job.
-    What is there is then named relative to it, the same on every node and when the job is submitted again; `run.storage` is not.
+    `is_copied`: `cwd` is a job's working directory, of which Ray gives every process its own copy, at another path in
+    every job. Paths inside it stay relative, and so are the same on every node and when the job is submitted again;
+    those of `OUTPUTS` do not.
 
-    Raises `ConfigError` for a variable or a `~NAME` that the driver does not know, and where a variable brings a key into a URI.
+    Raises `ConfigError` for a variable or a `~NAME` that the driver does not know, and where a variable would put a key
+    into a URI.
     """
     tree = config.model_dump(mode="json")
-    for section, name, keep in (
+    for section, name, is_id in (
         (tree["run"], "run.storage", _never),
         (tree["model"], "model.name_or_path", _is_model_id),
         (tree["model"], "model.adapter", _never),
@@ -37,14 +39,15 @@ def absolute(config: Config, cwd: Path, goes_along: bool = False) -> Config:
         (tree["annotate"]["endpoint"], "annotate.endpoint.replies", _never),
     ):
         field = name.rpartition(".")[2]
-        section[field] = _each(
-            section[field], lambda text, name=name, keep=keep: _settled(text, name, cwd, keep, goes_along)
-        )
+        if isinstance(given := section[field], list):
+            section[field] = [_settled(text, name, cwd, is_id, is_copied) for text in given]
+        elif given is not None:
+            section[field] = _settled(given, name, cwd, is_id, is_copied)
     return parse_config(tree, "with ~ and variables replaced")
 
 
-Keep = Callable[[str, Path], bool]
-"""Whether a name is no path: (name, folder that relative paths count from)."""
+IsId = Callable[[str, Path], bool]
+"""Whether a name is an id rather than a path: (name, folder that relative paths count from)."""
 
 
 def _never(name: str, cwd: Path) -> bool:
@@ -56,7 +59,7 @@ def _is_shipped(name: str, cwd: Path) -> bool:
 
 
 def _is_model_id(name: str, cwd: Path) -> bool:
-    """As Hugging Face takes it: a folder where one is there, else a hub id; what begins as a path is one."""
+    """As Hugging Face reads it: a path where it starts as one or such a folder exists, else a hub id."""
     return name == SHIPPED or not (name.startswith((".", "/")) or os.path.exists(cwd / name))
 
 
@@ -64,30 +67,24 @@ def _is_corpus_id(name: str, cwd: Path) -> bool:
     return name == SHIPPED or (is_hub_id(name) and not name.startswith(".") and not os.path.exists(cwd / name))
 
 
-def _each(value: Any, change: Callable[[str], str]) -> Any:
-    """`change` of a text or of every text of a list; None stays."""
-    if isinstance(value, list):
-        return [change(one) for one in value]
-    return None if value is None else change(value)
-
-
-def _settled(text: str, field: str, cwd: Path, keep: Keep, goes_along: bool) -> str:
+def _settled(text: str, field: str, cwd: Path, is_id: IsId, is_copied: bool) -> str:
     name = text if os.path.exists(cwd / text) else _expanded(text, field)
-    if "://" in name or keep(name, cwd):
+    if "://" in name or is_id(name, cwd):
         return name
     path = os.path.abspath(cwd / name)
-    inside = goes_along and field not in OWN and not os.path.isabs(name) and Path(path).is_relative_to(cwd)
+    inside = is_copied and field not in OUTPUTS and not os.path.isabs(name) and Path(path).is_relative_to(cwd)
     return os.path.relpath(path, cwd) if inside else path
 
 
 def _expanded(text: str, field: str) -> str:
-    """The text with variables and a leading `~` replaced; what is not known is refused, for a folder of that name would be made."""
+    """The text with variables and a leading `~` replaced; unknown ones are refused, lest they name a new folder."""
 
     def value(found: re.Match[str]) -> str:
         name = found[1] or found[2]
         if name not in os.environ:
             raise ConfigError(
-                f"{field} = {text!r}: the environment has no {name}; set it where `ka2l` is started, or write the path out"
+                f"{field} = {text!r}: the environment has no {name}; "
+                "set it where `ka2l` is started, or write the path out"
             )
         return os.environ[name]
 

@@ -1,7 +1,7 @@
-"""Whether every node finds what a run needs: its storage, in both directions, and the folders that lie on local disks.
+"""Whether every node reaches what a run needs: its storage, to read and to write, and folders on local disks.
 
-In: a configuration, and what each node saw. Out: a note in storage for the others to find, and in words what does not reach.
-Refuses to know: Ray, which runs `look` on the other nodes.
+In: a configuration, and the reports of the nodes. Out: a note in storage for the nodes to read, and what is wrong.
+Refuses to know: Ray, which runs `inspect_from_node` on the other nodes.
 """
 
 import glob
@@ -20,18 +20,20 @@ from ka2l_ray.dataflow.storage import Folder
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What one node saw: why it could not read the driver's note or write its own (None where it could), and the fields whose path is
-    not there."""
+class NodeReport:
+    """What one node reaches."""
 
-    unread: str | None
-    unwritten: str | None
+    read_error: str | None
+    """Why it could not read the driver's note; None where it could."""
+    write_error: str | None
+    """Why it could not write a note of its own; None where it could, or did not try."""
     missing: tuple[str, ...]
+    """The fields, with their values, whose path does not exist there."""
 
 
 @contextmanager
-def note(config: Config) -> Iterator[Folder]:
-    """A folder in `run.storage` with one small file of the driver in it, gone afterwards. Raises `ConfigError` where it cannot be made."""
+def shared_note(config: Config) -> Iterator[Folder]:
+    """A temporary folder in `run.storage` with a note of the driver. Raises `ConfigError` where it cannot be made."""
     folder = storage_of(config) / f".reach-{uuid.uuid4().hex[:12]}"
     try:
         (folder / "driver").write_bytes(b"")
@@ -43,23 +45,20 @@ def note(config: Config) -> Iterator[Folder]:
         folder.delete()
 
 
-def look(uri: str, node: str, paths: Mapping[str, str]) -> Seen:
-    """On another node: read the driver's note, leave one called `node`, and see which of the paths, by field, are there.
+def inspect_from_node(uri: str, node: str, paths: Mapping[str, str]) -> NodeReport:
+    """On another node: read the driver's note, write one called `node`, and check that the `paths`, by field, exist.
 
-    Where the note is not there nothing is written, for the driver could not remove it.
+    Where the driver's note is missing nothing is written, since the driver could not delete it.
     """
     folder = Folder.of(uri)
-    unread = _failed(lambda: (folder / "driver").read_bytes())
-    unwritten = None if unread else _failed(lambda: (folder / node).write_bytes(b""))
-    return Seen(
-        unread,
-        unwritten,
-        tuple(field for field, path in paths.items() if not Path(path).exists() and not glob.glob(path)),
-    )
+    read_error = _error_of(lambda: (folder / "driver").read_bytes())
+    write_error = None if read_error else _error_of(lambda: (folder / node).write_bytes(b""))
+    missing = tuple(field for field, path in paths.items() if not Path(path).exists() and not glob.glob(path))
+    return NodeReport(read_error, write_error, missing)
 
 
-def _failed(act: Callable[[], object]) -> str | None:
-    """Why storage refused, None where it did not."""
+def _error_of(act: Callable[[], object]) -> str | None:
+    """The first line of the error that storage raises; None where it raises none."""
     try:
         act()
     except (OSError, pa.ArrowException) as error:
@@ -68,7 +67,7 @@ def _failed(act: Callable[[], object]) -> str | None:
 
 
 def local_paths(config: Config) -> dict[str, str]:
-    """Paths that processes on other nodes open, by `FIELD = 'VALUE'`; URIs, hub ids and what is shipped are none."""
+    """{`FIELD = 'VALUE'`: local path that other nodes open}, without URIs, hub ids and what is shipped."""
     sources = [config.corpus.source] if isinstance(config.corpus.source, str) else list(config.corpus.source)
     named = [("corpus.source", s) for s in sources if not is_hub_id(s) or Path(s).exists()]
     model = config.model.name_or_path
@@ -80,22 +79,22 @@ def local_paths(config: Config) -> dict[str, str]:
     return {f"{field} = {value!r}": value for field, value in named if value != SHIPPED and "://" not in value}
 
 
-def refusal(config: Config, seen: Sequence[tuple[str, Seen, bool]]) -> str | None:
-    """What is wrong, with the way out, where something does not reach a node; None where all is well.
+def problem_of(config: Config, reports: Sequence[tuple[str, NodeReport, bool]]) -> str | None:
+    """What a node does not reach, and how to fix it; None where all nodes reach everything.
 
-    `seen`: of each node its name, what it saw, and whether the driver found the file that it wrote.
+    `reports`: (name of the node, its report, whether the driver can see the note that it wrote).
     """
-    storage, way_out = (
-        f"run.storage = {config.run.storage!r}",
-        "Use a folder that all nodes mount at this path, or a bucket (s3://…, gs://…)",
-    )
-    for node, found, arrived in seen:
-        if found.unread is not None:
-            return f"{storage} is not shared: node {node} cannot read what the driver wrote ({found.unread}). {way_out}"
-        if found.unwritten is not None:
-            return f"{storage}: node {node} cannot write there ({found.unwritten}). {way_out}, with the right to write"
+    storage = f"run.storage = {config.run.storage!r}"
+    fix = "Use a folder that all nodes mount at this path, or a bucket (s3://…, gs://…)"
+    for node, report, arrived in reports:
+        if report.read_error is not None:
+            return (
+                f"{storage} is not shared: node {node} cannot read what the driver wrote ({report.read_error}). {fix}"
+            )
+        if report.write_error is not None:
+            return f"{storage}: node {node} cannot write there ({report.write_error}). {fix}, with write permission"
         if not arrived:
-            return f"{storage} is not shared: the driver cannot read what node {node} wrote. {way_out}"
-        if found.missing:
-            return f"{'; '.join(found.missing)}: not there on node {node}. Give a path or URI that every node reaches"
+            return f"{storage} is not shared: the driver cannot read what node {node} wrote. {fix}"
+        if report.missing:
+            return f"{'; '.join(report.missing)}: not found on node {node}. Give a path or URI that every node reaches"
     return None

@@ -1,6 +1,7 @@
-"""What the name of a corpus source says by itself: a kind of file, a hub id.
+"""What the name of a corpus source alone says: a kind of file, or a hub id.
 
-In: a path, pattern, URI or hub id. Out: how its files are read. Refuses to know: what is there under the name.
+In: a path, pattern, URI or hub id. Out: how its files are read.
+Refuses to know: what exists under the name.
 """
 
 import re
@@ -12,7 +13,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def kind_of(name: str) -> str | None:
-    """How files of this name are read, None where the ending says nothing."""
+    """How files of this name are read; None where the ending is not known."""
     plain = (name.partition("?")[0] if "://" in name else name).lower()
     for ending in COMPRESSED:
         plain = plain.removesuffix(ending)
@@ -31,5 +32,5 @@ ENDINGS = {
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether a source that is not there as a file or folder is read from the hub."""
+    """Whether a source that does not exist as a file or folder is read from the hub."""
     return "://" not in source and HUB_ID.fullmatch(source) is not None and kind_of(source) is None

@@ -35,11 +35,13 @@ from ka2l_ray.dataflow import failures, shards
 from ka2l_ray.dataflow.attempts import Attempt, ShardFile, Shards, failed, listed, reopen, retry
 from ka2l_ray.dataflow.deaths import Piece, Register
 from ka2l_ray.dataflow.failures import ActorBroken, Verdict, each_row, most_errors, on_failed_rows
+from ka2l_ray.dataflow.log import log, log_progress
 from ka2l_ray.dataflow.manifests import Table
-from ka2l_ray.dataflow.runtime import ActorMetrics, is_a_librarys, log, one_line, telling
+from ka2l_ray.dataflow.metrics import ActorMetrics
 from ka2l_ray.dataflow.shard_size import BLOCK_BYTES, row_bytes, shard_rows
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.dataflow.tally import Tally
+from ka2l_ray.dataflow.tasks import one_line, raised_by_library
 from ka2l_ray.errors import StageError, UserError
 from ka2l_ray.schema import NO_COLUMNS, TableSpec
 
@@ -291,7 +293,7 @@ def _execute(stage: Stage[Any], attempt: Attempt, source: Table, part: str | Non
     register: Any = (
         ray.remote(Register).options(num_cpus=0, scheduling_strategy=here).remote(stage.pool.max, failures.DEATHS)
     )
-    with _progress_limit(), telling(stage.name, lambda: _progress(attempt)):
+    with _progress_limit(), log_progress(stage.name, lambda: _progress(attempt)):
         try:
             for outcome in _outcomes(stage, reading, register):
                 file = ShardFile.parse(outcome["name"])
@@ -299,7 +301,7 @@ def _execute(stage: Stage[Any], attempt: Attempt, source: Table, part: str | Non
                 attempt.accept(file)
                 _check_errors(stage, attempt, data, f"row {outcome['first_id']}: {outcome['first_error']}")
         except (RayError, ExecutionTimeoutError) as error:
-            if is_a_librarys(error):
+            if raised_by_library(error):
                 raise
             raise StageError(f"{stage.name}: {_reason(stage, attempt.shards.size, error)}") from error
     if missing := attempt.missing:

@@ -1,6 +1,6 @@
 """Files and folders on any filesystem that pyarrow speaks (local, `s3://`, `gs://`).
 
-In: a path or URI. Out: whole files, written whole or not at all; JSON objects; local copies.
+In: a path or URI. Out: files that are written whole or not at all; JSON values; local copies.
 Refuses to know: Ray, models, what the files mean.
 """
 
@@ -23,21 +23,21 @@ from ka2l_ray.config import ConfigError
 from ka2l_ray.errors import StageError
 
 URI_CHARACTERS = "/:@%!$&'()*+,;=~[]"
-"""What stands in a URI as it is, letters and digits besides; `%` because quoted names stay quoted. The rest, such as a space, is quoted."""
+"""Characters that are not quoted in a URI, besides letters and digits; `%`, because quoted names stay quoted."""
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder on a filesystem; `path` is in that filesystem's own terms."""
+    """A folder or file on a filesystem; `path` is the filesystem's own, without a scheme."""
 
     filesystem: fs.FileSystem
     path: str
     query: str = ""
-    """Options of the URI it came from, such as `endpoint_override=…`; they hold no keys (`run.storage` refuses those)."""
+    """Options of the URI, such as `endpoint_override=…`. They contain no keys, which `run.storage` refuses."""
 
     @classmethod
     def of(cls, uri: str) -> "Folder":
-        """Open a local path or URI. Raises `ConfigError` where the scheme is not supported."""
+        """A local path or URI; nothing is connected to yet. Raises `ConfigError` where the scheme is not supported."""
         if "://" not in uri:
             return cls(fs.LocalFileSystem(), str(Path(uri).absolute()))
         address, mark, options = uri.partition("?")
@@ -52,7 +52,7 @@ class Folder:
 
     @property
     def uri(self) -> str:
-        """What `Folder.of` opens again: a local path, or scheme, path and options of a remote filesystem."""
+        """The local path, or scheme, path and options of a remote filesystem: `Folder.of` of it is this folder."""
         if self.is_local:
             return self.path
         return f"{self.filesystem.type_name}://{quote(self.path)}" + (f"?{self.query}" if self.query else "")
@@ -65,11 +65,12 @@ class Folder:
         return self.filesystem.get_file_info(self.path).type != fs.FileType.NotFound
 
     def make(self) -> "Folder":
+        """Create the folder and its parents where they are missing; returns it."""
         self.filesystem.create_dir(self.path, recursive=True)
         return self
 
     def delete(self) -> None:
-        """Remove the folder or file with all it holds; nothing happens where there is none."""
+        """Delete the file, or the folder with everything in it; does nothing where there is neither."""
         kind = self.filesystem.get_file_info(self.path).type
         if kind == fs.FileType.Directory:
             self.filesystem.delete_dir(self.path)
@@ -77,36 +78,37 @@ class Folder:
             self.filesystem.delete_file(self.path)
 
     def delete_if_empty(self) -> None:
-        """Remove the folder unless something is in it, or it is not there."""
+        """Delete the folder where it exists and is empty."""
         if self.is_local:
-            with suppress(
-                OSError
-            ):  # the system itself refuses one that is not empty, also where another process has just filled it
+            with suppress(OSError):  # the system refuses a folder that another process has just written to
                 Path(self.path).rmdir()
         elif not self.names(files_only=False):
             self.delete()
 
     def names(self, files_only: bool = True) -> list[str]:
-        """Names of what is directly inside, sorted; nothing where the folder is not there."""
+        """Sorted names of the files directly inside, on request of the folders too; none where it does not exist."""
         found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
         return sorted(f.base_name for f in found if f.type == fs.FileType.File or not files_only)
 
     def read_bytes(self) -> bytes:
+        """Raises `FileNotFoundError` where there is no such file."""
         with self.filesystem.open_input_stream(self.path) as stream:
             return stream.read()
 
     def write_bytes(self, data: bytes) -> None:
-        """Write whole or not at all: to a side file, then moved into place."""
-        parent = posixpath.dirname(self.path)
-        self.filesystem.create_dir(parent, recursive=True)
+        """Write a file whole or not at all: to a temporary file next to it, which is then moved into place."""
+        self.filesystem.create_dir(posixpath.dirname(self.path), recursive=True)
         side = f"{self.path}.{uuid.uuid4().hex[:8]}.part"
         with self.filesystem.open_output_stream(side) as stream:
             stream.write(data)
         self.filesystem.move(side, self.path)
 
     def write_new(self, data: bytes) -> bool:
-        """Write whole unless there is such a file; returns whether it was written. Of several processes at the same moment one does it on a
-        local disk; in object storage, and on disks without hard links, all of them may."""
+        """Write a file unless it exists; returns whether it was written.
+
+        Of several processes at the same moment, one succeeds on a local disk; in object storage, and on disks without
+        hard links, several may.
+        """
         if self.exists():
             return False
         if not self.is_local:
@@ -125,31 +127,30 @@ class Folder:
         return True
 
     def read_json(self) -> Any:
-        """Raises `StageError` for a file that is not there, or is no whole JSON, such as one that another program cut short."""
+        """The JSON value in the file. Raises `StageError` where there is no file or it is not valid JSON."""
         try:
             return json.loads(self.read_bytes())
         except FileNotFoundError as error:
             raise StageError(
-                f"{self.path}: is gone. Write it anew with `ka2l run CONFIG --redo` and the stage that makes it"
+                f"{self.path}: is missing. Write it again with `ka2l run CONFIG --redo` and the stage that makes it"
             ) from error
         except (ValueError, RecursionError) as error:
-            raise StageError(f"{self.path}: is no whole JSON ({error}). Delete it and run again") from error
+            raise StageError(f"{self.path}: is not valid JSON ({error}). Delete it and run again") from error
 
     def read_json_or_empty(self) -> dict[str, Any]:
-        """The object in the file; empty where there is no file."""
+        """The JSON object in the file; empty where there is no file. Raises `StageError` for any other content."""
         found = self.read_json() if self.exists() else {}
         if not isinstance(found, dict):
-            raise StageError(
-                f"{self.path}: must hold a JSON object, not {type(found).__name__}. Delete it, and run again"
-            )
+            raise StageError(f"{self.path}: must be a JSON object, not {type(found).__name__}. Delete it and run again")
         return found
 
-    def write_json(self, value: Any) -> None:
+    def write_json(self, value: object) -> None:
+        """Write a JSON value as `as_json` formats it, whole or not at all."""
         self.write_bytes(as_json(value))
 
     @contextmanager
     def local(self) -> Iterator[str]:
-        """A local path with this folder's content: the folder itself where it is local, else a copy that goes afterwards."""
+        """A local path with this folder's content: the folder itself where it is local, else a temporary copy."""
         if self.is_local:
             yield self.path
             return
@@ -160,13 +161,13 @@ class Folder:
             yield scratch
 
     def upload(self, local: Path) -> None:
-        """Copy a local folder's content here."""
+        """Copy the content of a local folder into this one."""
         self.make()
         fs.copy_files(
             str(local), self.path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=self.filesystem
         )
 
 
-def as_json(value: Any) -> bytes:
-    """As every JSON file of a run is written."""
+def as_json(value: object) -> bytes:
+    """A JSON value formatted as in every JSON file of a run: sorted keys, one per line."""
     return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()

@@ -6,7 +6,6 @@ Holds blocks 1 … max(decoder's layer, probe's layer) of the model and nothing 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,16 +16,15 @@ from ka2l_ray.config import DecodeSection, ModelSection, PromptSection
 from ka2l_ray.dataflow.placement import CPU, Placement
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.model import StateDecoder
+from ka2l_ray.decode.states import decode_states, decoder_folder
 from ka2l_ray.errors import ConfigError
 from ka2l_ray.models.batching import Limits
-from ka2l_ray.models.copies import local_copy
 from ka2l_ray.models.engine import Engine
-from ka2l_ray.models.loading import ASSETS, load_blocks, load_tokenizer
-from ka2l_ray.models.probe import LinearProbe
-from ka2l_ray.models.sampling import uniforms
+from ka2l_ray.models.loading import load_blocks, load_tokenizer
+from ka2l_ray.models.probe import LinearProbe, score_states
 from ka2l_ray.tables import error_column
 from ka2l_ray.text.prompts import Prompt, Prompter, prompts_of
-from ka2l_ray.text.tokens import pad_id, text_of
+from ka2l_ray.text.tokens import pad_id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +64,8 @@ class DecodeActor:
         """Columns for a batch of any size; questions that cannot be read are named in `error`."""
         ids = batch["id"].to_pylist()
         source, _, failed = self._states(prompts_of(batch))
-        noisy = source + self._noise(ids).to(source) * self._decoder.scale
-        written = self._decoder.write(noisy, ids, self._seed, self._decode.temperature)
-        questions = [text_of(self._tokenizer, tokens) for tokens in written]
+        noise, temperature = self._decode.noise, self._decode.temperature
+        questions = decode_states(source, self._decoder, ids, noise, temperature, self._seed, self._tokenizer)
         again, p_unknown, unreadable = self._states(self._prompts([q or "?" for q in questions]))
         centred = [(s - self._decoder.mean) / self._decoder.scale for s in (source, again)]
         similarity = torch.cosine_similarity(*centred, dim=-1).cpu().numpy()
@@ -81,15 +78,4 @@ class DecodeActor:
         layers, positions = sorted({mine.layer, probe.layer}), sorted({mine.position, probe.position})
         states, failed = self._engine.states(prompts, layers, positions)
         read = torch.from_numpy(states[mine.position, mine.layer]).to(self._decoder.mean)
-        return read, self._probe(states[probe.position, probe.layer]), failed
-
-    def _noise(self, ids: list[str]) -> torch.Tensor:
-        """Gaussian noise (B, D) in standard deviations, a function of (seed, id) alone."""
-        flat = np.stack([uniforms(self._seed, f"{i}\x1fnoise", 1, self._card.width)[0] for i in ids])
-        normal = torch.special.ndtri(torch.from_numpy(flat).clamp(1e-9, 1 - 1e-9))
-        return self._decode.noise * normal
-
-
-def decoder_folder(decoder: str) -> Path:
-    """Folder of a decoder: the shipped one for `world`, else the path given, or a local copy of the URI."""
-    return ASSETS / "decoder" if decoder == "world" else local_copy(decoder)
+        return read, score_states(states[probe.position, probe.layer], self._probe), failed

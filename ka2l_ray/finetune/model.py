@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ka2l_ray.errors import told_by
+from ka2l_ray.errors import library_message
 from ka2l_ray.finetune.job import Job, Refusal
 from ka2l_ray.models.loading import load_model
 
@@ -42,7 +42,7 @@ def _with_adapters(model: Any, job: Job) -> Any:
     try:
         return get_peft_model(model, config)
     except ValueError as error:
-        raise Refusal(f"finetune.lora.targets = {lora.targets!r}: {told_by(error)}") from error
+        raise Refusal(f"finetune.lora.targets = {lora.targets!r}: {library_message(error)}") from error
 
 
 def frozen_base(job: Job) -> Any | None:

@@ -30,9 +30,10 @@ from ray.train import (
 )
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
+from ka2l_ray.dataflow.log import log, log_progress
 from ka2l_ray.dataflow.placement import Placement
-from ka2l_ray.dataflow.runtime import fetch, log, telling
 from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.dataflow.tasks import fetch
 from ka2l_ray.errors import StageError, UserError
 from ka2l_ray.finetune.checkpoints import is_whole
 from ka2l_ray.finetune.job import Job, Refusal
@@ -78,7 +79,7 @@ def finetune(job: Job, name: str) -> dict[str, Any]:
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
-    with telling("finetune", lambda: progress_line(job)), own_interrupts():
+    with log_progress("finetune", lambda: progress_line(job)), own_interrupts():
         result = _fitted(trainer)
     if "refused" in result:
         raise StageError(f"fine-tuning: {result['refused']}")

@@ -27,7 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from ka2l_ray.config import ConfigError, ModelSection
 from ka2l_ray.dataflow.placement import CPU, Placement
 from ka2l_ray.dataflow.storage import Folder
-from ka2l_ray.errors import is_from, told_by
+from ka2l_ray.errors import is_from, library_message
 from ka2l_ray.models.activations import blocks
 from ka2l_ray.models.copies import local_copy
 
@@ -162,7 +162,7 @@ def refused_by_name(model: ModelSection) -> Iterator[None]:
     except (OSError, ValueError) as error:
         if isinstance(error, ConfigError) or is_from(error):
             raise
-        raise ConfigError(f"model.name_or_path = {model.name_or_path!r}: {told_by(error)}") from error
+        raise ConfigError(f"model.name_or_path = {model.name_or_path!r}: {library_message(error)}") from error
 
 
 def check_model(model: ModelSection) -> None:

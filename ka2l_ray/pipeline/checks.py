@@ -11,10 +11,10 @@ import ray
 
 from ka2l_ray.active.strategies import Need, that_need
 from ka2l_ray.config import Config, ConfigError
-from ka2l_ray.dataflow.runtime import connect
+from ka2l_ray.dataflow.cluster import connect
 from ka2l_ray.dataflow.storage import Folder
-from ka2l_ray.decode.actor import decoder_folder
 from ka2l_ray.decode.model import read_card
+from ka2l_ray.decode.states import decoder_folder
 from ka2l_ray.models.layers import wanted_layers
 from ka2l_ray.models.loading import check_model, commit, refused_by_name
 

@@ -18,16 +18,19 @@ from pydantic import SecretStr
 from ka2l_ray.active import schedule
 from ka2l_ray.active.comparison import compare_strategies
 from ka2l_ray.active.round import RoundState
+from ka2l_ray.annotate.annotators import annotator_of
 from ka2l_ray.annotate.endpoint import share
-from ka2l_ray.annotate.sources import source_of
 from ka2l_ray.annotate.stage import CACHE, key_of, share_claims
 from ka2l_ray.config import Config, ConfigError
+from ka2l_ray.dataflow.cluster import connect, curves_at_once
+from ka2l_ray.dataflow.log import log, log_progress, set_up_logging
 from ka2l_ray.dataflow.runs import Hold, Run, held_by_nobody, storage_of
-from ka2l_ray.dataflow.runtime import connect, curves_at_once, end, fetch, log, set_up_logging, telling
+from ka2l_ray.dataflow.tasks import cancel, fetch
 from ka2l_ray.errors import StageError, UserError
 from ka2l_ray.pipeline.checks import check, pinned
 from ka2l_ray.pipeline.loop import publish, run_steps
 from ka2l_ray.report.comparison import render
+from ka2l_ray.results_schema import ComparisonResults
 
 NODE_RETRIES = 3
 INTERRUPTED = 130
@@ -56,10 +59,10 @@ def open_runs(config: Config, seeds: int, hold: Hold = held_by_nobody) -> list[R
     return Run.open_all([config.model_copy(update={"run": section}) for section in sections], pinned, hold)
 
 
-def compare(runs: Sequence[Run], parallel: int | None, command: str) -> tuple[str, dict[str, Any]]:
+def compare(runs: Sequence[Run], parallel: int | None, command: str) -> tuple[str, ComparisonResults]:
     """Finish every run's base stages and learning curves, then write the comparison; returns its folder and the content
     of `compare.json`. At most `parallel` curves run at once, as many as the cluster holds if it is None."""
-    key = key_of(runs[0].config.annotate.endpoint) if source_of(runs[0].config) == "endpoint" else None
+    key = key_of(runs[0].config.annotate.endpoint) if annotator_of(runs[0].config) == "endpoint" else None
     for n, run in enumerate(runs, 1):
         log.info("compare    base stages of seed %d (%d/%d)", run.config.run.seed, n, len(runs))
         run_steps(run, "evaluate")
@@ -76,11 +79,12 @@ def compare(runs: Sequence[Run], parallel: int | None, command: str) -> tuple[st
         f"{name} draw {draw} of seed {r.config.run.seed}": (_sharing(r, among), name, draw, key)
         for r, name, draw in unfinished
     }
-    with telling("compare", lambda: _progress(runs)):
+    with log_progress("compare", lambda: _progress(runs)):
         play_side_by_side(_play_curve, calls, at_once)
     results = [publish(run, command) for run in runs]
     folder = storage_of(runs[0].config)
-    summary = {"command": command, "seeds": [r.config.run.seed for r in runs]} | compare_strategies(results)
+    seeds = [run.config.run.seed for run in runs]
+    summary = ComparisonResults(command=command, seeds=seeds, **compare_strategies(results))
     (folder / "compare.json").write_json(summary)
     (folder / "index.html").write_bytes(render(runs[0].config.report.title, summary).encode())
     return folder.uri, summary
@@ -113,7 +117,7 @@ def play_side_by_side(play: Callable[..., str], calls: Mapping[str, tuple[Any, .
             name = running.pop(done)
             log.info("compare    %s: %s", name, _outcome(name, done, list(running.values())))
     finally:
-        end(running)
+        cancel(running)
 
 
 def _with_its_process(play: Callable[..., str], *arguments: Any) -> str:

@@ -4,18 +4,18 @@ In: a `Run`. Out: its tables, records, `results.json` and the report. Refuses to
 """
 
 from contextlib import nullcontext
-from typing import Any
 
 from ka2l_ray.active.round import Round, RoundState
 from ka2l_ray.active.schedule import next_rounds, waiting_rounds
 from ka2l_ray.active.steps import play
-from ka2l_ray.annotate.sources import Waiting
+from ka2l_ray.annotate.annotators import Waiting
+from ka2l_ray.dataflow.log import log, stage_line
 from ka2l_ray.dataflow.runs import Run
-from ka2l_ray.dataflow.runtime import log, stage_line
 from ka2l_ray.pipeline.results import gather
 from ka2l_ray.pipeline.steps import DOES
 from ka2l_ray.pipeline.table import STEP_NAMES, from_on, up_to
 from ka2l_ray.report.page import write_report
+from ka2l_ray.results_schema import Results
 
 RESULTS, REDO = "results.json", "redo.json"
 ROUND_COMMANDS = {
@@ -27,7 +27,7 @@ ROUND_COMMANDS = {
 """Up to which state a round command takes the next round."""
 
 
-def execute(run: Run, until: str | None, command: str) -> dict[str, Any]:
+def execute(run: Run, until: str | None, command: str) -> Results:
     """Run the steps up to `until`, write results.json and the report; returns the results."""
     run_steps(run, until)
     return publish(run, command)
@@ -52,7 +52,7 @@ def run_steps(run: Run, until: str | None) -> None:
                 records.finish(step.name, rows | {"errors": counts.get("errors", 0)}, counts.get("result"))
 
 
-def publish(run: Run, command: str) -> dict[str, Any]:
+def publish(run: Run, command: str) -> Results:
     """Write results.json and the report from what is done so far; returns the results. `command` is what the user
     typed."""
     results = gather(run, command)

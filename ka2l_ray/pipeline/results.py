@@ -14,17 +14,18 @@ from ka2l_ray.active.round import RoundState
 from ka2l_ray.active.saving import savings
 from ka2l_ray.active.schedule import planned_rounds, stopped
 from ka2l_ray.dataflow.runs import Run
-from ka2l_ray.dataflow.runtime import versions
+from ka2l_ray.dataflow.versions import versions
 from ka2l_ray.label.stage import gamma, label_summary
+from ka2l_ray.results_schema import Results
 from ka2l_ray.world.facts import build_world
 
 
-def gather(run: Run, command: str) -> dict[str, Any]:
+def gather(run: Run, command: str) -> Results:
     """The content of results.json; `command` is what the user typed."""
     config = run.config
     knowledge, found = run.base("knowledge"), run.folder / "base/search/search.json"
     records = _records(run)
-    return {
+    content: dict[str, Any] = {
         "config_hash": run.hash,
         "command": command,
         "model": config.model.identity,
@@ -40,6 +41,7 @@ def gather(run: Run, command: str) -> dict[str, Any]:
         "rows": run.records.rows() | _round_rows(run),
         "time_s": _seconds(run, records),
     }
+    return Results(**content)
 
 
 def _round_rows(run: Run) -> dict[str, Any]:

@@ -1,13 +1,12 @@
 """What a run will do, in passes, tokens, bytes and annotations: arithmetic on sizes, each formula beside its number.
 
 In: a configuration, an `Extent`, a `Shape`. Out: one `Line` per stage.
-Rows, answers' lengths and rounds are those planned at most: no strategy stops early, every answer is as long as it may be. Tokens that are
-read count a question by the mean length of its prompt. Refuses to know: files, libraries, Ray.
+The numbers are upper bounds: no strategy stops early, and every answer is as long as it may be. Tokens read count each
+question at the mean length of its prompt. Refuses to know: files, libraries, Ray.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ka2l_ray.active.replay import replay_counts
 from ka2l_ray.active.strategies import STRATEGIES, Need, draws, that_need
@@ -17,11 +16,11 @@ from ka2l_ray.dataflow.shard_size import row_seconds, shard_rows
 from ka2l_ray.planning.corpora import Extent
 from ka2l_ray.planning.shapes import Shape
 
-STATE_BYTES, STORED_BYTES = 4, 2
-"""A state's value in an actor (float32) and on disk (float16)."""
+STATE_BYTES, STORED_BYTES, LOGIT_BYTES = 4, 2, 4
+"""Bytes of one value of a state in an actor (float32) and on disk (float16), and of a logit (float32)."""
 LIVE_VALUES = 18
-"""Values that a block keeps per token and unit of width for its backward pass, without gradient checkpointing (attention not counted:
-Korthikanti et al., 2022, count 34 bytes at 2 bytes a value)."""
+"""Values that a block keeps per token and unit of width for its backward pass, without gradient checkpointing and
+without attention (Korthikanti et al., 2022, count 34 bytes at 2 bytes a value)."""
 OPTIMIZER_BYTES = 12
 """AdamW's float32 copy of a trained weight and its two moments."""
 TEXT_BYTES = 64
@@ -29,16 +28,17 @@ TEXT_BYTES = 64
 TRAINED_ANSWER = 8
 """Tokens of an answer that is trained on, with its end token."""
 DECODED = 24
-"""Tokens of a decoded question at most: the shipped decoder's."""
+"""Tokens of a decoded question at most, as the shipped decoder writes them."""
 LETTERS_A_TOKEN = 4
-"""For what an annotator's endpoint is told, whose tokenizer is not known."""
+"""For prompts to an annotator's endpoint, whose tokenizer is not known."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One stage: rows through it, tokens read and written, memory of one actor or worker, bytes it leaves in storage.
+    """One stage: its rows, tokens read and written, memory of one actor or worker, bytes it leaves in storage.
 
-    `count` actors or workers run at the least, each computing on `gpus`; `memory_bytes` are spread over the GPUs of one of them."""
+    At least `count` actors or workers run, each on `gpus` GPUs, over which its `memory_bytes` are spread.
+    """
 
     stage: str
     rows: int
@@ -49,290 +49,292 @@ class Line:
     written_tokens: int = 0
     memory_bytes: int = 0
     memory_is: str = ""
+    """What the memory is for, in words."""
     storage_bytes: int = 0
     does: str = ""
+    """What the stage does, in words."""
     price: float = 0.0
     """In the unit of `annotate.cost`."""
 
     @property
     def gpu_bytes(self) -> int:
-        """What one GPU must hold: a part of a model that is spread, or several actors that share it. 0 where none is used."""
+        """Bytes of memory that one GPU needs: its part of a model spread over several, or all the actors that share it;
+        0 without GPUs."""
         return round(self.memory_bytes / self.gpus) if self.gpus else 0
 
 
-@dataclass(frozen=True)
-class _Curves:
-    """How often what is done: every strategy, `random` once per draw, plays every round."""
-
-    count: int
-    rounds: int
-    sampling: int
-    decoding: int
-
-    @classmethod
-    def of(cls, config: Config) -> "_Curves":
-        active = config.active
-        count = len(draws(active))
-        return cls(
-            count,
-            active.rounds,
-            len(that_need(Need.SAMPLES, active.strategies)),
-            sum(STRATEGIES[s].decodes for s in active.strategies),
-        )
-
-    @property
-    def trainings(self) -> int:
-        return self.count * self.rounds
-
-
 def lines(config: Config, extent: Extent, shape: Shape, adapter_parameters: int) -> list[Line]:
-    """Every stage of a whole run, in order."""
-    probe, pool = extent.splits["probe"], extent.splits["pool"]
-    collect, curves, replaying = config.collect, _Curves.of(config), config.finetune.replay
+    """Every stage of a whole run, in order. `adapter_parameters` are those that a LoRA training trains."""
+    estimate = _Estimate(config, extent, shape)
+    probe, pool, samples = extent.splits["probe"], extent.splits["pool"], config.collect.samples
+    adaptive, replay, budget = config.collect.adaptive, config.finetune.replay, config.active.budget
     found = []
-    if collect.adaptive.threshold == "pilot":
-        found.append(
-            _collecting("pilot", config, extent, shape, min(probe, collect.adaptive.pilot_rows), collect.samples, 0)
-        )
-    found.append(_collecting("collect", config, extent, shape, probe, collect.samples, _columns(config, shape)))
-    found.append(_scoring("score", config, extent, shape, pool))
-    if curves.sampling:
-        found.append(_collecting("sample_pool", config, extent, shape, pool, collect.samples, 0))
-    if replaying.ratio:
-        candidates = min(pool, sum(replay_counts(replaying, config.active.budget)) + 2 * config.active.budget)
+    if adaptive.threshold == "pilot":
+        found.append(estimate.collecting("pilot", min(probe, adaptive.pilot_rows), samples))
+    found += [estimate.collecting("collect", probe, samples, estimate.columns), estimate.scoring("score", pool)]
+    if estimate.sampling:
+        found.append(estimate.collecting("sample_pool", pool, samples))
+    if replay.ratio:
+        candidates = min(pool, sum(replay_counts(replay, budget)) + 2 * budget)
         tuned = replace(extent, shared=extent.tuned_shared, own=extent.tuned_own)  # asked under `finetune.prompt`
-        found.append(_collecting("replay", config, tuned, shape, candidates, replaying.samples, 0))
+        found.append(_Estimate(config, tuned, shape).collecting("replay", candidates, replay.samples))
     if config.decode.enabled:
-        found.append(_decoding(config, extent, shape, curves))
-    found.append(_annotating(config, extent, curves))
-    found.append(_finetuning(config, extent, shape, adapter_parameters, curves))
-    found.append(_evaluating(config, extent, shape, curves))
-    if config.active.reprobe and (again := curves.rounds - 1):
-        times = again * curves.count
-        found.append(
-            _collecting("reprobe", config, extent, shape, times * probe, collect.samples, _columns(config, shape))
-        )
-        found.append(_scoring("reprobe score", config, extent, shape, times * pool))
-        if curves.sampling:
-            rows = again * curves.sampling * pool
-            found.append(_collecting("reprobe pool", config, extent, shape, rows, collect.samples, 0))
+        found.append(estimate.decoding())
+    found += [estimate.annotating(), estimate.finetuning(adapter_parameters), estimate.evaluating()]
+    if config.active.reprobe and (again := config.active.rounds - 1):
+        times = again * estimate.curves
+        found.append(estimate.collecting("reprobe", times * probe, samples, estimate.columns))
+        found.append(estimate.scoring("reprobe score", times * pool))
+        if estimate.sampling:
+            found.append(estimate.collecting("reprobe pool", again * estimate.sampling * pool, samples))
     return found
 
 
-def _columns(config: Config, shape: Shape) -> int:
-    layers = shape.layers + 1 if config.collect.layers == "all" else len(config.collect.layers)
-    return layers * len(config.collect.positions)
+@dataclass(frozen=True)
+class _Estimate:
+    """The lines of one configuration: every curve (a strategy, or one draw of `random`) plays every round."""
 
+    config: Config
+    extent: Extent
+    shape: Shape
 
-def _deepest(config: Config, shape: Shape) -> int:
-    return shape.layers if config.collect.layers == "all" else max(config.collect.layers)
+    @property
+    def curves(self) -> int:
+        return len(draws(self.config.active))
 
+    @property
+    def sampling(self) -> int:
+        """Strategies that sample the whole pool."""
+        return len(that_need(Need.SAMPLES, self.config.active.strategies))
 
-def _collecting(name: str, config: Config, extent: Extent, shape: Shape, rows: int, samples: int, columns: int) -> Line:
-    collect, answers, pool = config.collect, 1 + samples, config.collect.pool
-    cache = pool.batch_tokens * shape.cache_bytes + extent.shared * shape.cache_bytes
-    copies = min(pool.batch_rows * answers, max(answers, pool.batch_tokens // (extent.own + collect.max_new_tokens)))
-    logits = copies * shape.vocabulary * 4
-    stored = answers * TEXT_BYTES + columns * shape.width * STORED_BYTES
-    shard = shard_rows(pool, rows, stored, row_seconds(pool, answers, collect.max_new_tokens))
-    states = (pool.batch_rows + shard) * columns * shape.width * STATE_BYTES
-    twice = collect.engine == "vllm" and columns > 0
-    blocks = shape.first_blocks_bytes(_deepest(config, shape)) if twice else 0
-    told = ["weights", f"cache of {pool.batch_tokens:,} tokens", f"logits of {copies:,} rows"]
-    if collect.engine == "vllm":
-        told = [
-            f"vLLM's weights and cache (it takes vllm.memory_share = {collect.vllm.memory_share:g} of each GPU)",
-            *told[2:],
-        ]
-    told += [f"blocks 1 … {_deepest(config, shape)} once more, for states"] * twice
-    told += [f"states of a shard ({columns} columns)"] * (columns > 0)
-    return Line(
-        name,
-        rows,
-        **_actors(config, pool),
-        read_tokens=rows * extent.own * (2 if twice else 1),
-        written_tokens=rows * answers * collect.max_new_tokens,
-        memory_bytes=shape.weight_bytes + cache + logits + states + blocks,
-        memory_is=", ".join(told),
-        storage_bytes=rows * stored,
-        does=f"{'two prompt passes' if twice else 'one prompt pass'}, {answers} answers of at most {collect.max_new_tokens} tokens",
-    )
+    @property
+    def trainings(self) -> int:
+        return self.curves * self.config.active.rounds
 
+    @property
+    def replayed(self) -> int:
+        """Questions that a round replays."""
+        return min(
+            sum(replay_counts(self.config.finetune.replay, self.config.active.budget)), self.extent.splits["pool"]
+        )
 
-def _scoring(name: str, config: Config, extent: Extent, shape: Shape, rows: int) -> Line:
-    layer, pool = _deepest(config, shape), config.score.pool
-    states = bool(that_need(Need.STATES, config.active.strategies))
-    return Line(
-        name,
-        rows,
-        **_actors(config, pool),
-        read_tokens=rows * extent.own,
-        memory_bytes=shape.first_blocks_bytes(layer) + _reading_bytes(pool, extent, shape),
-        memory_is=f"embeddings and blocks 1 … {layer}, one batch",
-        storage_bytes=rows * (8 + (shape.width * STATE_BYTES if states else 0)),
-        does=f"P(unknown) from at most {layer} of {shape.layers} blocks{', with the state' if states else ''}",
-    )
+    @property
+    def columns(self) -> int:
+        """Columns of states that are stored."""
+        collect = self.config.collect
+        layers = self.shape.layers + 1 if collect.layers == "all" else len(collect.layers)
+        return layers * len(collect.positions)
 
+    @property
+    def deepest(self) -> int:
+        """The last layer that is read."""
+        layers = self.config.collect.layers
+        return self.shape.layers if layers == "all" else max(layers)
 
-def _decoding(config: Config, extent: Extent, shape: Shape, curves: _Curves) -> Line:
-    """Of every unknown question that is bought, `variants` more; each is read once for its state and once as a new question."""
-    decode, layer = config.decode, _deepest(config, shape)
-    checked = min(decode.check_questions, extent.splits["probe"])
-    rows = checked + curves.decoding * config.active.budget * decode.variants
-    return Line(
-        "decode",
-        rows,
-        **_actors(config, decode.pool),
-        read_tokens=rows * 2 * extent.own,
-        written_tokens=rows * DECODED,
-        memory_bytes=shape.first_blocks_bytes(layer) + _reading_bytes(decode.pool, extent, shape),
-        memory_is=f"embeddings and blocks 1 … {layer}, one batch; the decoder besides",
-        storage_bytes=rows * 2 * TEXT_BYTES,
-        does=f"{checked:,} to measure the decoder, then {decode.variants} per unknown question bought in {curves.decoding} curve(s)",
-    )
+    def line(self, stage: str, rows: int, pool: Pool) -> Line:
+        """A line that says so far how many rows go through which actors."""
+        count = f"{pool.min}" if pool.min == pool.max else f"{pool.min} … {pool.max}"
+        each = f"{pool.gpus:g} GPU" if pool.gpus else f"{pool.cpus:g} CPU"
+        return Line(stage, rows, f"{count} × {each}", pool.min, gpus_used(self.config.model, pool.gpus))
 
+    def reading_bytes(self, pool: Pool) -> int:
+        """Memory of reading one batch: its values inside one block, and keys and values of the shared prefix."""
+        shape = self.shape
+        tokens = min(pool.batch_tokens, pool.batch_rows * self.extent.own)
+        return tokens * LIVE_VALUES * shape.width * shape.bytes_per_value + self.extent.shared * shape.cache_bytes
 
-def _annotating(config: Config, extent: Extent, curves: _Curves) -> Line:
-    annotate, rows = config.annotate, config.active.budget * curves.count
-    price, told = rows * annotate.cost, f"{annotate.cost:g} each"
-    read = written = 0
-    if annotate.source == "endpoint":
-        endpoint = annotate.endpoint
-        read = rows * (extent.own + len(endpoint.system + endpoint.template) // LETTERS_A_TOKEN)
-        written = rows * endpoint.max_tokens
-        tokens = (
-            read * endpoint.cost_per_million_prompt_tokens + written * endpoint.cost_per_million_completion_tokens
-        ) / 1e6
-        price, told = price + tokens, f"{told}, and {tokens:,.6g} for tokens"
-    if sampling := curves.sampling * extent.splits["pool"] * config.acquire.sampling_cost:
-        price, told = price + sampling, f"{told}, and {sampling:,.6g} for sampling the pool"
-    return Line(
-        "annotate",
-        rows,
-        annotate.source,
-        read_tokens=read,
-        written_tokens=written,
-        storage_bytes=rows * TEXT_BYTES,
-        does=f"{config.active.budget:,} annotations for each of {curves.count} curves, at {told}: {price:,.10g} at most",
-        price=price,
-    )
+    def collecting(self, stage: str, rows: int, samples: int, columns: int = 0) -> Line:
+        """`columns` of states, if any, a greedy answer and `samples` of every row."""
+        collect, shape, extent = self.config.collect, self.shape, self.extent
+        pool, answers, most = collect.pool, 1 + samples, collect.max_new_tokens
+        cache = (pool.batch_tokens + extent.shared) * shape.cache_bytes
+        copies = min(pool.batch_rows * answers, max(answers, pool.batch_tokens // (extent.own + most)))
+        stored = answers * TEXT_BYTES + columns * shape.width * STORED_BYTES
+        shard = shard_rows(pool, rows, stored, row_seconds(pool, answers, most))
+        states = (pool.batch_rows + shard) * columns * shape.width * STATE_BYTES
+        twice = collect.engine == "vllm" and columns > 0
+        parts = ["weights", f"cache of {pool.batch_tokens:,} tokens"]
+        if collect.engine == "vllm":
+            share = f"it takes vllm.memory_share = {collect.vllm.memory_share:g} of each GPU"
+            parts = [f"vLLM's weights and cache ({share})"]
+        parts.append(f"logits of {copies:,} rows")
+        parts += [f"blocks 1 … {self.deepest} once more, for states"] * twice
+        parts += [f"states of a shard ({columns} columns)"] * (columns > 0)
+        return replace(
+            self.line(stage, rows, pool),
+            read_tokens=rows * extent.own * (2 if twice else 1),
+            written_tokens=rows * answers * most,
+            memory_bytes=shape.weight_bytes
+            + cache
+            + copies * shape.vocabulary * LOGIT_BYTES
+            + states
+            + (shape.first_blocks_bytes(self.deepest) if twice else 0),
+            memory_is=", ".join(parts),
+            storage_bytes=rows * stored,
+            does=f"{'two prompt passes' if twice else 'one prompt pass'}, {answers} answers of at most {most} tokens",
+        )
 
+    def scoring(self, stage: str, rows: int) -> Line:
+        shape, pool = self.shape, self.config.score.pool
+        with_state = bool(that_need(Need.STATES, self.config.active.strategies))
+        return replace(
+            self.line(stage, rows, pool),
+            read_tokens=rows * self.extent.own,
+            memory_bytes=shape.first_blocks_bytes(self.deepest) + self.reading_bytes(pool),
+            memory_is=f"embeddings and blocks 1 … {self.deepest}, one batch",
+            storage_bytes=rows * (8 + (shape.width * STATE_BYTES if with_state else 0)),
+            does=f"P(unknown) from at most {self.deepest} of {shape.layers} blocks"
+            + (", with the state" if with_state else ""),
+        )
 
-def _evaluating(config: Config, extent: Extent, shape: Shape, curves: _Curves) -> Line:
-    """The eval split under both prompts, by the base model and after every training; what a round replayed once more after it."""
-    pool, times, asked = config.evaluate.pool, 1 + curves.trainings, extent.splits["eval"]
-    both = config.corpus.prompt != config.finetune.prompt
-    replayed = curves.trainings * _replayed(config, extent)
-    rows = times * asked * (1 + both) + replayed
-    cache = pool.batch_tokens * shape.cache_bytes
-    return Line(
-        "evaluate",
-        rows,
-        **_actors(config, pool),
-        read_tokens=(times * asked + replayed) * extent.tuned_own + times * asked * extent.own * both,
-        written_tokens=rows * config.collect.max_new_tokens,
-        memory_bytes=shape.weight_bytes + cache + min(pool.batch_rows, max(asked, 1)) * shape.vocabulary * 4,
-        memory_is=f"weights, cache of {pool.batch_tokens:,} tokens",
-        storage_bytes=rows * TEXT_BYTES,
-        does=f"{times} times the eval split (base model and {curves.trainings} trainings)"
-        + (" under corpus.prompt and under finetune.prompt" if both else "")
-        + f", and {replayed:,} replayed questions",
-    )
+    def decoding(self) -> Line:
+        """`variants` new questions for each unknown one bought; each is read once for its state and once as a new
+        question."""
+        decode, active = self.config.decode, self.config.active
+        checked = min(decode.check_questions, self.extent.splits["probe"])
+        curves = sum(STRATEGIES[s].decodes for s in active.strategies)
+        rows = checked + curves * active.budget * decode.variants
+        return replace(
+            self.line("decode", rows, decode.pool),
+            read_tokens=rows * 2 * self.extent.own,
+            written_tokens=rows * DECODED,
+            memory_bytes=self.shape.first_blocks_bytes(self.deepest) + self.reading_bytes(decode.pool),
+            memory_is=f"embeddings and blocks 1 … {self.deepest}, one batch; the decoder comes on top",
+            storage_bytes=rows * 2 * TEXT_BYTES,
+            does=f"{checked:,} to measure the decoder, "
+            f"then {decode.variants} per unknown question bought in {curves} curve(s)",
+        )
 
+    def annotating(self) -> Line:
+        annotate, endpoint, budget = self.config.annotate, self.config.annotate.endpoint, self.config.active.budget
+        rows = budget * self.curves
+        price, parts, read, written = rows * annotate.cost, f"{annotate.cost:g} each", 0, 0
+        if annotate.source == "endpoint":
+            read = rows * (self.extent.own + len(endpoint.system + endpoint.template) // LETTERS_A_TOKEN)
+            written = rows * endpoint.max_tokens
+            millionths = read * endpoint.cost_per_million_prompt_tokens
+            millionths += written * endpoint.cost_per_million_completion_tokens
+            price, parts = price + millionths / 1e6, f"{parts}, and {millionths / 1e6:,.6g} for tokens"
+        if sampling := self.sampling * self.extent.splits["pool"] * self.config.acquire.sampling_cost:
+            price, parts = price + sampling, f"{parts}, and {sampling:,.6g} for sampling the pool"
+        return Line(
+            "annotate",
+            rows,
+            annotate.source,
+            read_tokens=read,
+            written_tokens=written,
+            storage_bytes=rows * TEXT_BYTES,
+            does=f"{budget:,} annotations for each of {self.curves} curves, at {parts}: {price:,.10g} at most",
+            price=price,
+        )
 
-def _replayed(config: Config, extent: Extent) -> int:
-    """Questions that a round replays."""
-    return min(sum(replay_counts(config.finetune.replay, config.active.budget)), extent.splits["pool"])
+    def evaluating(self) -> Line:
+        """The eval split by the base model and after every training, under both prompts; then once more what the round
+        replayed."""
+        config, shape, extent = self.config, self.shape, self.extent
+        pool, times = config.evaluate.pool, 1 + self.trainings
+        asked, replayed = times * extent.splits["eval"], self.trainings * self.replayed
+        both = config.corpus.prompt != config.finetune.prompt
+        rows = asked * (1 + both) + replayed
+        logits = min(pool.batch_rows, max(extent.splits["eval"], 1)) * shape.vocabulary * LOGIT_BYTES
+        return replace(
+            self.line("evaluate", rows, pool),
+            read_tokens=(asked + replayed) * extent.tuned_own + asked * extent.own * both,
+            written_tokens=rows * config.collect.max_new_tokens,
+            memory_bytes=shape.weight_bytes + pool.batch_tokens * shape.cache_bytes + logits,
+            memory_is=f"weights, cache of {pool.batch_tokens:,} tokens",
+            storage_bytes=rows * TEXT_BYTES,
+            does=f"{times} times the eval split (base model and {self.trainings} trainings)"
+            + (" under corpus.prompt and under finetune.prompt" if both else "")
+            + f", and {replayed:,} replayed questions",
+        )
+
+    def finetuning(self, adapter_parameters: int) -> Line:
+        tune, shape, extent = self.config.finetune, self.shape, self.extent
+        in_round = [bought + self.replayed for bought in _bought(self.config)]
+        examples = self.curves * tune.epochs * sum(in_round)
+        steps = self.curves * tune.epochs * sum(-(-rows // tune.batch_rows) for rows in in_round)
+        tokens = extent.tuned_shared + extent.tuned_own + TRAINED_ANSWER
+        trained = shape.parameters if tune.mode == "full" else adapter_parameters
+        saved = trained * (shape.bytes_per_value if tune.mode == "full" else 4)
+        merged = shape.parameters * _training_width(self.config, shape) if tune.merge else 0
+        checkpoint = trained * OPTIMIZER_BYTES if tune.checkpoint_every_steps else 0
+        loading, training = (
+            loading_bytes(self.config, shape, trained),
+            training_bytes(self.config, shape, trained, tokens),
+        )
+        parts = f"{size(sum(training.values()))}: " + ", ".join(
+            f"{name} {size(n)}" for name, n in training.items() if n
+        )
+        each = f"{tune.gpus_per_worker} GPU" if tune.gpus_per_worker else f"{tune.cpus_per_worker:g} CPU"
+        return Line(
+            "finetune",
+            examples,
+            f"{tune.workers} × {each}",
+            count=tune.workers,
+            gpus=gpus_used(self.config.model, tune.gpus_per_worker),
+            read_tokens=examples * tokens * (2 if tune.replay.kl_weight else 1),
+            memory_bytes=max(loading, sum(training.values())),
+            memory_is=f"whole weights while loading and saving {size(loading)}; then {parts}",
+            storage_bytes=self.trainings * (saved + merged) + checkpoint,
+            does=f"{self.trainings} trainings, {steps:,} steps of {tune.batch_rows} rows; each leaves {size(saved)}"
+            + (f" and merged weights of {size(merged)}" if merged else ""),
+        )
 
 
 def _bought(config: Config) -> list[int]:
-    """Annotations that a curve has bought after each round: equal parts, earlier rounds one more where the budget does not divide."""
+    """Annotations that a curve has bought after each round: equal parts, and one more in the first rounds if the budget
+    does not divide."""
     part, more = divmod(config.active.budget, config.active.rounds)
     return [part * n + min(n, more) for n in range(1, config.active.rounds + 1)]
 
 
-def _finetuning(config: Config, extent: Extent, shape: Shape, adapter_parameters: int, curves: _Curves) -> Line:
-    tune, replayed = config.finetune, _replayed(config, extent)
-    examples = curves.count * sum(tune.epochs * (b + replayed) for b in _bought(config))
-    steps = curves.count * sum(tune.epochs * -(-(b + replayed) // tune.batch_rows) for b in _bought(config))
-    tokens = extent.tuned_shared + extent.tuned_own + TRAINED_ANSWER
-    trained = shape.parameters if tune.mode == "full" else adapter_parameters
-    saved = trained * (shape.bytes_per_value if tune.mode == "full" else 4)
-    merged = shape.parameters * _training_width(config, shape) if tune.merge else 0
-    checkpoint = trained * OPTIMIZER_BYTES if tune.checkpoint_every_steps else 0
-    training, loading = training_bytes(config, shape, trained, tokens), loading_bytes(config, shape, trained)
-    parts = ", ".join(f"{name} {size(n)}" for name, n in training.items() if n)
-    return Line(
-        "finetune",
-        examples,
-        f"{tune.workers} × {tune.gpus_per_worker} GPU"
-        if tune.gpus_per_worker
-        else f"{tune.workers} × {tune.cpus_per_worker:g} CPU",
-        count=tune.workers,
-        gpus=gpus_used(config.model, tune.gpus_per_worker),
-        read_tokens=examples * tokens * (2 if tune.replay.kl_weight else 1),
-        memory_bytes=max(loading, sum(training.values())),
-        memory_is=f"whole weights while loading and saving {size(loading)}; then {size(sum(training.values()))}: {parts}",
-        storage_bytes=curves.trainings * (saved + merged) + checkpoint,
-        does=f"{curves.trainings} trainings, {steps:,} steps of {tune.batch_rows} rows; each leaves {size(saved)}"
-        + (f" and merged weights of {size(merged)}" if merged else ""),
-    )
-
-
 def _training_width(config: Config, shape: Shape) -> int:
     """Bytes of a weight as it is trained."""
-    return (
-        shape.bytes_per_value
-        if config.finetune.precision == "auto"
-        else {"float32": 4, "bfloat16": 2}[config.finetune.precision]
-    )
+    widths = {"auto": shape.bytes_per_value, "float32": 4, "bfloat16": 2}
+    return widths[config.finetune.precision]
+
+
+def _weight_bytes(config: Config, shape: Shape) -> int:
+    """Bytes of the weights as they are trained, or as they are quantized."""
+    return shape.weight_bytes if shape.quantization != "none" else shape.parameters * _training_width(config, shape)
 
 
 def loading_bytes(config: Config, shape: Shape, trained: int) -> int:
-    """Memory of one worker when its model is loaded: every worker loads all of it, ZeRO-3 shards it afterwards, and the first one loads it
-    whole again to check what it saves."""
-    tune, width = config.finetune, _training_width(config, shape)
-    weights = shape.weight_bytes if shape.quantization != "none" else shape.parameters * width
-    adapters = trained * width if tune.mode == "lora" else 0
-    return weights * (2 if tune.replay.kl_weight and tune.mode == "full" else 1) + adapters
+    """Bytes of memory of one worker while its model loads: every worker loads all of it, ZeRO-3 shards it afterwards,
+    and the first worker loads it whole again to check what it saves. `trained` are the trained parameters."""
+    tune = config.finetune
+    adapters = trained * _training_width(config, shape) if tune.mode == "lora" else 0
+    return _weight_bytes(config, shape) * (2 if tune.replay.kl_weight and tune.mode == "full" else 1) + adapters
 
 
 def training_bytes(config: Config, shape: Shape, trained: int, tokens: int) -> dict[str, int]:
-    """Memory of one worker by part while it trains, under ZeRO (Rajbhandari et al., 2020) with what it offloads left out."""
-    tune, width = config.finetune, _training_width(config, shape)
-    shard = tune.workers
-    weights = shape.weight_bytes if shape.quantization != "none" else shape.parameters * width
-    frozen = shape.parameters * width if tune.replay.kl_weight and tune.mode == "full" else 0
+    """Bytes of memory of one worker by part while it trains, under ZeRO (Rajbhandari et al., 2020), offloaded parts
+    left out.
+
+    `trained` are the trained parameters, `tokens` those of one row.
+    """
+    tune, width, shard = config.finetune, _training_width(config, shape), config.finetune.workers
     per_token = shape.layers * shape.width * width
     kept = per_token if tune.gradient_checkpointing else per_token * LIVE_VALUES
-    live = tune.micro_batch_rows * tokens * (kept + LIVE_VALUES * shape.width * width)
+    rows_tokens = tune.micro_batch_rows * tokens
     return {
-        "weights": 0 if tune.offload == "all" else weights // (shard if tune.zero_stage == 3 else 1),
-        "frozen base": frozen,
+        "weights": 0
+        if tune.offload == "all"
+        else _weight_bytes(config, shape) // (shard if tune.zero_stage == 3 else 1),
+        "frozen base": shape.parameters * width if tune.replay.kl_weight and tune.mode == "full" else 0,
         "gradients": trained * width // (shard if tune.zero_stage >= 2 else 1),
         "optimizer": 0
         if tune.offload != "none"
         else trained * OPTIMIZER_BYTES // (shard if tune.zero_stage >= 1 else 1),
-        "activations": live,
-        "logits": tune.micro_batch_rows * tokens * shape.vocabulary * 4 * (3 if tune.replay.kl_weight else 2),
+        "activations": rows_tokens * (kept + LIVE_VALUES * shape.width * width),
+        "logits": rows_tokens * shape.vocabulary * LOGIT_BYTES * (3 if tune.replay.kl_weight else 2),
     }
 
 
-def _reading_bytes(pool: Pool, extent: Extent, shape: Shape) -> int:
-    """A batch's values inside one block, and the shared prefix' keys and values."""
-    tokens = min(pool.batch_tokens, pool.batch_rows * extent.own)
-    return tokens * LIVE_VALUES * shape.width * shape.bytes_per_value + extent.shared * shape.cache_bytes
-
-
-def _actors(config: Config, pool: Pool) -> dict[str, Any]:
-    """Who works, as `Line` says it."""
-    count = f"{pool.min}" if pool.min == pool.max else f"{pool.min} … {pool.max}"
-    told = f"{count} × {pool.gpus:g} GPU" if pool.gpus else f"{count} × {pool.cpus:g} CPU"
-    return {"actors": told, "count": pool.min, "gpus": gpus_used(config.model, pool.gpus)}
-
-
-def storage_bytes(found: Iterable[Line]) -> int:
-    return sum(line.storage_bytes for line in found)
+def storage_bytes(stages: Iterable[Line]) -> int:
+    """Bytes that all stages together leave in storage."""
+    return sum(line.storage_bytes for line in stages)
 
 
 def size(count: float) -> str:

@@ -1,10 +1,9 @@
-"""Fitting one layer's probe for every threshold, and choosing among them on validation rows.
+"""Fitting one layer's probe: every threshold and every C, chosen on validation rows and reported on test rows.
 
-In: states (N, D), entropies, targets, entities. Out: `LayerFit`: the best probe, its test figures, and its row of the heat map.
-Refuses to know: Ray, files. Train, validation and test never share an entity.
+In: states (N, D) and what is known of each row. Out: `ProbeFit`: the probe, its test figures, its row of the heat map.
+Refuses to know: Ray, files. Training, validation and test rows never share an entity.
 """
 
-import hashlib
 from collections import Counter
 from dataclasses import dataclass
 
@@ -13,24 +12,32 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from ka2l_ray.config import SearchSection
-from ka2l_ray.entropy.thresholds import candidates
+from ka2l_ray.entropy.thresholds import candidates, otsu
 from ka2l_ray.errors import ConfigError
+from ka2l_ray.hashing import uniform
+from ka2l_ray.models.probe import LinearProbe, ProbeCard, StateSource
 from ka2l_ray.stats import auroc, auroc_interval
+
+NO_SOURCE = StateSource(model="", prompt="", layer=-1, position="")
+"""The source of states that nobody named; no run accepts a probe of it."""
 
 
 @dataclass(frozen=True)
 class ProbeRows:
-    """The probe split, row by row, as arrays (N,). `wrong` is 1 for a wrong greedy answer, 0 for a right one, -1 without gold; None where
-    no row has gold. `unseen` is 1, 0 or -1 (left out). Rows of one `entity` never stand in two parts.
+    """What is known of each row of states, as arrays (N,).
 
-    Where sampling stopped before all samples were drawn (`whole` is False), `entropy_nats` is a bound on γ's own side of it.
+    `entropy_nats`: semantic entropies, or labels 1 (unknown) and 0 (known).
+    `wrong`: 1 for a wrong greedy answer, 0 for a right one, -1 without a gold answer; None where no row has one.
+    `unseen`: the truth, 1 or 0, or -1 for a row that no figure counts; None where nobody knows it.
+    `entity`: rows of one entity are never divided between training, validation and test; None makes each row its own.
+    `fully_sampled`: False where sampling stopped early; `entropy_nats` is then a bound on the same side of γ.
     """
 
     entropy_nats: np.ndarray
-    wrong: np.ndarray | None
-    unseen: np.ndarray | None
-    entity: np.ndarray
-    whole: bool = True
+    wrong: np.ndarray | None = None
+    unseen: np.ndarray | None = None
+    entity: np.ndarray | None = None
+    fully_sampled: bool = True
 
 
 @dataclass(frozen=True)
@@ -44,9 +51,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Objective:
-    """What a layer is chosen by: `correctness` or `entropy`; its target is 1 or 0, and -1 for rows that no AUROC counts, (N,).
+    """The target that a probe is chosen by, (N,): 1 or 0, and -1 for rows that no AUROC counts.
 
-    `graded` rows have gold. `note` says why `auto` fell back to entropy, None where it did not.
+    `name` is `correctness` or `entropy`, `graded` the number of rows with gold. `note` says why `auto` fell back to
+    entropy; it is None otherwise.
     """
 
     name: str
@@ -68,11 +76,14 @@ class Objective:
 
 
 @dataclass(frozen=True)
-class LayerFit:
-    """`weight` (D,) and `bias` act on raw states. `auroc…` are test figures of the chosen cell; `validation_auroc` chose it."""
+class ProbeFit:
+    """The fitted probe. `validation_auroc` chose its cell; the other AUROCs are those of the test rows.
 
-    weight: np.ndarray
-    bias: float
+    `auroc`, with its 95 % interval, is against the objective's target, `auroc_vs_truth` against `unseen`; they are None
+    where only one class occurs. `heat` has every cell that was tried.
+    """
+
+    probe: LinearProbe
     chosen: Cell
     validation_auroc: float
     auroc: float | None
@@ -82,23 +93,94 @@ class LayerFit:
     objective: Objective
 
 
-def divide(entity: np.ndarray, validation: float, test: float, seed: int) -> np.ndarray:
-    """Part of each row (N,): 0 train, 1 validation, 2 test; an entity's part depends on nothing but its name and the seed."""
+def fit_probe(
+    states: np.ndarray,
+    rows: ProbeRows,
+    threshold_nats: float | None = None,
+    search: SearchSection = SearchSection(),
+    seed: int = 0,
+    source: StateSource = NO_SOURCE,
+) -> ProbeFit:
+    """Fit a logistic probe on states (N, D) for each threshold and C, choose by validation AUROC, report on test rows.
 
-    def unit(name: str) -> float:
-        return (
-            int.from_bytes(hashlib.blake2b(f"{seed}\x1fdivide\x1f{name}".encode(), digest_size=8).digest(), "big")
-            / 2**64
+    A row is unknown where its entropy is at least the threshold γ, `threshold_nats` (None: Otsu's threshold). With the
+    objective `correctness` every threshold competes on the same target, wrong greedy answers of the graded rows. With
+    `entropy`, and where sampling stopped by γ, only γ is tried: AUROCs against different targets do not compare.
+    Probes are fitted to all training rows, graded or not. `source` goes on the probe's card.
+
+    Raises `ValueError` where states and rows differ in number; `ConfigError` where only one class occurs, or where
+    `search.objective` asks for gold answers that are not there. Source: KA2L, stage 1.
+
+    >>> import numpy as np
+    >>> from ka2l_ray import ProbeRows, fit_probe
+    >>> states = np.random.default_rng(0).normal(size=(400, 8))
+    >>> fit = fit_probe(states, ProbeRows(states[:, 0] > 0, entity=np.repeat(np.arange(100), 4)))
+    >>> fit.auroc > 0.95, fit.auroc_ci[0] < fit.auroc, fit.probe.weight.shape
+    (True, True, (8,))
+    """
+    if len(states) != len(rows.entropy_nats):
+        raise ValueError(f"{len(states):,} states, but {len(rows.entropy_nats):,} entropies: a row needs one of each")
+    entropy = np.asarray(rows.entropy_nats, np.float64)
+    entity = np.arange(len(states)) if rows.entity is None else rows.entity
+    histogram = Counter(entropy.tolist())
+    gamma = otsu(histogram) if threshold_nats is None else threshold_nats
+    part = divide(entity, search.validation_share, search.test_share, seed)
+    train, validation, test = (part == i for i in range(3))
+    objective = objective_of(rows, validation, gamma, search)
+    compete = objective.name == "correctness" and rows.fully_sampled
+    tried = candidates(histogram, search.min_class_share) if compete else []
+    scaler = StandardScaler().fit(states[train])
+    scaled = scaler.transform(states)
+    heat, models = [], {}
+    for threshold in sorted({*tried, gamma}):
+        labels = entropy >= threshold
+        if len(np.unique(labels[train])) < 2:
+            continue
+        for c in search.inverse_regularization:
+            model = LogisticRegression(C=c, max_iter=500).fit(scaled[train], labels[train])
+            score = objective.auroc(validation, model.decision_function(scaled[validation]))
+            if score is not None:
+                heat.append(Cell(threshold, c, score))
+                models[heat[-1]] = model
+    if not heat:
+        raise ConfigError(
+            "the rows for training or for validation have one class only; ask more questions or set label.threshold"
         )
+    best = max(heat, key=lambda cell: cell.auroc)
+    weight = models[best].coef_[0] / scaler.scale_
+    bias = float(np.asarray(models[best].intercept_)[0] - weight @ scaler.mean_)
+    card = ProbeCard(
+        **vars(source),
+        width=states.shape[1],
+        threshold_nats=best.threshold_nats,
+        inverse_regularization=best.inverse_regularization,
+    )
+    score = states[test] @ weight + bias
+    return ProbeFit(
+        probe=LinearProbe(weight, bias, card),
+        chosen=best,
+        validation_auroc=best.auroc,
+        auroc=objective.auroc(test, score),
+        auroc_ci=objective.interval(test, score, entity, search.bootstrap, seed),
+        auroc_vs_truth=None
+        if rows.unseen is None
+        else Objective("truth", np.asarray(rows.unseen), 0).auroc(test, score),
+        heat=tuple(heat),
+        objective=objective,
+    )
 
-    shares = np.array([unit(str(e)) for e in entity])
+
+def divide(entity: np.ndarray, validation: float, test: float, seed: int) -> np.ndarray:
+    """Part of each row (N,): 0 training, 1 validation, 2 test; it depends on the entity's name and the seed alone."""
+    shares = np.array([uniform(f"{seed}\x1fdivide", str(e)) for e in entity])
     return np.where(shares < test, 2, np.where(shares < test + validation, 1, 0))
 
 
 def objective_of(rows: ProbeRows, validation: np.ndarray, threshold_nats: float, search: SearchSection) -> Objective:
-    """What to choose by: wrong greedy answers, where `validation`, a mask (N,), holds `search.min_graded` right and as many wrong ones.
+    """What to choose by: wrong greedy answers, where the rows of `validation`, a mask (N,), suffice.
 
-    Where they do not, `auto` falls back to SE >= γ and says so. Raises `ValueError` with the counts for `correctness`.
+    They need `search.min_graded` right and as many wrong ones; else `auto` falls back to SE >= γ and says so.
+    Raises `ConfigError` with the counts for `correctness`.
     """
     by_entropy = (rows.entropy_nats >= threshold_nats).astype(np.int8)
     wrong = np.full(len(by_entropy), -1) if rows.wrong is None else np.asarray(rows.wrong, np.int8)
@@ -109,63 +191,11 @@ def objective_of(rows: ProbeRows, validation: np.ndarray, threshold_nats: float,
     if min(right_and_wrong) >= search.min_graded:
         return Objective("correctness", wrong, graded)
     counts = (
-        f"search.min_graded = {search.min_graded}, but the validation questions hold {right_and_wrong[0]:,} right and "
-        f"{right_and_wrong[1]:,} wrong answers; {graded:,} of {len(wrong):,} probe questions are graded"
+        f"search.min_graded = {search.min_graded}, but the validation questions contain {right_and_wrong[0]:,} right "
+        f"and {right_and_wrong[1]:,} wrong answers; {graded:,} of {len(wrong):,} probe questions are graded"
     )
     if search.objective == "correctness":
         raise ConfigError(
             f"search.objective = correctness needs gold answers: {counts}. Use auto or entropy, or give more gold"
         )
     return Objective("entropy", by_entropy, graded, f"chosen by entropy, not by correctness: {counts}")
-
-
-def fit_layer(states: np.ndarray, rows: ProbeRows, threshold_nats: float, search: SearchSection, seed: int) -> LayerFit:
-    """Fit a probe for each threshold and C, choose by validation AUROC, report on test rows.
-
-    With objective `correctness` every threshold competes on the same target, wrong greedy answers of the graded rows; with `entropy` only
-    the given γ is tried, because AUROCs against different targets do not compare; likewise where sampling stopped by γ. Probes are fitted
-    to all training rows, graded or not. Raises `ConfigError` where a part holds one class only, and as `objective_of` does.
-    """
-    part = divide(rows.entity, search.validation_share, search.test_share, seed)
-    train, validation, test = (part == i for i in range(3))
-    objective = objective_of(rows, validation, threshold_nats, search)
-    compete = objective.name == "correctness" and rows.whole
-    tried = candidates(Counter(rows.entropy_nats.tolist()), search.min_class_share) if compete else []
-    scaler = StandardScaler().fit(states[train])
-    scaled = scaler.transform(states)
-    heat, models = [], {}
-    for gamma in sorted({*tried, threshold_nats}):
-        labels = rows.entropy_nats >= gamma
-        for c in search.inverse_regularization:
-            if len(np.unique(labels[train])) < 2:
-                continue
-            model = LogisticRegression(C=c, max_iter=500).fit(scaled[train], labels[train])
-            score = objective.auroc(validation, model.decision_function(scaled[validation]))
-            if score is not None:
-                heat.append(Cell(gamma, c, score))
-                models[heat[-1]] = model
-    if not heat:
-        raise ConfigError(
-            "the probe split holds one class only in train or validation; ask more questions or set label.threshold"
-        )
-    best = max(heat, key=lambda cell: cell.auroc)
-    weight, bias = _unscaled(models[best], scaler)
-    score = states[test] @ weight + bias
-    interval = objective.interval(test, score, rows.entity, search.bootstrap, seed)
-    truth = _against_truth(rows, test, score)
-    return LayerFit(
-        weight, bias, best, best.auroc, objective.auroc(test, score), interval, truth, tuple(heat), objective
-    )
-
-
-def _unscaled(model: LogisticRegression, scaler: StandardScaler) -> tuple[np.ndarray, float]:
-    weight = model.coef_[0] / scaler.scale_
-    intercept: np.ndarray = np.asarray(model.intercept_)
-    return weight, float(intercept[0] - weight @ scaler.mean_)
-
-
-def _against_truth(rows: ProbeRows, test: np.ndarray, score: np.ndarray) -> float | None:
-    if rows.unseen is None:
-        return None
-    compared = rows.unseen[test] >= 0
-    return auroc(rows.unseen[test][compared], score[compared])

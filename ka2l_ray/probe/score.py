@@ -18,7 +18,7 @@ from ka2l_ray.errors import StageError
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
 from ka2l_ray.models.loading import load_blocks, load_tokenizer
-from ka2l_ray.models.probe import LinearProbe
+from ka2l_ray.models.probe import LinearProbe, score_states
 from ka2l_ray.tables import error_column, fixed_size, not_finite
 from ka2l_ray.text.prompts import Prompter, prompts_of
 from ka2l_ray.text.tokens import pad_id
@@ -58,7 +58,7 @@ class ScoreActor:
         read, failed = self._engine.states(prompts_of(batch), [self._layer], [self._position])
         states = read[self._position, self._layer]
         failed |= not_finite({0: states})
-        columns: dict[str, Any] = {"p_unknown": self._probe(states).astype("float32")}
+        columns: dict[str, Any] = {"p_unknown": score_states(states, self._probe).astype("float32")}
         if self._with_state:
             columns["state"] = fixed_size(states, failed)
         return columns | error_column(failed, batch.num_rows)

@@ -1,8 +1,8 @@
-"""One way to turn a painting into inline SVG or a PNG, and the colours that all figures share.
+"""Turning a drawing into inline SVG or a PNG, and the colours that all figures share.
 
-In: a function that paints axes. Out: the same bytes for the same drawing; an SVG has ids that no other figure of the page has.
-Refuses to know: what is drawn, files, and pyplot's global figure.
-Text stays text (searchable, small), and ink is `currentColor`, so a page decides between black on white and white on black.
+In: a function that paints axes. Out: the same bytes for the same drawing, with ids that no other figure of a page has.
+Text stays text (searchable, small), and ink is `currentColor`, so that the page chooses between black on white and
+white on black. Refuses to know: what is drawn, files, and pyplot's global figure.
 """
 
 import io
@@ -17,7 +17,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito (2008): told apart with any colour vision, and visible on white and on black.
+# Okabe and Ito (2008): distinguishable with any colour vision, and visible on white and on black.
 BLUE, SKY, GREEN, ORANGE, VERMILION, PURPLE, GREY = (
     "#0072b2",
     "#56b4e9",
@@ -29,9 +29,9 @@ BLUE, SKY, GREEN, ORANGE, VERMILION, PURPLE, GREY = (
 )
 INK = "#1b1c1e"
 WIDTH_IN = 7.2
-_CHARACTER_IN = 0.085  # of the sans-serif below at 10 points, on average
+_CHARACTER_IN = 0.085  # average width of a character of the sans-serif fonts below at 10 points
 
-_STYLE: dict[str, Any] = {
+_STYLE: dict[str, object] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Helvetica", "Arial"],
     "font.size": 10,
@@ -52,21 +52,24 @@ _REFERENCE = re.compile(r'( id="|url\(#|href="#)')
 
 @dataclass(frozen=True)
 class Drawing:
-    """One set of axes to be painted; `name` makes its ids unique, `label` is read to those who cannot see it."""
+    """A figure with one set of axes."""
 
     name: str
+    """Makes its ids unique within a page."""
     label: str
+    """Read aloud by screen readers."""
     height_in: float
+    """Inches; all figures are `WIDTH_IN` wide."""
     paint: Callable[[Axes], None]
 
     def svg(self) -> str:
-        """`<svg>` to stand in a page."""
+        """The figure as an `<svg>` element for a page."""
         svg = self._save("svg", transparent=True, metadata=_NO_METADATA).decode()
         svg = _REFERENCE.sub(rf"\g<1>{self.name}-", svg[svg.index("<svg") :]).replace(INK, "currentColor")
         return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(self.label)}" ', 1)
 
     def png(self) -> bytes:
-        """The same on white, for what shows no SVG."""
+        """The figure as a PNG on white, for programs that cannot show SVG."""
         return self._save("png", dpi=_PNG_DPI, metadata={"Software": None})
 
     def _save(self, kind: str, **options: Any) -> bytes:
@@ -79,12 +82,12 @@ class Drawing:
 
 
 def on_paper(svg: str) -> bytes:
-    """A figure's `<svg>` as a file of its own: black on white, whatever shows it."""
+    """A figure's `<svg>` as a file of its own: always black on white."""
     return svg.replace("<svg ", '<svg style="background:#fff;color:#000" ', 1).encode()
 
 
 def legend(axes: Axes, where: str, handles: Sequence[Artist]) -> None:
-    """A legend outside the axes (`lower` or `upper`), where it can cover no data, in as many columns as fit."""
+    """A legend outside the axes (`where`: `lower` or `upper`), in as many columns as fit."""
     widest_in = 0.6 + _CHARACTER_IN * max(len(str(h.get_label())) for h in handles)
     columns = max(1, min(len(handles), int(WIDTH_IN / widest_in)))
     axes.get_figure(root=True).legend(handles=handles, loc=f"outside {where} center", ncols=columns)  # pyright: ignore

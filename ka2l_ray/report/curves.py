@@ -3,36 +3,37 @@
 In: the `rounds` of results.json. Out: points (annotations, value). Refuses to know: figures, what a measure means.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
-Points = list[tuple[float, float]]
+from ka2l_ray.results_schema import Measure, RoundResult
+
+Point = tuple[float, float]
+"""(annotations, value of the measure)."""
 
 
 @dataclass(frozen=True)
 class DrawnCurve:
-    """One strategy's curve: every draw (seed) by itself, and the mean where all draws have a value."""
+    """One strategy's curve: every draw (seed) separately, and the mean at the rounds that all draws have."""
 
     strategy: str
-    draws: list[Points]
-    mean: Points
+    draws: list[list[Point]]
+    mean: list[Point]
 
 
-def curves(rounds: Sequence[Mapping[str, Any]], measure: str) -> list[DrawnCurve]:
+def curves(rounds: Sequence[RoundResult], measure: Measure) -> list[DrawnCurve]:
     """One curve per strategy, in order of appearance; strategies without any value are left out."""
-    by_strategy: dict[str, dict[int, dict[int, tuple[float, float]]]] = {}
+    by_strategy: dict[str, dict[int, dict[int, Point]]] = {}
     for entry in rounds:
-        draws = by_strategy.setdefault(entry["strategy"], {})
-        points = draws.setdefault(entry["seed"], {})
-        if entry[measure] is not None:
-            points[entry["round"]] = (entry["annotations"], entry[measure])
+        points = by_strategy.setdefault(entry["strategy"], {}).setdefault(entry["seed"], {})
+        if (value := entry[measure]) is not None:
+            points[entry["round"]] = (entry["annotations"], value)
     found = [_curve(strategy, list(draws.values())) for strategy, draws in by_strategy.items()]
     return [curve for curve in found if any(curve.draws)]
 
 
-def _curve(strategy: str, draws: list[dict[int, tuple[float, float]]]) -> DrawnCurve:
+def _curve(strategy: str, draws: list[dict[int, Point]]) -> DrawnCurve:
     shared = sorted(set.intersection(*(set(d) for d in draws)))
     mean = [(fmean(d[r][0] for d in draws), fmean(d[r][1] for d in draws)) for r in shared]
     return DrawnCurve(strategy, [[d[r] for r in sorted(d)] for d in draws], mean)

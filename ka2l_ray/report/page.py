@@ -1,12 +1,11 @@
-"""The report of a run: one self-contained page, and every figure as files beside it.
+"""The report of a run: one self-contained page, and every figure in files of its own.
 
-In: a run folder (results.json, its tables, base/search/heat.json; each may be missing where a run was stopped early).
-Out: report/index.html, report/NAME.svg and report/NAME.png. Refuses to know: Ray, models, and how any number was made; it shows what is
-stored.
+In: a run (results.json, its tables, base/search/heat.json; each may be missing where the run was stopped early).
+Out: report/index.html, report/NAME.svg and report/NAME.png. Refuses to know: Ray, models, and how any number was
+computed; it shows what is stored.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import yaml
 from markupsafe import Markup
@@ -15,11 +14,12 @@ from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.report import figures
 from ka2l_ray.report.canvas import Drawing, on_paper
-from ka2l_ray.report.plane import known_map
+from ka2l_ray.report.knowledge_map import known_map
 from ka2l_ray.report.summary import known_changes, savings, spendings
 from ka2l_ray.report.tables import bought_questions, decoded_questions, entropy_counts, probe_states, topic_counts
 from ka2l_ray.report.templates import environment
 from ka2l_ray.report.topics import Topic, topic_shares, topics
+from ka2l_ray.results_schema import Results
 from ka2l_ray.schema import ACCURACY_OVER, DECODE_STATUSES, QUADRANTS
 
 STAGES = (
@@ -57,23 +57,25 @@ _EMPTY = {
 
 
 def write_report(run: Run) -> Folder:
-    """Write report/index.html and its figures; returns the report's folder. What a run has not made yet is named, not drawn."""
+    """Write report/index.html and its figures; returns the report's folder.
+
+    The page names what the run has not produced yet. Raises `StageError` where results.json or a table is damaged.
+    """
     results = stored_results(run)
-    found = topics(topic_counts(run.base("knowledge")))
-    report = run.folder / "report"
-    drawn = {name: _write_figure(report, name, drawing) for name, drawing in draw_figures(run, results, found).items()}
-    (report / "index.html").write_bytes(render(run, results, drawn, found).encode())
+    shown_topics = topics(topic_counts(run.base("knowledge")))
+    report, drawings = run.folder / "report", draw_figures(run, results, shown_topics)
+    svgs = {name: _write_figure(report, name, drawing) for name, drawing in drawings.items()}
+    (report / "index.html").write_bytes(render(run, results, svgs, shown_topics).encode())
     return report
 
 
-def stored_results(run: Run) -> dict[str, Any]:
-    """The content of results.json, with nulls and empty parts where the run has none yet."""
-    stored = run.folder / "results.json"
-    return _EMPTY | (stored.read_json() if stored.exists() else {})
+def stored_results(run: Run) -> Results:
+    """The content of results.json, with None or empty parts for what the run has not produced yet."""
+    return Results(**(_EMPTY | (run.folder / "results.json").read_json_or_empty()))
 
 
 def _write_figure(report: Folder, name: str, drawing: Drawing | None) -> str | None:
-    """Write a figure's files and return its `<svg>`; where there is none, remove what an earlier report of the run may have drawn."""
+    """Write a figure's files and return its `<svg>`; without a drawing, delete those of an earlier report."""
     if drawing is None:
         for kind in ("svg", "png"):
             (report / f"{name}.{kind}").delete()
@@ -84,13 +86,13 @@ def _write_figure(report: Folder, name: str, drawing: Drawing | None) -> str | N
     return svg
 
 
-def draw_figures(run: Run, results: Mapping[str, Any], found: list[Topic]) -> dict[str, Drawing | None]:
-    """{name: drawing}, None where the run holds no number for a figure."""
+def draw_figures(run: Run, results: Results, shown_topics: list[Topic]) -> dict[str, Drawing | None]:
+    """{name: drawing}, None where the run has no number for a figure."""
     heat, search, time_s = run.folder / "base/search/heat.json", results["search"], results["time_s"]
-    threshold = results["label"] and results["label"]["threshold_nats"]
+    threshold_nats = results["label"] and results["label"]["threshold_nats"]
     return {
-        "entropy": figures.entropy_histogram(entropy_counts(run.base("knowledge")), threshold),
-        "topics": topic_shares(found),
+        "entropy": figures.entropy_histogram(entropy_counts(run.base("knowledge")), threshold_nats),
+        "topics": topic_shares(shown_topics),
         "map": known_map(probe_states(run, search["position"], search["layer"]) if search else None),
         "layers": figures.auroc_by_layer(search),
         "heat": figures.layer_threshold_heat(heat.read_json() if heat.exists() else None),
@@ -100,8 +102,9 @@ def draw_figures(run: Run, results: Mapping[str, Any], found: list[Topic]) -> di
     }
 
 
-def render(run: Run, results: Mapping[str, Any], drawn: Mapping[str, str | None], found: list[Topic]) -> str:
-    """The page. Everything that comes from a file is escaped; only our own SVG is trusted."""
+def render(run: Run, results: Results, svgs: Mapping[str, str | None], shown_topics: list[Topic]) -> str:
+    """The page. Everything that comes from a file is escaped; only our own SVG is not."""
+    label, decode = results["label"], results["decode"] or {}
     return (
         environment()
         .get_template("page.html")
@@ -109,10 +112,9 @@ def render(run: Run, results: Mapping[str, Any], drawn: Mapping[str, str | None]
             results,
             title=run.config.report.title,
             run_name=run.config.run.name,
-            decoding=run.config.decode.enabled,
-            figures={name: svg and Markup(svg) for name, svg in drawn.items()},
+            figures={name: svg and Markup(svg) for name, svg in svgs.items()},
             absent=_absent(run, results),
-            topics=found,
+            topics=shown_topics,
             decoded=decoded_questions(run),
             bought=bought_questions(run),
             savings=savings(results["saving"]),
@@ -120,20 +122,18 @@ def render(run: Run, results: Mapping[str, Any], drawn: Mapping[str, str | None]
             spendings=spendings(results["rounds"]),
             other_prompt=any(r.get("corpus_prompt_accuracy") is not None for r in results["rounds"]),
             objectives=figures.OBJECTIVES,
-            accuracy_over=ACCURACY_OVER.get(results["eval_scope"]),
-            quadrants=in_order((results["label"] or {}).get("quadrants") or (), QUADRANTS),
+            accuracy_over=ACCURACY_OVER.get(results["eval_scope"] or ""),
+            quadrants=in_order(label["quadrants"] if label else (), QUADRANTS),
             decode_measures=DECODE_MEASURES,
-            decode_names=in_order(
-                (name for name in results["decode"] or () if name != "statuses"), tuple(DECODE_MEASURES)
-            ),
-            statuses=in_order((results["decode"] or {}).get("statuses") or (), DECODE_STATUSES),
+            decode_names=in_order(decode.keys() - {"statuses"}, tuple(DECODE_MEASURES)),
+            statuses=in_order(decode.get("statuses") or (), DECODE_STATUSES),
             stages=in_order({**results["rows"], **results["time_s"]}, STAGES),
             settings=yaml.safe_dump(run.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         )
     )
 
 
-def _absent(run: Run, results: Mapping[str, Any]) -> dict[str, str]:
+def _absent(run: Run, results: Results) -> dict[str, str]:
     """{stage: why the page shows nothing of it}, for stages that have not run or are switched off."""
     ran = {
         "label": run.base("knowledge").is_done,
@@ -148,5 +148,5 @@ def _absent(run: Run, results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def in_order(names: Iterable[str], order: tuple[str, ...]) -> list[str]:
-    """Names as `order` has them, others after by alphabet: JSON files are sorted by name, not by meaning."""
+    """Names in the given order, then all others by alphabet: JSON files are sorted by name, not by meaning."""
     return sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name))

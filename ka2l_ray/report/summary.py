@@ -1,21 +1,21 @@
 """What the report says about each strategy as a whole: savings, forgetting, the cost ledger.
 
-In: `rounds` and `saving` of results.json. Out: one small record per strategy (and seed), None where a number does not apply.
+In: `rounds` and `saving` of results.json. Out: a record per strategy (and seed); None where a number does not apply.
 Refuses to know: figures, HTML, files.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 from ka2l_ray.report.curves import curves
+from ka2l_ray.results_schema import RoundResult, SavingResult
 from ka2l_ray.schema import ANNOTATION_STATUSES
 
 
 @dataclass(frozen=True)
 class Saving:
-    """Mean over the seeds that reached random's accuracy; `reached` of `seeds` did."""
+    """Means over the `reached` of `seeds` seeds in which random's final accuracy was reached; None where in none."""
 
     strategy: str
     saving: float | None
@@ -26,7 +26,7 @@ class Saving:
 
 @dataclass(frozen=True)
 class Change:
-    """Mean known-set accuracy of the base model and after the last round."""
+    """Mean accuracy on the known set, of the base model and after the last round."""
 
     strategy: str
     before: float
@@ -35,7 +35,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Spent:
-    """What one strategy and seed asked and paid for in all its rounds; `why` counts the rejected by status."""
+    """What one strategy and seed asked and paid for in all its rounds."""
 
     strategy: str
     seed: int
@@ -43,14 +43,15 @@ class Spent:
     answered: float
     rejected: float
     why: dict[str, float]
+    """Rejected answers by status."""
     cached: float
     cost: float
     paid: float
 
 
-def savings(entries: Sequence[Mapping[str, Any]]) -> list[Saving]:
-    """One record per strategy, without `random`, which the others are compared with. Nulls are counted, never averaged in."""
-    by_strategy: dict[str, list[Mapping[str, Any]]] = {}
+def savings(entries: Sequence[SavingResult]) -> list[Saving]:
+    """One record per strategy except `random`, the baseline. Means are over the seeds that have the number."""
+    by_strategy: dict[str, list[SavingResult]] = {}
     for entry in entries:
         if entry["strategy"] != "random":
             by_strategy.setdefault(entry["strategy"], []).append(entry)
@@ -66,14 +67,14 @@ def savings(entries: Sequence[Mapping[str, Any]]) -> list[Saving]:
     ]
 
 
-def known_changes(rounds: Sequence[Mapping[str, Any]]) -> list[Change]:
-    """Known-set accuracy of every strategy that has it both before and after."""
+def known_changes(rounds: Sequence[RoundResult]) -> list[Change]:
+    """Accuracy on the known set, of every strategy that has it both before and after."""
     means = {curve.strategy: curve.mean for curve in curves(rounds, "known_accuracy") if len(curve.mean) > 1}
     return [Change(strategy, mean[0][1], mean[-1][1]) for strategy, mean in means.items()]
 
 
-def spendings(rounds: Sequence[Mapping[str, Any]]) -> list[Spent]:
-    """The ledger of every strategy and seed after its last round, in order of appearance; those that bought nothing are left out."""
+def spendings(rounds: Sequence[RoundResult]) -> list[Spent]:
+    """The ledger of every strategy and seed after its last round, in order of appearance; without empty ledgers."""
     last = {(r["strategy"], r["seed"]): r.get("ledger") for r in sorted(rounds, key=lambda r: r["round"])}
     curves_in_order = dict.fromkeys((r["strategy"], r["seed"]) for r in rounds)
     return [_spent(*curve, ledger) for curve in curves_in_order if (ledger := last[curve])]
@@ -85,6 +86,6 @@ def _spent(strategy: str, seed: int, ledger: Mapping[str, float]) -> Spent:
     return Spent(strategy, seed, why=why, **totals)
 
 
-def _mean(values: Any) -> float | None:
+def _mean(values: Iterable[float | None]) -> float | None:
     known = [v for v in values if v is not None]
     return fmean(known) if known else None

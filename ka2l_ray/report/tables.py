@@ -1,6 +1,6 @@
-"""What the report reads from a run's tables, streamed; only what the page shows stays in memory.
+"""What the report reads from a run's tables. Tables are streamed: only what the page shows stays in memory.
 
-In: a run folder whose tables may be missing. Out: counts, a bounded sample of states, the first rows of every round.
+In: a run, whose tables may be missing. Out: counts, a bounded sample of states, the first rows of every round.
 Refuses to know: figures, HTML, Ray, models.
 """
 
@@ -29,25 +29,30 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class ProbeStates:
-    """States (B, D) of some of the probe split's questions, and what each question is: its `by`, one of truth, quadrant and label."""
+    """Hidden states of a sample of the probe split's questions."""
 
     states: np.ndarray
+    """(B, D) float32."""
     kinds: list[str]
+    """What each question is: its truth, quadrant or label."""
     by: str
+    """Which of these three `kinds` are."""
     column: str
+    """The column of `activations` that the states are from."""
     questions: int
+    """Questions in the table."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The first rows of every round's table, and how many rows these tables hold together."""
+    """The first rows of every round's table, and the number of rows in all these tables."""
 
     rows: list[Row]
     total: int
 
 
 def entropy_counts(knowledge: Table) -> dict[str, Counter[float]]:
-    """{group: {entropy_nats: questions}}, streamed; a group is the truth where known, else the greedy answer's grade."""
+    """{group: {entropy_nats: questions}}; a group is the truth where known, else the greedy answer's grade."""
     counts: dict[str, Counter[float]] = {}
     for batch in knowledge.batches(["entropy_nats", "truth", "correct"]) if knowledge.is_done else ():
         grouped = pa.table(batch).group_by(["entropy_nats", "truth", "correct"]).aggregate([([], "count_all")])
@@ -59,7 +64,7 @@ def entropy_counts(knowledge: Table) -> dict[str, Counter[float]]:
 
 
 def topic_counts(knowledge: Table) -> dict[str | None, tuple[int, int]]:
-    """{topic: (questions, unknown ones)}; None collects questions without a topic, and failed rows are left out."""
+    """{topic: (questions, unknown ones)}, None for questions without a topic; failed rows are left out."""
     asked: Counter[str | None] = Counter()
     unknown: Counter[str | None] = Counter()
     for batch in knowledge.batches(["group", "unknown"]) if knowledge.is_done else ():
@@ -72,23 +77,22 @@ def topic_counts(knowledge: Table) -> dict[str | None, tuple[int, int]]:
 
 
 def probe_states(run: Run, position: str, layer: int, most: int = MOST_STATES) -> ProbeStates | None:
-    """States of at most `most` labelled questions, chosen and ordered by the hash of their id; None where labels or states are missing."""
-    knowledge, activations, column = (
-        run.base("knowledge"),
-        run.base("activations"),
-        schema.state_column(position, layer),
-    )
+    """States of at most `most` labelled questions, chosen and ordered by the hash of their id.
+
+    None where labels or states are missing.
+    """
+    knowledge, activations = run.base("knowledge"), run.base("activations")
     if not (knowledge.is_done and activations.is_done):
         return None
     labels = {r["id"]: r for r in heapq.nsmallest(most, _labelled(knowledge), key=lambda r: uniform("map", r["id"]))}
+    column = schema.state_column(position, layer)
     states = dict(_states(activations, column, labels))
     ids = [i for i in labels if i in states]
     if not ids:
         return None
     by = next((name for name in ("truth", "quadrant") if any(labels[i][name] for i in ids)), "label")
-    return ProbeStates(
-        np.stack([states[i] for i in ids]), [_kind(labels[i], by) for i in ids], by, column, knowledge.rows
-    )
+    kinds = [_kind(labels[i], by) for i in ids]
+    return ProbeStates(np.stack([states[i] for i in ids]), kinds, by, column, knowledge.rows)
 
 
 def _labelled(knowledge: Table) -> Iterator[Row]:
@@ -105,33 +109,33 @@ def _states(activations: Table, column: str, wanted: dict[str, Row]) -> Iterator
     for batch in activations.batches(["id", column]):
         kept = batch.filter(pc.and_(pc.is_in(batch["id"], ids), batch[column].is_valid()))  # pyright: ignore
         states = kept[column].flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-        # The reshaped array is a copy of the wanted rows alone, so no batch is kept alive.
+        # The array is a copy of the wanted rows, so that no batch is kept alive.
         yield from zip(kept["id"].to_pylist(), states.reshape(kept.num_rows, -1), strict=True)
 
 
 def decoded_questions(run: Run, most: int = MOST_ROWS) -> Listing:
-    """Questions generated in every round, each with the pool question whose state it was decoded from."""
+    """The first questions generated in every round, each with its `source`, the question it was decoded from."""
     listing = _listing(run, "decoded", most, _decoded)
     sources = _texts(run.table("questions"), {row["source_id"] for row in listing.rows})
     return Listing([row | {"source": sources.get(row["source_id"])} for row in listing.rows], listing.total)
 
 
 def bought_questions(run: Run, most: int = MOST_ROWS) -> Listing:
-    """Questions bought in every round, by rank, each with the reason why it was chosen."""
+    """The first questions bought in every round, by rank, each with its answer and the reason for choosing it."""
     return _listing(run, "annotations", most, _bought)
 
 
 def _listing(run: Run, name: str, most: int, read: Callable[[Folder], Iterator[Row]]) -> Listing:
-    finished = [
-        (who, folder, Table(folder / name).rows) for who, folder in _rounds(run) if Table(folder / name).is_done
-    ]
-    sizes = [size for _, _, size in finished]
+    finished = [(which, folder) for which, folder in _rounds(run) if Table(folder / name).is_done]
+    sizes = [Table(folder / name).rows for _, folder in finished]
     shares = zip(finished, fair_shares(sizes, most), strict=True)
-    return Listing([who | row for (who, folder, _), share in shares for row in islice(read(folder), share)], sum(sizes))
+    return Listing(
+        [which | row for (which, folder), share in shares for row in islice(read(folder), share)], sum(sizes)
+    )
 
 
 def fair_shares(sizes: Sequence[int], most: int) -> list[int]:
-    """How many rows of each table are shown: all where `most` suffices, else as evenly as their sizes allow."""
+    """Rows to show of each table, at most `most` together: all where that suffices, else as evenly as possible."""
     shares = [0] * len(sizes)
     for done, n in enumerate(sorted(range(len(sizes)), key=lambda n: sizes[n])):
         shares[n] = min(sizes[n], most // (len(sizes) - done))
@@ -140,14 +144,11 @@ def fair_shares(sizes: Sequence[int], most: int) -> list[int]:
 
 
 def _rounds(run: Run) -> Iterator[tuple[Row, Folder]]:
-    """Every round that the configuration plans, curve by curve."""
-    active = run.config.active
-    for strategy, draw in draws(active):
-        for number in range(1, active.rounds + 1):
-            yield (
-                {"strategy": strategy, "seed": run.draw_seed(draw), "round": number},
-                run.round(strategy, draw, number),
-            )
+    """Every round that the configuration plans, curve by curve, with its folder."""
+    for strategy, draw in draws(run.config.active):
+        for number in range(1, run.config.active.rounds + 1):
+            which = {"strategy": strategy, "seed": run.draw_seed(draw), "round": number}
+            yield which, run.round(strategy, draw, number)
 
 
 def _decoded(folder: Folder) -> Iterator[Row]:
@@ -155,10 +156,9 @@ def _decoded(folder: Folder) -> Iterator[Row]:
 
 
 def _bought(folder: Folder) -> Iterator[Row]:
-    """Whole rounds: they are bounded by the budget."""
-    answered = {
-        r["id"]: r for r in _stream(Table(folder / "annotations"), ["id", "question", "answer", "status", "cost"])
-    }
+    """Reads whole rounds, which are bounded by the budget."""
+    columns = ["id", "question", "answer", "status", "cost"]
+    answered = {r["id"]: r for r in _stream(Table(folder / "annotations"), columns)}
     acquired = sorted(_stream(Table(folder / "acquired"), ["id", "reason", "rank"]), key=lambda r: r["rank"])
     return (choice | answered[choice["id"]] for choice in acquired)
 

@@ -1,6 +1,6 @@
 """What the model does not know, by topic.
 
-In: questions and unknown ones of every topic. Out: shares with their intervals, largest first, and a figure of them.
+In: the number of questions and of unknown ones by topic. Out: shares with their intervals, largest first, and a figure.
 Refuses to know: tables, HTML, how a question was found to be unknown.
 """
 
@@ -15,12 +15,12 @@ from scipy.stats import binomtest
 from ka2l_ray.report.canvas import BLUE, GREY, Drawing
 
 MOST_TOPICS = 25
-_MOST_LETTERS = 40
+_LONGEST_NAME = 40
 
 
 @dataclass(frozen=True)
 class Topic:
-    """A topic's questions and the share of them that the model does not know, with Wilson's 95 % interval."""
+    """A topic's questions, the unknown ones among them, and Wilson's 95 % interval (1927) of their share."""
 
     name: str
     questions: int
@@ -29,16 +29,21 @@ class Topic:
 
     @property
     def share(self) -> float:
+        """Share of the questions that the model does not know."""
         return self.unknown / self.questions
 
     @classmethod
     def of(cls, name: str, questions: int, unknown: int) -> "Topic":
+        """The topic with its interval computed."""
         interval = binomtest(unknown, questions).proportion_ci(confidence_level=0.95, method="wilson")
         return cls(name, questions, unknown, (float(interval.low), float(interval.high)))
 
 
 def topics(counts: Mapping[str | None, tuple[int, int]], most: int = MOST_TOPICS) -> list[Topic]:
-    """The largest topics by share, then the others together and the questions without one; nothing where no question has a topic."""
+    """The `most` largest topics, ordered by share; then all others together, and the questions without a topic.
+
+    `counts`: {topic: (questions, unknown ones)}, None for questions without one. Empty where no question has a topic.
+    """
     named = sorted(((n, name, u) for name, (n, u) in counts.items() if name is not None), key=lambda c: (-c[0], c[1]))
     if not named:
         return []
@@ -50,12 +55,11 @@ def topics(counts: Mapping[str | None, tuple[int, int]], most: int = MOST_TOPICS
 
 
 def topic_shares(found: Sequence[Topic]) -> Drawing | None:
-    """Share unknown of every topic with its interval, beside that of all questions; None where there is no topic."""
+    """Share unknown of every topic with its interval, and that of all questions; None where there is no topic."""
     if not found:
         return None
-    return Drawing(
-        "topics", "Share of unknown questions by topic", 1.2 + 0.24 * len(found), partial(_paint, found=found)
-    )
+    height_in = 1.2 + 0.24 * len(found)
+    return Drawing("topics", "Share of unknown questions by topic", height_in, partial(_paint, found=found))
 
 
 def _paint(axes: Axes, found: Sequence[Topic]) -> None:
@@ -65,15 +69,8 @@ def _paint(axes: Axes, found: Sequence[Topic]) -> None:
     axes.plot([t.share for t in found], rows, "o", color=BLUE, markersize=5)
     overall = sum(t.unknown for t in found) / sum(t.questions for t in found)
     axes.axvline(overall, color=GREY, linewidth=0.8, linestyle="--")
-    axes.text(
-        overall,
-        1.0,
-        f"all: {100 * overall:.1f} %",
-        transform=axes.get_xaxis_transform(),
-        ha="center",
-        va="bottom",
-        color=GREY,
-    )
+    text = f"all: {100 * overall:.1f} %"
+    axes.text(overall, 1.0, text, transform=axes.get_xaxis_transform(), ha="center", va="bottom", color=GREY)
     axes.set_yticks(rows, [f"{_shown(t.name)} ({t.questions:,})" for t in found])
     axes.set(xlabel="unknown questions (share)", xlim=(0, 1), ylim=(len(found) - 0.4, -0.6))
     axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
@@ -81,6 +78,6 @@ def _paint(axes: Axes, found: Sequence[Topic]) -> None:
 
 
 def _shown(name: str) -> str:
-    """A label of one line: what cannot be printed, no SVG may hold."""
+    """The name as one line without unprintable characters, which SVG does not allow."""
     line = "".join(c if c.isprintable() else " " for c in name)
-    return line if len(line) <= _MOST_LETTERS else f"{line[: _MOST_LETTERS - 1]}…"
+    return line if len(line) <= _LONGEST_NAME else f"{line[: _LONGEST_NAME - 1]}…"

@@ -1,10 +1,12 @@
-"""Questions that ask the same in almost the same letters, so that no split holds the answer to another's.
+"""Questions that ask the same in almost the same letters, so that no split contains the answer to another's.
 
 In: normalised texts. Out: MinHash signatures; from all signatures and texts, the group of each row.
-Similarity is the Jaccard index of the texts' character n-grams. Candidates share a band of their signature (locality-sensitive hashing:
-Leskovec, Rajaraman and Ullman, *Mining of Massive Datasets*, ch. 3) and agree in most of it; of these the index itself is taken.
-Refuses to know: files, splits. `datasketch` makes the signatures; the join over bands is ours because its index holds Python objects,
-some kilobytes a row, where arrays take 256 bytes.
+Similarity is the Jaccard index of the texts' character n-grams. Candidates share a band of their signatures
+(locality-sensitive hashing: Leskovec, Rajaraman and Ullman, *Mining of Massive Datasets*, ch. 3) and agree in most of
+the signature; for these the index itself is computed.
+`datasketch` makes the signatures. The join over bands is our own because its index keeps Python objects, some
+kilobytes per row, where arrays take 256 bytes.
+Refuses to know: files, splits.
 """
 
 from collections.abc import Sequence
@@ -17,19 +19,20 @@ from datasketch import MinHash
 Texts = Sequence[str] | pa.ChunkedArray
 
 PERMUTATIONS, BAND = 64, 4
-"""Values of a signature; values that must all be equal for two rows to become candidates. At a similarity of 0.8 a pair misses all of
-the 16 bands with probability 2e-4."""
+"""Values in a signature, and in a band, where all must be equal for two rows to become candidates. At a similarity
+of 0.8 a pair misses all 16 bands with probability 2e-4."""
 DOUBT = 2.0
-"""Standard errors of a signature's estimate below the threshold at which a pair is still looked at. The estimate alone misses a pair that
-lies exactly at the threshold with probability 0.02, one that lies 0.05 above it with probability 1e-3; no pair below it is taken."""
+"""A pair is still compared where the estimate from its signatures is this many standard errors below the
+threshold. The estimate alone misses a pair exactly at the threshold with probability 0.02, one 0.05 above it with
+probability 1e-3; no pair below it is taken."""
 NGRAM = 4
 COMPARED = 2048
-"""Rows of one bucket that a row is compared with at most. A larger bucket holds a question's template rather than questions: there a row
-is compared with one row of each group, the first of them."""
+"""Rows of one bucket that a row is compared with at most. A larger bucket is one template rather than one
+question: there a row is compared with the first row of each group only."""
 
 
 def ngrams(text: str) -> set[bytes]:
-    """Character n-grams of a normalised text; a shorter text is one of its own."""
+    """The character n-grams of a normalised text; a text shorter than `NGRAM` is one of its own."""
     padded = f" {text} "
     return {padded[i : i + NGRAM].encode() for i in range(max(1, len(padded) - NGRAM + 1))}
 
@@ -43,7 +46,7 @@ def signatures(texts: Sequence[str]) -> np.ndarray:
 
 
 def least_agreement(threshold: float) -> float:
-    """Share of equal values in two signatures from which their texts may be this alike."""
+    """The least share of equal values in two signatures whose texts may be this similar."""
     return threshold - DOUBT * (threshold * (1 - threshold) / PERMUTATIONS) ** 0.5
 
 
@@ -74,7 +77,7 @@ class _Groups:
 
 
 class _Pairs:
-    """Which rows are alike: by signatures (N, P) as far as these can tell, then by the texts themselves."""
+    """Which rows are alike: by signatures (N, P) as far as these can show it, then by the texts themselves."""
 
     def __init__(self, signed: np.ndarray, texts: Texts, threshold: float) -> None:
         self.signed, self._texts, self._threshold = signed, texts, threshold
@@ -93,8 +96,8 @@ class _Pairs:
 
 
 def groups(signed: np.ndarray, texts: Texts, threshold: float) -> np.ndarray:
-    """For signatures (N, P) of N texts the group of each (N,), named by its lowest row; those at or above `threshold` share one, chains
-    too."""
+    """The group of each text (N,), named by its lowest row, from signatures (N, P) and texts; texts at or above
+    `threshold` share a group, chains included."""
     found, pairs = _Groups(len(signed)), _Pairs(signed, texts, threshold)
     for start in range(0, signed.shape[1], BAND):
         band = np.ascontiguousarray(signed[:, start : start + BAND]).view(f"V{4 * BAND}").ravel()

@@ -1,8 +1,9 @@
-"""Which of a few texts are alike to any of very many others, which stream by.
+"""Which of a few texts are alike to any of very many others, which are read as a stream.
 
-In: normalised texts. Out: a mask. Refuses to know: files, splits, why it matters.
-The likeness and its threshold are those of `duplicates`. The few are indexed and the many looked up, a batch at a time: memory is that of
-the few and of a batch, and time that of signing the many, one to two minutes for a million.
+In: normalised texts. Out: a mask.
+Similarity and its threshold are those of `duplicates`. The few are indexed and the many looked up, a batch at a time:
+memory is that of the few and one batch, and time that of signing the many, one to two minutes for a million.
+Refuses to know: files, splits, why it matters.
 """
 
 from collections.abc import Iterable, Sequence
@@ -29,7 +30,8 @@ def alike_to_any(texts: Sequence[str], others: Iterable[Sequence[str]], threshol
 
 
 def _bands(signed: np.ndarray) -> list[np.ndarray]:
-    """A number per band and row that rows with an equal band share, (N,) each: 64 bits of a polynomial in the band's values."""
+    """A number per band and row, equal where the bands are: for each band (N,), 64 bits of a polynomial in its
+    values."""
     factors = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], np.uint64)
     wide = signed.astype(np.uint64).reshape(len(signed), PERMUTATIONS // BAND, BAND)
     return list(np.ascontiguousarray((wide * factors[:BAND]).sum(2, dtype=np.uint64).T))
@@ -47,7 +49,8 @@ def _candidates(
     wanted: np.ndarray,
     least: float,
 ) -> Iterable[tuple[int, int]]:
-    """Pairs (text, other) that share a band and agree in at least this much of their signatures; some more than once."""
+    """Pairs (text, other) that share a band and agree in at least this much of their signatures; some more than
+    once."""
     for (keys, order), band in zip(index, _bands(against), strict=True):
         first, end = np.searchsorted(keys, band, "left"), np.searchsorted(keys, band, "right")
         hit = np.flatnonzero(end > first)

@@ -18,8 +18,8 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, prepare_model
 
 from ka2l_ray.config import ModelSection
+from ka2l_ray.dataflow.log import log
 from ka2l_ray.dataflow.placement import CPU
-from ka2l_ray.dataflow.runtime import log
 from ka2l_ray.decode.train import DecoderRecipe, train_decoder
 from ka2l_ray.models.loading import ASSETS, load_model, load_tokenizer
 from ka2l_ray.world.facts import ATTRIBUTES, RESERVED_PHRASING, World, WorldRecipe, build_world, word

@@ -1,8 +1,9 @@
 """`make saving`'s trainings, a few of them on Ray Train and DeepSpeed: the study's one process stands for the product.
 
-In: share 0.5, seed 0 of the saving study. Out: `results/saving_cross_check.json`: for random's whole budget and for the two budgets of
-`ka2l` between which it reaches random's accuracy, what two ZeRO-2 workers of `ka2l_ray.finetune.train` give on the same examples in the
-same order, beside what the study's own loop gives; and the saving that follows from either. One draw each: the saving is a draw's.
+In: share 0.5, seed 0 of the saving study. Out: `results/saving_cross_check.json`: for random's whole budget and for
+the two budgets of `ka2l` between which it reaches random's accuracy, what two ZeRO-2 workers of
+`ka2l_ray.finetune.train` give on the same examples in the same order, next to what the study's own loop gives, and the
+saving that follows from each. One draw each, so the saving is that of a draw.
 """
 
 import json
@@ -17,8 +18,9 @@ from world_lab import Lab, Setting
 
 from ka2l_ray.active.saving import annotations_to_reach
 from ka2l_ray.config import Config, FinetuneSection, Strategy
+from ka2l_ray.dataflow.cluster import connect
+from ka2l_ray.dataflow.log import set_up_logging
 from ka2l_ray.dataflow.manifests import Table
-from ka2l_ray.dataflow.runtime import connect, set_up_logging
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.finetune.examples import Example
 from ka2l_ray.finetune.job import Job
@@ -36,7 +38,7 @@ LAST_STEPS = 25
 def on_deepspeed(
     lab: Lab, examples: list[Example], section: FinetuneSection, folder: Path, name: str
 ) -> tuple[Any, list[float]]:
-    """The tuned model and its losses; ids in the order of `examples`, which is the order that batches are drawn from."""
+    """The tuned model and its losses; ids follow the order of `examples`, from which batches are drawn."""
     rows = [
         {
             "id": f"{n:05d}",

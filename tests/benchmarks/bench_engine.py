@@ -1,8 +1,9 @@
 """`make bench`: the engine against straightforward implementations of the published procedure, as ratios from one run.
 
-In: the model and questions of `bench_model`. Out: `results/engine.json` and a table. Sides are interleaved; each ratio is the baseline's
-time over ours, the median of `PAIRS` pairs with its range. Both sides run the same weights, questions and threads (one).
-Baselines are written as one would write them with Hugging Face: full prompts left-padded in batches of `BATCH`, `generate` for answers.
+In: the model and questions of `bench_model`. Out: `results/engine.json` and a table. Sides are interleaved; each
+ratio is the baseline's time over ours, the median of `PAIRS` pairs with its range. Both sides run the same weights,
+questions and threads (one). Baselines are written as one would write them with Hugging Face: full prompts left-padded
+in batches of `BATCH`, `generate` for answers.
 """
 
 import json
@@ -34,8 +35,8 @@ from ka2l_ray.text.tokens import pad_id
 RESULTS = Path(__file__).parent / "results" / "engine.json"
 PAIRS, BATCH, SAMPLES, NEW_TOKENS = 5, 32, 10, 16
 OURS = 32
-"""Rows of a batch on our side: some 400 tokens, whose activations stay in a core's cache. The baselines' batches of whole prompts are as
-fast with 4, 8 or 32 rows."""
+"""Rows of a batch on our side: about 400 tokens, whose activations stay in a core's cache. The baselines' batches of
+whole prompts are equally fast with 4, 8 or 32 rows."""
 SCORED, SAMPLED = 128, 32
 """Questions of a round of scoring, and of collecting with samples."""
 
@@ -103,7 +104,7 @@ class Sides:
         return 2.0 * self._block() * self.layer * sum(self._own_tokens())
 
     def flop_collect(self) -> float:
-        """The same for a round of collecting: prompts once, then every answer's tokens but its last; the head where a token is drawn."""
+        """The same for collecting: prompts once, then an answer's tokens but the last; the head for each token."""
         config, answers = self.model.config, SAMPLED * (1 + SAMPLES) * (NEW_TOKENS - 1)
         blocks = self._block() * config.num_hidden_layers * (sum(self._own_tokens()[:SAMPLED]) + answers)
         return 2.0 * (blocks + config.vocab_size * config.hidden_size * (SAMPLED + answers))
@@ -140,7 +141,7 @@ def matrix_flops() -> float:
 def compare(
     name: str, ours: Callable[[], object], baseline: Callable[[], object], count: int, flop: float
 ) -> dict[str, Any]:
-    """One warm-up of each side, then pairs in turn, each beside a matrix product; `flop` is what one round of ours has to compute."""
+    """A warm-up of each side, then pairs in turn, each next to a matrix product; `flop` is that of a round of ours."""
     ours()
     baseline()
     rounds = [(seconds(ours), seconds(baseline), matrix_flops()) for _ in range(PAIRS)]
@@ -155,7 +156,8 @@ def compare(
         "matrix_gflop_per_s": median(peak for _, _, peak in rounds) / 1e9,
     }
     print(
-        f"{name:<62} {found['ratio']:5.1f}x ({min(ratios):.1f} … {max(ratios):.1f}), {found['questions_per_s']:,.1f} questions/s, "
+        f"{name:<62} {found['ratio']:5.1f}x ({min(ratios):.1f} … {max(ratios):.1f}), "
+        f"{found['questions_per_s']:,.1f} questions/s, "
         f"{found['share_of_matrix_product']:.0%} of the matrix product's FLOP/s",
         flush=True,
     )
@@ -163,7 +165,7 @@ def compare(
 
 
 def profile(work: Callable[[], object]) -> dict[str, float]:
-    """Shares of the wall time of one round by kind of torch operation; `outside torch` is Python, tokenizing and numpy."""
+    """Shares of a round's wall time by kind of torch operation; `outside torch` is Python, tokenizing and NumPy."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as trace:
         wall = seconds(work) * 1e6
     kinds = {

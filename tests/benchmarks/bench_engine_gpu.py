@@ -1,14 +1,15 @@
-"""Throughput of the engine on an 8B-shape Llama in bfloat16 on one GPU, and its share of the card's peak (`make bench-gpu`).
+"""`make bench-gpu`: throughput of the engine on an 8B-shape Llama in bfloat16 on one GPU, as a share of its peak.
 
 Unmeasured so far: no GPU was at hand.
 
-In: a random-weight Llama in the shape of Llama-3.1-8B (`--tiny`: a few thousand weights, to see on a CPU that this runs) and random
-questions of `--tokens` own tokens behind `--shared` tokens that all prompts share. Out: `results/engine_gpu.json` where there is a GPU.
-Measured: scoring at four depths of the model (a quarter, a half, three quarters, all), states + greedy + 10 samples, and Hugging Face's
-plain `generate` of one greedy answer over whole prompts. FLOPs are counted from shapes: 2 per weight and token that a side has to read or
-write, attention's scores left out (half a per cent here): for ours the questions' own tokens, for plain `generate` the whole prompts.
-The share is of the card's dense bfloat16 peak as its maker states it (`PEAKS`), of the fastest large product of two matrices where the card
-is not listed, and on a CPU; both peaks are printed.
+In: a random-weight Llama in the shape of Llama-3.1-8B (`--tiny`: a few thousand weights, to see on a CPU that this
+runs) and random questions of `--tokens` own tokens behind `--shared` tokens that all prompts share. Out:
+`results/engine_gpu.json` where there is a GPU. Measured: scoring at four depths of the model (a quarter, a half,
+three quarters, all), states + greedy + 10 samples, and Hugging Face's plain `generate` of one greedy answer over
+whole prompts. FLOPs are counted from shapes: 2 per weight and token that a side has to read or write, attention's
+scores left out (half a per cent here): for ours the questions' own tokens, for plain `generate` the whole prompts.
+The share is of the card's dense bfloat16 peak as its maker states it (`PEAKS`), of the fastest large product of two
+matrices where the card is not listed, and on a CPU; both peaks are printed.
 """
 
 import argparse
@@ -35,8 +36,8 @@ from ka2l_ray.text.prompts import Prompt
 RESULTS = Path(__file__).parent / "results" / "engine_gpu.json"
 SAMPLES, NEW_TOKENS = 10, 16
 PEAKS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12, "NVIDIA A100": 312e12, "NVIDIA L40S": 362e12}
-"""FLOP/s in dense bfloat16 by the names that torch gives cards, from NVIDIA's data sheets: H100 and H200 for SXM, every A100, the L40S. The
-PCIe and NVL cards of H100 and H200 are slower, and are measured instead."""
+"""FLOP/s in dense bfloat16 by torch's names of cards, from NVIDIA's data sheets: H100 and H200 for SXM, every A100, the
+L40S. The PCIe and NVL cards of H100 and H200 are slower, and are measured instead."""
 VARIANTS = "NVIDIA A100"
 """Its cards differ in their names by memory and socket alone."""
 

@@ -1,9 +1,10 @@
-"""Steps per second of two ZeRO-2 workers under Ray Train, against two plain DistributedDataParallel processes on the same cores.
+"""Steps per second of two ZeRO-2 workers under Ray Train against two plain DDP processes on the same cores.
 
-In: the world model, or with `--config FOLDER` a random-weight model of that folder's `config.json`, stepped on the world's questions.
-Out: `results/finetune.json`, one entry per model, and a line. The ratio is ours over DDP's: the median of interleaved pairs with its range.
-Both sides take the same global batches with one thread per process at the niceness that Ray gives its workers; start-up, the first steps,
-tokenizing, saving and checking are left out. That both did the same work is checked by their losses.
+In: the world model, or with `--config FOLDER` a random-weight model of that folder's `config.json`, stepped on the
+world's questions. Out: `results/finetune.json`, one entry per model, and a line. The ratio is ours over DDP's: the
+median of interleaved pairs with its range. Both sides take the same global batches with one thread per process at the
+niceness that Ray gives its workers; start-up, the first steps, tokenizing, saving and checking are left out. That
+both did the same work is checked by their losses.
 Says nothing of GPUs, where ZeRO saves memory and gathers run beside the arithmetic.
 """
 
@@ -123,8 +124,9 @@ def measure(model: ModelSection, folder: Path, arguments: argparse.Namespace) ->
     from ka2l_ray.finetune.train import finetune
 
     section = FinetuneSection(
-        mode="full", zero_stage=2, workers=2, epochs=1, batch_rows=arguments.batch_rows, micro_batch_rows=arguments.micro_batch_rows,
-        learning_rate=1e-4, checkpoint_every_steps=0, replay=ReplaySection(ratio=0),
+        mode="full", zero_stage=2, workers=2, epochs=1, batch_rows=arguments.batch_rows,
+        micro_batch_rows=arguments.micro_batch_rows, learning_rate=1e-4, checkpoint_every_steps=0,
+        replay=ReplaySection(ratio=0),
     )  # fmt: skip
     pairs: list[tuple[float, float]] = []
     for pair in range(arguments.pairs):
@@ -161,7 +163,7 @@ def main() -> None:
     parser.add_argument("--micro-batch-rows", type=int, default=16)
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    from ka2l_ray.dataflow.runtime import connect
+    from ka2l_ray.dataflow.cluster import connect
 
     connect(Config())
     with tempfile.TemporaryDirectory(prefix="ka2l-bench-") as scratch:

@@ -1,9 +1,10 @@
-"""Tokens per second and model FLOP utilisation of LoRA on an 8B-shape Llama in bfloat16, against a plain loop, on one GPU.
+"""Tokens per second and model FLOP utilisation of LoRA on an 8B-shape Llama on one GPU, against a plain loop.
 
-In: a random-weight Llama in the shape of Llama-3.1-8B (`--tiny`: a few thousand weights, to see on a CPU that this runs) and rows of
-`--tokens` tokens. Out: `results/finetune_gpu.json` where there is a GPU, and a line per side. Ours is the loop of one rank (`train_rank`)
-with ZeRO-2 in this process; the plain loop is transformers, PEFT and torch's AdamW with what autocasting PEFT gives by itself.
-MFU counts 4 FLOPs per weight and token (forward, and backward through frozen weights; recomputation is not counted as useful).
+In: a random-weight Llama in the shape of Llama-3.1-8B (`--tiny`: a few thousand weights, to see on a CPU that this
+runs) and rows of `--tokens` tokens. Out: `results/finetune_gpu.json` where there is a GPU, and a line per side. Ours
+is the loop of one rank (`train_rank`) with ZeRO-2 in this process; the plain loop is transformers, PEFT and torch's
+AdamW with PEFT's own autocasting. MFU counts 4 FLOPs per weight and token (forward, and backward through frozen
+weights; recomputation is not counted as useful).
 """
 
 import argparse
@@ -34,12 +35,12 @@ from ka2l_ray.text.tokens import ids_of, pad_id
 
 RESULTS = Path(__file__).parent / "results" / "finetune_gpu.json"
 SHAPE = {
-    "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
-    "vocab_size": 128256,
+    "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "vocab_size": 128256,
 }  # fmt: skip
 TINY = {
-    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
-    "vocab_size": 800,
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "vocab_size": 800,
 }  # fmt: skip
 ANSWER_WORDS = 8
 
@@ -100,8 +101,9 @@ def main() -> None:
         )
         model = random_model(folder / "shape", folder)
         section = FinetuneSection(
-            mode="lora", precision="bfloat16", zero_stage=2, workers=1, gpus_per_worker=gpus, epochs=1, batch_rows=arguments.batch_rows,
-            micro_batch_rows=arguments.batch_rows, checkpoint_every_steps=0, replay=ReplaySection(ratio=0),
+            mode="lora", precision="bfloat16", zero_stage=2, workers=1, gpus_per_worker=gpus, epochs=1,
+            batch_rows=arguments.batch_rows, micro_batch_rows=arguments.batch_rows, checkpoint_every_steps=0,
+            replay=ReplaySection(ratio=0),
         )  # fmt: skip
         table = long_rows(folder, arguments.steps * arguments.batch_rows, arguments.tokens, model)
         job = Job(model, PromptSection(), section, table, Folder.of(str(folder / "model")), 0)

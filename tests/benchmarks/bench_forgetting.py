@@ -1,7 +1,8 @@
 """`make forgetting`: what fine-tuning on bought questions does to what the model knew, by recipe.
 
-In: the shipped world model, in one process per core (`world_lab`). Out: `results/forgetting.json`, written recipe by recipe, so that a
-stopped run goes on where it was. Half of the unknown is bought by `ka2l` at unknown share 0.5, misconceptions and rare facts present.
+In: the shipped world model, in one process per core (`world_lab`). Out: `results/forgetting.json`, written recipe by
+recipe, so that a stopped run continues where it stopped. Half of the unknown is bought by `ka2l` at unknown share 0.5,
+misconceptions and rare facts present.
 """
 
 import json
@@ -26,7 +27,7 @@ PLAIN = ReplaySection(ratio=1.5)
 
 
 def setting(seed: int) -> Setting:
-    """A wide domain of facts that no pool question asks, so that even where all of the pool is replayed known questions are left alone."""
+    """Many facts that no pool question asks: some known ones stay untouched even where all of the pool is replayed."""
     return Setting(0.5, seed, pool_questions=800, probe_questions=1100, domain_questions=200, misconceptions=True)
 
 
@@ -60,7 +61,7 @@ RECIPES = {
     "LoRA rank 64, lr 4e-4, 60 epochs, KL 16, ratio 2": _lora(4e-4, 60, 16.0),
     "LoRA rank 64, lr 1e-3, 40 epochs, KL 8, ratio 2 (world.yaml)": _lora(1e-3, 40, 8.0),
 }
-"""From `_tune()`: full weights, lr 5e-4, 25 epochs, batch 32, as many of both predicted classes replayed, 1.5 per annotation."""
+"""From `_tune()`: full weights, lr 5e-4, 25 epochs, batch 32, 1.5 replayed per annotation, half of each class."""
 
 
 def measure(piece: tuple[str, int]) -> tuple[str, dict[str, Any]]:
@@ -113,7 +114,8 @@ def main() -> None:
             results["summary"] = summarize(results["parts"])
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
             print(
-                f"{done}/{len(pieces)} {key}: known {figures['known_never_replayed']:.3f}, taught {figures['taught_other_phrasing']:.3f}",
+                f"{done}/{len(pieces)} {key}: known {figures['known_never_replayed']:.3f}, "
+                f"taught {figures['taught_other_phrasing']:.3f}",
                 flush=True,
             )
 

@@ -1,7 +1,7 @@
 """What the engine's benchmarks run on: a random-weight Llama of 45 M parameters, real questions, five-shot prompts.
 
-Throughput does not depend on weights. The tokenizer is a byte-level BPE of 8,192 tokens trained on the questions themselves, so that
-token counts are those of real text (five-shot prompts of about 130 tokens).
+Throughput does not depend on weights. The tokenizer is a byte-level BPE of 8,192 tokens trained on the questions
+themselves, so that token counts are those of real text (five-shot prompts of about 130 tokens).
 """
 
 import json

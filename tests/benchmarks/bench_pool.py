@@ -1,12 +1,13 @@
 """`make bench`: what Ray Data costs around the engine, and whether memory grows with the corpus.
 
 In: the model and questions of `bench_model`. Out: `results/pool.json`.
-Throughput: scoring in a pool of one actor of one thread against the same engine in a plain process of one thread that knows nothing of
-Ray, with a core to spare for either: Ray reads, tokenises and writes there, the plain process leaves it alone. Both sides after their
-first block, so that starting and loading are not counted; `--pairs` pairs in turn. Memory: the most that the driver and any of Ray's
-worker processes (actors, tasks that read and write, idle ones) hold of their own, and the most that one maps of Ray's object store, which
-they share and Ray bounds; each corpus size in a process and cluster of its own, with an actor that holds no model.
-`--rows 400 --pairs 1 --sizes 1000 2000` shows in two minutes that it runs.
+Throughput: scoring in a pool of one actor of one thread against the same engine in a plain process of one thread that
+knows nothing of Ray, with a core to spare for either: Ray reads, tokenises and writes there, the plain process leaves
+it alone. Both sides after their first block, so that starting and loading are not counted; `--pairs` pairs in turn.
+Memory: the most that the driver and any of Ray's worker processes (actors, tasks that read and write, idle ones) hold
+of their own, and the most that one maps of Ray's object store, which they share and Ray bounds; each corpus size in a
+process and cluster of its own, with an actor that holds no model. `--rows 400 --pairs 1 --sizes 1000 2000` shows in
+two minutes that it runs.
 """
 
 import argparse
@@ -31,8 +32,8 @@ import torch
 from bench_model import build, prompt, questions
 
 from ka2l_ray.config import Config, ModelSection, Pool
+from ka2l_ray.dataflow.cluster import connect
 from ka2l_ray.dataflow.manifests import Table
-from ka2l_ray.dataflow.runtime import connect
 from ka2l_ray.dataflow.shard_size import SHARDS_PER_ACTOR
 from ka2l_ray.dataflow.stage import Stage, run_stage
 from ka2l_ray.dataflow.storage import Folder
@@ -121,7 +122,7 @@ def told(process: "subprocess.Popen[str]") -> str:
 
 
 def plain(folder: Path, share: int) -> None:
-    """One plain process: its share of the questions block by block; says when it has done the first one, and waits for the other."""
+    """One plain process: its share of the questions, block by block; after the first it waits for the other process."""
     torch.set_num_threads(1)
     actor = ScoreActor(replace(engine_of(folder), limits=LIMITS))
     rows = Table(Folder.of(str(folder / "questions"))).read()

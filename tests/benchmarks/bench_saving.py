@@ -1,10 +1,12 @@
 """`make saving`: how many annotations each strategy saves against random choice, on worlds of known truth.
 
-In: the shipped world model (and one rebuilt for one seed), in one process per core (`world_lab`). Out: `results/saving/*.json`, one file
-per unknown share and seed, rewritten training by training, so that a stopped run goes on where it was; `results/saving.json`, the
-summary. A seed varies split, samples, probe and training. Random's full budget n_r is half of the pool; `oracle` buys truly unknown facts.
-With independent facts and perfect selection the saving is the known share of the pool: that is the ceiling, not 50 %. Where training makes
-the model forget (share 0.8, where most of a pool is taught at once), random's target sinks too, and a saving can pass that line a little.
+In: the shipped world model (and one rebuilt for one seed), in one process per core (`world_lab`). Out:
+`results/saving/*.json`, one file per unknown share and seed, rewritten training by training, so that a stopped run
+continues where it stopped; `results/saving.json`, the summary. A seed varies split, samples, probe and training.
+Random's full budget n_r is half of the pool; `oracle` buys truly unknown facts. With independent facts and perfect
+selection the saving is the known share of the pool: that is the ceiling, not 50 %. Where training makes the model
+forget (share 0.8, where most of a pool is taught at once), random's target sinks too, and a saving can pass that
+line a little.
 """
 
 import json
@@ -40,14 +42,15 @@ CORE: tuple[Strategy, ...] = ("random", "oracle", "ka2l")
 OTHERS: tuple[Strategy, ...] = ("entropy", "likelihood", "coreset", "ka2l_diverse", "quadrant", "decoded")
 ACQUIRE = AcquireSection(quadrants=("misconception", "unknown"))
 DRAWS_OF = {"random": 3, "oracle": 2, "ka2l": 2}
-"""Trainings of each point: three independent draws of `random` (by the definition of the saving), two trainings of the compared."""
+"""Training runs of each point: three independent draws of `random` (as the saving is defined), two of the others."""
 FACTORS = {"plain": (0.9, 1.1, 1.3, 1.6), "misconceptions": (1.0, 1.2, 1.4, 1.7, 2.0), "others": (1.0, 1.2, 1.7)}
-"""Where curves are measured, in multiples of the annotations that perfect selection would need; a curve ends once it reaches random's."""
+"""Where curves are measured, in multiples of the annotations that perfect selection would need; a curve ends once it
+reaches random's accuracy."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One seed at one unknown share, for the core strategies or for the others; `rebuilt` names a world model of another seed."""
+    """One seed at one unknown share, for the core strategies or the others; `rebuilt` names another seed's world."""
 
     share: float
     seed: int
@@ -111,7 +114,8 @@ def run_case(case: Case) -> str:
                 record["trainings"][key] = figures = training(lab, strategy, budget, case.seed + DRAW_STRIDE * draw)
                 store(case.file, record)
                 print(
-                    f"{case.name} {key}: accuracy {figures['accuracy']:.3f}, known {figures['known_never_replayed']:.3f}",
+                    f"{case.name} {key}: accuracy {figures['accuracy']:.3f}, "
+                    f"known {figures['known_never_replayed']:.3f}",
                     flush=True,
                 )
         return fmean(record["trainings"][k]["accuracy"] for k in keys.values())
@@ -130,7 +134,7 @@ def run_case(case: Case) -> str:
 
 
 def training(lab: Lab, strategy: Strategy, budget: int, seed: int) -> dict[str, Any]:
-    """Buy, train, evaluate; `decoded` spends its share on questions generated from the states of what `ka2l` would buy."""
+    """Buy, train, evaluate; `decoded` spends its share on questions decoded from states of what `ka2l` buys."""
     started = time.monotonic()
     wanted = round(budget * ACQUIRE.decoded_share) if strategy == "decoded" else 0
     generated, paid = lab.generated(lab.bought("ka2l", budget, seed), wanted) if wanted else ([], 0)
@@ -168,7 +172,7 @@ def case_savings(record: dict[str, Any]) -> dict[str, float | None]:
 
 
 def summarize() -> dict[str, Any]:
-    """Savings by share, seed and strategy, each also as a part of the oracle's; a case counts once its core part is whole."""
+    """Savings by share, seed and strategy, also as a part of the oracle's; a case counts when its core part is done."""
     shares: dict[str, Any] = {}
     for case in CASES:
         record = _whole(case)
@@ -222,7 +226,7 @@ def main() -> None:
 
 
 def below_the_bar(summary: dict[str, Any]) -> list[str]:
-    """What is promised and not reached: at every share a mean of `BAR_MEAN` of the oracle's saving, no seed below `BAR_SEED`."""
+    """Promises not kept: at every share a mean of `BAR_MEAN` of the oracle's saving, no seed below `BAR_SEED`."""
     missed = []
     for share, cases in summary["shares"].items():
         ratios = {name: c["strategies"]["ka2l"]["of_oracle"] or 0.0 for name, c in cases.items()}

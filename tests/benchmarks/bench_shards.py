@@ -1,8 +1,9 @@
-"""`make bench-shards`: how many files ten million rows make, and how long a stage that is nearly finished takes to go on.
+"""`make bench-shards`: the files that ten million rows make, and how long a nearly finished stage takes to resume.
 
-In: nothing. Out: `results/shards.json`. A stage over 10^7 stub rows by an actor that computes nothing; then its manifest and three of its
-shards are taken away, as a kill just before the end leaves it, and it is run again: on local disk, and with source and table on a real S3
-API (moto's server on this machine). `--rows 200000` shows in a minute that it runs.
+In: nothing. Out: `results/shards.json`. A stage over 10^7 stub rows by an actor that computes nothing; then its
+manifest and three of its shards are taken away, as a kill just before the end leaves it, and it is run again: on
+local disk, and with source and table on a real S3 API (moto's server on this machine). `--rows 200000` shows in a
+minute that it runs.
 """
 
 import argparse
@@ -28,8 +29,8 @@ from object_store import KEYS, bucket_on_moto
 
 from ka2l_ray.config import Config, Pool
 from ka2l_ray.dataflow.attempts import ShardFile, Shards, listed, reopen
+from ka2l_ray.dataflow.cluster import connect
 from ka2l_ray.dataflow.manifests import Table
-from ka2l_ray.dataflow.runtime import connect
 from ka2l_ray.dataflow.stage import STATE, Stage, run_stage
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.schema import TABLES
@@ -71,7 +72,7 @@ def stage() -> Stage[None]:
 
 
 def interrupted(target: Table) -> None:
-    """Leave a finished table as a kill just before its end does: no manifest, the state of its attempt, a few shards short."""
+    """Make a finished table look killed just before its end: no manifest, the attempt's state, three shards gone."""
     manifest = target.manifest()
     shards = Shards("score", manifest["rows_in"], manifest["shard_rows"])
     files = [f for e in manifest["files"] if (f := ShardFile.parse(e["name"].removeprefix("data/")))]

@@ -1,8 +1,9 @@
-"""`make bench-vllm`: states, greedy answer and ten samples by our engine, against the ten samples alone by vLLM on the same CPU.
+"""`make bench-vllm`: states, greedy answer and ten samples by our engine against vLLM's ten samples, on the same CPU.
 
-In: the model and questions of `bench_model`, in the environment of `make test-vllm`. Out: `vllm` in `results/engine.json`.
-vLLM has its prefix cache, emptied before each round, so that no round finds the prompts of the one before; one thread on each side.
-The ratio is vLLM's time over ours. Says nothing of GPUs, which vLLM is made for.
+In: the model and questions of `bench_model`, in the environment of `make test-vllm`. Out: `vllm` in
+`results/engine.json`. vLLM has its prefix cache, emptied before each round, so that no round finds the prompts of the
+one before; one thread on each side. The ratio is vLLM's time over ours. It says nothing
+about GPUs, for which vLLM is made.
 """
 
 import os

@@ -1,8 +1,9 @@
 """`make world-bench`: what the shipped world model knows, against the truth.
 
 In: the shipped assets. Out: `results/world.json`, written part by part, so that a stopped run goes on where it was.
-Bars (issue 2): entropy AUROC >= 0.97; best probe layer >= 0.94 and >= 0.08 above the family name alone; accuracy on known
-facts >= 0.97, on unseen ones at chance. AUROCs compare known facts with facts of unseen people; the rest is reported apart.
+Bars (issue 2): entropy AUROC >= 0.97; best probe layer >= 0.94 and >= 0.08 above the family name alone; accuracy on
+known facts >= 0.97, on unseen ones at chance. AUROCs compare known facts with facts of unseen people; the rest is
+reported apart.
 """
 
 import json
@@ -21,18 +22,17 @@ from sklearn.preprocessing import OneHotEncoder
 
 from ka2l_ray.collect.actor import CollectActor, CollectSetup
 from ka2l_ray.config import CollectSection, ModelSection, SearchSection
-from ka2l_ray.decode.actor import decoder_folder
 from ka2l_ray.decode.metrics import reconstruction
 from ka2l_ray.decode.model import StateDecoder
+from ka2l_ray.decode.states import decode_states, decoder_folder
 from ka2l_ray.entropy.thresholds import otsu
 from ka2l_ray.label.actor import ClusterActor, ClusterSetup
 from ka2l_ray.models.activations import prompt_states
 from ka2l_ray.models.loading import WORLD_MODEL, load_model, load_tokenizer
-from ka2l_ray.models.prompts import Tokenize
-from ka2l_ray.probe.fit import ProbeRows, divide, fit_layer
+from ka2l_ray.models.prompts import Tokenize, encode
+from ka2l_ray.probe.fit import ProbeRows, divide, fit_probe
 from ka2l_ray.stats import auroc, auroc_interval
 from ka2l_ray.tables import matrix
-from ka2l_ray.text.tokens import text_of
 from ka2l_ray.world.facts import ATTRIBUTES, RESERVED_PHRASING, Fact, build_world, word
 from ka2l_ray.world_model.pretrain import PROMPT
 from ka2l_ray.world_model.recipes import built_hash
@@ -105,9 +105,9 @@ def probe_figures(collected: dict[str, Any], seed: int) -> dict[str, Any]:
     kinds, people = _kinds_people()
     gamma = otsu(_histogram(collected["entropy"]))
     unseen = np.where(kinds == "unseen", 1, np.where(kinds == "known", 0, -1))
-    rows = ProbeRows(collected["entropy"], None, unseen, people)
+    rows = ProbeRows(collected["entropy"], unseen=unseen, entity=people)
     search = SearchSection(objective="entropy")
-    fits = {n: fit_layer(collected["states"][n], rows, gamma, search, seed) for n in LAYERS}
+    fits = {n: fit_probe(collected["states"][n], rows, gamma, search, seed) for n in LAYERS}
     curve = {f"{n:03d}": fits[n].auroc_vs_truth for n in LAYERS}
     best = max(LAYERS, key=lambda n: fits[n].validation_auroc)
     return {
@@ -119,6 +119,7 @@ def probe_figures(collected: dict[str, Any], seed: int) -> dict[str, Any]:
 
 
 def _family(rows: ProbeRows, gamma: float, search: SearchSection, seed: int) -> float | None:
+    assert rows.entity is not None
     part = divide(rows.entity, search.validation_share, search.test_share, seed)
     names = np.array([e.split()[1] for e in rows.entity]).reshape(-1, 1)
     hot = OneHotEncoder(handle_unknown="ignore").fit_transform(names)
@@ -131,19 +132,14 @@ def _family(rows: ProbeRows, gamma: float, search: SearchSection, seed: int) -> 
 @torch.inference_mode()
 def decoder_figures() -> dict[str, Any]:
     """Reconstruction of questions about people, whom the decoder never saw, from their own states."""
-    tokenizer, model, decoder = (
-        load_tokenizer(ModelSection()),
-        load_model(ModelSection()),
-        StateDecoder.load(decoder_folder("world")),
-    )
-    from ka2l_ray.models.prompts import encode
-
+    tokenizer, model = load_tokenizer(ModelSection()), load_model(ModelSection())
+    decoder = StateDecoder.load(decoder_folder("world"))
     people = build_world().people
     questions = [word(i % len(ATTRIBUTES), i % RESERVED_PHRASING, p.name) for i, p in enumerate(people)]
     card = decoder.card
     encoded = encode(tokenizer, PROMPT, questions)
     states = prompt_states(model, model.config.num_hidden_layers, encoded, card.position, [card.layer])[card.layer]
-    written = [text_of(tokenizer, t) for t in decoder.write(states, questions, 0, 0.0)]
+    written = decode_states(states, decoder, questions, tokenizer=tokenizer)
     return {
         "layer": card.layer,
         "position": card.position,

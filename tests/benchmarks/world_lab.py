@@ -1,8 +1,8 @@
-"""The loop on the knowledge world in one process, for studies of many trainings: no Ray, no DeepSpeed, the project's own parts.
+"""The loop on the knowledge world in one process, for studies of many training runs: no Ray, no DeepSpeed.
 
 In: an unknown share, a seed, a recipe. Out: what a strategy buys, the tuned model's figures.
-Acquisition, replay, examples, losses, probes and grading are the product's; only the training loop is plain PyTorch, with the same
-global batches. `bench_cross_check.py` trains the same examples on Ray Train and DeepSpeed.
+Acquisition, replay, examples, losses, probes and grading are the product's; only the training loop is plain PyTorch,
+with the same global batches. `bench_cross_check.py` trains the same examples on Ray Train and DeepSpeed.
 """
 
 import math
@@ -16,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from ka2l_ray.active.policies import PoolRow, policy
+from ka2l_ray.active.policies import PoolRow
 from ka2l_ray.active.replay import knew, replayed_answers, select_replay
+from ka2l_ray.active.strategies import policy
 from ka2l_ray.collect.actor import CollectActor, CollectSetup
 from ka2l_ray.config import (
     AcquireSection,
@@ -45,9 +46,9 @@ from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
 from ka2l_ray.models.generation import Generator
 from ka2l_ray.models.loading import load_model, load_tokenizer
-from ka2l_ray.models.probe import LinearProbe, ProbeCard
+from ka2l_ray.models.probe import StateSource, score_states
 from ka2l_ray.models.prompts import Tokenize
-from ka2l_ray.probe.fit import LayerFit, ProbeRows, fit_layer
+from ka2l_ray.probe.fit import ProbeFit, ProbeRows, fit_probe
 from ka2l_ray.stats import auroc
 from ka2l_ray.tables import matrix, unseen_targets
 from ka2l_ray.text.grading import is_correct
@@ -108,7 +109,7 @@ class Lab:
         return dict(ClusterActor(ClusterSetup())(pa.table(answers | {"answers": table["answers"]})))
 
     @cached_property
-    def probe(self) -> tuple[int, LayerFit, float, float]:
+    def probe(self) -> tuple[int, ProbeFit, float, float]:
         """(layer, fit, γ, SE AUROC against the truth), chosen as `ka2l search` chooses."""
         table, seed = self.tables["probe"], self.setting.seed
         columns = self.collected(table, 10, LAYERS, seed)
@@ -118,10 +119,11 @@ class Lab:
         unseen = unseen_targets(table["truth"])
         wrong = np.array([c is False for c in labels["correct"]])
         rows = ProbeRows(entropy, wrong, unseen, np.array(table["entity"].to_pylist()))
-        fits = {
-            n: fit_layer(columns[f"last_{n:03d}"].astype(np.float64), rows, gamma, SearchSection(bootstrap=100), seed)
-            for n in LAYERS
-        }
+        search, fits = SearchSection(bootstrap=100), {}
+        for n in LAYERS:
+            source = StateSource(self.setting.model, PROMPT.template, n, "last")
+            states = columns[f"last_{n:03d}"].astype(np.float64)
+            fits[n] = fit_probe(states, rows, gamma, search, seed, source)
         best = max(LAYERS, key=lambda n: fits[n].validation_auroc)
         compared = unseen >= 0
         return best, fits[best], gamma, float(auroc(unseen[compared], entropy[compared]) or 0.0)
@@ -136,7 +138,7 @@ class Lab:
         graded = pa.table({"entropy_lo": labels["entropy_lo"], "correct": labels["correct"]})
         knowledge = KnowledgeActor(KnowledgeSetup(threshold_nats=gamma))(graded)
         states = columns[f"last_{layer:03d}"]
-        scores = 1 / (1 + np.exp(-(states @ fit.weight + fit.bias)))
+        scores = score_states(states, fit.probe)
         return [
             PoolRow(r["id"], float(p), r["truth"], r["group"], e, n, q, s)
             for r, p, e, n, q, s in zip(
@@ -188,20 +190,10 @@ class Lab:
         return reading.answers
 
     def generated(self, sources: Sequence[str], count: int) -> tuple[list[Example], int]:
-        """The `count` kept decoded questions likeliest unknown, as examples where the world has an answer; and how many were bought."""
+        """Of the decoded questions kept the `count` likeliest unknown: examples where there is an answer; how many."""
         section = DecodeSection()
         with tempfile.TemporaryDirectory() as scratch:
-            layer, fit, gamma, _ = self.probe
-            card = ProbeCard(
-                self.setting.model,
-                PROMPT.template,
-                layer,
-                "last",
-                len(fit.weight),
-                gamma,
-                fit.chosen.inverse_regularization,
-            )
-            LinearProbe(fit.weight, fit.bias, card).save(Folder.of(scratch))
+            self.probe[1].probe.save(scratch)
             probe, seed = Folder.of(scratch), self.setting.seed
             actor = DecodeActor(
                 DecodeSetup(model=self.model_section, prompt=PROMPT, decode=section, probe=probe, seed=seed)
@@ -301,7 +293,7 @@ class Lab:
         return filled
 
     def figures(self, model: Any, bought: Sequence[str], replayed: set[str]) -> dict[str, Any]:
-        """Accuracies as the design defines them; `other_phrasing` and `same_phrasing` are over the bought questions' facts."""
+        """Accuracies; those of `other_phrasing` and `same_phrasing` are over the facts of the bought questions."""
         rows, pool = self._eval_rows, self.pool
         right = dict(zip([r["id"] for r in rows], self.grade(model, rows), strict=True))
         touched = {pool[i]["fact_id"] for i in [*bought, *replayed]}

@@ -41,7 +41,10 @@ def ka2l(*arguments: str, timeout_s: float = 600) -> subprocess.CompletedProcess
 
 
 def kill_when(arguments: list[str], ready: Callable[[], bool], wait_s: float = 0.0, timeout_s: float = 600) -> None:
-    """Start a command and send it SIGKILL `wait_s` after `ready`; fails where it ends before. Its local cluster is gone at the return."""
+    """Start a command and send it SIGKILL `wait_s` after `ready`; its local cluster is gone on return.
+
+    Fails where the command ends before that.
+    """
     process = subprocess.Popen(
         [*KA2L, *arguments],
         cwd=ROOT,
@@ -59,15 +62,14 @@ def kill_when(arguments: list[str], ready: Callable[[], bool], wait_s: float = 0
         time.sleep(0.05)
     time.sleep(wait_s)
     cluster = psutil.Process(process.pid).children(recursive=True)
-    signal_group(
-        process, signal.SIGKILL
-    )  # with Ray's agents, which would outlive it by a minute; workers have groups of their own
+    # The group includes Ray's agents, which would outlive it by a minute; workers have groups of their own.
+    signal_group(process, signal.SIGKILL)
     process.wait()
     psutil.wait_procs(cluster, timeout=60)
 
 
 def signal_group(process: subprocess.Popen[str], number: signal.Signals) -> None:
-    """To a process started in a session of its own and to what it has started there, as far as they are left."""
+    """Send a signal to a process started in its own session and to its children there, if any are left."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 

@@ -1,4 +1,4 @@
-"""One smoke run for all tests of this folder: made as a Ray job on a head node of its own, with token authentication on."""
+"""One smoke run for all tests of this folder: a Ray job on a head node of its own, with token authentication."""
 
 import os
 import secrets
@@ -68,7 +68,7 @@ def head_node(env: dict[str, str]) -> Iterator[str]:
         f"--dashboard-agent-listen-port={agent}",
         f"--ray-client-server-port={client}",
     ]
-    scratch = tempfile.mkdtemp(prefix="ka2l-")  # of its own: Ray looks in the common one for a cluster that is no more
+    scratch = tempfile.mkdtemp(prefix="ka2l-")  # not shared: Ray looks in the shared one for a cluster that is gone
     command = [*RAY, "start", "--head", "--block", *ports, "--num-cpus=6", f"--temp-dir={scratch}"]
     process = subprocess.Popen(
         command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True

@@ -1,6 +1,6 @@
-"""Everything a user can get wrong in what they bring, as one list: each ends in one clear line, or in a row that is counted and named.
+"""Everything a user can get wrong in their input: each mistake ends in one clear line, or in a row that is counted.
 
-All of it is found before Ray starts and before any weights are read, by the commands that a user types, run in this process.
+All are found before Ray starts and before any weights are read, by the commands that a user types, in this process.
 """
 
 import bz2
@@ -77,17 +77,17 @@ REFUSED: dict[str, tuple[Maker, str, list[str], str]] = {
         [],
         "no such folder, and neither `world`, a file that ends in .jsonl",
     ),
-    "a folder without questions": (raw("notes.md", b"#"), ".", [], "the folder holds no file that ends in"),
+    "a folder without questions": (raw("notes.md", b"#"), ".", [], "the folder contains no file that ends in"),
     "the same file twice": (jsonl(), "[q.jsonl, q.jsonl]", [], "q.jsonl twice"),
     "no source at all": (jsonl(), "[]", [], "`corpus.source`"),
-    "empty file": (raw("q.jsonl", b""), "q.jsonl", [], "hold(s) no row"),
-    "only blank lines": (raw("q.jsonl", b"\n \n\r\n"), "q.jsonl", [], "hold(s) no row"),
-    "header and nothing else": (raw("q.csv", b"question,answers\n"), "q.csv", [], "hold(s) no row"),
+    "empty file": (raw("q.jsonl", b""), "q.jsonl", [], "contain(s) no row"),
+    "only blank lines": (raw("q.jsonl", b"\n \n\r\n"), "q.jsonl", [], "contain(s) no row"),
+    "header and nothing else": (raw("q.csv", b"question,answers\n"), "q.csv", [], "contain(s) no row"),
     "empty Parquet": (
         raw("q.parquet", parquet({"question": pa.array([], pa.string())})),
         "q.parquet",
         [],
-        "hold(s) no row",
+        "contain(s) no row",
     ),
     "too few for three splits": (jsonl(good=3), "q.jsonl", [], "would be empty"),
     "missing column": (
@@ -131,13 +131,13 @@ REFUSED: dict[str, tuple[Maker, str, list[str], str]] = {
         raw("q.csv", (CSV + '"Why,so\nWho,me\n').encode()),
         "q.csv",
         [],
-        "q.csv: row 62: a quote opens there that is never closed",
+        "q.csv: row 62: a quote that opens there is never closed",
     ),
     "a quote that swallows rows": (
         raw("q.csv", (CSV + '"Why,so\nWho,me\n"Where, then",there\n').encode()),
         "q.csv",
         [],
-        "q.csv: row 62: a quote opens there that is closed wrongly in line 64",
+        "q.csv: row 62: a quote that opens there is closed wrongly on line 64",
     ),
     "a header in Latin-1": (
         raw("q.csv", b"question,r\xe9ponse\n" + b"a,b\n" * 60),
@@ -151,15 +151,15 @@ REFUSED: dict[str, tuple[Maker, str, list[str], str]] = {
         [],
         "row 1: no column question; there are 'xxx",
     ),
-    "a JSON number": (raw("q.json", b"42"), "q.json", [], "q.json: must hold an array of JSON objects, not 42"),
-    "a JSON null": (raw("q.json", b"null"), "q.json", [], "q.json: must hold an array of JSON objects, not None"),
+    "a JSON number": (raw("q.json", b"42"), "q.json", [], "q.json: must contain an array of JSON objects, not 42"),
+    "a JSON null": (raw("q.json", b"null"), "q.json", [], "q.json: must contain an array of JSON objects, not None"),
     "a deep JSON nest": (raw("q.json", b"[" * 200_000), "q.json", [], "q.json: cannot be read as JSON"),
-    "keys in the source": (jsonl(), "s3://me:secret@bucket/q.jsonl", [], "`corpus`: source must hold no keys"),
+    "keys in the source": (jsonl(), "s3://me:secret@bucket/q.jsonl", [], "`corpus.source` = …: must contain no keys"),
     "keys in one of several sources": (
         jsonl(),
         "[q.jsonl, 's3://b/q.jsonl?secret_key=abc']",
         [],
-        "`corpus`: source must hold no keys",
+        "`corpus.source` = …: must contain no keys",
     ),
     "doubled ids": (
         jsonl({"id": "a", "question": "One?"}, {"id": "a", "question": "Two?"}),
@@ -209,7 +209,7 @@ REFUSED: dict[str, tuple[Maker, str, list[str], str]] = {
         jsonl({"question": {"text": "Why?"}}),
         "q.jsonl",
         STRICT,
-        "q.jsonl: row 61: question = {'text': 'Why?'} must be a text",
+        "q.jsonl: row 61: question = {'text': 'Why?'} must be non-empty text",
     ),
     "no solved examples": (
         raw("q.txt", b"".join(b"Question number %d, why?\n" % n for n in range(60))),
@@ -228,7 +228,7 @@ REFUSED: dict[str, tuple[Maker, str, list[str], str]] = {
         jsonl(),
         "q.jsonl",
         ["corpus.prompt.template=Answer"],
-        "must hold {question} exactly once",
+        "must contain {question} exactly once",
     ),
     "unknown key": (
         jsonl(),
@@ -240,56 +240,57 @@ REFUSED: dict[str, tuple[Maker, str, list[str], str]] = {
 }
 
 DROPPED: dict[str, tuple[Maker, str, list[str], str]] = {
-    # name: (files with 60 good rows, corpus.source, --set, how the dropped row is told)
+    # name: (files with 60 good rows, corpus.source, --set, how the dropped row is reported)
     "a row without a question": (
         jsonl({"answers": ["x"]}),
         "q.jsonl",
         [],
-        "q.jsonl: row 61: question = None must be a text that is not empty",
+        "q.jsonl: row 61: question = None must be non-empty text",
     ),
     "a blank question": (
         jsonl({"question": " \t "}),
         "q.jsonl",
         [],
-        "question = ' \\t ' must be a text that is not empty",
+        "question = ' \\t ' must be non-empty text",
     ),
-    "a null question": (jsonl({"question": None}), "q.jsonl", [], "question = None must be a text"),
-    "a numeric question": (jsonl({"question": 42}), "q.jsonl", [], "question = 42 must be a text"),
-    "a list of questions": (jsonl({"question": ["Why?"]}), "q.jsonl", [], "question = ['Why?'] must be a text"),
+    "a null question": (jsonl({"question": None}), "q.jsonl", [], "question = None must be non-empty text"),
+    "a numeric question": (jsonl({"question": 42}), "q.jsonl", [], "question = 42 must be non-empty text"),
+    "a list of questions": (jsonl({"question": ["Why?"]}), "q.jsonl", [], "question = ['Why?'] must be non-empty text"),
     "nested answers": (
         jsonl({"question": "Why?", "answers": [{"x": 1}]}),
         "q.jsonl",
         [],
-        "answers = {'x': 1} must be a text, a number, or a list of these",
+        "answers = {'x': 1} must be text, a number, or a list of these",
     ),
     "a null among answers": (
         jsonl({"question": "Why?", "answers": ["a", None]}),
         "q.jsonl",
         [],
-        "answers = None must be a text",
+        "answers = None must be text",
     ),
-    "true as an answer": (jsonl({"question": "Why?", "answers": True}), "q.jsonl", [], "answers = True must be a text"),
+    "true as an answer": (jsonl({"question": "Why?", "answers": True}), "q.jsonl", [], "answers = True must be text"),
     "an id that is an object": (
         jsonl({"question": "Why?", "id": {"x": 1}}),
         "q.jsonl",
         [],
-        "id = {'x': 1} must be a text or a number",
+        "id = {'x': 1} must be text or a number",
     ),
     "a line that is not JSON": (
         jsonl(b"{question: why}"),
         "q.jsonl",
         [],
-        "row 61: line = '{question: why}' is not JSON",
+        "row 61: line = '{question: why}' "
+        "(Expecting property name enclosed in double quotes at character 2) is not JSON",
     ),
     "a line that is a list": (jsonl(b'["Why?"]'), "q.jsonl", [], "line = '[\"Why?\"]' must be a JSON object"),
     "a line in Latin-1": (jsonl('{"question": "Où?"}'.encode("latin-1")), "q.jsonl", [], "is not UTF-8"),
-    "a NUL byte": (jsonl(b'{"question": "Wh\\u0000y?"}'), "q.jsonl", [], "question holds a NUL character"),
+    "a NUL byte": (jsonl(b'{"question": "Wh\\u0000y?"}'), "q.jsonl", [], "question contains a NUL character"),
     "a raw NUL byte": (jsonl(b'{"question": "Wh\0y?"}'), "q.jsonl", [], "is not JSON"),
     "half a surrogate pair": (
         jsonl(b'{"question": "Wh\\ud83dy?"}'),
         "q.jsonl",
         [],
-        "question holds half of a surrogate pair",
+        "question contains half of a surrogate pair",
     ),
     "a 10 MB cell": (
         jsonl({"question": "why " * 2_500_000}),
@@ -319,13 +320,13 @@ DROPPED: dict[str, tuple[Maker, str, list[str], str]] = {
         jsonl({"question": "Why?", "id": "a\0"}),
         "q.jsonl",
         [],
-        "row 61: id holds a NUL character",
+        "row 61: id contains a NUL character",
     ),
     "half a surrogate pair in a topic": (
         jsonl(b'{"question": "Why?", "group": "\\ud83d"}'),
         "q.jsonl",
         [],
-        "row 61: group holds half of a surrogate pair",
+        "row 61: group contains half of a surrogate pair",
     ),
     "a 10 MB id": (
         jsonl({"question": "Why?", "id": "x" * 10_000_000}),
@@ -337,13 +338,13 @@ DROPPED: dict[str, tuple[Maker, str, list[str], str]] = {
         jsonl({"question": "Why?", "answers": "['a' 'b']"}),
         "q.jsonl",
         [],
-        "holds texts without commas between them",
+        "contains strings with no commas between them",
     ),
     "a quote that is not doubled": (
         raw("q.csv", (CSV + '"Why "so"?",x\n').encode()),
         "q.csv",
         [],
-        "row 62: line is no CSV",
+        "row 62: line is not valid CSV",
     ),
     "a deep nest": (jsonl(b"[" * 100_000), "q.jsonl", [], "is not JSON"),
     "a CSV row too short": (
@@ -362,7 +363,7 @@ DROPPED: dict[str, tuple[Maker, str, list[str], str]] = {
         raw("q.csv", CSV.encode() + "Où?,là\n".encode("latin-1")),
         "q.csv",
         [],
-        "question = 'O\\\\udcf9?' is not UTF-8",
+        "question = 'O\\\\udcf9?' (0xf9 at byte 2) is not UTF-8",
     ),
     "an option that is not there": (
         jsonl(
@@ -626,19 +627,19 @@ RUNS: dict[str, tuple[Maker, list[str], list[str], str]] = {
         jsonl(),
         [SMOKE, "--dry-run"],
         ["model.adapter=s3://me:secret@bucket/x"],
-        "adapter must hold no keys",
+        "`model.adapter` = …: must contain no keys",
     ),
     "keys in the storage": (
         jsonl(),
         [SMOKE, "--dry-run"],
         ["run.storage=s3://me:secret@bucket/x"],
-        "must hold no keys",
+        "must contain no keys",
     ),
     "another program's folder": (
         run_folder(notes_txt="mine"),
         [SMOKE, "--until", "questions"],
         [],
-        "is not empty and holds no config.yaml",
+        "is not empty and has no config.yaml",
     ),
     "a run of another configuration": (
         run_folder(config_yaml="collect: {samples: 5}\n"),
@@ -657,20 +658,20 @@ RUNS: dict[str, tuple[Maker, list[str], list[str], str]] = {
         config_file("- run\n"),
         ["c.yaml", "--dry-run"],
         [],
-        "must hold sections such as `run:`",
+        "must contain sections such as `run:`",
     ),
     "broken YAML": (config_file("run: {name: r\n"), ["c.yaml", "--dry-run"], [], "c.yaml: is not YAML"),
     "cyclic YAML": (
         config_file(YAML + "corpus: &c {world: *c}\n"),
         ["c.yaml", "--dry-run"],
         [],
-        "c.yaml: its aliases stand for more than 100,000 values, or for themselves",
+        "c.yaml: its aliases expand to more than 100,000 values, or refer to themselves",
     ),
     "YAML that swells": (
         config_file(NESTED),
         ["c.yaml", "--dry-run"],
         [],
-        "c.yaml: its aliases stand for more than 100,000 values, or for themselves",
+        "c.yaml: its aliases expand to more than 100,000 values, or refer to themselves",
     ),
     "huge YAML": (
         config_file(YAML + "# " + "x" * 2_000_000),
@@ -715,7 +716,7 @@ RUNS: dict[str, tuple[Maker, list[str], list[str], str]] = {
 
 
 @pytest.mark.parametrize("case", RUNS.values(), ids=RUNS)
-def test_a_run_that_cannot_go_on_says_so_before_it_starts(
+def test_a_run_that_cannot_work_is_refused_before_it_starts(
     case: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     make, arguments, overrides, says = case
@@ -762,7 +763,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize("case", DROPPED.values(), ids=DROPPED)
-def test_a_bad_row_costs_itself_and_is_named(case: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_row_is_dropped_and_named(case: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     make, source, overrides, says = case
     code, out, err = preview(make, source, ["run.max_error_fraction=0.05", *overrides], tmp_path, capfd)
     assert code == 0, err

@@ -1,4 +1,4 @@
-"""A plan of each real model's run, on a machine that has neither the model nor a network."""
+"""The plan of each run on a real model, on a machine that has neither the model nor a network."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ REAL = sorted(
 
 
 @pytest.mark.parametrize("file", REAL, ids=lambda f: f.stem)
-def test_a_dry_run_of_each_real_model_prints_its_plan_with_nothing_at_hand(
+def test_a_dry_run_of_each_real_model_prints_its_plan_without_model_or_network(
     file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

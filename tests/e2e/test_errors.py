@@ -16,7 +16,7 @@ from ka2l_ray.pipeline.compare import open_runs
 SMOKE = "jobs/configs/smoke.yaml"
 HOLDER = """
 import sys, time
-from ka2l_ray import driver
+from ka2l_ray.dataflow import driver
 from ka2l_ray.dataflow.storage import Folder
 
 driver.hold(Folder.of(sys.argv[1]))

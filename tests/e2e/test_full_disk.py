@@ -1,6 +1,6 @@
-"""A run whose storage has no space left: one clear line, nothing half-written counts, and the same command goes on once there is room.
+"""A run whose storage is full: one clear line, nothing half-written counts, and the same command continues later.
 
-The storage is a file system of its own (`tmpfs`), so that the disk is really full. Mounting one takes root.
+The storage is a file system of its own (`tmpfs`), so that the disk is really full. Mounting one needs root.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""A run killed three times ends like one that nobody disturbed.
+"""A run killed three times ends like one that was never interrupted.
 
-The undisturbed run is the one made as a job (`conftest.py`). With `KA2L_KILL_CONFIG=jobs/configs/world.yaml` and
-`KA2L_CALM_RUN=runs/world` the same test runs on the demo's own configuration, against a run of it that is there already.
+The uninterrupted run is the one made as a job (`conftest.py`). With `KA2L_KILL_CONFIG=jobs/configs/world.yaml` and
+`KA2L_CALM_RUN=runs/world` the same test uses the demo's configuration and compares with an existing run of it.
 """
 
 import os
@@ -39,15 +39,13 @@ def test_killed_in_collecting_search_and_finetuning(tmp_path: Path, job_run: Job
     activations = run / "base/activations"
 
     def written() -> set[str]:
-        """Files of finished shards, as long as the stage is not."""
-        return (
-            set()
-            if (activations / "manifest.json").exists()
-            else {f.name for f in activations.glob("data/*/*.parquet")}
-        )
+        """Files of finished shards, until the stage is finished."""
+        if (activations / "manifest.json").exists():
+            return set()
+        return {f.name for f in activations.glob("data/*/*.parquet")}
 
     kill_when(arguments("killed"), lambda: bool(written()))
-    if not written():  # collecting ended between the look and the kill
+    if not written():  # collecting ended between the check and the kill
         shutil.rmtree(run)
         kill_when(arguments("killed"), lambda: bool(written()))
     kept = written()

@@ -1,6 +1,6 @@
 """The report in a real browser: every figure is visible, the search works, the console is silent.
 
-The run is made by hand, so nothing of Ray is started. The pictures stay in tests/artefacts/.
+The run is made by hand, so Ray is not started. The pictures stay in tests/artefacts/.
 """
 
 import html
@@ -26,13 +26,15 @@ const boxes = Array.from(document.querySelectorAll("figure > svg"), (svg) => {
   const box = svg.getBoundingClientRect();
   return [svg.parentElement.id, box.width, box.height, svg.querySelectorAll("text").length];
 });
-document.documentElement.dataset.found = JSON.stringify({ boxes, wide: document.documentElement.scrollWidth - innerWidth });
+const wide = document.documentElement.scrollWidth - innerWidth;
+document.documentElement.dataset.found = JSON.stringify({ boxes, wide });
 """
 TYPE = """
 const field = document.querySelector("input[data-table=bought]");
 field.value = "KA2L-0-1-7  baker";
 field.dispatchEvent(new Event("input"));
-document.documentElement.dataset.found = JSON.stringify(Array.from(document.querySelectorAll(".search output"), (o) => o.textContent));
+const counts = Array.from(document.querySelectorAll(".search output"), (o) => o.textContent);
+document.documentElement.dataset.found = JSON.stringify(counts);
 """
 
 

@@ -14,7 +14,8 @@ import os, signal, subprocess, sys, time
 import ray
 from ka2l_ray.cli.app import app
 from ka2l_ray.config import ConfigError, load_config
-from ka2l_ray.dataflow.runtime import check_nodes, connect
+from ka2l_ray.dataflow.cluster import connect
+from ka2l_ray.dataflow.nodes import check_nodes
 
 hidden, shared, *unshared = sys.argv[1:]
 smoke = "jobs/configs/smoke.yaml"
@@ -59,7 +60,7 @@ def test_storage_that_a_node_does_not_share_is_refused_before_any_work(tmp_path:
         }  # in the common one `ray start` would leave word of a cluster that is no more
         done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, timeout=240, check=False)
     assert "shared: well" in done.stdout, done.stderr
-    assert f"adapter: model.adapter = '{hidden}/adapter': not there on node " in done.stdout
+    assert f"adapter: model.adapter = '{hidden}/adapter': not found on node " in done.stdout
     assert done.returncode == 2, done.stderr
     assert f"run.storage = '{hidden}' is not shared: node " in done.stderr
     assert "cannot read what the driver wrote" in done.stderr

@@ -12,8 +12,8 @@ from golden import ONE_RANK, group_of_one
 from runs import small
 
 from ka2l_ray.config import Config
+from ka2l_ray.dataflow.cluster import connect
 from ka2l_ray.dataflow.runs import Run
-from ka2l_ray.dataflow.runtime import connect
 from ka2l_ray.pipeline import loop
 
 

@@ -71,7 +71,7 @@ def seeing_gpus(config: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    from ka2l_ray.dataflow.runtime import connect
+    from ka2l_ray.dataflow.cluster import connect
     from ka2l_ray.finetune.train import finetune
 
     connect(Config())

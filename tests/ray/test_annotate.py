@@ -1,4 +1,5 @@
-"""Annotators: a chat endpoint that misbehaves loses nothing and is asked nothing twice; people's files pause a round and continue it."""
+"""Annotators: with a chat endpoint that fails nothing is lost or asked twice; people's files pause a round and
+continue it."""
 
 import csv
 import io
@@ -18,10 +19,10 @@ import pytest
 import ray
 from chat_server import COMPLETION_TOKENS, ChatServer, prompt_tokens
 
+from ka2l_ray.annotate.annotators import Asked, Waiting
 from ka2l_ray.annotate.file import import_file, is_waiting
 from ka2l_ray.annotate.ledger import ledger
-from ka2l_ray.annotate.sources import Asked, Waiting
-from ka2l_ray.annotate.stage import BATCH_ROWS, annotate, share_claims
+from ka2l_ray.annotate.stage import annotate, share_claims
 from ka2l_ray.config import ConfigError, parse_config
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.runs import Run
@@ -135,7 +136,7 @@ def test_equal_questions_are_asked_once_and_paid_once_but_cost_each_strategy(
 
 
 def test_an_endpoint_that_moved_is_not_paid_again(tmp_path: Path, server: ChatServer) -> None:
-    """The same run goes on at another port: what was answered at the first is not asked for, and is in the books as before."""
+    """The same run goes on at another port: what was answered at the first is not asked again."""
     run = open_run(tmp_path, "endpoint", url=server.url)
     run.table("questions").close([])  # from now on the run refuses another configuration
     table = annotated(run, asked(range(4)))
@@ -151,8 +152,8 @@ def test_an_endpoint_that_moved_is_not_paid_again(tmp_path: Path, server: ChatSe
         assert moved.asked == {q.question: 1 for q in asked(range(4, 6))}
 
 
-def test_the_limit_on_requests_at_once_holds_over_all_batches(tmp_path: Path, server: ChatServer) -> None:
-    questions = [Asked(str(n), f"question {n}", [], None) for n in range(4 * BATCH_ROWS + 10)]
+def test_the_limit_on_requests_at_once_applies_to_all_questions(tmp_path: Path, server: ChatServer) -> None:
+    questions = [Asked(str(n), f"question {n}", [], None) for n in range(266)]
     for q in questions:
         server.troubles[q.question] = ["slow 0.02"]
     table = annotated(open_run(tmp_path, "endpoint", url=server.url, concurrency=3), questions)
@@ -192,7 +193,7 @@ def test_an_outage_closes_no_round_and_the_next_try_asks_for_the_rest_alone(tmp_
     run = open_run(tmp_path, "endpoint", url=server.url, concurrency=1)
     with pytest.raises(
         StageError,
-        match=r"no valid reply to 3 of 8 questions, more than run.max_error_fraction allows \(0.01\). First: HTTP",
+        match=r"no valid reply to 3 of 8 questions, more than run.max_error_fraction allows \(0\.01\)\. First: HTTP",
     ):
         annotated(run, questions)
     assert not Table(run.round("ka2l", 0, 1) / "annotations").is_done
@@ -251,7 +252,7 @@ KILLED = """
     import sys
     sys.path[:0] = {paths!r}
     from ka2l_ray.config import Config
-    from ka2l_ray.dataflow.runtime import connect
+    from ka2l_ray.dataflow.cluster import connect
     from test_annotate import annotated, asked, open_run
 
     connect(Config())

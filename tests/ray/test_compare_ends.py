@@ -12,7 +12,7 @@ import ray.data
 from ray.exceptions import RayTaskError, TaskCancelledError, WorkerCrashedError
 
 from ka2l_ray.config import ConfigError
-from ka2l_ray.dataflow.runtime import end, is_a_librarys
+from ka2l_ray.dataflow.tasks import cancel, raised_by_library
 from ka2l_ray.errors import StageError, UserError, internal
 from ka2l_ray.pipeline.compare import play_side_by_side
 
@@ -106,7 +106,7 @@ def test_a_task_that_does_not_hear_is_ended_with_its_process(tmp_path: Path) -> 
     reference = ray.remote(num_cpus=0)(sleep_deaf).remote(tmp_path)
     wait_for(tmp_path)
     begun = time.monotonic()
-    end([reference], patience_s=1.0)
+    cancel([reference], patience_s=1.0)
     assert time.monotonic() - begun < 10
     with pytest.raises((TaskCancelledError, WorkerCrashedError)):
         ray.get(reference, timeout=5)
@@ -120,7 +120,7 @@ def test_a_librarys_error_in_a_curve_is_no_mistake_of_the_user_and_names_curve_a
     with pytest.raises(RayTaskError) as failed:
         play_side_by_side(play, {"ka2l draw 0 of seed 7": (miss_a_key, tmp_path)}, at_once=1)
     assert not isinstance(failed.value, UserError)
-    assert is_a_librarys(failed.value)
+    assert raised_by_library(failed.value)
     line = internal(failed.value)
     assert line.startswith("internal error: KeyError: ")
     assert re.search(

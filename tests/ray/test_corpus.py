@@ -1,4 +1,5 @@
-"""The questions stage as Ray tasks: any filesystem, the same table as the preview, rows that cannot be used listed and counted."""
+"""The questions stage as Ray tasks: any filesystem, the same table as the preview, unusable rows listed and
+counted."""
 
 import gzip
 import json
@@ -61,10 +62,11 @@ def test_files_on_object_storage_become_the_table_that_the_preview_shows(bucket:
     assert questions(run) == manifest, "a finished table was written again"
 
 
-def test_what_a_task_refuses_is_told_in_its_own_words(tmp_path: Path) -> None:
+def test_what_a_task_refuses_is_reported_in_its_own_words(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(lines([*rows(0, 50), {"question": None}]))
     with pytest.raises(
-        StageError, match=r"1 of 51 rows cannot be used, .* First: .*a\.jsonl: row 51: question = None must be a text"
+        StageError,
+        match=r"1 of 51 rows cannot be used, .* First: .*a\.jsonl: row 51: question = None must be non-empty text",
     ):
         questions(Run.open(small(tmp_path / "runs", f"corpus.source={tmp_path}/a.jsonl")))
     (tmp_path / "b.parquet").write_bytes(b"PAR1")
@@ -76,8 +78,8 @@ def test_what_a_task_refuses_is_told_in_its_own_words(tmp_path: Path) -> None:
 def test_where_prompts_differ_accuracy_is_under_both_and_replay_under_the_one_that_is_trained_on(
     tmp_path: Path,
 ) -> None:
-    """The world's model was trained on the bare prompt alone: solved examples before it cost accuracy. A model that is replayed
-    answers given after them, and graded without them, would seem to forget."""
+    """The world's model was trained on the bare prompt only, so solved examples before it cost accuracy. A model
+    that is replayed answers given after them, and graded without them, would seem to forget."""
     run = Run.open(small(tmp_path, "corpus.prompt={style: fewshot, shots: 2}"))
     questions(run)
     evaluate_base(run)

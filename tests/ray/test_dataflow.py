@@ -34,7 +34,7 @@ from ray._private import state as ray_state
 from ka2l_ray.config import Pool
 from ka2l_ray.dataflow.attempts import ShardFile, Shards, reopen
 from ka2l_ray.dataflow.manifests import Table
-from ka2l_ray.dataflow.runtime import ActorMetrics
+from ka2l_ray.dataflow.metrics import ActorMetrics
 from ka2l_ray.dataflow.stage import STATE, Stage, reopen_errors, run_stage
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.dataflow.tally import Tally
@@ -280,7 +280,7 @@ KILLED = """
     from pathlib import Path
     from actors import Killer, KillerSetup
     from ka2l_ray.config import Config
-    from ka2l_ray.dataflow.runtime import connect
+    from ka2l_ray.dataflow.cluster import connect
     from test_dataflow import Folder, Table, run_stage, source, stage
 
     connect(Config())
@@ -387,7 +387,7 @@ def test_waiting_is_the_time_between_calls_whatever_a_call_does_besides_its_mode
     """A clock by hand: 3 s before the first call, which takes 10 s, of them 4 in the model; 5 s until the second, of
     1 s."""
     now, added = [100.0], []
-    monkeypatch.setattr("ka2l_ray.dataflow.runtime.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("ka2l_ray.dataflow.metrics.time", SimpleNamespace(monotonic=lambda: now[0]))
     tally = Tally()
     metrics = ActorMetrics("stage", tally)
     for name, counter in metrics._counters.items():

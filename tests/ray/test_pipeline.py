@@ -16,8 +16,8 @@ from ka2l_ray.active import schedule
 from ka2l_ray.active import steps as rounds
 from ka2l_ray.active.outcome import base_record
 from ka2l_ray.active.round import Round, RoundState
+from ka2l_ray.annotate.annotators import Waiting
 from ka2l_ray.annotate.file import ASKED
-from ka2l_ray.annotate.sources import Waiting
 from ka2l_ray.cli import app as cli
 from ka2l_ray.config import parse_config
 from ka2l_ray.dataflow import records

@@ -22,8 +22,8 @@ from ka2l_ray.active.reprobe import own_run, reprobe, scoring_run
 from ka2l_ray.active.round import Round, RoundState
 from ka2l_ray.annotate.file import import_file
 from ka2l_ray.config import load_config
+from ka2l_ray.dataflow.cluster import curves_at_once
 from ka2l_ray.dataflow.runs import Run
-from ka2l_ray.dataflow.runtime import curves_at_once
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.errors import StageError
 from ka2l_ray.pipeline import loop, results

@@ -1,4 +1,4 @@
-"""What the search knows of each row: one without gold leaves the others their grades, and rows are divided by their split group."""
+"""What the search knows of each row: missing gold answers leave other grades alone; rows keep to their split group."""
 
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,9 @@ def test_without_any_gold_there_is_no_grade(tmp_path: Path) -> None:
 
 
 def test_rows_are_divided_by_what_the_splits_were_made_by(tmp_path: Path) -> None:
-    assert read(tmp_path, ROWS)[1].entity.tolist() == ["g1", "g1", "g2", "d"]
+    entity = read(tmp_path, ROWS)[1].entity
+    assert entity is not None
+    assert entity.tolist() == ["g1", "g1", "g2", "d"]
 
 
 def fitted(folder: Folder, layer: int, **figures: Any) -> None:
@@ -99,11 +101,11 @@ def test_a_search_whose_gold_is_too_little_falls_back_in_a_real_trial(
     run = scored[0]
     too_many = run.config.search.model_copy(update={"min_graded": 1000})
     config = run.config.model_copy(update={"search": too_many})
-    column, gamma = ["last", 4], scored[1]["label"]["threshold_nats"]
+    column, gamma = ("last", 4), scored[1]["label"]["threshold_nats"]
     _trial(
         {"column": column}, config, "p", run.base("activations"), run.base("knowledge"), gamma, Folder.of(str(tmp_path))
     )
     found = (Folder.of(str(tmp_path)) / "last_004/fit.json").read_json()
     assert found["objective"] == "entropy"
-    assert "search.min_graded = 1000, but the validation questions hold" in found["note"]
+    assert "search.min_graded = 1000, but the validation questions contain" in found["note"]
     assert {cell["threshold_nats"] for cell in found["heat"]} == {gamma}

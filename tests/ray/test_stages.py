@@ -175,7 +175,7 @@ def test_a_probe_split_of_one_class_ends_the_search_in_one_line(
     run = copied(scored[0], small(tmp_path, "label.threshold=99", "search.objective=entropy"))
     loop.redo(run, "label")
     with pytest.raises(
-        StageError, match=r"search: .*the probe split holds one class only in train or validation"
+        StageError, match=r"search: .*the rows for training or for validation have one class only"
     ) as failed:
         loop.execute(run, "search", "a test")
     assert len(str(failed.value).splitlines()) == 1

@@ -9,15 +9,18 @@ from pathlib import Path
 
 import pytest
 
+import ka2l_ray
+
 ROOT = Path(__file__).parents[2]
 FLOORS = (
-    "errors hashing schema stats tables",
+    "errors hashing results_schema schema stats tables",
     "config",
     "text",
     "entropy",
     "dataflow",
     "models world",
     "corpus collect label probe decode annotate finetune",
+    "api",
     "active world_model",
     "planning report",
     "pipeline",
@@ -27,7 +30,8 @@ FLOORS = (
 MARKED = {
     f"ka2l_ray/{name}.py"
     for name in (
-        "dataflow/stage dataflow/runtime corpus/stage probe/search annotate/stage finetune/train world_model/build "
+        "dataflow/cluster dataflow/metrics dataflow/nodes dataflow/stage dataflow/tasks "
+        "corpus/stage probe/search annotate/stage finetune/train world_model/build "
         "pipeline/checks pipeline/compare cli/jobs"
     ).split()
 }
@@ -101,6 +105,17 @@ def test_a_folder_imports_only_from_floors_below_its_own():
         if room(name) != room(other) and floor[room(other)] >= floor[room(name)]
     ]
     assert climbing == []
+
+
+def test_the_root_only_names_what_it_loads_later_and_nothing_inside_uses_it():
+    """Python runs `ka2l_ray/__init__.py` before any other file; what it offers is above the stages and loads no Ray."""
+    top = ast.parse((ROOT / "ka2l_ray/__init__.py").read_text()).body
+    run_first = {n.module for n in top if isinstance(n, ast.ImportFrom)}
+    run_first |= {alias.name for n in top if isinstance(n, ast.Import) for alias in n.names}
+    assert run_first == {"importlib", "typing"}
+    public = {f"ka2l_ray.{name}" for name in ka2l_ray.__all__}
+    assert [f for f in sources("ka2l_ray") if f != "ka2l_ray/__init__.py" and imported(f) & public] == []
+    assert {getattr(ka2l_ray, name).__module__ for name in ka2l_ray.__all__} <= set(pure_modules())
 
 
 def test_no_file_imports_itself_in_a_circle():

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from ka2l_ray.config import Config, FinetuneSection, LoraSection, ModelSection, PromptSection
+from ka2l_ray.dataflow.cluster import connect
 from ka2l_ray.dataflow.manifests import Table
-from ka2l_ray.dataflow.runtime import connect
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.finetune.job import Job
 from ka2l_ray.finetune.train import finetune
@@ -24,7 +24,7 @@ from ka2l_ray.world.facts import build_world, word
 RANK, STEPS = 8, 6
 PROMPT = PromptSection()
 TOLERANCE = 2e-2
-"""Nats of a token's log-probability: vLLM's kernels sum in another order, and it keeps the adapter beside the weights."""
+"""Nats of a token's log-probability: vLLM's kernels sum in another order and keep the adapter next to the weights."""
 
 
 @pytest.fixture(scope="module")

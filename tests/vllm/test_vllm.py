@@ -1,4 +1,4 @@
-"""vLLM as the sampling engine, on the CPU with the world model: the same distribution, scores and states as the project's own engine."""
+"""vLLM as the sampling engine, on the CPU with the world model: distribution, scores and states as with our own."""
 
 from collections import Counter
 from pathlib import Path
@@ -8,8 +8,8 @@ import pytest
 
 from ka2l_ray.collect.actor import CollectActor, CollectSetup
 from ka2l_ray.config import CollectSection, Config, ModelSection, PromptSection, VllmSection, load_config
+from ka2l_ray.dataflow.cluster import connect
 from ka2l_ray.dataflow.runs import Run
-from ka2l_ray.dataflow.runtime import connect
 from ka2l_ray.models.prompts import Tokenize
 from ka2l_ray.pipeline import loop
 from ka2l_ray.tables import matrix
@@ -89,7 +89,7 @@ def test_both_draw_from_one_distribution(sides):
 
 
 def test_an_answer_is_cut_and_counted_at_a_stop_string_as_by_our_own_engine(sides):
-    """The stop string is the first letter that any of the answers holds beyond its first, so that answers do end there."""
+    """The stop string is a letter that occurs in an answer after its first letter, so that answers do end there."""
     _, ours, _ = sides
     stop = next(letter for text in ours["greedy"] for letter in text[1:] if letter.isalpha())
     prompt = PromptSection(stop=(stop,))

@@ -1,4 +1,4 @@
-"""Files that people fill in: whatever a spreadsheet makes of them is read, and what is wrong is named by row and field."""
+"""Files that people fill in: whatever a spreadsheet makes of them is read, and errors name row and field."""
 
 import csv
 import io
@@ -9,26 +9,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ka2l_ray.annotate.annotators import Annotated, Asked
 from ka2l_ray.annotate.file import (
     QUESTIONS_CSV,
     QUESTIONS_JSONL,
-    Row,
+    AnswerRow,
     answers_in,
     import_file,
     is_waiting,
-    pose,
     read_answers,
+    write_questions,
 )
-from ka2l_ray.annotate.sources import Annotated, Asked
 from ka2l_ray.config import ConfigError
 from ka2l_ray.dataflow.storage import Folder
 
 QUESTIONS = {"a": "Who?", "b": "Where, when?", "c": 'What is "it"?'}
 
 
-def posed(folder: Path, ids: str = "abc") -> Folder:
+def asked(folder: Path, ids: str = "abc") -> Folder:
     made = Folder.of(str(folder))
-    pose([Asked(i, QUESTIONS.get(i, f"{i}?"), [], None) for i in ids], made)
+    write_questions([Asked(i, QUESTIONS.get(i, f"{i}?"), [], None) for i in ids], made)
     return made
 
 
@@ -74,18 +74,18 @@ def test_whatever_a_json_writer_writes_is_read(tmp_path_factory, texts, escaped,
 
 
 def test_what_was_written_for_people_is_read_back(tmp_path):
-    posed(tmp_path)
-    blank = [Row(n, i, "", q) for n, (i, q) in enumerate(QUESTIONS.items(), 2)]
+    asked(tmp_path)
+    blank = [AnswerRow(n, i, "", q) for n, (i, q) in enumerate(QUESTIONS.items(), 2)]
     assert read_answers(tmp_path / QUESTIONS_CSV) == blank
     assert [(r.id, r.answer) for r in read_answers(tmp_path / QUESTIONS_JSONL)] == [("a", ""), ("b", ""), ("c", "")]
 
 
 def test_questions_that_people_have_begun_to_answer_are_not_written_again(tmp_path):
-    posed(tmp_path)
+    asked(tmp_path)
     (tmp_path / QUESTIONS_CSV).write_text("id,answer\na,half done")
-    posed(tmp_path)
+    asked(tmp_path)
     assert (tmp_path / QUESTIONS_CSV).read_text() == "id,answer\na,half done"
-    posed(tmp_path, "ab")
+    asked(tmp_path, "ab")
     assert "half done" not in (tmp_path / QUESTIONS_CSV).read_text()
 
 
@@ -110,21 +110,27 @@ def test_a_number_in_json_is_an_answer(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"answers\.csv: has no column `id`"),
-        ("question,answer\nWho?,me\n", r"no column `id`; .* holds 'question', 'answer'"),
-        ("id,question\na,Who?\n", r"must have one column `answer`, has 0"),
-        ("id,answer,answer\na,x,y\n", r"must have one column `answer`, has 2"),
+        ("", r"answers\.csv: must have exactly one column `id` and has 0"),
+        (
+            "question,answer\nWho?,me\n",
+            r"exactly one column `id` and has 0; its first row, .*, contains: question, answer",
+        ),
+        ("id,question\na,Who?\n", r"must have exactly one column `answer` and has 0"),
+        ("id,answer,answer\na,x,y\n", r"must have exactly one column `answer` and has 2"),
         (
             "id,answer\na,Paris, France\n",
-            r"row 2: has 3 fields for 2 columns; an answer with `,` in it must stand in double quotes",
+            r"row 2: line = 3 fields must have 2 fields; put a field that contains the delimiter in quotes",
         ),
-        ("id,answer,\na,Paris, France\n", r"row 2: has 3 fields for 2 columns"),
+        ("id,answer,\na,Paris, France\n", r"row 2: line = 3 fields must have 2 fields"),
         ('id,answer\na,"Paris\n', r"row 2: .*quote"),
         ('id,answer\na,"Paris" France\n', r"row 2: .*quote"),
-        ("id,answer\n,Paris\n", r"row 2: answer = 'Paris' stands in a row without an id"),
-        ('{"id": "a", "answer": "x"}\n{"id": "b", "answer": \n', r"row 2: is not JSON"),
+        ("id,answer\n,Paris\n", r"row 2: answer = 'Paris' is in a row without an id"),
+        (
+            '{"id": "a", "answer": "x"}\n{"id": "b", "answer": \n',
+            r"row 2: line = .* \(Expecting value at character 23\) is not JSON",
+        ),
         ('{"id": "a"}', r"row 1: must be an object with `id` and `answer`"),
-        ('{"id": "a", "answer": ["x"]}', r"row 1: answer = \['x'\] must be a text"),
+        ('{"id": "a", "answer": ["x"]}', r"row 1: answer = \['x'\] must be text or a number"),
         ("PK\x03\x04…", r"is a workbook, not a text file"),
     ],
 )
@@ -145,10 +151,10 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
     ("text", "message"),
     [
         ("id,answer\na,x\nb,y\nc,z\nd,w\n", r"row 5: id = 'd' was not asked"),
-        ("id,answer\na,x\nb,y\n", r"1 of the 3 questions of .* have no row: 'c'\. Put the rows back"),
-        ("id,answer\na,x\n", r"2 of the 3 questions of .* have no row: 'b', 'c'"),
-        ("id,answer\na,\nb,\nc,\n", r"holds no answer at all"),
-        ("id,answer\n", r"holds no answer at all"),
+        ("id,answer\na,x\nb,y\n", r"1 of the 3 questions of .* have no row: c\. Put the rows back"),
+        ("id,answer\na,x\n", r"2 of the 3 questions of .* have no row: b, c"),
+        ("id,answer\na,\nb,\nc,\n", r"contains no answer at all"),
+        ("id,answer\n", r"contains no answer at all"),
         ("id,answer\na,x\nb,y\na,z\nc,\n", r"row 4: answer = 'z' differs from 'x' in row 2 for the same id 'a'"),
         (
             "id,question,answer\na,Who?,x\nb,What is it?,y\nc,Where when?,z\n",
@@ -157,19 +163,19 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
     ],
 )
 def test_answers_that_do_not_fit_what_was_asked_change_nothing(tmp_path, text, message):
-    folder = posed(tmp_path / "round")
+    folder = asked(tmp_path / "round")
     with pytest.raises(ConfigError, match=message):
         import_file(file(tmp_path, text), [folder])
     assert is_waiting(folder)
 
 
 def test_an_import_keeps_the_order_asked_and_what_each_cell_means(tmp_path):
-    folder = posed(tmp_path / "round")
+    folder = asked(tmp_path / "round")
     path = file(tmp_path, "id,question,answer\nc,what is 'it'?, NO such thing \nb,,\na,Who?,me\na,Who?,\n")
     assert import_file(path, [folder]) == {"rounds": 1, "waiting": 0, "answered": 1, "no_such_thing": 1, "blank": 1}
     given = answers_in(folder)
     assert list(given) == ["a", "b", "c"]
-    assert [g.got for g in given.values()] == [
+    assert [g.annotated for g in given.values()] == [
         Annotated("me", "answered"),
         Annotated(None, "blank"),
         Annotated(None, "no_such_thing"),
@@ -179,7 +185,7 @@ def test_an_import_keeps_the_order_asked_and_what_each_cell_means(tmp_path):
 
 
 def test_one_answer_serves_every_waiting_round_and_is_paid_once(tmp_path):
-    folders = [posed(tmp_path / "one", "ab"), posed(tmp_path / "two", "bc"), posed(tmp_path / "three", "cd")]
+    folders = [asked(tmp_path / "one", "ab"), asked(tmp_path / "two", "bc"), asked(tmp_path / "three", "cd")]
     path = file(tmp_path, "id,answer\na,1\nb,2\nc,3\n")
     assert import_file(path, folders) == {"rounds": 2, "waiting": 1, "answered": 3, "no_such_thing": 0, "blank": 0}
     assert [{i: g.cached for i, g in answers_in(f).items()} for f in folders] == [
@@ -190,16 +196,16 @@ def test_one_answer_serves_every_waiting_round_and_is_paid_once(tmp_path):
 
 
 def test_a_file_for_two_rounds_that_lost_rows_of_one_imports_none(tmp_path):
-    folders = [posed(tmp_path / "one", "ab"), posed(tmp_path / "two", "bcd")]
-    with pytest.raises(ConfigError, match=r"1 of the 3 questions of .*two have no row: 'd'"):
+    folders = [asked(tmp_path / "one", "ab"), asked(tmp_path / "two", "bcd")]
+    with pytest.raises(ConfigError, match=r"1 of the 3 questions of .*two have no row: d"):
         import_file(file(tmp_path, "id,answer\na,1\nb,2\nc,3\n"), folders)
     assert all(map(is_waiting, folders))
 
 
 def test_an_import_killed_between_two_rounds_is_finished_by_the_same_file(tmp_path):
-    folders = [posed(tmp_path / "one", "ab"), posed(tmp_path / "two", "bc")]
+    folders = [asked(tmp_path / "one", "ab"), asked(tmp_path / "two", "bc")]
     path = file(tmp_path, "id,answer\na,1\nb,2\nc,3\n")
     import_file(path, folders)
     (folders[1] / "answers.jsonl").delete()
     assert import_file(path, folders)["rounds"] == 1
-    assert answers_in(folders[1])["c"].got == Annotated("3", "answered")
+    assert answers_in(folders[1])["c"].annotated == Annotated("3", "answered")

@@ -6,8 +6,8 @@ from typing import get_args
 import pytest
 
 from ka2l_ray import schema
-from ka2l_ray.annotate.endpoint import NoCompletion, content_hash, judge, parse, request, share, token_cost
-from ka2l_ray.annotate.sources import Annotated, Status
+from ka2l_ray.annotate.annotators import Annotated, Status
+from ka2l_ray.annotate.endpoint import NoCompletionError, content_hash, meaning, parse, request, share, token_cost
 from ka2l_ray.config import EndpointSection
 
 ENDPOINT = EndpointSection(cost_per_million_prompt_tokens=3.0, cost_per_million_completion_tokens=15.0)
@@ -35,20 +35,20 @@ def body(content, finish_reason="stop", **more):
     ],
 )
 def test_a_reply_is_an_answer_a_refusal_or_no_such_thing(content, annotated):
-    assert judge(ENDPOINT, parse(body(content))) == annotated
+    assert meaning(ENDPOINT, parse(body(content))) == annotated
 
 
 def test_what_the_endpoint_itself_marks_is_dropped():
-    assert judge(ENDPOINT, parse(body("Par", "length"))).status == "truncated"
-    assert judge(ENDPOINT, parse(body("", "content_filter"))).status == "refused"
-    assert judge(ENDPOINT, parse(body(None, refusal="no"))).status == "refused"
+    assert meaning(ENDPOINT, parse(body("Par", "length"))).status == "truncated"
+    assert meaning(ENDPOINT, parse(body("", "content_filter"))).status == "refused"
+    assert meaning(ENDPOINT, parse(body(None, refusal="no"))).status == "refused"
 
 
 @pytest.mark.parametrize(
     "reply", [b"", b"{", b"null", b"[]", b"{}", b'{"choices": []}', b'{"choices": [{}]}', b"\xff\xfe", b"<html>"]
 )
 def test_what_is_no_completion_is_said_without_quoting_it(reply):
-    with pytest.raises(NoCompletion, match="not a chat completion"):
+    with pytest.raises(NoCompletionError, match="not a chat completion"):
         parse(reply)
 
 

@@ -3,13 +3,14 @@
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from ka2l_ray.cli.app import PAUSED, _end_paused, app
+from ka2l_ray.cli.shell import command_line
 from ka2l_ray.cli.terminal import print_retried
-from ka2l_ray.cli.words import command_line
 from ka2l_ray.dataflow.storage import Folder
 
 OVERRIDES = ["run.storage=/my runs", "active.stop={accuracy: 0.9}", "report.title=It's mine"]
@@ -27,7 +28,7 @@ def test_a_recorded_command_can_be_typed_again():
 
 
 def test_a_pause_names_its_files_and_goes_on_with_the_same_overrides(tmp_path, capsys):
-    waiting = [SimpleNamespace(folder=Folder.of(str(tmp_path / "round_01")))]
+    waiting: Any = [SimpleNamespace(folder=Folder.of(str(tmp_path / "round_01")))]
     with pytest.raises(SystemExit) as ended:
         _end_paused(Path("x.yaml"), OVERRIDES, waiting)
     assert ended.value.code == PAUSED
@@ -48,17 +49,17 @@ def test_nothing_that_waits_is_no_pause():
     _end_paused(Path("x.yaml"), None, [])
 
 
-def test_failed_rows_can_be_done_anew_by_both_commands_and_what_is_done_is_told(capsys):
+def test_both_commands_repeat_failed_rows_and_say_which(capsys):
     for command in ("run", "compare"):
         assert "--retry-errors" in CliRunner().invoke(app, [command, "--help"], terminal_width=200).output
     for rows, searched, says in (
-        ({}, True, "no row has failed: nothing is done anew"),
+        ({}, True, "no row has failed: nothing to do again"),
         (
             {"activations": 1200, "ka2l seed 0 round 1: evaluation": 2},
             False,
-            "ka2l seed 0 round 1: evaluation: 2 failed rows are done anew",
+            "ka2l seed 0 round 1: evaluation: 2 failed rows are done again",
         ),
-        ({"scores": 1}, True, "γ and the probe stay as they were fitted without them; --redo label fits them again"),
+        ({"scores": 1}, True, "γ and the probe stay as fitted without these rows; --redo label fits them again"),
     ):
         print_retried(rows, searched)
         assert says in " ".join(capsys.readouterr().out.split())

@@ -31,7 +31,7 @@ def test_what_is_missing_is_named_with_what_to_type(monkeypatch: pytest.MonkeyPa
     assert finding.state == "missing"
     assert "no-such-package is not installed" in finding.says
     assert "torch" in finding.says
-    assert ">=99 is wanted" in finding.says
+    assert ">=99 is required" in finding.says
     assert "only-windows" not in finding.says
     assert finding.fix.startswith("pip install")
 
@@ -50,7 +50,7 @@ def test_keys_are_never_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     secret = "sk-SECRET-123"
     for name in ("KA2L_ANNOTATOR_KEY", "AWS_ACCESS_KEY_ID", "HF_TOKEN", "RAY_AUTH_TOKEN"):
         monkeypatch.setitem(os.environ, name, secret)
-    monkeypatch.setattr(doctor, "LOOKS", (doctor._ray, doctor._keys))
+    monkeypatch.setattr(doctor, "CHECKS", (doctor._ray, doctor._keys))
     with pytest.raises(SystemExit) as ended:
         app(["doctor"])
     shown = capsys.readouterr()
@@ -65,7 +65,7 @@ def test_a_broken_part_is_told_and_ends_with_status_1(
     def broken() -> list[doctor.Finding]:
         raise ImportError("libcuda.so.1: cannot open shared object file")
 
-    monkeypatch.setattr(doctor, "LOOKS", (broken,))
+    monkeypatch.setattr(doctor, "CHECKS", (broken,))
     with pytest.raises(SystemExit) as ended:
         app(["doctor"])
     shown = capsys.readouterr()

@@ -1,5 +1,7 @@
 """What a command shows at its end says what its numbers are over."""
 
+from typing import Any
+
 import pytest
 from finished_run import results
 
@@ -17,6 +19,7 @@ def test_rounds_and_comparisons_say_what_accuracy_is_over(
     eval_scope: str, facts: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     print_results("runs/r", results() | {"eval_scope": eval_scope})
-    print_comparison("runs/c", {"eval_scope": eval_scope, "seeds": [0], "random_budget": 10, "strategies": []})
+    comparison: Any = {"eval_scope": eval_scope, "seeds": [0], "random_budget": 10, "strategies": []}
+    print_comparison("runs/c", comparison)
     shown = " ".join(capsys.readouterr().out.split())
     assert shown.count(f"accuracy, and so saving, is over {facts}") == 2

@@ -13,7 +13,7 @@ from ka2l_ray.entropy.adaptive import first_decision
 from ka2l_ray.errors import StageError
 from ka2l_ray.label.actor import ClusterActor, ClusterSetup, KnowledgeActor, KnowledgeSetup
 from ka2l_ray.models.batching import Limits
-from ka2l_ray.models.probe import LinearProbe, ProbeCard
+from ka2l_ray.models.probe import LinearProbe, ProbeCard, score_states
 from ka2l_ray.models.prompts import Tokenize
 from ka2l_ray.probe.score import ScoreActor, ScoreSetup
 from ka2l_ray.tables import error_column, fixed_size, matrix, not_finite
@@ -65,7 +65,9 @@ def test_a_score_is_the_probe_of_the_state_collected(section, batch, collected, 
     probe = LinearProbe(np.linspace(-0.1, 0.1, 32), 0.1, card)
     probe.save(Folder.of(str(tmp_path)))
     scores = ScoreActor(ScoreSetup(model=section, prompt=PROMPT, probe=Folder.of(str(tmp_path))))(batch)["p_unknown"]
-    assert scores == pytest.approx(probe(matrix(collected["mean_002"])), abs=1e-3)  # the table holds float16
+    assert scores == pytest.approx(
+        score_states(matrix(collected["mean_002"]), probe), abs=1e-3
+    )  # the table holds float16
     assert scores.dtype == np.float32
 
 

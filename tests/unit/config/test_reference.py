@@ -33,12 +33,12 @@ def test_it_lists_every_section_once_and_every_field_where_its_class_stands_firs
 
 
 @pytest.mark.parametrize(("path", "name", "field"), FIELDS, ids=[f"{path}.{name}" for path, name, _ in FIELDS])
-def test_every_field_says_what_it_is(path: str, name: str, field: Any):
+def test_every_field_is_described(path: str, name: str, field: Any):
     assert field.description
     assert field.description.strip().endswith(".")
 
 
-def test_every_section_and_every_check_says_what_it_is_for():
+def test_every_section_and_every_check_is_described():
     for kind in {k for _, k, _ in sections()} | {Config}:
         assert kind.__doc__
         assert kind.__doc__ != Section.__doc__, kind
@@ -46,7 +46,7 @@ def test_every_section_and_every_check_says_what_it_is_for():
             assert check.func.__doc__, check
 
 
-def test_defaults_are_written_as_a_file_may_have_them():
+def test_defaults_are_written_as_in_a_file():
     """Every `Default: …` of the page, put into a file, is the default."""
     tree: dict[str, Any] = {}
     path, name = "", ""
@@ -55,26 +55,26 @@ def test_defaults_are_written_as_a_file_may_have_them():
             path = line.split("`")[1]
         elif line.startswith("- **`"):
             name = line.split("`")[1]
-            at = tree
+            section = tree
             for step in path.split("."):
-                at = at.setdefault(step, {})
-            at[name] = yaml.safe_load(line.split("Default: `", 1)[1].split("`. ")[0].split("`; changes")[0])
+                section = section.setdefault(step, {})
+            section[name] = yaml.safe_load(line.split("Default: `", 1)[1].split("`. ")[0].split("`; changes")[0])
     firsts = {p for p, _, _ in sections()} - {"score.pool", "decode.pool", "evaluate.pool", "finetune.prompt"}
-    assert {p for p in firsts if _at(tree, p)} == {p for p in firsts if p not in ("score", "evaluate")}
+    assert {p for p in firsts if _section(tree, p)} == {p for p in firsts if p not in ("score", "evaluate")}
     assert parse_config(tree, "page") == Config()
 
 
-def _at(tree: dict[str, Any], path: str) -> dict[str, Any]:
+def _section(tree: dict[str, Any], path: str) -> dict[str, Any]:
     for step in path.split("."):
         tree = tree.get(step, {})
     return tree
 
 
 def test_what_changes_no_result_is_marked():
-    page = reference()
+    page = reference().replace("\n  ", " ")
     assert "**`concurrency`**: whole number (≥ 1). Default: `8`; changes no result." in page
     assert "Default: `http://127.0.0.1:8000/v1/chat/completions`; changes no result." in page
-    assert "**`max_tokens`**: whole number (≥ 1). Default: `64`.\n" in page
+    assert "**`max_tokens`**: whole number (≥ 1). Default: `64`. Tokens of a reply" in page
     assert all(_is_field(path) for path in NO_RESULTS)
 
 

@@ -1,4 +1,4 @@
-"""Sections: bounds, types, contradictions, and what the refusals say."""
+"""Sections: bounds, types, contradictions, and the messages that refuse them."""
 
 import re
 
@@ -94,17 +94,17 @@ def test_a_value_of_the_wrong_type_is_refused_and_never_converted(load, field, v
     ("overrides", "field", "says"),
     [
         (["collect.pool.min=2", "collect.pool.max=1"], "collect.pool", r"max \(1\) must be at least min \(2\)"),
-        (["score.pool.gpus=1.5"], "score.pool", r"gpus \(1\.5\) must be a whole number above 1"),
+        (["score.pool.gpus=1.5"], "score.pool", r"gpus \(1\.5\) must be a whole number if it is above 1"),
         (["corpus.split.probe=0.6"], "corpus.split", "must be 1, got 1.1"),
-        (["corpus.prompt.template=hello"], "corpus.prompt", "exactly once"),
+        (["corpus.prompt.template=hello"], "corpus.prompt.template", "exactly once"),
         (["finetune.batch_rows=48"], "finetune", "multiple of micro_batch_rows"),
         (["finetune.batch_rows=31"], "finetune", r"multiple of workers \(2\)"),
         (["finetune.offload=all"], "finetune", "needs zero_stage: 3, got 2"),
         (["finetune.offload=optimizer", "finetune.zero_stage=0"], "finetune", "needs zero_stage 1, 2 or 3"),
-        (["finetune.merge=true"], "finetune", "merge applies to mode: lora"),
+        (["finetune.merge=true"], "finetune", "merge needs mode: lora"),
         (["collect.engine=vllm", "collect.adaptive.threshold=0.7"], "collect", "needs engine: own"),
         (["collect.engine=vllm", "collect.vllm.tensor_parallel=2"], "collect", "set pool.gpus: 2"),
-        (["annotate.endpoint.template=hello"], "annotate.endpoint", "exactly once"),
+        (["annotate.endpoint.template=hello"], "annotate.endpoint.template", "exactly once"),
         (["active.budget=1"], "active", "at least one annotation per round"),
         (["active.strategies=[random, random]"], "active", "must differ"),
     ],
@@ -130,7 +130,7 @@ def test_vllm_reads_whole_models_only(load, other):
 
 
 @pytest.mark.parametrize("other", ["mode=full", "zero_stage=3", "merge=true"])
-def test_quantized_weights_are_trained_by_adapters_alone(load, other):
+def test_quantized_weights_are_trained_only_through_adapters(load, other):
     qlora = ("model.quantization=4bit", "finetune.mode=lora", "finetune.zero_stage=2")
     assert load("", *qlora).model.quantization == "4bit"
     with pytest.raises(
@@ -171,7 +171,7 @@ def test_sampling_and_labels_have_one_threshold(load, stops_by, labels_by):
         ["finetune.replay.ratio=0"],
     ],
 )
-def test_what_goes_together_is_accepted(load, overrides):
+def test_valid_combinations_are_accepted(load, overrides):
     load("", *overrides)
 
 
@@ -189,7 +189,7 @@ def test_what_goes_together_is_accepted(load, overrides):
         ("model.adapter=s3://bucket/tuned", lambda c: c.model.adapter, "s3://bucket/tuned"),
     ],
 )
-def test_an_override_reaches_nested_fields_and_they_are_stored(load, override, read, value):
+def test_an_override_of_a_nested_field_is_read_and_stored(load, override, read, value):
     config = load("", override)
     assert read(config) == value
     assert parse_config(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json"))), "stored") == config
@@ -204,7 +204,7 @@ def test_an_override_reaches_nested_fields_and_they_are_stored(load, override, r
         ({"name_or_path": "gpt2", "revision": "abc", "adapter": "/x"}, "gpt2@abc + /x"),
     ],
 )
-def test_a_models_identity_names_all_of_its_weights(model, identity):
+def test_a_models_identity_names_all_its_weights(model, identity):
     assert ModelSection(**model).identity == identity
 
 
@@ -216,5 +216,5 @@ def test_a_hint_names_fields_as_the_file_has_them(load, wrong):
     assert not re.search(r"did you mean `start`|allowed here: start", str(caught.value))
 
 
-def test_a_pool_may_be_of_one_size():
+def test_a_pool_may_have_a_fixed_size():
     assert Pool(min=3, max=3).max == 3

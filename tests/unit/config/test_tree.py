@@ -14,7 +14,7 @@ def test_an_empty_file_is_the_defaults(load):
     assert load("") == Config() == load("run: {}")
 
 
-def test_values_of_the_file_and_only_those_replace_defaults(load):
+def test_only_values_in_the_file_replace_defaults(load):
     config = load(
         "collect: {layers: [0, 4], pool: {min: 2, max: 8}}\nlabel: {threshold: 0.7}\nmodel: {name_or_path: gpt2}"
     )
@@ -46,7 +46,7 @@ def test_an_unknown_key_is_named_with_file_field_and_nearest_name(load, text, fi
         load(text)
 
 
-def test_an_unknown_key_like_nothing_lists_what_is_allowed(load):
+def test_an_unknown_key_without_a_near_name_lists_the_allowed_ones(load):
     with pytest.raises(ConfigError, match=r"`annotate\.xyzzy` is not a known field; allowed here: source, cost"):
         load("annotate: {xyzzy: 1}")
 
@@ -60,14 +60,14 @@ def test_every_problem_has_its_own_line(load):
         assert sum(f"`{field}`" in line for line in lines) == 1
 
 
-def test_overrides_win_over_the_file_and_the_last_one_over_the_others(load):
+def test_overrides_win_over_the_file_and_later_ones_over_earlier_ones(load):
     config = load(
         "run: {seed: 1, name: a}\ncollect: {pool: {min: 2, max: 2}}", "run.seed=2", "collect.pool.max=4", "run.seed=3"
     )
     assert (config.run.seed, config.run.name, config.collect.pool.min, config.collect.pool.max) == (3, "a", 2, 4)
 
 
-def test_overrides_are_yaml_and_may_hold_equals_signs(load):
+def test_overrides_are_yaml_and_may_contain_equals_signs(load):
     config = load("", "collect.layers=[1, 2]", "label.threshold=0.5", "report.title=a=b", "ray.address=null")
     assert (config.collect.layers, config.label.threshold, config.report.title, config.ray.address) == (
         (1, 2),
@@ -77,7 +77,7 @@ def test_overrides_are_yaml_and_may_hold_equals_signs(load):
     )
 
 
-def test_an_override_reaches_into_a_section_that_the_file_left_empty(load):
+def test_an_override_reaches_into_a_section_that_is_empty_in_the_file(load):
     assert load("run:", "run.seed=5").run.seed == 5
 
 
@@ -99,9 +99,9 @@ def test_an_unknown_override_names_the_nearest_field(load):
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [("a: [", "is not YAML"), ("\x00", "is not YAML"), ("- run", "must hold sections.*got list")]
+    ("text", "says"), [("a: [", "is not YAML"), ("\x00", "is not YAML"), ("- run", "must contain sections.*got list")]
 )
-def test_a_file_that_is_no_configuration_is_named(load, text, says):
+def test_a_file_that_is_not_a_configuration_is_named(load, text, says):
     with pytest.raises(ConfigError, match=rf"run\.yaml: {says}"):
         load(text)
 
@@ -156,7 +156,7 @@ def test_what_changes_no_result_changes_neither_hash_nor_fields(load, override):
     assert differing_fields(Config(), load("", override)) == []
 
 
-def test_merged_weights_beside_the_adapter_change_no_result(load):
+def test_merged_weights_next_to_the_adapter_change_no_result(load):
     adapter = load("", "finetune.mode=lora")
     assert differing_fields(adapter, load("", "finetune.mode=lora", "finetune.merge=true")) == []
 
@@ -192,13 +192,13 @@ def test_every_shipped_run_file_loads(path):
 
 
 def test_keys_in_the_storage_uri_are_refused_and_not_repeated(load):
-    with pytest.raises(ConfigError, match=r"`run`.*must hold no keys") as refused:
+    with pytest.raises(ConfigError, match=r"`run\.storage` = …: must contain no keys") as refused:
         load("", "run.storage=s3://AKIA:sesame@bucket/runs")
     assert "sesame" not in str(refused.value)
 
 
 def test_keys_in_the_folder_of_replies_are_refused_and_not_repeated(load):
-    with pytest.raises(ConfigError, match=r"`annotate\.endpoint`.*replies must hold no keys") as refused:
+    with pytest.raises(ConfigError, match=r"`annotate\.endpoint\.replies` = …: must contain no keys") as refused:
         load("", "annotate.endpoint.replies=s3://me:sesame@bucket/replies")
     assert "sesame" not in str(refused.value)
 

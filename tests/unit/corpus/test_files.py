@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ka2l_ray.config import ConfigError, HubSection
-from ka2l_ray.corpus.files import BadRow, files_of
+from ka2l_ray.corpus.files import files_of
+from ka2l_ray.dataflow.rows import BadRow
 
 ROWS = [{"question": f"Why {n}, «{n * n}»?", "answers": [f"because {n}", "é"]} for n in range(5)]
 FLAT = [{"question": r["question"], "answers": r["answers"][0]} for r in ROWS]
@@ -76,7 +77,7 @@ def test_a_folder_saved_by_datasets_is_read_by_its_split(tmp_path: Path) -> None
     (file,) = files_of(str(tmp_path / "set"), HubSection(split="train"))
     assert [r.values for r in file.rows()] == ROWS[:2]
     (file,) = files_of(str(tmp_path / "set"), HubSection(split="test"))
-    with pytest.raises(ConfigError, match=r"holds the splits validation, train; set corpus\.hub\.split"):
+    with pytest.raises(ConfigError, match=r"contains the splits validation, train; set corpus\.hub\.split"):
         list(file.rows())
 
 
@@ -94,14 +95,14 @@ def test_a_hub_id_needs_no_network_to_be_known_as_one() -> None:
     assert (file.kind, file.hub.subset) == ("hub", "rc.nocontext")
 
 
-def test_a_row_that_cannot_be_read_stands_in_its_place(tmp_path: Path) -> None:
+def test_a_row_that_cannot_be_read_keeps_its_place(tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_bytes(b"\n".join([LINES.splitlines()[0], b"", b"\xff", LINES.splitlines()[1]]))
     rows = list(files_of(str(tmp_path / "q.jsonl"), HubSection())[0].rows())
     assert [r.number for r in rows] == [1, 3, 4]
-    assert rows[1].values == BadRow("line", "is not UTF-8", "… 0xff at byte 1")
+    assert rows[1].values == BadRow("line", "is not UTF-8", r"'\\udcff' (0xff at byte 1)")
 
 
-def test_lines_cross_the_borders_of_what_is_read_at_once(tmp_path: Path) -> None:
+def test_lines_may_cross_the_borders_of_blocks(tmp_path: Path) -> None:
     rows = [{"question": "why " * 700 + str(n)} for n in range(1000)]
     (tmp_path / "q.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
     assert [r.values for r in files_of(str(tmp_path / "q.jsonl"), HubSection())[0].rows()] == rows
@@ -111,7 +112,7 @@ def numbers_and_values(path: Path) -> list[tuple[int, object]]:
     return [(r.number, r.values) for r in files_of(str(path), HubSection())[0].rows()]
 
 
-def test_a_row_of_csv_is_named_by_the_line_it_begins_on(tmp_path: Path) -> None:
+def test_a_row_of_csv_is_named_by_the_line_it_starts_on(tmp_path: Path) -> None:
     (tmp_path / "q.csv").write_text('question,answers\n"Why,\nreally?",so\n\nWho?,me\n')
     assert numbers_and_values(tmp_path / "q.csv") == [
         (2, {"question": "Why,\nreally?", "answers": "so"}),
@@ -119,7 +120,7 @@ def test_a_row_of_csv_is_named_by_the_line_it_begins_on(tmp_path: Path) -> None:
     ]
 
 
-def test_a_quote_that_is_not_doubled_costs_its_own_row(tmp_path: Path) -> None:
+def test_a_quote_that_is_not_doubled_fails_only_its_own_row(tmp_path: Path) -> None:
     (tmp_path / "q.csv").write_text('question,answers\nOne?,1\n"He said "no"?",2\nThree?,3\n')
     (one, bad, three) = numbers_and_values(tmp_path / "q.csv")
     assert (one[0], three) == (2, (4, {"question": "Three?", "answers": "3"}))
@@ -129,12 +130,12 @@ def test_a_quote_that_is_not_doubled_costs_its_own_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ('question,answers\nOne?,1\n"Two?,2\nThree?,3\n', r"row 3: a quote opens there that is never closed"),
+        ('question,answers\nOne?,1\n"Two?,2\nThree?,3\n', r"row 3: a quote that opens there is never closed"),
         (
             'question,answers\n"Two?,2\nThree?,3\nFour?,"4"\n',
-            r"row 2: a quote opens there that is closed wrongly in line 4",
+            r"row 2: a quote that opens there is closed wrongly on line 4",
         ),
-        ('"question,answers\nOne?,1\n', r"row 1: a quote opens there that is never closed"),
+        ('"question,answers\nOne?,1\n', r"row 1: a quote that opens there is never closed"),
     ],
 )
 def test_a_quote_that_swallows_rows_is_refused_by_the_row_where_it_opens(tmp_path: Path, text: str, says: str) -> None:
@@ -150,7 +151,7 @@ def test_of_parquet_only_the_wanted_columns_are_read(tmp_path: Path) -> None:
     assert [r.values for r in file.rows(("question", "gone"))] == [{"question": r["question"]} for r in ROWS]
 
 
-def test_names_with_brackets_are_what_they_are_where_they_exist(tmp_path: Path) -> None:
+def test_brackets_in_names_that_exist_are_no_pattern(tmp_path: Path) -> None:
     (tmp_path / "a[1]").mkdir()
     for name in ("a[1]/q[2].jsonl", "a[1]/q2.jsonl"):
         (tmp_path / name).write_bytes(LINES)
@@ -158,7 +159,7 @@ def test_names_with_brackets_are_what_they_are_where_they_exist(tmp_path: Path) 
     assert [Path(f.name).name for f in files_of(f"{tmp_path}/a[1]/*.jsonl", HubSection())] == ["q2.jsonl", "q[2].jsonl"]
 
 
-def test_a_uri_may_hold_spaces_quoted_or_not(tmp_path: Path) -> None:
+def test_a_uri_may_contain_spaces_quoted_or_not(tmp_path: Path) -> None:
     (tmp_path / "my questions").mkdir()
     (tmp_path / "my questions/q 1.jsonl").write_bytes(LINES)
     for address in ("my questions/q 1.jsonl", "my%20questions/q%201.jsonl", "my questions/*.jsonl", "my questions"):

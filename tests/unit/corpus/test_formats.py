@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from ka2l_ray.config import CorpusSection
-from ka2l_ray.corpus.files import BadRow
-from ka2l_ray.corpus.formats import Question, at, columns_read, first_option, missing, parse
+from ka2l_ray.corpus.formats import Question, columns_read, first_option, missing, parse, value_at
+from ka2l_ray.dataflow.rows import BadRow
 
 FORMS: dict[str, tuple[str, dict[str, Any], Question]] = {
     "nq_open": ("nq_open", {"question": "who?", "answer": ["A", "B", "A"]}, Question("who?", ("A", "B"))),
@@ -129,7 +129,7 @@ def test_a_row_of_each_form_becomes_its_question(name: str) -> None:
     assert parse(row, corpus, "data/P17.dev.json") == question
 
 
-def test_an_option_counted_from_nought() -> None:
+def test_an_option_counted_from_zero() -> None:
     corpus = CorpusSection(format="medmcqa", medmcqa_first=0)
     row = {"question": "?", "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": 0}
     found = parse(row, corpus, "f")
@@ -141,7 +141,7 @@ def test_an_option_counted_from_nought() -> None:
 @pytest.mark.parametrize(
     ("numbers", "first"), [({0, 3}, 0), ({4, 1}, 1), ({1, 2, 3}, None), ({2}, None), (set(), None)]
 )
-def test_only_the_ends_of_the_range_tell_what_options_count_from(numbers: set[int], first: int | None) -> None:
+def test_only_the_ends_of_the_range_show_where_options_count_from(numbers: set[int], first: int | None) -> None:
     assert first_option(frozenset(numbers)) == first
 
 
@@ -166,10 +166,10 @@ def test_numbers_that_fit_no_four_options_are_refused(numbers: set[int]) -> None
 )
 def test_dotted_paths_reach_nested_columns_and_cells_of_json(path: str, value: Any) -> None:
     row = {"a": {"b": 1}, "dotted.name": 2, "cell": '{"x": ["one", "two"]}', "list": [{"text": "p"}, {"text": "q"}]}
-    assert at(row, path) == value
+    assert value_at(row, path) == value
 
 
-def test_equal_questions_share_an_id_and_a_corpus_own_id_goes_before() -> None:
+def test_equal_questions_share_an_id_and_the_corpus_own_id_takes_precedence() -> None:
     assert Question("The Nile?", ()).id == Question("nile", ()).id
     assert Question("The Nile?", (), "n1").id == "n1"
 
@@ -201,7 +201,7 @@ FIELDS = {
 
 @pytest.mark.parametrize("gold", GOLD.values(), ids=GOLD)
 @pytest.mark.parametrize(("kind", "field"), FIELDS.items())
-def test_gold_reads_alike_in_every_format(kind: str, field: str, gold: tuple[Any, tuple[str, ...]]) -> None:
+def test_gold_is_read_the_same_in_every_format(kind: str, field: str, gold: tuple[Any, tuple[str, ...]]) -> None:
     row = {"problem" if kind == "simpleqa" else "question": "Why?", field: gold[0]}
     found = parse(row, CorpusSection.model_validate({"format": kind}), "f")
     assert isinstance(found, Question)
@@ -211,10 +211,10 @@ def test_gold_reads_alike_in_every_format(kind: str, field: str, gold: tuple[Any
 def test_a_list_as_numpy_prints_it_is_refused_rather_than_glued_together() -> None:
     found = parse({"question": "Why?", "answers": "['a' 'b']"}, CorpusSection(), "f")
     assert isinstance(found, BadRow)
-    assert "without commas" in found.problem
+    assert "no commas" in found.problem
 
 
-def test_an_entity_may_stand_in_any_column() -> None:
+def test_an_entity_may_be_in_any_column() -> None:
     found = parse({"question": "Why?", "about": {"name": "The Nile"}}, CorpusSection(entity_column="about.name"), "f")
     assert isinstance(found, Question)
     assert found.entity == "The Nile"
@@ -236,7 +236,7 @@ def test_ids_of_a_column_with_gaps_are_whole_numbers() -> None:
     assert [q.own_id for q in ids if isinstance(q, Question)] == ["7", None, "7"]
 
 
-def test_a_column_whose_own_name_has_dots_is_there() -> None:
+def test_a_column_whose_own_name_has_dots_is_found() -> None:
     corpus = CorpusSection(question_column="doc.q", answers_column="doc.gold")
     assert missing({"doc.q": "Why?"}, corpus) == []
     assert missing({"doc": {"q": "Why?"}}, corpus) == []

@@ -129,7 +129,8 @@ def test_groups_join_equal_texts_and_name_the_first(texts: list[str]) -> None:
 
 
 def templated() -> list[str]:
-    """Questions in a few templates, as question sets of relations are, some with a word changed, and words of their own around them."""
+    """Questions in a few templates, like question sets of relations, some with a word changed, and among words of
+    their own."""
     rng = np.random.default_rng(3)
     names = ["".join(rng.choice(list("abcdefghijklmnoprstuvw"), int(rng.integers(4, 12)))) for _ in range(60)]
     templates = (

@@ -1,4 +1,4 @@
-"""`driver.hold`: one driver per run folder, whatever became of the one before; and what `Run.open` leaves of a folder it refuses."""
+"""`driver.hold`: one driver per run folder, however the last one ended; and folders that `Run.open` refuses."""
 
 import errno
 import json
@@ -25,7 +25,7 @@ from ka2l_ray.errors import StageError
 
 HOLDER = """
 import sys, time
-from ka2l_ray import driver
+from ka2l_ray.dataflow import driver
 from ka2l_ray.dataflow.storage import Folder
 
 driver.BEAT_S, driver.GRACE_S = 0.1, 1.0
@@ -45,7 +45,7 @@ THEIRS = {"host": "elsewhere", "pid": 1, "started_unix_s": 0.0, "token": "theirs
 def holder(
     folder: Path, seconds: float, *more: str, sigint: signal.Handlers = signal.SIG_DFL
 ) -> "subprocess.Popen[str]":
-    """Another process that holds the run, from the moment that this returns; it starts with SIGINT as given, whatever this one does."""
+    """Another process that holds the run once this returns; it starts with the given handling of SIGINT."""
     command = [sys.executable, "-c", HOLDER, str(folder), str(seconds), *more]
     process = subprocess.Popen(
         command,
@@ -99,26 +99,26 @@ def test_a_driver_whose_run_was_taken_over_stops(tmp_path: Path, sigint: signal.
     """Ignored: as in what a script starts with `&` or nohup."""
     process = holder(tmp_path, 600, sigint=sigint)
     Folder.of(str(tmp_path / driver.FILE)).write_json(THEIRS)
-    told = process.communicate(timeout=60)[1]
+    stderr = process.communicate(timeout=60)[1]
     assert process.returncode != 0
-    assert "another driver has taken over" in told
-    assert "KeyboardInterrupt" in told
+    assert "another driver has taken over" in stderr
+    assert "KeyboardInterrupt" in stderr
     assert json.loads((tmp_path / driver.FILE).read_text())["token"] == "theirs"
 
 
-def test_a_driver_that_does_not_end_at_its_interrupt_is_ended(tmp_path: Path) -> None:
+def test_a_driver_that_ignores_its_interrupt_exits(tmp_path: Path) -> None:
     process = holder(tmp_path, 600, "deaf")
     Folder.of(str(tmp_path / driver.FILE)).write_json(THEIRS)
-    told = process.communicate(timeout=60)[1]
+    stderr = process.communicate(timeout=60)[1]
     assert process.returncode == 1
-    assert "has not ended within 1 s" in told
+    assert "has not stopped within 1 s" in stderr
 
 
 @pytest.mark.parametrize(("hears", "handler"), [(False, "SIG_IGN"), (True, "default_int_handler")])
 def test_what_a_deaf_driver_starts_can_be_interrupted(hears: bool, handler: str) -> None:
-    """Workers of Ray above all: a task is cancelled by an interrupt within its process, which Python drops where SIGINT is ignored."""
+    """Above all Ray's workers: a task is cancelled by an interrupt, which Python drops where SIGINT is ignored."""
     child = "import signal; print(repr(signal.getsignal(signal.SIGINT)))"
-    code = f"import subprocess, sys; from ka2l_ray import driver; {'driver.hear_interrupts(); ' * hears}"
+    code = f"import subprocess, sys; from ka2l_ray.dataflow import driver; {'driver.hear_interrupts(); ' * hears}"
     code += f"subprocess.run([sys.executable, '-c', {child!r}])"
     ignore = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)  # noqa: E731
     done = subprocess.run([sys.executable, "-c", code], preexec_fn=ignore, capture_output=True, text=True, check=True)
@@ -140,7 +140,7 @@ def test_ctrl_c_is_still_ignored_where_it_was(tmp_path: Path) -> None:
     "error",
     [
         OSError(errno.EIO, "the store is away"),
-        StageError("is no whole JSON"),
+        StageError("is not valid JSON"),
         pa.ArrowInvalid("cut"),
         RuntimeError("no credentials"),
     ],
@@ -168,12 +168,13 @@ def test_the_heartbeat_survives_whatever_storage_raises(
         file = tmp_path / driver.FILE
         before = file.read_bytes()
         wait_for(lambda: file.read_bytes() != before)
+        wait_for(lambda: "is updated again" in caplog.text)  # logged only after the file is written
     finally:
         failing.clear()
         release()
-    said = [r.message for r in caplog.records]
-    assert [type(error).__name__ in m for m in said if "cannot be kept up" in m] == [True]
-    assert sum("is kept up again" in m for m in said) == 1
+    messages = [r.message for r in caplog.records]
+    assert [type(error).__name__ in m for m in messages if "cannot be updated" in m] == [True]
+    assert sum("is updated again" in m for m in messages) == 1
 
 
 def wait_for(happened: Callable[[], bool]) -> None:
@@ -217,9 +218,9 @@ def test_a_refused_comparison_leaves_every_run_as_it_was(tmp_path: Path) -> None
     assert not (tmp_path / "seed_0" / driver.FILE).exists()
 
 
-def test_a_refused_configuration_lets_go_of_the_run(tmp_path: Path) -> None:
-    begun = Run.open(config(tmp_path, seed=7))
-    (begun.folder / "questions/manifest.json").write_json({"files": [], "rows": 0})
+def test_a_refused_configuration_releases_the_run(tmp_path: Path) -> None:
+    started = Run.open(config(tmp_path, seed=7))
+    (started.folder / "questions/manifest.json").write_json({"files": [], "rows": 0})
     before = content(tmp_path)
     with pytest.raises(ConfigError, match="another configuration"):
         Run.open(config(tmp_path, seed=8), hold=driver.hold)
@@ -228,10 +229,10 @@ def test_a_refused_configuration_lets_go_of_the_run(tmp_path: Path) -> None:
     holder(tmp_path / "r", 0).communicate()
 
 
-def test_a_folder_that_is_no_run_is_left_as_it_was(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_left_unchanged(tmp_path: Path) -> None:
     (tmp_path / "r").mkdir()
     (tmp_path / "r/thesis.txt").write_text("mine")
-    with pytest.raises(ConfigError, match=r"holds no config\.yaml"):
+    with pytest.raises(ConfigError, match=r"has no config\.yaml"):
         Run.open(config(tmp_path), hold=driver.hold)
     assert [f.name for f in (tmp_path / "r").iterdir()] == ["thesis.txt"]
 
@@ -245,7 +246,7 @@ def test_a_run_that_cannot_be_pinned_leaves_no_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "r").exists()
 
 
-def test_a_number_that_another_process_has_by_now_is_no_driver(tmp_path: Path) -> None:
+def test_a_reused_process_number_is_not_the_driver(tmp_path: Path) -> None:
     process = holder(tmp_path, 600)
     file = tmp_path / driver.FILE
     try:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ka2l_ray.cli.jobs import JOB_VARIABLE, goes_along
+from ka2l_ray.cli.jobs import JOB_VARIABLE, in_copied_folder
 from ka2l_ray.config import Config, ConfigError, differing_fields, load_config, parse_config
 from ka2l_ray.dataflow.paths import absolute
 
@@ -36,8 +36,8 @@ def test_every_relative_path_counts_from_the_folder_given(tmp_path: Path) -> Non
     assert (made.decode.decoder, replies(made)) == (f"{tmp_path}/decoder", f"{tmp_path}/replies")
 
 
-def test_what_goes_along_with_a_job_is_named_relative_to_it(tmp_path: Path) -> None:
-    """Ray unpacks a job's working directory under another name in every job: a job that is submitted again is the same run."""
+def test_paths_in_a_jobs_copied_folder_stay_relative(tmp_path: Path) -> None:
+    """Ray unpacks a job's working directory at another path in every job, but a resubmitted job is the same run."""
     sections: dict[str, Any] = {
         "corpus": {"source": ["./q.jsonl", "/shared/q.jsonl", "../q.jsonl"]},
         "decode": {"decoder": "decoder/"},
@@ -46,7 +46,7 @@ def test_what_goes_along_with_a_job_is_named_relative_to_it(tmp_path: Path) -> N
     made = []
     for folder in (tmp_path / "one", tmp_path / "two"):
         (folder / "model").mkdir(parents=True)
-        made.append(absolute(config(run={"storage": "runs"}, **sections), folder, goes_along=True))
+        made.append(absolute(config(run={"storage": "runs"}, **sections), folder, is_copied=True))
     assert made[0].corpus.source == ("q.jsonl", "/shared/q.jsonl", f"{tmp_path}/q.jsonl")
     assert (made[0].model.name_or_path, made[0].decode.decoder) == ("model", "decoder")
     assert differing_fields(*made) == []
@@ -64,10 +64,10 @@ def test_only_a_job_with_a_working_directory_takes_files_along(
     monkeypatch.delenv(JOB_VARIABLE, raising=False)
     if job is not None:
         monkeypatch.setenv(JOB_VARIABLE, job)
-    assert goes_along() == along
+    assert in_copied_folder() == along
 
 
-def test_what_is_no_path_stays(tmp_path: Path) -> None:
+def test_ids_and_uris_stay(tmp_path: Path) -> None:
     uri = "s3://bucket/x?region=eu-west-3&endpoint_override=http%3A%2F%2F127.0.0.1%3A9"
     given = config(
         run={"storage": uri},
@@ -89,7 +89,7 @@ def test_a_folder_of_a_hub_ids_name_is_the_folder(tmp_path: Path, name: str) -> 
     assert (made.model.name_or_path, made.corpus.source) == (expected, expected)
 
 
-def test_a_file_in_a_folder_is_no_hub_id_though_it_looks_like_one(tmp_path: Path) -> None:
+def test_a_file_in_a_folder_is_not_taken_for_a_hub_id(tmp_path: Path) -> None:
     assert absolute(config(corpus={"source": "data/q.jsonl"}), tmp_path).corpus.source == f"{tmp_path}/data/q.jsonl"
 
 
@@ -139,7 +139,7 @@ def test_a_variable_brings_no_key_into_what_is_kept(
     monkeypatch.setenv("WHO", "AKIA1234:hush")
     file = tmp_path / "c.yaml"
     file.write_text("")
-    with pytest.raises(ConfigError, match="must hold no keys") as refused:
+    with pytest.raises(ConfigError, match="must contain no keys") as refused:
         absolute(load_config(file, [f"{field}=s3://${{WHO}}@bucket/x"]), tmp_path)
     assert "hush" not in str(refused.value)
 
@@ -148,7 +148,7 @@ def test_a_variable_brings_no_key_into_what_is_kept(
     "section", [{"model": {"name_or_path": "s3://me:hush@b/x"}}, {"decode": {"decoder": "s3://b/x?secret_key=hush"}}]
 )
 def test_models_and_decoders_hold_no_keys(section: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="must hold no keys") as refused:
+    with pytest.raises(ConfigError, match="must contain no keys") as refused:
         config(**section)
     assert "hush" not in str(refused.value)
 

@@ -1,6 +1,6 @@
 """Placement: a process computes on what it was allotted, on a machine that shows it eight GPUs too.
 
-There is no GPU here. Where a test says that some are visible, torch is made to say so, and whatever goes to one of them fails.
+There is no GPU here. Where a test says that some are visible, torch is made to say so, and using one of them fails.
 """
 
 import ast
@@ -117,7 +117,7 @@ def test_a_worker_takes_the_gpu_that_ray_lent_it_for_torch_and_for_deepspeed(mon
 def test_gpus_that_this_build_of_torch_cannot_use_are_one_clear_error(gpus):
     """This torch is a build for CPUs."""
     allotted = of_actor(WORLD, Pool(gpus=gpus), "collect")
-    says = rf"collect\.pool\.gpus = {gpus:g}: torch .* was built without CUDA; install a CUDA build .* set model\.device: cpu"
+    says = rf"collect\.pool\.gpus = {gpus:g}: torch .* was built without CUDA; install .* set model\.device: cpu"
     for load in (
         lambda: load_model(ModelSection(name_or_path="nowhere"), placement=allotted),
         lambda: load_blocks(ModelSection(name_or_path="nowhere"), 3, allotted),
@@ -285,7 +285,7 @@ def test_vllm_of_another_build_is_refused_before_it_takes_a_gpu(monkeypatch, vll
 
 
 def test_an_engine_of_vllm_that_fails_ends_its_actor(monkeypatch, vllm):
-    """Whatever it says: prompts are checked before, and an engine that has failed holds its unfinished requests for good."""
+    """Whatever the error: prompts were checked before, and a failed engine never gives up its unfinished requests."""
     asks = generator(CPU)
 
     def generate(*_: Any, **__: Any) -> None:
@@ -303,8 +303,8 @@ HARMLESS = {"torch.cuda.empty_cache", "torch.cuda.get_rng_state", "torch.cuda.se
 """Of torch.cuda, what another file may use: it acts on a GPU in use, or is called for a tensor that lies on one."""
 
 
-def asked(text: str) -> set[str]:
-    """What a file uses of torch.cuda and its like, and `.cuda()` of tensors and modules, which goes to any GPU that is visible."""
+def uses_of_gpus(text: str) -> set[str]:
+    """What a file uses of torch.cuda and the like, and of `.cuda()`, which moves to any GPU that is visible."""
     named = {ast.unparse(node) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)}
     imported = {node.module or "" for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)}
     calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)}
@@ -314,10 +314,10 @@ def asked(text: str) -> set[str]:
 
 
 def test_nothing_but_the_placement_asks_which_gpus_are_visible():
-    found = {str(f.relative_to(PACKAGE)): asked(f.read_text()) - HARMLESS for f in PACKAGE.rglob("*.py")}
+    found = {str(f.relative_to(PACKAGE)): uses_of_gpus(f.read_text()) - HARMLESS for f in PACKAGE.rglob("*.py")}
     assert {file: sorted(names) for file, names in found.items() if names and file not in MAY_ASK} == {}
     assert "torch.cuda.is_available" in found["dataflow/placement.py"], "otherwise this looks at nothing"
-    assert asked("flag = flag.cuda() if torch.cuda.is_available() else flag") == {
+    assert uses_of_gpus("flag = flag.cuda() if torch.cuda.is_available() else flag") == {
         "flag.cuda",
         "torch.cuda.is_available",
     }

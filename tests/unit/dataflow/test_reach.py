@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from ka2l_ray.config import Config, ConfigError, parse_config
-from ka2l_ray.dataflow.reach import Seen, local_paths, look, note, refusal
+from ka2l_ray.dataflow.reach import NodeReport, inspect_from_node, local_paths, problem_of, shared_note
 from ka2l_ray.dataflow.storage import Folder
 
-WELL = Seen(None, None, ())
+WELL = NodeReport(None, None, ())
 
 
 def config(storage: object, **sections: dict[str, Any]) -> Config:
@@ -21,19 +21,22 @@ def config(storage: object, **sections: dict[str, Any]) -> Config:
     [
         ((WELL, True), None),
         (
-            (Seen("No such file", None, ()), False),
+            (NodeReport("No such file", None, ()), False),
             r"'/runs' is not shared: node b cannot read what the driver wrote \(No such file\).*s3://",
         ),
-        ((Seen(None, "Permission denied", ()), False), r"'/runs': node b cannot write there \(Permission denied\)"),
+        (
+            (NodeReport(None, "Permission denied", ()), False),
+            r"'/runs': node b cannot write there \(Permission denied\)",
+        ),
         ((WELL, False), r"'/runs' is not shared: the driver cannot read what node b wrote"),
         (
-            (Seen(None, None, ("decode.decoder = '/d'",)), True),
-            r"^decode\.decoder = '/d': not there on node b\. Give a path or URI",
+            (NodeReport(None, None, ("decode.decoder = '/d'",)), True),
+            r"^decode\.decoder = '/d': not found on node b\. Give a path or URI",
         ),
     ],
 )
-def test_what_a_node_saw_becomes_a_sentence_that_names_it(seen: tuple[Seen, bool], says: str | None) -> None:
-    problem = refusal(config("/runs"), [("a", WELL, True), ("b", *seen)])
+def test_what_a_node_saw_becomes_a_sentence_that_names_it(seen: tuple[NodeReport, bool], says: str | None) -> None:
+    problem = problem_of(config("/runs"), [("a", WELL, True), ("b", *seen)])
     if says is None:
         assert problem is None
     else:
@@ -43,15 +46,15 @@ def test_what_a_node_saw_becomes_a_sentence_that_names_it(seen: tuple[Seen, bool
 
 
 def test_a_node_reads_the_note_and_leaves_its_own_and_both_go(tmp_path: Path) -> None:
-    with note(config(tmp_path)) as folder:
-        assert look(folder.uri, "node", {}) == WELL
+    with shared_note(config(tmp_path)) as folder:
+        assert inspect_from_node(folder.uri, "node", {}) == WELL
         assert folder.names() == ["driver", "node"]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_node_without_the_note_writes_nothing(tmp_path: Path) -> None:
-    found = look(str(tmp_path / "elsewhere"), "node", {})
-    assert found.unread is not None
+    found = inspect_from_node(str(tmp_path / "elsewhere"), "node", {})
+    assert found.read_error is not None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -63,8 +66,8 @@ def test_a_node_names_the_paths_that_it_lacks(tmp_path: Path) -> None:
         "gone": f"{tmp_path}/a",
         "unmatched": f"{tmp_path}/*.csv",
     }
-    with note(config(tmp_path)) as folder:
-        assert look(folder.uri, "node", paths).missing == ("gone", "unmatched")
+    with shared_note(config(tmp_path)) as folder:
+        assert inspect_from_node(folder.uri, "node", paths).missing == ("gone", "unmatched")
 
 
 def test_only_paths_on_local_disks_are_looked_for(tmp_path: Path) -> None:
@@ -81,7 +84,7 @@ def test_storage_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(ConfigError, match=r"run\.storage = '.*file': cannot be written"),
-        note(config(tmp_path / "file")),
+        shared_note(config(tmp_path / "file")),
     ):
         pass
     assert Folder.of(str(tmp_path)).names() == ["file"]

@@ -13,8 +13,8 @@ from tiny_models import tiny_model
 
 from ka2l_ray.config import ModelSection
 from ka2l_ray.dataflow.storage import Folder
-from ka2l_ray.decode.actor import decoder_folder
 from ka2l_ray.decode.model import StateDecoder
+from ka2l_ray.decode.states import decoder_folder
 from ka2l_ray.errors import ConfigError
 from ka2l_ray.models import copies
 from ka2l_ray.models.copies import local_copy

@@ -1,4 +1,4 @@
-"""The plan's arithmetic, against models that are there and against numbers worked out by hand."""
+"""The plan's arithmetic, against models at hand and against numbers worked out by hand."""
 
 import shutil
 from pathlib import Path
@@ -14,7 +14,8 @@ from ka2l_ray.models.loading import WORLD_MODEL, load_blocks, load_model
 from ka2l_ray.planning.corpora import extent
 from ka2l_ray.planning.cost import Line, lines, size, storage_bytes, training_bytes
 from ka2l_ray.planning.plan import make_plan
-from ka2l_ray.planning.shapes import PUBLISHED, UnknownShape, adapter_parameters, shape_of
+from ka2l_ray.planning.published import data_set_rows, published, published_model
+from ka2l_ray.planning.shapes import adapter_parameters, shape_of
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = sorted((ROOT / "jobs/configs").glob("*.yaml"))
@@ -53,7 +54,15 @@ def test_published_shapes_give_the_published_numbers(name: str, parameters: int,
     assert shape.cache_bytes == cache_bytes
     assert shape.weight_bytes == 2 * parameters
     assert "not at hand" in shape.source
-    assert name in PUBLISHED
+    assert published_model(name)
+
+
+def test_every_published_number_names_its_source() -> None:
+    for entry in [*published()["models"], *published()["data_sets"]]:
+        assert "https://huggingface.co/" in entry["source"]
+    assert data_set_rows("mandarjoshi/trivia_qa", "rc.nocontext", "train") == 138_384
+    assert data_set_rows("mandarjoshi/trivia_qa", None, "train") is None
+    assert data_set_rows("akariasai/PopQA", None, "train") is None
 
 
 def test_quantized_weights_take_a_quarter_or_a_half_outside_of_embedding_and_head() -> None:
@@ -70,8 +79,8 @@ def test_adapters_are_counted_as_peft_makes_them() -> None:
     assert adapter_parameters(LLAMA, LoraSection(rank=64)) == 32 * per_block == 167_772_160
 
 
-def test_a_model_of_which_nothing_is_known_is_refused_by_name() -> None:
-    with pytest.raises(UnknownShape, match=r"model\.name_or_path = 'nobody/nothing'"):
+def test_an_unknown_model_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"model\.name_or_path = 'nobody/nothing'"):
         shape_of(ModelSection(name_or_path="nobody/nothing"))
 
 
@@ -154,7 +163,7 @@ def test_the_other_real_configurations_worked_out_by_hand() -> None:
     assert med["finetune"].read_tokens == 2_080_000 * (65 + 8) * 2
 
 
-def test_switches_add_what_they_cost() -> None:
+def test_each_switch_adds_its_cost() -> None:
     plain = by_stage(overridden())
     assert "pilot" not in plain
     assert "decode" not in plain
@@ -184,14 +193,14 @@ def test_switches_add_what_they_cost() -> None:
     assert plain["finetune"].storage_bytes - unmerged.storage_bytes == 16 * 16_060_522_496
 
 
-def test_a_model_over_several_gpus_takes_its_part_of_each() -> None:
+def test_a_model_spread_over_several_gpus_takes_a_part_of_each() -> None:
     line = by_stage(overridden("collect.pool.gpus=4", "collect.pool.min=2", "collect.pool.max=2"))["collect"]
     assert line.gpu_bytes == round(line.memory_bytes / 4)
     half = by_stage(overridden("collect.pool.gpus=0.5"))["collect"]
     assert half.gpu_bytes == 2 * half.memory_bytes
 
 
-def test_what_is_kept_to_the_cpu_takes_the_hosts_memory_though_gpus_are_allotted() -> None:
+def test_with_device_cpu_models_take_the_hosts_memory_even_if_gpus_are_allotted() -> None:
     config = overridden("model.device=cpu", "collect.pool.gpus=4")
     assert [line.gpu_bytes for line in make_plan(config).lines] == [0] * len(make_plan(config).lines)
     notes = make_plan(config, {"CPU": 64.0, "GPU": 8.0}).notes
@@ -199,7 +208,7 @@ def test_what_is_kept_to_the_cpu_takes_the_hosts_memory_though_gpus_are_allotted
     assert not [note for note in notes if "on each GPU" in note]
 
 
-def test_memory_here_is_that_of_the_gpus_which_this_machine_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_notes_compare_with_this_machines_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ka2l_ray.planning.plan.visible_memory", lambda: [24 * 10**9] * 8)
     notes = make_plan(overridden()).notes
     assert "collect wants about 25.1 GB of memory on each GPU, which has 24 GB here" in notes
@@ -218,7 +227,7 @@ def test_an_endpoint_is_paid_by_token() -> None:
     assert line.price == pytest.approx((line.read_tokens + 10 * line.written_tokens) / 1e6)
 
 
-def test_a_cluster_that_is_joined_is_what_the_plan_is_held_against() -> None:
+def test_a_plan_for_a_cluster_is_compared_with_its_resources() -> None:
     config = load_config(ROOT / "jobs/configs/triviaqa-llama3.1-8b.yaml")
     small = make_plan(config, {"CPU": 16.0, "GPU": 4.0}).notes
     assert "the cluster has 4 GPUs now, stages want 8 at once: they wait unless it grows" in small
@@ -238,7 +247,7 @@ FALCONS = {
 
 
 @pytest.mark.parametrize("fields", FALCONS.values(), ids=FALCONS)
-def test_falcons_cache_is_as_large_as_its_kind_of_attention_makes_it(tmp_path: Path, fields: dict[str, Any]) -> None:
+def test_falcons_cache_size_follows_its_kind_of_attention(tmp_path: Path, fields: dict[str, Any]) -> None:
     made = FalconForCausalLM(
         FalconConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, **fields)
     )
@@ -248,12 +257,12 @@ def test_falcons_cache_is_as_large_as_its_kind_of_attention_makes_it(tmp_path: P
     assert shape_of(ModelSection(name_or_path=str(tmp_path))).cache_bytes == held
 
 
-def test_a_data_set_of_unknown_size_is_a_note_and_files_beside_it_count(tmp_path: Path) -> None:
+def test_a_data_set_of_unknown_size_is_a_note_and_files_next_to_it_count(tmp_path: Path) -> None:
     (tmp_path / "more.jsonl").write_text('{"question": "Why?", "answer": "so"}\n' * 1000)
     unknown = make_plan(overridden("corpus.source=nobody/nothing"))
     assert set(unknown.extent.splits.values()) == {0}
     assert unknown.problems == []
-    assert any("corpus.source = 'nobody/nothing': how many rows" in note for note in unknown.notes)
+    assert any("corpus.source = 'nobody/nothing': the number of rows" in note for note in unknown.notes)
     both = make_plan(overridden(f"corpus.source=[mandarjoshi/trivia_qa, {tmp_path}/more.jsonl]")).extent
     assert both.splits == {"probe": 27_877, "pool": 97_569, "eval": 13_938}  # 139,384 × 0.2, 0.7, 0.1
 
@@ -303,5 +312,5 @@ def test_a_budget_beyond_the_pool_and_a_layer_beyond_the_model_are_problems() ->
 @pytest.mark.parametrize(
     ("count", "text"), [(0, "0 B"), (999, "999 B"), (1_234, "1.23 kB"), (16_060_000_000, "16.1 GB"), (2.5e12, "2.5 TB")]
 )
-def test_sizes_are_told_in_three_figures(count: float, text: str) -> None:
+def test_sizes_have_three_figures(count: float, text: str) -> None:
     assert size(count) == text

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ka2l_ray.config import SearchSection
-from ka2l_ray.probe.fit import ProbeRows, divide, fit_layer
+from ka2l_ray.probe.fit import ProbeRows, divide, fit_probe
 from ka2l_ray.stats import auroc
 
 SEARCH = SearchSection(bootstrap=100)
@@ -40,7 +40,7 @@ def states(rows):
 
 @pytest.fixture(scope="module")
 def fit(states, rows):
-    return fit_layer(states, rows, LOW, SEARCH, seed=0)
+    return fit_probe(states, rows, LOW, SEARCH, seed=0)
 
 
 @given(st.lists(st.text(max_size=5), min_size=1, max_size=40), st.integers(0, 5), st.randoms(use_true_random=False))
@@ -61,7 +61,7 @@ def test_parts_have_about_their_shares_and_change_with_the_seed():
 
 def test_a_layer_that_knows_is_found_and_one_that_does_not_is_not(states, rows, fit):
     noise = np.random.default_rng(2).normal(size=states.shape)
-    found, lost = fit.auroc, fit_layer(noise, rows, LOW, SEARCH, seed=0).auroc
+    found, lost = fit.auroc, fit_probe(noise, rows, LOW, SEARCH, seed=0).auroc
     assert found is not None
     assert lost is not None
     assert lost < 0.7 < 0.95 < found
@@ -75,21 +75,21 @@ def test_correctness_chooses_the_threshold_whose_probe_finds_wrong_answers(fit):
 
 
 def test_a_threshold_of_ones_own_competes_too(states, rows):
-    assert 1.1 in {cell.threshold_nats for cell in fit_layer(states, rows, 1.1, SEARCH, seed=0).heat}
+    assert 1.1 in {cell.threshold_nats for cell in fit_probe(states, rows, 1.1, SEARCH, seed=0).heat}
 
 
 @pytest.mark.parametrize("gold", [True, False])
 def test_entropy_tries_the_given_threshold_alone(states, rows, gold):
     rows = rows if gold else replace(rows, wrong=None)
     objective = "entropy" if gold else "auto"
-    fitted = fit_layer(states, rows, LOW, SEARCH.model_copy(update={"objective": objective}), seed=0)
+    fitted = fit_probe(states, rows, LOW, SEARCH.model_copy(update={"objective": objective}), seed=0)
     assert {cell.threshold_nats for cell in fitted.heat} == {LOW}
     assert fitted.auroc == pytest.approx(1.0, abs=0.05)  # against SE >= LOW
 
 
 def test_figures_are_those_of_raw_test_states_against_wrong_answers(states, rows, fit):
     test = divide(rows.entity, SEARCH.validation_share, SEARCH.test_share, 0) == 2
-    score = states[test] @ fit.weight + fit.bias
+    score = states[test] @ fit.probe.weight + fit.probe.bias
     assert fit.auroc == pytest.approx(auroc(rows.wrong[test], score))
     assert fit.auroc_ci[0] <= fit.auroc <= fit.auroc_ci[1]
     compared = rows.unseen[test] >= 0
@@ -100,8 +100,8 @@ def test_test_rows_teach_nothing(states, rows, fit):
     test = divide(rows.entity, SEARCH.validation_share, SEARCH.test_share, 0) == 2
     spoiled = np.where(test[:, None], 0.0, states)
     mislabelled = replace(rows, wrong=np.where(test, 1 - rows.wrong, rows.wrong))
-    again = fit_layer(spoiled, mislabelled, LOW, SEARCH, seed=0)
-    assert again.weight.tolist() == fit.weight.tolist()
+    again = fit_probe(spoiled, mislabelled, LOW, SEARCH, seed=0)
+    assert again.probe.weight.tolist() == fit.probe.weight.tolist()
     assert again.heat == fit.heat
     assert again.auroc != fit.auroc
 
@@ -109,27 +109,27 @@ def test_test_rows_teach_nothing(states, rows, fit):
 def test_the_order_of_rows_does_not_matter(states, rows, fit):
     order = np.random.default_rng(3).permutation(len(states))
     shuffled = ProbeRows(rows.entropy_nats[order], rows.wrong[order], rows.unseen[order], rows.entity[order])
-    again = fit_layer(states[order], shuffled, LOW, SEARCH, seed=0)
+    again = fit_probe(states[order], shuffled, LOW, SEARCH, seed=0)
     assert again.chosen.threshold_nats == fit.chosen.threshold_nats
     assert again.auroc == pytest.approx(fit.auroc, abs=1e-3)
 
 
 def test_without_truth_there_is_no_figure_against_it(states, rows):
-    assert fit_layer(states, replace(rows, unseen=None), LOW, SEARCH, seed=0).auroc_vs_truth is None
+    assert fit_probe(states, replace(rows, unseen=None), LOW, SEARCH, seed=0).auroc_vs_truth is None
 
 
 @pytest.mark.parametrize("gold", [True, False])
 def test_one_class_only_is_refused(states, rows, gold):
     alike = replace(rows, entropy_nats=np.zeros_like(rows.entropy_nats), wrong=rows.wrong if gold else None)
     with pytest.raises(ValueError, match="one class only"):
-        fit_layer(states, alike, LOW, SEARCH, seed=0)
+        fit_probe(states, alike, LOW, SEARCH, seed=0)
 
 
 def test_answers_that_are_all_wrong_choose_nothing(states, rows):
     spoiled = replace(rows, wrong=np.ones_like(rows.wrong))
-    assert fit_layer(states, spoiled, LOW, SEARCH, seed=0).objective.name == "entropy"
-    with pytest.raises(ValueError, match="hold 0 right and"):
-        fit_layer(states, spoiled, LOW, with_objective("correctness"), seed=0)
+    assert fit_probe(states, spoiled, LOW, SEARCH, seed=0).objective.name == "entropy"
+    with pytest.raises(ValueError, match="contain 0 right and"):
+        fit_probe(states, spoiled, LOW, with_objective("correctness"), seed=0)
 
 
 def partly(rows, ungraded):
@@ -144,24 +144,26 @@ def with_objective(objective, min_graded=10):
 @pytest.mark.parametrize("objective", ["auto", "correctness"])
 def test_one_question_without_gold_changes_no_objective(states, rows, fit, objective):
     ungraded = np.arange(len(rows.entropy_nats)) == 7
-    fitted = fit_layer(states, partly(rows, ungraded), LOW, with_objective(objective), seed=0)
+    fitted = fit_probe(states, partly(rows, ungraded), LOW, with_objective(objective), seed=0)
     assert (fitted.objective.name, fitted.objective.graded, fitted.objective.note) == (
         "correctness",
         len(ungraded) - 1,
         None,
     )
     assert {cell.threshold_nats for cell in fitted.heat} == {LOW, MIDDLE, HIGH}
-    assert fitted.weight.tolist() == fit.weight.tolist(), "a row without gold is not trained on"
+    assert fitted.probe.weight.tolist() == fit.probe.weight.tolist(), "a row without gold is not trained on"
 
 
 def test_figures_of_correctness_are_over_graded_rows_alone(states, rows):
     """Half of the rows have no gold; what their grades would have been plays no part."""
     ungraded = np.arange(len(rows.entropy_nats)) % 2 == 0
-    fitted = fit_layer(states, partly(rows, ungraded), LOW, with_objective("auto"), seed=0)
+    fitted = fit_probe(states, partly(rows, ungraded), LOW, with_objective("auto"), seed=0)
     part = divide(rows.entity, SEARCH.validation_share, SEARCH.test_share, 0)
     for number, found in ((1, fitted.validation_auroc), (2, fitted.auroc)):
         counted = (part == number) & ~ungraded
-        assert found == pytest.approx(auroc(rows.wrong[counted], states[counted] @ fitted.weight + fitted.bias))
+        assert found == pytest.approx(
+            auroc(rows.wrong[counted], states[counted] @ fitted.probe.weight + fitted.probe.bias)
+        )
     assert fitted.auroc is not None
     assert fitted.auroc_ci is not None
     low, high = fitted.auroc_ci
@@ -179,22 +181,23 @@ def graded_few(rows, kind, count):
 @pytest.mark.parametrize("kind", [0, 1])
 def test_too_few_graded_validation_questions_of_a_kind_fall_back_and_say_so_or_stop(states, rows, kind):
     enough, few = graded_few(rows, kind, 10), graded_few(rows, kind, 9)
-    assert fit_layer(states, enough, LOW, with_objective("auto"), seed=0).objective.name == "correctness"
-    fitted = fit_layer(states, few, LOW, with_objective("auto"), seed=0)
+    assert fit_probe(states, enough, LOW, with_objective("auto"), seed=0).objective.name == "correctness"
+    fitted = fit_probe(states, few, LOW, with_objective("auto"), seed=0)
     assert fitted.objective.name == "entropy"
     assert {cell.threshold_nats for cell in fitted.heat} == {LOW}
-    counts = rf"search\.min_graded = 10, .* hold {'9' if kind == 0 else r'[0-9]+'} right and {'9' if kind == 1 else r'[0-9]+'} wrong answers"
+    right, wrong = ("9", "[0-9]+") if kind == 0 else ("[0-9]+", "9")
+    counts = rf"search\.min_graded = 10, .* contain {right} right and {wrong} wrong answers"
     assert re.search(counts, fitted.objective.note or "")
     with pytest.raises(
         ValueError,
         match=rf"search\.objective = correctness needs gold answers: {counts}; {fitted.objective.graded} of 480",
     ):
-        fit_layer(states, few, LOW, with_objective("correctness"), seed=0)
-    assert fit_layer(states, few, LOW, with_objective("correctness", 9), seed=0).objective.name == "correctness"
+        fit_probe(states, few, LOW, with_objective("correctness"), seed=0)
+    assert fit_probe(states, few, LOW, with_objective("correctness", 9), seed=0).objective.name == "correctness"
 
 
 def test_correctness_without_gold_is_refused(states, rows):
     with pytest.raises(
         ValueError, match=r"search\.objective = correctness needs gold .* 0 of 480 probe questions are graded"
     ):
-        fit_layer(states, replace(rows, wrong=None), LOW, with_objective("correctness"), seed=0)
+        fit_probe(states, replace(rows, wrong=None), LOW, with_objective("correctness"), seed=0)

@@ -9,6 +9,8 @@ from ka2l_ray.report import figures
 from ka2l_ray.report.curves import curves
 from ka2l_ray.report.summary import known_changes, savings, spendings
 
+NO_LAYERS: Any = {"layers": []}
+
 
 def test_figures_are_the_same_bytes_twice(results: dict[str, Any]) -> None:
     first = figures.accuracy_curves(results["rounds"], "pool")
@@ -40,7 +42,7 @@ def test_a_curve_says_what_its_accuracy_is_over(
         lambda: figures.entropy_histogram({}, 0.8),
         lambda: figures.entropy_histogram({"known": {}}, None),
         lambda: figures.auroc_by_layer(None),
-        lambda: figures.auroc_by_layer({"layers": []}),
+        lambda: figures.auroc_by_layer(NO_LAYERS),
         lambda: figures.layer_threshold_heat(None),
         lambda: figures.layer_threshold_heat([]),
         lambda: figures.accuracy_curves([], "pool"),
@@ -62,7 +64,7 @@ def test_no_bar_crosses_the_threshold() -> None:
 
 
 def test_the_mean_holds_only_rounds_that_every_draw_has() -> None:
-    rounds = [
+    rounds: Any = [
         {
             "strategy": "random",
             "seed": s,
@@ -81,7 +83,9 @@ def test_the_mean_holds_only_rounds_that_every_draw_has() -> None:
 
 
 def test_savings_count_the_seeds_that_never_reached_random() -> None:
-    entries = [{"strategy": "ka2l", "seed": s, "saving": v, "of_oracle": None} for s, v in enumerate((0.4, None, 0.2))]
+    entries: Any = [
+        {"strategy": "ka2l", "seed": s, "saving": v, "of_oracle": None} for s, v in enumerate((0.4, None, 0.2))
+    ]
     (found,) = savings([*entries, {"strategy": "random", "seed": 0, "saving": 0.0, "of_oracle": 0.0}])
     assert (found.saving, found.of_oracle, found.reached, found.seeds) == (pytest.approx(0.3), None, 2, 3)
     assert known_changes([]) == []
@@ -104,5 +108,5 @@ def test_the_ledger_of_a_curve_is_that_of_its_last_round(results: dict[str, Any]
 
 def test_a_curve_that_bought_nothing_has_no_ledger(results: dict[str, Any]) -> None:
     assert spendings([r for r in results["rounds"] if r["round"] == 0]) == []
-    older = [{name: value for name, value in r.items() if name != "ledger"} for r in results["rounds"]]
+    older: Any = [{name: value for name, value in r.items() if name != "ledger"} for r in results["rounds"]]
     assert spendings(older) == []

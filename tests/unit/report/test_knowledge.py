@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from ka2l_ray.report.plane import known_map
+from ka2l_ray.report.knowledge_map import known_map
 from ka2l_ray.report.tables import ProbeStates
 from ka2l_ray.report.topics import Topic, topic_shares, topics
 

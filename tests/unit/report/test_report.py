@@ -95,8 +95,8 @@ def test_a_run_on_files_calls_no_eval_question_a_pool_fact(tmp_path: Path, page:
     assert "pool facts" not in text
     assert "pool questions ask" not in text
     assert (
-        "ka2l needs 41.2 % fewer annotations than random buying for the same accuracy on facts that no pool question asks ("
-        in text
+        "ka2l needs 41.2 % fewer annotations than random buying "
+        "for the same accuracy on facts that no pool question asks (" in text
     )
     assert "Accuracy: facts that no pool question asks;" in text
     assert "domain:" not in text
@@ -179,7 +179,7 @@ def test_a_corpus_without_gold_renders(tmp_path: Path, results: dict[str, Any]) 
     html = (write_report(run) / "index.html").read_bytes().decode()
     assert "did not reach the accuracy that random buying ends with" in html
     assert (
-        html.count("This run has no number for this figure.") == 4
+        html.count("This run has no numbers for this figure.") == 4
     )  # accuracy, known, heat without heat.json, map without states
     assert "None" not in html
 

@@ -38,7 +38,7 @@ def test_the_page_shows_both_runs_side_by_side(runs: list[Run]) -> None:
     assert _row(html, "AUROC") == ["0.940", "–"]
     assert _row(html, "its 95 % interval") == ["0.919 to 0.959", "–"]
     assert _row(html, "finetune") == ["410.4", "–"]
-    assert _row(html, "together") == ["531.7", "0.8"]
+    assert _row(html, "total") == ["531.7", "0.8"]
     assert "None" not in html
 
 
@@ -122,5 +122,5 @@ def test_a_folder_that_is_no_run_is_refused_by_name(
     with pytest.raises(SystemExit) as ended:
         app(["report", str(tmp_path / "a/r"), str(tmp_path)])
     assert ended.value.code == 2
-    assert capsys.readouterr().err == f"ka2l: {tmp_path}: holds no config.yaml, so it is not a run folder\n"
+    assert capsys.readouterr().err == f"ka2l: {tmp_path}: has no config.yaml, so it is not a run folder\n"
     assert not (tmp_path / "a/r/report").exists()

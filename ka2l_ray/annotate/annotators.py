@@ -1,4 +1,4 @@
-"""Who answers: the knowledge world, or the corpus' own gold answers; and what every annotator speaks of.
+"""Annotators that answer at once (the knowledge world, the corpus' own gold answers), and the types that all share.
 
 In: a question and its gold answers. Out: an `Annotated`. Refuses to know: tables, budgets, Ray, HTTP, files.
 """
@@ -16,7 +16,8 @@ AnnotatorName = Literal["world", "reference", "endpoint", "file"]
 
 @dataclass(frozen=True)
 class Asked:
-    """One question that a round bought. `answers` are the corpus' gold, empty for a decoded question; `group` may be None."""
+    """One question that a round bought. `answers` are the corpus' gold, empty for a decoded question; `group` may be
+    None."""
 
     id: str
     question: str
@@ -33,7 +34,8 @@ class Annotated:
 
 
 class Waiting(Exception):
-    """People have not answered yet. Holds where their questions lie; not an error: the loop goes on with what does not wait."""
+    """People have not answered yet; names the files with their questions. Not an error: the loop goes on with the
+    rounds that do not wait."""
 
     def __init__(self, jsonl: str, csv: str, questions: int) -> None:
         super().__init__(f"{questions:,} questions wait for answers in {csv} (the same as JSONL: {jsonl})")
@@ -41,7 +43,7 @@ class Waiting(Exception):
 
 
 class WaitingForOthers(Waiting):
-    """Every question of a round that has no answer yet is asked in another round's file already."""
+    """All questions of a round that have no answer yet are asked in another round's file already."""
 
     def __init__(self, questions: int) -> None:
         super().__init__("", "", questions)
@@ -51,7 +53,7 @@ class WaitingForOthers(Waiting):
 Annotator = Callable[[str, Sequence[str]], Annotated]
 
 
-def source_of(config: Config) -> AnnotatorName:
+def annotator_of(config: Config) -> AnnotatorName:
     """The annotator's name: `auto` is the world on the world, else the corpus' gold answers."""
     if config.annotate.source == "auto":
         return "world" if config.corpus.source == "world" else "reference"

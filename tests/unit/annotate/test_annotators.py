@@ -1,6 +1,6 @@
 """Annotators: the world knows every person, the corpus its own gold answers."""
 
-from ka2l_ray.annotate.sources import Annotated, ask_reference, ask_world
+from ka2l_ray.annotate.annotators import Annotated, ask_reference, ask_world
 from ka2l_ray.world.facts import World, word
 
 

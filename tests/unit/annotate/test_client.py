@@ -1,9 +1,10 @@
-"""The session given to Ray Data's HTTP processor, against a real server: what is tried again, what is not, and whom the key reaches."""
+"""The chat client against a real server: what is tried again, what is not, and whom the key reaches."""
 
+import _thread
 import asyncio
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -14,8 +15,8 @@ from chat_server import ChatServer
 from pydantic import SecretStr
 
 from ka2l_ray.annotate.claims import Claims
-from ka2l_ray.annotate.endpoint import request
-from ka2l_ray.annotate.session import Asker, Gate, Outcome, retry_after_s
+from ka2l_ray.annotate.client import ChatClient, Gate, retry_after_s
+from ka2l_ray.annotate.endpoint import content_hash, request
 from ka2l_ray.config import EndpointSection
 from ka2l_ray.dataflow.storage import Folder
 
@@ -28,19 +29,18 @@ def server() -> Iterator[ChatServer]:
         yield server
 
 
-def ask(server: ChatServer, folder: Path, *questions: str, **changes: Any) -> list[Outcome]:
-    """All questions through one session, as the processor does: first every post, then the responses in order."""
+def ask(server: ChatServer, folder: Path, *questions: str, **changes: Any) -> list[str]:
+    """The reason of each question that got no reply, empty for the others."""
     endpoint = EndpointSection.model_validate({"url": server.url, "backoff_s": 0.01} | changes)
+    client = ChatClient(endpoint, SecretStr(KEY), Folder.of(str(folder)), "round")
+    return asyncio.run(reasons(client, endpoint, questions))
 
-    async def run() -> list[Outcome]:
-        async with Asker(endpoint, SecretStr(KEY), Folder.of(str(folder)), "round")() as session:
-            posted = [
-                session.post(server.url, {"Content-Type": "application/json"}, json.dumps(request(endpoint, q)))
-                for q in questions
-            ]
-            return [await p for p in posted]
 
-    return asyncio.run(run())
+async def reasons(client: ChatClient, endpoint: EndpointSection, questions: Sequence[str]) -> list[str]:
+    requests = {content_hash(asked): asked for asked in (request(endpoint, q) for q in questions)}
+    failed = await client.ask(requests)
+    assert failed.keys() <= requests.keys()
+    return [failed.get(name, "") for name in requests]
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def ask(server: ChatServer, folder: Path, *questions: str, **changes: Any) -> li
 )
 def test_what_may_pass_is_tried_again_until_there_is_a_reply(server, tmp_path, trouble):
     server.troubles["q"] = [trouble] * 3
-    assert ask(server, tmp_path, "q", retries=3) == [Outcome("")]
+    assert ask(server, tmp_path, "q", retries=3) == [""]
     assert (server.asked["q"], server.answered["q"]) == (4, 1)
 
 
@@ -57,49 +57,59 @@ def test_what_may_pass_is_tried_again_until_there_is_a_reply(server, tmp_path, t
 def test_what_will_not_pass_is_asked_once(server, tmp_path, status):
     server.troubles["bad"] = [f"status {status}"]
     bad, good = ask(server, tmp_path, "bad", "good")
-    assert bad.failed.startswith(f"HTTP {status}: ")
-    assert KEY not in bad.failed
-    assert good == Outcome("")
+    assert bad.startswith(f"HTTP {status}: ")
+    assert KEY not in bad
+    assert good == ""
     assert server.asked == {"bad": 1, "good": 1}
 
 
 def test_retries_are_used_up_and_counted(server, tmp_path):
     server.troubles["q"] = ["status 503"] * 9
-    assert ask(server, tmp_path, "q", retries=2)[0].failed.endswith("(3 tries)")
+    assert ask(server, tmp_path, "q", retries=2)[0].endswith("(3 tries)")
     assert server.asked["q"] == 3
 
 
-def test_a_redirect_is_not_followed_for_it_would_carry_the_key_along(server, tmp_path):
+def test_a_redirect_is_not_followed_because_it_would_carry_the_key(server, tmp_path):
     with ChatServer().running() as elsewhere:
         server.troubles["q"] = [f"redirect {elsewhere.url}"]
-        assert ask(server, tmp_path, "q")[0].failed.startswith("HTTP 307")
+        assert ask(server, tmp_path, "q")[0].startswith("HTTP 307")
         assert not elsewhere.headers
 
 
 def test_a_reply_that_is_kept_counts_at_another_address(server, tmp_path):
-    assert ask(server, tmp_path, "q", "r") == [Outcome(""), Outcome("")]
+    assert ask(server, tmp_path, "q", "r") == ["", ""]
     with ChatServer().running() as moved:
-        assert ask(moved, tmp_path, "q", "r", "new") == [Outcome("")] * 3
+        assert ask(moved, tmp_path, "q", "r", "new") == [""] * 3
         assert moved.asked == {"new": 1}
-        assert ask(moved, tmp_path, "q", model="another annotator") == [Outcome("")]
+        assert ask(moved, tmp_path, "q", model="another annotator") == [""]
         assert moved.asked == {"new": 1, "q": 1}
 
 
-def test_a_server_that_wants_to_be_left_alone_for_long_is(server, tmp_path):
+def test_a_server_that_asks_for_a_long_wait_is_not_asked_again(server, tmp_path):
     server.troubles["q"] = ["wait 86400"]
-    assert "Retry-After: 86400 s" in ask(server, tmp_path, "q")[0].failed
+    assert "Retry-After: 86400 s" in ask(server, tmp_path, "q")[0]
     assert server.asked["q"] == 1
 
 
 def test_a_server_that_is_not_there_is_a_failed_row(tmp_path):
     with ChatServer().running() as gone:
         pass
-    assert "ClientConnectorError" in ask(gone, tmp_path, "q", retries=1)[0].failed
+    assert "ClientConnectorError" in ask(gone, tmp_path, "q", retries=1)[0]
+
+
+def test_an_interrupt_that_is_no_signal_ends_it_while_the_server_is_silent(server, tmp_path):
+    """Ray interrupts a task that it cancels in this way, which does not wake an event loop."""
+    server.troubles["q"] = ["hang"]
+    server.before = lambda question: _thread.interrupt_main()
+    started_s = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        ask(server, tmp_path, "q", timeout_s=120)
+    assert time.monotonic() - started_s < 60
 
 
 def test_a_kept_reply_is_not_asked_for_again_and_holds_no_key(server, tmp_path):
     server.says["q"] = f"your key is {KEY}"
-    assert ask(server, tmp_path, "q") == ask(server, tmp_path, "q") == [Outcome("")]
+    assert ask(server, tmp_path, "q") == ask(server, tmp_path, "q") == [""]
     assert server.asked["q"] == 1
     (kept,) = tmp_path.iterdir()
     assert KEY not in kept.read_text()
@@ -119,20 +129,16 @@ class Own:
         self.claims.leave(name, self.owner)
 
 
-def ask_twice(server: ChatServer, folder: Path, questions: list[str], **changes: Any) -> list[list[Outcome]]:
-    """The same questions through two askers side by side, as two curves of a comparison ask."""
+def ask_twice(server: ChatServer, folder: Path, questions: list[str], **changes: Any) -> list[list[str]]:
+    """The same questions through two clients at the same time, as two curves of a comparison ask."""
     endpoint = EndpointSection.model_validate({"url": server.url, "backoff_s": 0.01} | changes)
     claims = Claims()
 
-    async def one(owner: str) -> list[Outcome]:
-        async with Asker(endpoint, SecretStr(KEY), Folder.of(str(folder)), owner, Own(claims, owner))() as session:
-            posted = [
-                session.post(server.url, {"Content-Type": "application/json"}, json.dumps(request(endpoint, q)))
-                for q in questions
-            ]
-            return [await p for p in posted]
+    async def one(owner: str) -> list[str]:
+        client = ChatClient(endpoint, SecretStr(KEY), Folder.of(str(folder)), owner, Own(claims, owner))
+        return await reasons(client, endpoint, questions)
 
-    async def both() -> list[list[Outcome]]:
+    async def both() -> list[list[str]]:
         return list(await asyncio.gather(one("a"), one("b")))
 
     return asyncio.run(both())
@@ -143,7 +149,7 @@ def test_two_that_ask_the_same_at_the_same_time_pay_once(server, tmp_path, concu
     questions = [f"q{n}" for n in range(6)]
     for q in questions:
         server.troubles[q] = ["status 500", "slow 0.05"]
-    assert ask_twice(server, tmp_path, questions, concurrency=concurrency) == [[Outcome("")] * 6] * 2
+    assert ask_twice(server, tmp_path, questions, concurrency=concurrency) == [[""] * 6] * 2
     assert server.answered == dict.fromkeys(questions, 1)
     assert {json.loads(f.read_text())["asked_by"] for f in tmp_path.iterdir()} <= {"a", "b"}
 
@@ -151,7 +157,7 @@ def test_two_that_ask_the_same_at_the_same_time_pay_once(server, tmp_path, concu
 def test_what_one_gives_up_the_other_asks_itself(server, tmp_path):
     server.troubles["q"] = ["status 400"]
     given_up, answered = sorted(
-        (o.failed for o in chain.from_iterable(ask_twice(server, tmp_path, ["q"]))), key=len, reverse=True
+        (reason for reason in chain.from_iterable(ask_twice(server, tmp_path, ["q"]))), key=len, reverse=True
     )
     assert given_up.startswith("HTTP 400")
     assert answered == ""

@@ -1,0 +1,218 @@
+"""Rows of CSV and JSON-lines files, both for corpora and for the spreadsheets that people fill in.
+
+In: a stream of bytes, and the file's name for errors. Out: rows one at a time, each with the number by which a person
+finds it, or a `BadRow` in its place. Raises `ConfigError` where no row after some point can be trusted.
+Refuses to know: what columns mean, sources, Ray.
+
+Python's own `csv` and `json` do the parsing. pyarrow and pandas were tried, and their errors are worse: neither says
+on which line a row starts; pyarrow takes a stray quote as text and changes the value; pandas silently drops every row
+after an unclosed quote; pyarrow's JSON fails the whole file for one bad line, and for two rows whose values differ in
+type.
+"""
+
+import codecs
+import csv
+import io
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import IO, Any
+
+import pyarrow as pa
+
+from ka2l_ray.config import ConfigError
+from ka2l_ray.dataflow.source_names import COMPRESSED
+from ka2l_ray.dataflow.storage import Folder
+
+DELIMITERS = (",", ";", "\t")
+LONGEST_LINE = 64 * 2**20
+MOST_LISTED = 20
+"""Names that an error message lists."""
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+csv.field_size_limit(LONGEST_LINE)
+
+Stream = IO[bytes] | pa.NativeFile
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """Why a row cannot be used: the field, what is wrong with it, and its value, shortened, where that helps."""
+
+    field: str
+    problem: str
+    value: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.field}{f' = {self.value}' if self.value else ''} {self.problem}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row by column. `number` is the line that it starts on in a text file and counts rows in other files, from 1."""
+
+    number: int
+    values: dict[str, object] | BadRow
+
+
+@dataclass(frozen=True)
+class Record:
+    """A row of CSV. `line` is the line that it starts on; `number` counts like a spreadsheet, with header and blank
+    rows."""
+
+    line: int
+    number: int
+    fields: list[str] | BadRow
+
+
+class RepeatedNameError(ValueError):
+    """A JSON object has two members of one name, so that one value would hide the other."""
+
+
+def open_stream(name: str) -> pa.NativeFile:
+    """The bytes of a path or URI, decompressed where its name says that they are compressed. Raises `OSError`."""
+    folder = Folder.of(name)
+    compression = next((c for ending, c in COMPRESSED.items() if folder.path.lower().endswith(ending)), None)
+    return folder.filesystem.open_input_stream(folder.path, compression=compression)
+
+
+def text_lines(stream: Stream, name: str) -> Iterator[tuple[int, str | BadRow]]:
+    """Lines with their numbers, without line ends; blank ones are left out."""
+    for number, line in enumerate(_lines(stream, name, newline="\n"), 1):
+        if line.strip(" \t\r\n\v\f"):
+            yield number, as_utf8(line.rstrip("\r\n"), "line")
+
+
+def json_rows(stream: Stream, name: str) -> Iterator[Row]:
+    """One JSON object per line."""
+    for number, text in text_lines(stream, name):
+        yield Row(number, text if isinstance(text, BadRow) else _json_object(text))
+
+
+def most_frequent_delimiter(header: str) -> str:
+    """The delimiter that occurs most often in a header line."""
+    return max(DELIMITERS, key=header.count)
+
+
+def csv_table(
+    stream: Stream, name: str, delimiter_of: Callable[[str], str] = most_frequent_delimiter
+) -> tuple[list[str], Iterator[Record]]:
+    """Column names, stripped, and the records below them; both are empty for an empty file. `delimiter_of` gets the
+    header's line. Blank lines and Excel's own `sep=;` may come before the header.
+
+    Raises `ConfigError`, also while records are read, for a quote that swallows further lines before it is closed
+    wrongly, or is never closed: what those lines were meant to be cannot be known. Within one line, only that record
+    is bad.
+    """
+    lines = _lines(stream, name, newline="")
+    for skipped, header in enumerate(lines):
+        if header.strip() and not header.strip(' "').casefold().startswith("sep="):
+            rows = csv.reader(itertools.chain([header], lines), delimiter=delimiter_of(header), strict=True)
+            records = _records(rows, name, skipped)
+            break
+    else:
+        records = iter(())
+    first = next(records, None)
+    if first is None:
+        return [], records
+    if isinstance(first.fields, BadRow):
+        raise ConfigError(f"{name}: row {first.line}: {first.fields}")
+    return [f.strip() for f in first.fields], records
+
+
+def as_utf8(text: str, field: str) -> str | BadRow:
+    """The text of a field, unless it contains bytes that are not UTF-8, which `surrogateescape` keeps."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        shown = shortened(text.encode("utf-8", "backslashreplace").decode())
+        byte, place = ord(text[error.start]) & 0xFF, len(text[: error.start].encode()) + 1
+        return BadRow(field, "is not UTF-8", f"{shown} ({byte:#04x} at byte {place})")
+    return text
+
+
+def refuse_utf16(data: bytes, name: str) -> None:
+    """Raise `ConfigError` where a file starts with UTF-16's byte-order mark."""
+    if data.startswith(UTF16_MARKS):
+        raise ConfigError(f"{name}: is UTF-16; save it as UTF-8")
+
+
+def parse_json(text: str) -> Any:
+    """A JSON value. Raises `RepeatedNameError`, and `ValueError` or `RecursionError` where the text cannot be read."""
+    return json.loads(text, object_pairs_hook=_members)
+
+
+def repeated(names: Iterable[str]) -> str:
+    """The names that occur more than once, as an error message shows them; empty where all differ."""
+    return ", ".join(shortened(n) for n, count in Counter(names).items() if count > 1)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names as an error message shows them: some of them, odd and long ones quoted and shortened."""
+    found = list(names)
+    shown = [n if n.isprintable() and n and len(n) <= 60 else shortened(n) for n in found[:MOST_LISTED]]
+    return ", ".join(shown) + (f" and {len(found) - MOST_LISTED:,} more" if len(found) > MOST_LISTED else "")
+
+
+def shortened(value: object) -> str:
+    """A value as an error message shows it."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _lines(stream: Stream, name: str, newline: str) -> Iterator[str]:
+    """Lines with their ends, without a byte-order mark; bytes that are not UTF-8 stay, as `surrogateescape` keeps
+    them."""
+    text = io.TextIOWrapper(io.BufferedReader(stream, 2**20), "utf-8-sig", "surrogateescape", newline)  # pyright: ignore
+    for number in itertools.count(1):
+        line = text.readline(LONGEST_LINE + 1)
+        if not line:
+            return
+        if number == 1:
+            refuse_utf16(line[:2].encode("utf-8", "surrogateescape"), name)
+        if len(line) > LONGEST_LINE:
+            raise ConfigError(
+                f"{name}: line {number} exceeds {LONGEST_LINE // 2**20} MiB; each row must be on a line of its own"
+            )
+        yield line
+
+
+def _records(rows: Any, name: str, skipped: int) -> Iterator[Record]:
+    """The records of a reader that started after `skipped` lines."""
+    for number in itertools.count(skipped + 1):
+        line = skipped + rows.line_num + 1
+        try:
+            fields = next(rows, None)
+        except csv.Error as error:
+            never = "end of data" in str(error)
+            if never or skipped + rows.line_num > line:
+                how = "never closed" if never else f"closed wrongly on line {skipped + rows.line_num:,} ({error})"
+                raise ConfigError(
+                    f"{name}: row {line}: a quote that opens there is {how}, so the rows after it are unknown. "
+                    "A quote inside quotes is written twice"
+                ) from error
+            fields = BadRow("line", f"is not valid CSV ({error}); a quote inside quotes is written twice")
+        if fields is None:
+            return
+        if isinstance(fields, BadRow) or any(f.strip() for f in fields):
+            yield Record(line, number, fields)
+
+
+def _json_object(text: str) -> dict[str, object] | BadRow:
+    try:
+        value = parse_json(text)
+    except RepeatedNameError as error:
+        return BadRow("line", str(error))
+    except json.JSONDecodeError as error:
+        return BadRow("line", "is not JSON", f"{shortened(text)} ({error.msg} at character {error.pos + 1})")
+    except (ValueError, RecursionError):  # a number of too many digits, a nest too deep
+        return BadRow("line", "is not JSON", shortened(text))
+    return value if isinstance(value, dict) else BadRow("line", "must be a JSON object", shortened(text))
+
+
+def _members(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise RepeatedNameError(f"names {repeated(name for name, _ in pairs)} twice")
+    return members

@@ -1,0 +1,164 @@
+"""What `results.json` of a run and `compare.json` of a comparison contain, as types.
+
+Units: shares and accuracies 0 to 1, entropies in nats, times in seconds, costs in the unit of `annotate.cost`.
+None: the number does not exist, for example an accuracy where no question has gold answers.
+Refuses to know: how any of it is computed or shown.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NotRequired, TypedDict
+
+Measure = Literal["accuracy", "domain_accuracy", "known_accuracy", "replayed_accuracy", "annotations", "cost"]
+"""The numbers of a round that form a learning curve."""
+Interval = Sequence[float]
+"""(low, high) of a 95 % interval."""
+
+
+class RoundResult(TypedDict):
+    """A finished round of one strategy and seed; round 0 is the base model. Annotations and cost are cumulative."""
+
+    strategy: str
+    seed: int
+    round: int
+    annotations: int
+    cost: float
+    accuracy: float | None
+    """Over the eval questions of the run's `eval_scope`."""
+    domain_accuracy: float | None
+    known_accuracy: float | None
+    """On what the base model answered right and no round replayed."""
+    replayed_accuracy: float | None
+    corpus_prompt_accuracy: NotRequired[float | None]
+    ledger: NotRequired[Mapping[str, float]]
+    """As `annotate.ledger` makes it; empty for round 0."""
+    seconds: NotRequired[Mapping[str, float]]
+
+
+class SavingResult(TypedDict):
+    """Annotations that a strategy saves against random choice: 1 - n_s / n_r."""
+
+    strategy: str
+    seed: int
+    saving: float | None
+    of_oracle: float | None
+    """As a share of the oracle's saving."""
+
+
+class StoppedResult(TypedDict):
+    """A strategy that ended before its last round."""
+
+    strategy: str
+    seed: int
+    after_round: int
+    reason: str
+
+
+class LayerResult(TypedDict):
+    """The best probe of one layer and position."""
+
+    layer: int
+    position: str
+    auroc: float | None
+    auroc_ci: Interval | None
+    auroc_vs_truth: float | None
+
+
+class SearchResult(LayerResult):
+    """The probe that was chosen, and the best of every layer."""
+
+    probe: str
+    objective: str
+    threshold_nats: float
+    questions: int
+    graded: int
+    note: str | None
+    layers: Sequence[LayerResult]
+
+
+class HeatCell(TypedDict):
+    """One probe that the search tried: a cell of heat.json."""
+
+    layer: int
+    position: str
+    threshold_nats: float
+    inverse_regularization: float
+    auroc: float | None
+
+
+class LabelResult(TypedDict):
+    """What the probe split's labels show; γ is `threshold_nats`."""
+
+    questions: int
+    unknown_fraction: float
+    threshold_nats: float
+    right: int
+    wrong: int
+    entropy_auroc_vs_incorrect: float | None
+    entropy_auroc_vs_truth: float | None
+    baselines: Mapping[str, float | None]
+    quadrants: Mapping[str, int]
+
+
+class Results(TypedDict):
+    """The content of results.json; parts of steps that have not run are None or empty."""
+
+    config_hash: str | None
+    command: str | None
+    model: str | None
+    versions: Mapping[str, str | None]
+    seed: int | None
+    label: LabelResult | None
+    search: SearchResult | None
+    decode: Mapping[str, Any] | None
+    """{measure: value}, and `statuses`: {status: questions generated}."""
+    eval_scope: str | None
+    rounds: Sequence[RoundResult]
+    saving: Sequence[SavingResult]
+    stopped: Sequence[StoppedResult]
+    rows: Mapping[str, Mapping[str, int | None]]
+    """{step: {`in`: rows read, `out`: rows written, `errors`: failed rows}}."""
+    time_s: Mapping[str, float | None]
+
+
+class CurvePoint(TypedDict):
+    """Mean accuracy over seeds at one number of annotations."""
+
+    annotations: int
+    accuracy: float
+    ci: Interval | None
+    seeds: int
+
+
+class StrategyResult(TypedDict):
+    """One strategy over all seeds of a comparison; `over` counts the seeds that each mean is taken over."""
+
+    strategy: str
+    curve: Sequence[CurvePoint]
+    saving: float | None
+    saving_ci: Interval | None
+    savings: Sequence[float | None]
+    """By seed."""
+    reached: int
+    """Seeds in which random's accuracy was reached."""
+    of_oracle: float | None
+    of_oracle_lowest: float | None
+    compute_saving: float | None
+    compute_savings: Sequence[float]
+    area: float | None
+    area_ci: Interval | None
+    known_accuracy: float | None
+    over: Mapping[str, int]
+
+
+class ComparisonResults(TypedDict):
+    """The content of compare.json."""
+
+    command: str
+    seeds: Sequence[int]
+    eval_scope: str
+    random_budget: int
+    area_up_to: int
+    ceiling: float | None
+    """The oracle's mean saving."""
+    ceiling_over: int
+    strategies: Sequence[StrategyResult]

@@ -59,8 +59,9 @@ check: .venv/.ready ## lint, format, types, unit tests
 	$(BIN)/pyright
 	$(BIN)/python -m pytest tests/unit -n auto --maxprocesses 4
 
-docs: .venv/.ready ## generate docs/configuration.md from ka2l_ray/config/
+docs: .venv/.ready ## docs/configuration.md from ka2l_ray/config/, and the README's tables from ka2l_ray/schema.py
 	$(BIN)/python -m ka2l_ray.config.reference > docs/configuration.md
+	$(BIN)/python -m ka2l_ray.cli.tables README.md
 
 bench: .venv/.ready ## speed as ratios; results in tests/benchmarks/results/ (about half an hour on two cores)
 	$(BIN)/python tests/benchmarks/bench_engine.py

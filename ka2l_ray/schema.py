@@ -1,26 +1,29 @@
-"""Every table's columns and types, and the one legend for shapes and units.
+"""Every table of a run as a spec: where it is, which step makes it, what its columns mean, which of them it carries
+over.
 
 Shapes: B rows of a batch, T tokens, D width of the model, L its blocks, K samples per question, V vocabulary.
 Units: `_nats` natural-log units, `_s` seconds, `_rows` rows, `last_012` layer 12 at the last prompt token.
 Layers: 000 is the input of block 1, l the raw residual output of block l (also for l = L, before the final norm).
-In every table `id` names the question; `error` is null, or says why a row failed and its other columns are null.
+`ka2l tables` prints what is written here; stages, readers and tests use the same specs.
 Refuses to know: Ray, torch, files.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
 ID = pa.field("id", pa.string(), nullable=False)
 ERROR = pa.field("error", pa.string())
-_STRINGS, _FLOATS, _INTS = pa.list_(pa.string()), pa.list_(pa.float32()), pa.list_(pa.int32())
+NO_COLUMNS = pa.schema([])
 
 SPLITS = ("probe", "pool", "eval")
 SHOTS = "shots"
-"""Part of `questions`, beside the splits: the solved examples of few-shot prompts, which no stage asks."""
+"""A part of `questions` besides the splits: the solved examples of few-shot prompts, which no stage asks."""
 SCOPES = ("pool", "domain", "other")
-"""What an eval question asks: `pool`, a pool question's fact in another wording; `domain`, a fact about an entity that no pool question is
-about (both on the world); `other`, a question of a corpus from files, which no pool question resembles or shares an entity with."""
+"""What an eval question asks: `pool`, a pool question's fact in another wording; `domain`, a fact about an entity
+that no pool question is about (both on the world); `other`, a question of a corpus from files, which resembles no
+pool question and shares an entity with none."""
 ACCURACY_OVER = {
     "pool": "facts that pool questions ask, in a wording of their own",
     "other": "facts that no pool question asks",
@@ -31,68 +34,495 @@ TRUTHS = ("known", "rare", "misconception", "unseen")
 DECODE_STATUSES = ("kept", "duplicate", "eval", "known", "malformed")
 ANNOTATION_STATUSES = ("answered", "no_such_thing", "no_reference", "refused", "truncated", "blank", "failed")
 
+ROUND = "strategies/NAME/seed_S/round_NN"
+"""Folder of a round, below the run's."""
+MANIFEST_FACTS = {
+    "files": "the files that count, each with its rows and, where the table has parts, its part",
+    "rows": "rows of all these files",
+    "closed_unix_s": "when the table was finished",
+}
+"""What the manifest of every table says."""
+STAGE_FACTS = {
+    "rows_in": "rows of the source table, or of the part of it that was read",
+    "errors": "rows whose `error` is not null",
+    "seconds": "duration of the last attempt",
+    "stage": "name of the stage, as in the log and in Ray's dashboard",
+    "shard_rows": "rows per file",
+}
+"""What the manifest of a table that a pool of actors wrote says besides."""
 
-def _table(**columns: pa.DataType) -> pa.Schema:
-    return pa.schema([ID, *(pa.field(name, kind) for name, kind in columns.items())])
+
+@dataclass(frozen=True)
+class Column:
+    """A column. Where `type` is None, the configuration decides which fields stand in its place (hidden states, whose
+    width is the model's), and the stage is given them."""
+
+    name: str
+    type: pa.DataType | None
+    meaning: str
+
+    def fields(self, states: pa.Schema = NO_COLUMNS) -> list[pa.Field]:
+        """Its Arrow fields: `states` where the configuration decides, else one."""
+        return list(states) if self.type is None else [pa.field(self.name, self.type, self.name != ID.name)]
 
 
-QUESTIONS = _table(
-    question=pa.string(),
-    answers=_STRINGS,  # gold with aliases; empty where there is none
-    group=pa.string(),  # topic, null where there is none
-    entity=pa.string(),  # whom or what it is about, by its own name; null where unknown
-    split_group=pa.string(),  # what splits and the probe's own division never share: questions alike or about one entity, chains included
-    fact_id=pa.string(),  # world only
-    truth=pa.string(),  # world only: one of TRUTHS
-    split=pa.string(),  # one of SPLITS, or SHOTS
-    scope=pa.string(),  # eval only: one of SCOPES
+@dataclass(frozen=True, kw_only=True)
+class TableSpec:
+    """One table of a run.
+
+    `folder` is below the run's (`ROUND` stands for that of a round); `step` of a run or a round makes it; `code` is
+    the file that computes the columns it adds; `row` is what one row is about, empty for `search`, which is no table.
+
+    Of its `source`, the step `reads` some columns and copies those `carried`. A file has `id`, the carried columns,
+    the added ones and, where single rows `can_fail`, `error`: null, or why the row failed, whose added columns are
+    then null.
+
+    `facts` is what `facts_file` says besides `MANIFEST_FACTS` and, where rows can fail, `STAGE_FACTS`.
+    """
+
+    name: str
+    folder: str
+    step: str
+    code: str
+    row: str
+    about: str
+    source: "TableSpec | None" = None
+    reads: tuple[str, ...] = ()
+    carried: tuple[str, ...] = ()
+    added: tuple[Column, ...] = ()
+    can_fail: bool = True
+    facts: Mapping[str, str] = field(default_factory=dict)
+    facts_file: str = "manifest.json"
+
+    def added_fields(self, states: pa.Schema = NO_COLUMNS) -> pa.Schema:
+        """Arrow fields of the added columns; `states` are those that the configuration decides on."""
+        return pa.schema([f for column in self.added for f in column.fields(states)])
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """All columns in the order of the files, `error` left out; none where it is no table."""
+        if not self.row:
+            return ()
+        given = {c.name: c for c in self.source.columns} if self.source else {}
+        return (_ID, *(given[name] for name in self.carried), *self.added)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Arrow schema of all columns but `error` and those that the configuration decides on."""
+        return pa.schema([f for column in self.columns for f in column.fields()])
+
+
+_STRING, _INT, _FLOAT, _BOOL = pa.string(), pa.int32(), pa.float32(), pa.bool_()
+_STRINGS, _FLOATS, _INTS = pa.list_(_STRING), pa.list_(_FLOAT), pa.list_(_INT)
+_ID = Column("id", _STRING, "names the question")
+_QUESTION = Column("question", _STRING, "the question's text")
+_ANSWERS = Column("answers", _STRINGS, "gold answers with aliases; empty where there are none")
+_SAMPLED = (
+    Column("greedy", _STRING, "greedy answer"),
+    Column("greedy_logprob", _FLOAT, "its log-probability in nats, summed over tokens"),
+    Column("samples", _STRINGS, "K sampled answers, fewer where adaptive sampling stopped early"),
+    Column("sample_logprobs", _FLOATS, "their log-probabilities in nats, summed over tokens, at temperature 1"),
+    Column("sample_tokens", _INTS, "how many tokens each sum is over, the end token included"),
 )
-SAMPLES = _table(
-    greedy=pa.string(),
-    greedy_logprob=pa.float32(),  # nats, sum over tokens
-    samples=_STRINGS,  # K answers
-    sample_logprobs=_FLOATS,  # nats, sum over tokens, at T = 1
-    sample_tokens=_INTS,  # tokens summed over, the end token included
+_STATES = Column(
+    "last_LLL, mean_LLL",
+    None,
+    "hidden states (D,) of layer LLL, at the last prompt token or as the mean over the question's own tokens; "
+    "float16 in files whose values fit, else float32",
 )
-CLUSTERS = _table(
-    cluster_ids=_INTS,  # K numbers, equal where answers mean the same
-    entropy_nats=pa.float64(),  # null where sampling stopped before K samples
-    entropy_lo=pa.float64(),  # least and greatest entropy that K samples can have: equal to it where all were drawn
-    entropy_hi=pa.float64(),
-    correct=pa.bool_(),  # greedy answer; null without gold
-    sample_accuracy=pa.float32(),  # share of right samples; null without gold, or where sampling stopped
-    likelihood=pa.float32(),  # baseline: -log p of the greedy answer, nats
-    predictive_entropy=pa.float32(),  # baseline: mean of -log p over samples, nats; null where sampling stopped
-    group=pa.string(),
-    entity=pa.string(),
-    split_group=pa.string(),
-    truth=pa.string(),
+_P_UNKNOWN = Column(
+    "p_unknown", _FLOAT, "P(unknown): probability, by the probe, that the model does not know the answer"
 )
-KNOWLEDGE = pa.schema([*CLUSTERS, pa.field("unknown", pa.int8()), pa.field("quadrant", pa.string())])
-SCORES = _table(p_unknown=pa.float32())
-"""Where a strategy compares states, `state` besides: the fixed-size (D,) float32 state that the probe reads."""
-ACQUIRED = _table(reason=pa.string(), rank=pa.int32())
-DECODED = _table(
-    source_id=pa.string(),
-    variant=pa.int32(),
-    question=pa.string(),
-    similarity=pa.float32(),  # cosine of the question's own state with the source's, at the decoder's layer
-    p_unknown=pa.float32(),
-    status=pa.string(),  # one of DECODE_STATUSES
+
+_QUESTIONS = TableSpec(
+    name="questions",
+    folder="questions",
+    step="questions",
+    code="corpus/stage.py",
+    row="question of the world or of the corpus' files",
+    about="questions and gold answers, in the parts probe, pool, eval and shots",
+    added=(
+        _QUESTION,
+        _ANSWERS,
+        Column("group", _STRING, "topic; null where there is none"),
+        Column("entity", _STRING, "whom or what the question is about; null where unknown"),
+        Column(
+            "split_group",
+            _STRING,
+            "group of questions that no split separates, nor the probe's own division: alike or about one entity, "
+            "chains included",
+        ),
+        Column("fact_id", _STRING, "the fact that it asks; world only"),
+        Column("truth", _STRING, f"what the model was shown of the fact: {', '.join(TRUTHS)}; world only"),
+        Column("split", _STRING, f"{', '.join(SPLITS)}, or {SHOTS} for solved examples"),
+        Column("scope", _STRING, f"what an eval question asks: {', '.join(SCOPES)}; null in the other splits"),
+    ),
+    can_fail=False,
+    facts={
+        "rows_in": "rows read (corpora from files, as all that follow but the last four)",
+        "dropped": "rows that cannot be used, listed in `questions/dropped`",
+        "near_duplicates": "questions that repeat another almost word by word",
+        "near_duplicate_groups": "groups that these form",
+        "sources": "rows and dropped rows of each file",
+        "merged": "rows merged with an equal question",
+        "graded": "questions with gold answers, by split",
+        "entities": "entities",
+        "split_groups": "groups that stay together",
+        "largest_group": "questions of the largest such group",
+    },
 )
-ANNOTATIONS = _table(
-    question=pa.string(),
-    answer=pa.string(),  # null unless `status` is `answered`
-    annotator=pa.string(),
-    cost=pa.float64(),  # what the annotation is worth, in the unit of `annotate.cost`; 0 where the annotator never replied
-    status=pa.string(),  # one of ANNOTATION_STATUSES
-    cached=pa.bool_(),  # served by an answer that another row of the run paid for
+_SAMPLES = TableSpec(
+    name="samples",
+    folder="base/samples",
+    step="collect",
+    code="collect/actor.py",
+    row="probe question",
+    about="a greedy answer and K samples (the same files as activations)",
+    source=_QUESTIONS,
+    reads=("question",),
+    carried=("question", "answers", "group", "entity", "split_group", "truth"),
+    added=(_STATES, *_SAMPLED),
+    facts={
+        "threshold_nats": "γ that adaptive sampling stopped by; null where all K samples were drawn",
+        "float16_files": "files whose states are float16",
+        "float32_files": "files whose states are float32, since some exceed float16's range",
+    },
 )
-EVALUATION = _table(answer=pa.string(), correct=pa.bool_())
+_ACTIVATIONS = replace(
+    _SAMPLES,
+    name="activations",
+    folder="base/activations",
+    about="hidden states per layer, a greedy answer and K samples, from one prompt pass",
+    facts={"threshold_nats": "as in `samples`"},
+)
+_PILOT = replace(
+    _SAMPLES,
+    name="pilot",
+    folder="base/pilot",
+    row="question drawn from the probe split",
+    about="K samples that γ is found from before adaptive sampling (`collect.adaptive.threshold: pilot`)",
+    carried=(*_SAMPLES.carried, "fact_id"),
+    added=_SAMPLED,
+    facts={},
+)
+_POOL_SAMPLES = replace(
+    _PILOT,
+    name="pool_samples",
+    folder="base/pool_samples",
+    step="sample_pool",
+    row="pool question",
+    about="a greedy answer and K samples, for strategies that rank by them",
+)
+_REPLAY = replace(
+    _PILOT,
+    name="replay",
+    folder="base/replay",
+    step="replay",
+    row="pool question that a round may replay",
+    about="the base model's own answers, mixed into training against forgetting",
+)
+_CLUSTERS = TableSpec(
+    name="clusters",
+    folder="base/clusters",
+    step="label",
+    code="label/actor.py",
+    row="probe question",
+    about="clusters of the samples, semantic entropy, grades",
+    source=_SAMPLES,
+    reads=("samples", "sample_logprobs", "greedy", "greedy_logprob", "answers"),
+    carried=("group", "entity", "split_group", "truth"),
+    added=(
+        Column("cluster_ids", _INTS, "a number per sample, equal where answers mean the same"),
+        Column("entropy_nats", pa.float64(), "semantic entropy; null where sampling stopped before K samples"),
+        Column("entropy_lo", pa.float64(), "least entropy that K samples can have; the entropy where all were drawn"),
+        Column("entropy_hi", pa.float64(), "greatest entropy that K samples can have"),
+        Column("correct", _BOOL, "whether the greedy answer is right; null without gold"),
+        Column("sample_accuracy", _FLOAT, "share of right samples; null without gold, or where sampling stopped"),
+        Column("likelihood", _FLOAT, "baseline: -log p of the greedy answer in nats"),
+        Column(
+            "predictive_entropy",
+            _FLOAT,
+            "baseline: mean of -log p over the samples, in nats; null where sampling stopped",
+        ),
+    ),
+)
+_KNOWLEDGE = TableSpec(
+    name="knowledge",
+    folder="base/knowledge",
+    step="label",
+    code="label/stage.py",
+    row="probe question",
+    about="known or unknown by γ, and the quadrant",
+    source=_CLUSTERS,
+    reads=("entropy_lo", "correct"),
+    carried=(*(c.name for c in _CLUSTERS.added), *_CLUSTERS.carried),
+    added=(
+        Column(
+            "unknown", pa.int8(), "1 where semantic entropy ≥ γ (by `entropy_lo` where sampling stopped early), else 0"
+        ),
+        Column("quadrant", _STRING, f"it crossed with `correct`: {', '.join(QUADRANTS)}; null without gold"),
+    ),
+    facts={
+        "threshold_nats": "γ: least semantic entropy in nats at which a question is unknown; by Otsu's method over all "
+        "entropies, or given as `label.threshold`, or what adaptive sampling stopped by"
+    },
+)
+_POOL_CLUSTERS = replace(
+    _CLUSTERS,
+    name="pool_clusters",
+    folder="base/pool_clusters",
+    step="sample_pool",
+    row="pool question",
+    source=_POOL_SAMPLES,
+)
+_POOL_KNOWLEDGE = replace(
+    _KNOWLEDGE,
+    name="pool_knowledge",
+    folder="base/pool_knowledge",
+    step="sample_pool",
+    row="pool question",
+    about="entropy and quadrant of the pool, by the γ of `knowledge`; only for strategies that rank by them",
+    source=_POOL_CLUSTERS,
+    facts={"threshold_nats": "γ of `knowledge`"},
+)
+_SEARCH = TableSpec(
+    name="search",
+    folder="base/search",
+    step="search",
+    code="probe/search.py",
+    row="",
+    about="a linear probe per layer (`layers/`), the chosen one (`probe/`), the map layer × threshold (`heat.json`)",
+    source=_KNOWLEDGE,
+    can_fail=False,
+    facts={
+        "layer": "layer of the chosen probe",
+        "position": "which token's state it reads: last or mean",
+        "auroc": "its AUROC on held-out questions, against wrong answers or entropy ≥ γ, as `objective` says",
+        "auroc_ci": "95 % interval of it",
+        "auroc_vs_truth": "AUROC against the truth; world only",
+        "objective": "what layers were chosen by",
+        "questions": "questions that it was fitted and measured on",
+        "graded": "those of them with gold",
+        "note": "why it was chosen by entropy, where that is so",
+        "threshold_nats": "threshold of entropy that its training labels were made by; the heat map compares several",
+        "layers": "the same figures of every layer",
+    },
+    facts_file="search.json",
+)
+_SCORES = TableSpec(
+    name="scores",
+    folder="base/scores",
+    step="score",
+    code="probe/score.py",
+    row="pool question",
+    about="P(unknown), from blocks 1 … l alone",
+    source=_QUESTIONS,
+    reads=("question",),
+    carried=("truth", "group"),
+    added=(
+        _P_UNKNOWN,
+        Column(
+            "state", None, "hidden state (D,) that the probe reads, as above; only where a strategy compares states"
+        ),
+    ),
+)
+_REQUESTS = TableSpec(
+    name="requests",
+    folder=f"{ROUND}/decoded/requests",
+    step="acquire",
+    code="decode/stage.py",
+    row="state to be decoded",
+    about="what the decoder is asked to write",
+    source=_QUESTIONS,
+    added=(
+        Column("source_id", _STRING, "the question whose state is decoded"),
+        Column("variant", _INT, "counts the questions decoded from one state"),
+        replace(_QUESTION, meaning="the source's text"),
+    ),
+    can_fail=False,
+)
+_WRITTEN = TableSpec(
+    name="written",
+    folder=f"{ROUND}/decoded/written",
+    step="acquire",
+    code="decode/actor.py",
+    row="request",
+    about="questions that the decoder wrote",
+    source=_REQUESTS,
+    reads=("question",),
+    carried=("source_id", "variant", "question"),
+    added=(
+        Column("decoded_question", _STRING, "what the decoder wrote"),
+        Column(
+            "similarity", _FLOAT, "cosine of the decoded question's own state with the source's, at the decoder's layer"
+        ),
+        _P_UNKNOWN,
+    ),
+)
+_RECONSTRUCTION = replace(
+    _WRITTEN,
+    name="reconstruction",
+    folder="base/reconstruction",
+    step="decode",
+    row="probe question",
+    about="questions decoded from their own states, without noise, greedily: how good the decoder is",
+)
+_DECODED = TableSpec(
+    name="decoded",
+    folder=f"{ROUND}/decoded",
+    step="acquire",
+    code="decode/stage.py",
+    row="decoded question",
+    about="new questions and what became of them",
+    source=_WRITTEN,
+    carried=("source_id", "variant", "question", "similarity", "p_unknown"),
+    added=(Column("status", _STRING, f"what became of it: {', '.join(DECODE_STATUSES)}"),),
+    can_fail=False,
+    facts={"rows_in": "requests", "errors": "requests that failed and are not in this table"},
+)
+_ACQUIRED = TableSpec(
+    name="acquired",
+    folder=f"{ROUND}/acquired",
+    step="acquire",
+    code="active/policies.py",
+    row="question that the round buys",
+    about="what a round buys, and why",
+    source=_SCORES,
+    added=(
+        Column("reason", _STRING, "why the strategy chose it"),
+        Column("rank", _INT, "its place in the choice, from 0"),
+    ),
+    can_fail=False,
+)
+_ANNOTATIONS = TableSpec(
+    name="annotations",
+    folder=f"{ROUND}/annotations",
+    step="annotate",
+    code="annotate/stage.py",
+    row="question that the round buys",
+    about="answers, what they cost, what became of the question",
+    source=_ACQUIRED,
+    added=(
+        _QUESTION,
+        Column("answer", _STRING, "the answer; null unless `status` is `answered`"),
+        Column("annotator", _STRING, "who was asked: world, reference, endpoint or file"),
+        Column(
+            "cost",
+            pa.float64(),
+            "cost of the annotation in the unit of `annotate.cost`; 0 where the annotator never replied",
+        ),
+        Column("status", _STRING, f"what became of it: {', '.join(ANNOTATION_STATUSES)}"),
+        Column("cached", _BOOL, "whether the answer is one that another row of the run paid for"),
+    ),
+    can_fail=False,
+    facts={"without_usage": "replies without token usage, whose tokens are booked at no cost (endpoint only)"},
+)
+_EXAMPLES = TableSpec(
+    name="examples",
+    folder=f"{ROUND}/finetune/examples",
+    step="finetune",
+    code="active/examples.py",
+    row="answered annotation of this round or an earlier one, or replayed question",
+    about="what the model is trained on; the tuned model is in `finetune/model`",
+    source=_ANNOTATIONS,
+    added=(
+        _QUESTION,
+        Column(
+            "answers", _STRINGS, "the answer that was bought, or the model's own answers, shown in turn epoch by epoch"
+        ),
+        Column("source", _STRING, "annotation or replay"),
+    ),
+    can_fail=False,
+)
+_REPLAY_QUESTIONS = TableSpec(
+    name="replay_questions",
+    folder=f"{ROUND}/finetune/replay_questions",
+    step="finetune",
+    code="active/examples.py",
+    row="pool question that the round replays",
+    about="rows of questions whose own answers are trained on",
+    source=_QUESTIONS,
+    carried=tuple(c.name for c in _QUESTIONS.added),
+    can_fail=False,
+)
+_WATCHED_QUESTIONS = replace(
+    _REPLAY_QUESTIONS,
+    name="watched_questions",
+    folder=f"{ROUND}/finetune/watched_questions",
+    row="eval question that training is measured on as it goes",
+    about="drawn for the curves of `finetune.evaluate_every_epochs`",
+    carried=("question", "answers"),
+)
+_EVALUATION = TableSpec(
+    name="evaluation",
+    folder="base/evaluation",
+    step="evaluate",
+    code="finetune/evaluate.py",
+    row="eval question",
+    about="graded greedy answers of the base model; in `corpus_prompt/` under `corpus.prompt`, where that differs",
+    source=_QUESTIONS,
+    reads=("question", "answers"),
+    carried=("scope", "fact_id", "answers"),
+    added=(
+        Column("answer", _STRING, "greedy answer"),
+        Column("correct", _BOOL, "whether it is right; null without gold"),
+    ),
+)
+_ROUND_EVALUATION = replace(
+    _EVALUATION,
+    name="round_evaluation",
+    folder=f"{ROUND}/evaluation",
+    row="eval question or replayed question",
+    about="graded greedy answers of the tuned model; `corpus_prompt/` likewise",
+)
+_ERRORS = TableSpec(
+    name="errors",
+    folder="TABLE/errors",
+    step="every step whose rows can fail",
+    code="dataflow/stage.py",
+    row="row of TABLE that failed",
+    about="the failed rows of the table above it, for reading (no manifest)",
+    added=(Column(ERROR.name, ERROR.type, "type and text of the error"),),
+    can_fail=False,
+)
+TABLES = {
+    spec.name: spec
+    for spec in (
+        _QUESTIONS,
+        _PILOT,
+        _ACTIVATIONS,
+        _SAMPLES,
+        _CLUSTERS,
+        _KNOWLEDGE,
+        _SEARCH,
+        _SCORES,
+        _POOL_SAMPLES,
+        _POOL_CLUSTERS,
+        _POOL_KNOWLEDGE,
+        _REPLAY,
+        _RECONSTRUCTION,
+        _EVALUATION,
+        _ACQUIRED,
+        _REQUESTS,
+        _WRITTEN,
+        _DECODED,
+        _ANNOTATIONS,
+        _EXAMPLES,
+        _REPLAY_QUESTIONS,
+        _WATCHED_QUESTIONS,
+        _ROUND_EVALUATION,
+        _ERRORS,
+    )
+}
+"""Every table by name, in the order in which a run makes them."""
+
+QUESTIONS, SAMPLES, CLUSTERS = (TABLES[name].schema for name in ("questions", "samples", "clusters"))
+KNOWLEDGE, SCORES, ACQUIRED = (TABLES[name].schema for name in ("knowledge", "scores", "acquired"))
+DECODED, ANNOTATIONS, EVALUATION = (TABLES[name].schema for name in ("decoded", "annotations", "evaluation"))
 
 
 def state_column(position: str, layer: int) -> str:
-    """Name of the column that holds a layer's states at a position, such as `last_004`."""
+    """Name of the column of a layer's states at a position, such as `last_004`."""
     return f"{position}_{layer:03d}"
 
 

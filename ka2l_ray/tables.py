@@ -13,20 +13,21 @@ HALF_MAX = float(np.finfo(np.float16).max)
 
 
 def error_column(failed: Mapping[int, Exception], rows: int) -> dict[str, list[str | None]]:
-    """The `error` column of an actor's rows, where any failed."""
-    return (
-        {"error": [f"{type(e).__name__}: {e}" if (e := failed.get(i)) else None for i in range(rows)]} if failed else {}
-    )
+    """The column `error` of an actor's rows, by the rows that failed; empty where none did."""
+    if not failed:
+        return {}
+    return {"error": [f"{type(e).__name__}: {e}" if (e := failed.get(i)) else None for i in range(rows)]}
 
 
 def not_finite(states: Mapping[Any, np.ndarray]) -> dict[int, Exception]:
-    """An error for each row whose state holds NaN or infinity, at any of the layers."""
+    """An error for each row whose state contains NaN or infinity at any of the layers; `states` are (B, D) by layer."""
     rows = {int(i) for values in states.values() for i in np.flatnonzero(~np.isfinite(values).all(1))}
-    return {i: ValueError("hidden state holds NaN or infinity") for i in sorted(rows)}
+    return {i: ValueError("hidden state contains NaN or infinity") for i in sorted(rows)}
 
 
 def fixed_size(states: np.ndarray, failed: Container[int] = ()) -> pa.FixedSizeListArray:
-    """States (B, D) as a fixed-size list column with nulls in the failed rows: float16 where every value fits, else float32."""
+    """States (B, D) as a fixed-size list column with nulls in the failed rows: float16 where every value fits, else
+    float32."""
     lost = np.array([i in failed for i in range(len(states))], bool)
     values = np.where(lost[:, None], 0.0, states).astype(np.float32)
     if np.abs(values).max(initial=0.0) <= HALF_MAX:
@@ -41,5 +42,5 @@ def matrix(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
 
 
 def unseen_targets(truth: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """1 for unseen facts, 0 for known ones, -1 for what no AUROC against the truth compares (N,)."""
+    """Targets (N,) of AUROCs against the truth: 1 for unseen facts, 0 for known ones, -1 for rows that are left out."""
     return np.array([{"unseen": 1, "known": 0}.get(t, -1) for t in truth.to_pylist()])

@@ -20,10 +20,8 @@ from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.hashing import uniform
 
-_EXAMPLES = pa.schema(
-    [schema.ID, ("question", pa.string()), ("answers", pa.list_(pa.string())), ("source", pa.string())]
-)
-_WATCHED = pa.schema([schema.QUESTIONS.field(name) for name in ("id", "question", "answers")])
+_EXAMPLES = schema.TABLES["examples"].schema
+_WATCHED = schema.TABLES["watched_questions"].schema
 
 
 def sample_candidates(run: Run) -> dict[str, Any]:

@@ -9,8 +9,6 @@ from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
-import pyarrow as pa
-
 from ka2l_ray import schema
 from ka2l_ray.active.pool import pool_rows, replay_samples
 from ka2l_ray.active.replay import knew, misconceptions
@@ -24,7 +22,7 @@ from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.dataflow.shard_size import row_seconds
 from ka2l_ray.dataflow.stage import Stage, run_stage
 from ka2l_ray.dataflow.storage import Folder
-from ka2l_ray.finetune.evaluate import EvaluateActor
+from ka2l_ray.finetune.evaluate import EvaluateActor, EvaluateSetup
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.prompts import Tokenize, corpus_prompt, finetune_prompt
 
@@ -70,29 +68,26 @@ def _other(evaluation: Table) -> Table:
     return Table(evaluation.folder / "corpus_prompt")
 
 
-def evaluation_stage(run: Run, tuned: Folder | None, prompt: PromptSection) -> Stage:
-    config = run.config
-    arguments = {
-        "model": config.model,
-        "prompt": prompt,
-        "collect": config.collect,
-        "seed": config.run.seed,
-        "tuned": tuned,
-        "limits": Limits.of(config.evaluate.pool),
-        "placement": of_actor(config.model, config.evaluate.pool, "evaluate"),
-    }
-    columns = pa.schema([f for f in schema.EVALUATION if f.name != "id"])
+def evaluation_stage(run: Run, tuned: Folder | None, prompt: PromptSection) -> Stage[EvaluateSetup]:
+    """The stage that grades greedy answers under a prompt; `tuned` is the model's folder, None for the base model."""
+    config, pool = run.config, run.config.evaluate.pool
     return Stage(
-        "evaluate",
-        EvaluateActor,
-        arguments,
-        ("question", "answers"),
-        columns,
-        config.evaluate.pool,
-        ("scope", "fact_id", "answers"),
-        config.run.max_error_fraction,
-        Tokenize(config.model, prompt),
-        row_seconds(config.evaluate.pool, 1, config.collect.max_new_tokens),
+        name="evaluate",
+        spec=schema.TABLES["evaluation" if tuned is None else "round_evaluation"],
+        actor=EvaluateActor,
+        setup=EvaluateSetup(
+            model=config.model,
+            prompt=prompt,
+            collect=config.collect,
+            seed=config.run.seed,
+            tuned=tuned,
+            limits=Limits.of(pool),
+            placement=of_actor(config.model, pool, "evaluate"),
+        ),
+        pool=pool,
+        max_error_fraction=config.run.max_error_fraction,
+        prepare=Tokenize(config.model, prompt),
+        row_seconds=row_seconds(pool, 1, config.collect.max_new_tokens),
     )
 
 

@@ -20,6 +20,7 @@ from rich.table import Table as RichTable
 
 from ka2l_ray.cli.jobs import in_copied_folder
 from ka2l_ray.cli.shell import command_line
+from ka2l_ray.cli.tables import print_tables
 from ka2l_ray.cli.terminal import print_comparison, print_plan, print_preview, print_results, print_retried
 from ka2l_ray.config import Config, ConfigError, load_config
 from ka2l_ray.errors import UserError, internal
@@ -296,6 +297,18 @@ def corpus(config: ConfigFile, overrides: Overrides = None, debug: Debug = False
         from ka2l_ray.corpus.preview import preview
 
         print_preview(preview(loaded))
+
+
+@app.command()
+def tables(
+    name: Annotated[
+        str | None, typer.Argument(help="A table, a column, a fact of a manifest, or a word of what they mean.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Which tables a run writes, and which column is made where; all of them where no name is given."""
+    with plain_errors(debug):
+        print_tables(name)
 
 
 @app.command()

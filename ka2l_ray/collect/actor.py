@@ -1,11 +1,12 @@
 """The collecting actor: hidden states, the greedy answer and K samples of a batch, from one prompt pass.
 
-In: batches with `id` and the questions' prompts (`prompts.PROMPT_COLUMNS`). Out: the columns of `collect_columns`.
+In: batches with `id` and the questions' prompts (`prompts.PROMPT_COLUMNS`). Out: the columns that the table
+`activations` adds.
 Refuses to know: Ray, files, labels. Call it like a function to test it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -26,53 +27,55 @@ from ka2l_ray.text.prompts import Prompter, prompts_of
 from ka2l_ray.text.tokens import pad_id
 
 NO_ANSWER = Answer("", 0.0, 0)
-"""Stands in the row of a question that could not be asked, whose columns are emptied for its error."""
+"""Placeholder for a question that could not be asked; its row fails, and its columns become null."""
 
 
-def collect_columns(collect: CollectSection, layers: Sequence[int], width: int) -> pa.Schema:
-    """Columns that the actor adds: states, float16 in every file whose values fit and float32 in the others, then samples."""
-    return schema.join(
-        schema.states(collect.positions, layers, width, half=False), schema.SAMPLES.remove(0), error=False
-    )
+@dataclass(frozen=True, kw_only=True)
+class CollectSetup:
+    """States are read at `layers`, at the positions of `collect`. With `threshold_nats` (γ) a question gets fewer
+    samples as soon as they decide on which side of it the entropy falls."""
+
+    model: ModelSection
+    prompt: PromptSection
+    collect: CollectSection
+    layers: Sequence[int]
+    seed: int
+    limits: Limits = Limits()
+    threshold_nats: float | None = None
+    placement: Placement = CPU
 
 
 class CollectActor:
-    """Holds the whole model; answers with states at `layers` and 1 + K answers per question.
+    """Has the whole model in memory; returns states and 1 + K answers per question."""
 
-    With `threshold_nats` a question gets fewer samples once they decide on which side of it its entropy falls.
-    """
-
-    def __init__(
-        self,
-        model: ModelSection,
-        prompt: PromptSection,
-        collect: CollectSection,
-        layers: Sequence[int],
-        seed: int,
-        limits: Limits = Limits(),
-        threshold_nats: float | None = None,
-        placement: Placement = CPU,
-    ) -> None:
-        tokenizer = load_tokenizer(model)
-        shared, self._collect, self._layers = Prompter(tokenizer, prompt).shared, collect, tuple(layers)
+    def __init__(self, setup: CollectSetup) -> None:
+        model, collect, tokenizer = setup.model, setup.collect, load_tokenizer(setup.model)
+        shared, self._setup = Prompter(tokenizer, setup.prompt).shared, setup
         decoding = Decoding(
-            seed, collect.samples, collect.temperature, collect.greedy_temperature, collect.max_new_tokens, prompt.stop
+            setup.seed,
+            collect.samples,
+            collect.temperature,
+            collect.greedy_temperature,
+            collect.max_new_tokens,
+            setup.prompt.stop,
         )
-        if threshold_nats is not None:
-            decoding = adaptive(decoding, threshold_nats, collect.adaptive.wave)
+        if setup.threshold_nats is not None:
+            decoding = adaptive(decoding, setup.threshold_nats, collect.adaptive.wave)
         self._generate: Generator | VllmGenerator
         if collect.engine == "own":
-            engine = Engine(load_model(model, placement=placement), pad_id(tokenizer), shared, limits)
+            engine = Engine(load_model(model, placement=setup.placement), pad_id(tokenizer), shared, setup.limits)
             self._generate = Generator(engine, tokenizer, decoding)
         else:
-            read = load_blocks(model, max(layers), placement) if layers else None
-            engine = Engine(read, pad_id(tokenizer), shared, limits) if read else None
-            self._generate = VllmGenerator(model, collect.vllm, tokenizer, decoding, engine, placement)
+            blocks = load_blocks(model, max(setup.layers), setup.placement) if setup.layers else None
+            engine = Engine(blocks, pad_id(tokenizer), shared, setup.limits) if blocks else None
+            self._generate = VllmGenerator(model, collect.vllm, tokenizer, decoding, engine, setup.placement)
         self.tally = self._generate.tally
 
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
-        """Columns for a batch of any size; questions that cannot be asked, and states that are not finite, are named in `error`."""
-        reading = self._generate(batch["id"].to_pylist(), prompts_of(batch), self._layers, self._collect.positions)
+        """Columns for a batch of any size; questions that cannot be asked, and states that are not finite, are reported
+        in `error`."""
+        layers, positions = self._setup.layers, self._setup.collect.positions
+        reading = self._generate(batch["id"].to_pylist(), prompts_of(batch), layers, positions)
         failed = reading.failed | not_finite(reading.states)
         answers = [row or [NO_ANSWER] for row in reading.answers]
         columns: dict[str, Any] = {
@@ -89,7 +92,10 @@ class CollectActor:
 
 
 def adaptive(decoding: Decoding, threshold_nats: float, wave: int) -> Decoding:
-    """The same decoding, which draws no sample that cannot change whether SE >= `threshold_nats`."""
+    """The same decoding, but without samples that cannot change whether the entropy reaches `threshold_nats`.
+
+    Samples are drawn in waves: first as many as may decide at all, then `wave` at a time.
+    """
     first = first_decision(decoding.samples, threshold_nats)
     later = decoding.samples - first
     waves = (first, *[wave] * (later // wave), *([later % wave] if later % wave else []))

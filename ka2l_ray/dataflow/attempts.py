@@ -1,12 +1,13 @@
-"""Attempts at one stage: a shard is done when a file of its number counts, and what counts is decided here.
+"""Attempts at one stage: a shard is done when a file with its number counts, and this module decides which files count.
 
-In: a stage's state folder, the folder of its data files, how its rows are cut. Out: an `Attempt`: the shards that are missing, the file
-that counts of each of the others.
-Several tries may write the same shard: Ray repeats a task whose node is gone while the task lives on, and workers of a killed driver live
-on for a moment, on another node for longer. So every try writes a file of its own name, whole or not at all; within an attempt the first
-that the driver hears of counts, and after its death the one whose name comes first. `attempt.json` names the last attempt that began and
-the files that counted then, so that what an earlier one writes late never counts. Nothing but names is read: a shard's rows follow from
-its number, and its name holds how many of them failed.
+In: a stage's state folder, the folder of its data files, how its rows are cut. Out: an `Attempt`: the missing shards,
+and for each of the others the file that counts.
+Several tries may write the same shard: Ray repeats a task whose node is lost although the task may still run, and
+workers outlive a killed driver for a moment, on another node for longer. So every try writes a file under a name of its
+own, whole or not at all. Within an attempt the first file that the driver hears of counts; after the driver's death,
+the one whose name sorts first. `attempt.json` names the last attempt and the files that counted when it began, so
+that a file which an earlier attempt writes late never counts. Only names are read: a shard's rows follow from its
+number, and its file's name says how many of them failed.
 Refuses to know: Ray, and what the columns mean.
 """
 
@@ -22,14 +23,14 @@ from ka2l_ray.errors import StageError
 
 NOTE = "attempt.json"
 SHARDS_PER_FOLDER = 1000
-"""One page of a listing on object storage; the folders are listed side by side."""
+"""One page of a listing on object storage; the folders are listed in parallel."""
 LISTED_AT_ONCE = 16
 _NAME = re.compile(r"\d{3,}/(\d{6,})-([0-9a-f]{8})-([0-9a-f]{8})-(\d+)-(\d+)\.parquet")
 
 
 @dataclass(frozen=True)
 class Shards:
-    """How the `rows` rows of a stage are cut: `size` to a shard, the last may be shorter."""
+    """How the `rows` rows of a stage are cut into shards of `size` rows; the last may be shorter."""
 
     stage: str
     rows: int
@@ -50,7 +51,7 @@ class Shards:
 
 @dataclass(frozen=True, order=True)
 class ShardFile:
-    """A shard's file. `errors` of its rows failed, `own` of them in this stage, the others before it."""
+    """A shard's file. `errors` of its rows failed: `own` of them in this stage, the others in an earlier one."""
 
     shard: int
     attempt: str
@@ -60,21 +61,21 @@ class ShardFile:
 
     @classmethod
     def new(cls, shard: int, attempt: str, errors: int, own: int) -> "ShardFile":
-        """A name that no other try has."""
+        """A file whose name no other try has."""
         return cls(shard, attempt, uuid.uuid4().hex[:8], errors, own)
 
     @classmethod
     def parse(cls, name: str) -> "ShardFile | None":
-        """None where the name is none of a shard's, such as that of a file that is being written."""
-        found = _NAME.fullmatch(name)
-        if found is None:
+        """None for names that are not a shard's, such as that of a file still being written."""
+        match = _NAME.fullmatch(name)
+        if match is None:
             return None
-        shard, attempt, writer, errors, own = found.groups()
+        shard, attempt, writer, errors, own = match.groups()
         return cls(int(shard), attempt, writer, int(errors), int(own))
 
     @property
     def name(self) -> str:
-        """Below the folder of data files."""
+        """Path below the folder of data files."""
         return f"{_folder(self.shard)}/{self.shard:06d}-{self.attempt}-{self.writer}-{self.errors}-{self.own}.parquet"
 
 
@@ -83,17 +84,17 @@ def _folder(shard: int) -> str:
 
 
 def chosen(names: Iterable[str], attempt: str, shards: Shards) -> dict[int, ShardFile]:
-    """Of each shard the one file of an attempt that counts: of several tries the one whose name comes first."""
-    found: dict[int, ShardFile] = {}
+    """For each shard the file of an attempt that counts: of several tries, the one whose name sorts first."""
+    first: dict[int, ShardFile] = {}
     for file in sorted(
         f for n in names if (f := ShardFile.parse(n)) and f.attempt == attempt and f.shard < shards.count
     ):
-        found.setdefault(file.shard, file)
-    return found
+        first.setdefault(file.shard, file)
+    return first
 
 
 def listed(data: Folder, shards: Shards) -> list[str]:
-    """Names of the files below `data`, folder by folder side by side."""
+    """Names of the files below `data`; its folders are listed in parallel."""
     folders = [_folder(n) for n in range(0, shards.count, SHARDS_PER_FOLDER)]
     with ThreadPoolExecutor(LISTED_AT_ONCE) as pool:
         return [
@@ -105,7 +106,8 @@ def listed(data: Folder, shards: Shards) -> list[str]:
 
 @dataclass
 class Attempt:
-    """One attempt. `counted` holds the file of each shard that is done; of those in `again` only the failed rows are done anew."""
+    """One attempt. `counted` has the file of each shard that is done; for those in `again` the failed rows are
+    repeated."""
 
     token: str
     shards: Shards
@@ -114,10 +116,11 @@ class Attempt:
 
     @classmethod
     def begin(cls, state: Folder, data: Folder, shards: Shards) -> "Attempt":
-        """Take over what the last attempt committed. The note is written last: one that is killed before has not begun.
+        """Take over what the last attempt committed. The note is written last: an attempt killed before that never
+        began.
 
-        How rows are cut is kept from the first attempt to the last, whatever `shards` says by now. Raises `StageError` where the stage
-        has other rows by now.
+        How rows are cut stays the same from the first attempt to the last, whatever `shards` says. Raises `StageError`
+        where the stage no longer has the same number of rows.
         """
         note = (state / NOTE).read_json_or_empty()
         counted: dict[int, ShardFile] = {}
@@ -125,8 +128,8 @@ class Attempt:
         if note.get("stage") == shards.stage:
             if note["rows"] != shards.rows:
                 raise StageError(
-                    f"{shards.stage}: {data.path} was begun for {note['rows']:,} rows, there are {shards.rows:,} now; "
-                    f"delete {data.path} and {state.path}, and run again"
+                    f"{shards.stage}: {data.path} was started for {note['rows']:,} rows, and there are {shards.rows:,} "
+                    f"now; delete {data.path} and {state.path}, and run again"
                 )
             shards = Shards(shards.stage, shards.rows, note["size"])
             counted, again = _taken_over(note, data, shards)
@@ -139,11 +142,12 @@ class Attempt:
 
     @property
     def missing(self) -> list[int]:
-        """Shards to be done, in order."""
+        """Numbers of the shards to be done, in order."""
         return [n for n in range(self.shards.count) if n not in self.counted or n in self.again]
 
     def accept(self, file: ShardFile) -> bool:
-        """Let a file count. False, and nothing changes, where another try of its shard came first, or another attempt wrote it."""
+        """Let a file count. Returns False where another try came first or another attempt wrote it; nothing changes
+        then."""
         if file.attempt != self.token or (file.shard in self.counted and file.shard not in self.again):
             return False
         self.counted[file.shard] = file
@@ -152,27 +156,27 @@ class Attempt:
 
     @property
     def done(self) -> list[int]:
-        """Shards that are done; another thread may ask while the driver accepts."""
+        """Numbers of the shards that are done; safe to ask from another thread while the driver accepts files."""
         return sorted(n for n in list(self.counted) if n not in self.again)
 
     @property
     def own_errors(self) -> int:
-        """Rows that failed in this stage, but for those that are done anew."""
+        """Rows that failed in this stage, without those that are being repeated."""
         return sum(f.own for n, f in list(self.counted.items()) if n not in self.again)
 
 
 def reopen(state: Folder, shards: Shards, files: Iterable[ShardFile], again: Iterable[int]) -> None:
-    """Leave a note from which the next attempt takes over `files`, and does the failed rows of the shards `again` anew."""
+    """Leave a note by which the next attempt takes over `files` and repeats the failed rows of the shards `again`."""
     (state / NOTE).write_json(_note("", shards, files, again))
 
 
 def failed(state: Folder, data: Folder) -> int:
-    """Rows that have failed so far at a stage that is not finished."""
+    """Number of rows that have failed so far in a stage that is not finished."""
     return sum(f.errors for f in _left(state, data)[1].values())
 
 
 def retry(state: Folder, data: Folder) -> int:
-    """Have the next attempt at a stage that is not finished do its failed rows anew; returns their number."""
+    """Have the next attempt at an unfinished stage repeat its failed rows; returns their number."""
     shards, counted = _left(state, data)
     again = {n for n, f in counted.items() if f.errors}
     if again:
@@ -181,7 +185,7 @@ def retry(state: Folder, data: Folder) -> int:
 
 
 def _left(state: Folder, data: Folder) -> tuple[Shards, dict[int, ShardFile]]:
-    """What the last attempt left: how it was cut, and the files that count; nothing where none began."""
+    """What the last attempt left: how rows are cut, and the files that count; nothing where there was no attempt."""
     note = (state / NOTE).read_json_or_empty()
     if not note:
         return Shards("", 0, 1), {}
@@ -195,10 +199,11 @@ def _note(token: str, shards: Shards, files: Iterable[ShardFile], again: Iterabl
 
 
 def _taken_over(note: Mapping[str, Any], data: Folder, shards: Shards) -> tuple[dict[int, ShardFile], set[int]]:
-    """What counted when the last attempt began and is still there, what it committed itself, and what is still to be done anew."""
-    there = listed(data, shards)
-    earlier = {f.shard: f for n in set(note["files"]).intersection(there) if (f := ShardFile.parse(n))}
-    own = chosen(there, note["token"], shards)
+    """The files that count (those of earlier attempts that still exist, and its own), and the shards still to be
+    repeated."""
+    present = listed(data, shards)
+    earlier = {f.shard: f for n in set(note["files"]).intersection(present) if (f := ShardFile.parse(n))}
+    own = chosen(present, note["token"], shards)
     own = {n: f for n, f in own.items() if n not in earlier or n in note["again"]}
     again = {n for n in note["again"] if n in earlier and n not in own}
     return earlier | own, again

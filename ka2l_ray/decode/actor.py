@@ -7,6 +7,7 @@ Ray, which questions exist.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,33 +29,38 @@ from ka2l_ray.text.prompts import Prompt, Prompter, prompts_of
 from ka2l_ray.text.tokens import pad_id
 
 
+@dataclass(frozen=True, kw_only=True)
+class DecodeSetup:
+    """`probe` is the folder of a fitted probe."""
+
+    model: ModelSection
+    prompt: PromptSection
+    decode: DecodeSection
+    probe: Folder
+    seed: int
+    limits: Limits = Limits()
+    placement: Placement = CPU
+
+
 class DecodeActor:
     """Raises `ConfigError` for a decoder that was trained on states of another model or prompt, or whose files do not
     match."""
 
-    def __init__(
-        self,
-        model: ModelSection,
-        prompt: PromptSection,
-        decode: DecodeSection,
-        decoder: str,
-        probe: Folder,
-        seed: int,
-        limits: Limits = Limits(),
-        placement: Placement = CPU,
-    ) -> None:
-        self._decoder, self._probe = StateDecoder.load(decoder_folder(decoder)), LinearProbe.load(probe)
-        self._card, self._decode, self._seed = self._decoder.card, decode, seed
+    def __init__(self, setup: DecodeSetup) -> None:
+        model, prompt, decode, placement = setup.model, setup.prompt, setup.decode, setup.placement
+        self._decoder = StateDecoder.load(decoder_folder(decode.decoder))
+        self._card, self._probe = self._decoder.card, LinearProbe.load(setup.probe)
+        self._decode, self._seed = decode, setup.seed
         if (self._card.model, self._card.prompt) != (model.identity, prompt.template):
             raise ConfigError(
-                f"decode.decoder = {decoder!r} reads states of model {self._card.model!r} under prompt "
+                f"decode.decoder = {decode.decoder!r} reads states of model {self._card.model!r} under prompt "
                 f"{self._card.prompt!r}, not of {model.identity!r} under {prompt.template!r}"
             )
         self._tokenizer = load_tokenizer(model)
         self._prompts = Prompter(self._tokenizer, prompt)
         blocks = load_blocks(model, max(self._card.layer, self._probe.card.layer), placement)
         self._decoder.to(placement.device)
-        self._engine = Engine(blocks, pad_id(self._tokenizer), self._prompts.shared, limits)
+        self._engine = Engine(blocks, pad_id(self._tokenizer), self._prompts.shared, setup.limits)
         self.tally = self._engine.tally
 
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:

@@ -1,6 +1,6 @@
 """Acquired unknown questions → new questions, through a pool of decoding actors.
 
-In: source questions. Out: the `decoded` table of a round, and `base/reconstruction`, which measures the decoder.
+In: source questions. Out: the table `decoded` of a round, and `reconstruction`, which measures the decoder.
 Refuses to know: who acquires, who annotates. A round's sources are bounded by its budget, so they are read whole.
 """
 
@@ -21,7 +21,7 @@ from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.dataflow.shard_size import row_seconds
 from ka2l_ray.dataflow.stage import Stage, run_stage
 from ka2l_ray.dataflow.storage import Folder
-from ka2l_ray.decode.actor import DecodeActor
+from ka2l_ray.decode.actor import DecodeActor, DecodeSetup
 from ka2l_ray.decode.filters import hashes, leaks, statuses
 from ka2l_ray.decode.metrics import reconstruction
 from ka2l_ray.errors import StageError
@@ -29,8 +29,7 @@ from ka2l_ray.hashing import uniform
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.prompts import Tokenize, corpus_prompt
 
-_REQUESTS = pa.schema([schema.ID, ("source_id", pa.string()), ("variant", pa.int32()), ("question", pa.string())])
-_WRITTEN = pa.schema([("decoded_question", pa.string()), ("similarity", pa.float32()), ("p_unknown", pa.float32())])
+_REQUESTS = schema.TABLES["requests"].schema
 
 
 @dataclass(frozen=True)
@@ -47,38 +46,42 @@ def decoded_id(source_id: str, variant: int) -> str:
 
 
 def decode(run: Run, sources: list[SourceQuestion], target: Table, already: Iterable[str]) -> pa.Table:
-    """Write the `decoded` table of a round. `already` are texts decoded in earlier rounds, which count as duplicates."""
+    """Write the table `decoded` of a round and return it. Texts in `already`, decoded in earlier rounds, are
+    duplicates."""
     if target.is_done:
         return target.read()
-    decode_section, written = run.config.decode, Table(target.folder / "written")
-    requests = Table(target.folder / "requests")
+    requests, written = Table(target.folder / "requests"), Table(target.folder / "written")
     if not requests.is_done:
         rows = [
             {"id": decoded_id(s.id, v), "source_id": s.id, "variant": v, "question": s.question}
             for s in sources
-            for v in range(decode_section.variants)
+            for v in range(run.config.decode.variants)
         ]
         requests.write((None, pa.Table.from_pylist(rows, schema=_REQUESTS)))
-    run_stage(_stage(run, decode_section), requests, written)
+    run_stage(_stage(run, "written", run.config.decode), requests, written)
     rows = written.read().sort_by("id").to_pylist()
     fine = [r for r in rows if r["error"] is None]
-    found = judged(run, [r["decoded_question"] for r in fine], [r["p_unknown"] for r in fine], already)
-    decoded = [r | {"question": r["decoded_question"], "status": s} for r, s in zip(fine, found, strict=True)]
+    status = decoded_statuses(run, [r["decoded_question"] for r in fine], [r["p_unknown"] for r in fine], already)
+    decoded = [r | {"question": r["decoded_question"], "status": s} for r, s in zip(fine, status, strict=True)]
     table = pa.Table.from_pylist([{n: r[n] for n in schema.DECODED.names} for r in decoded], schema=schema.DECODED)
     manifest = written.manifest()
     target.write((None, table), rows_in=manifest["rows_in"], errors=manifest["errors"])
     return table
 
 
-def judged(run: Run, questions: Sequence[str], p_unknown: Sequence[float], already: Iterable[str]) -> list[str]:
-    """The status of each decoded question, by the run's own splits and by what was decoded before."""
+def decoded_statuses(
+    run: Run, questions: Sequence[str], p_unknown: Sequence[float], already: Iterable[str]
+) -> list[str]:
+    """The status of each decoded question, one of `schema.DECODE_STATUSES`, by the run's splits and what was decoded
+    before."""
     existing = np.unique(np.concatenate([_existing(run), hashes(already)]))
     leaked = leaks(questions, _texts(run, "eval"), run.config.corpus.near_duplicates)
     return statuses(questions, p_unknown, existing, leaked, run.config.decode.min_p_unknown)
 
 
 def check_decoder(run: Run) -> dict[str, Any]:
-    """Exact match, token accuracy, BLEU and F1 of decoding probe questions from their own states, without noise, greedily."""
+    """How well probe questions are decoded from their own states, without noise, greedily: exact match, token accuracy,
+    BLEU and F1. Raises `StageError` where every row failed."""
     source, target = Table(run.folder / "base/reconstruction/requests"), run.base("reconstruction")
     if not source.is_done:
         rows = run.table("questions").read(["id", "question"], part="probe").to_pylist()
@@ -86,42 +89,37 @@ def check_decoder(run: Run) -> dict[str, Any]:
         requests = [{"id": r["id"], "source_id": r["id"], "variant": 0, "question": r["question"]} for r in rows]
         source.write((None, pa.Table.from_pylist(requests, schema=_REQUESTS)))
     exact = run.config.decode.model_copy(update={"noise": 0.0, "temperature": 0.0})
-    run_stage(_stage(run, exact), source, target)
+    run_stage(_stage(run, "reconstruction", exact), source, target)
     rows = [r for r in target.read(["question", "decoded_question", "error"]).to_pylist() if r["error"] is None]
     if not rows:
         raise StageError(f"{target.folder.path}: every row failed, so nothing can be compared; see its folder errors")
     return asdict(reconstruction([r["decoded_question"] for r in rows], [r["question"] for r in rows]))
 
 
-def _stage(run: Run, decode_section: DecodeSection) -> Stage:
-    config, prompt = run.config, corpus_prompt(run)
-    arguments: dict[str, Any] = {
-        "model": config.model,
-        "prompt": prompt,
-        "decode": decode_section,
-        "decoder": decode_section.decoder,
-        "probe": run.folder / "base/search/probe",
-        "seed": config.run.seed,
-        "limits": Limits.of(decode_section.pool),
-        "placement": of_actor(config.model, decode_section.pool, "decode"),
-    }
-    kept = ("source_id", "variant", "question")
+def _stage(run: Run, table: str, decode_section: DecodeSection) -> Stage[DecodeSetup]:
+    config, prompt, pool = run.config, corpus_prompt(run), decode_section.pool
     return Stage(
-        "decode",
-        DecodeActor,
-        arguments,
-        ("question",),
-        _WRITTEN,
-        decode_section.pool,
-        kept,
-        config.run.max_error_fraction,
-        Tokenize(config.model, prompt),
-        row_seconds(decode_section.pool),
+        name="decode",
+        spec=schema.TABLES[table],
+        actor=DecodeActor,
+        setup=DecodeSetup(
+            model=config.model,
+            prompt=prompt,
+            decode=decode_section,
+            probe=run.folder / "base/search/probe",
+            seed=config.run.seed,
+            limits=Limits.of(pool),
+            placement=of_actor(config.model, pool, "decode"),
+        ),
+        pool=pool,
+        max_error_fraction=config.run.max_error_fraction,
+        prepare=Tokenize(config.model, prompt),
+        row_seconds=row_seconds(pool),
     )
 
 
 def _existing(run: Run) -> np.ndarray:
-    """Sorted text hashes of the probe and pool splits: 8 bytes a question."""
+    """Sorted text hashes of the probe and pool splits: 8 bytes per question."""
     return np.union1d(*(hashes(chain.from_iterable(_texts(run, split))) for split in ("probe", "pool")))
 
 
@@ -131,6 +129,6 @@ def _texts(run: Run, split: str) -> Iterator[list[str]]:
 
 
 def written_before(folders: Iterable[Folder]) -> list[str]:
-    """Texts that earlier rounds decoded."""
+    """Texts that were decoded in rounds with these folders."""
     tables = [Table(f / "decoded") for f in folders]
     return [q for t in tables if t.is_done for q in t.read(["question"])["question"].to_pylist()]

@@ -1,10 +1,11 @@
 """The evaluating actor: greedy answers of the base model or of a fine-tuned one, graded against gold.
 
 In: batches with `id`, gold `answers` and the questions' prompts (`prompts.PROMPT_COLUMNS`). Out: `answer`, `correct`.
-Refuses to know: Ray, what the accuracy is used for.
+Refuses to know: Ray, what accuracies are used for.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -23,32 +24,37 @@ from ka2l_ray.text.prompts import Prompter, prompts_of
 from ka2l_ray.text.tokens import pad_id
 
 
-class EvaluateActor:
-    """`tuned` is the folder of a fine-tuned model or adapter, None for the base model."""
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSetup:
+    """`tuned` is the folder of a fine-tuned model or adapter, None for the base model. Of `collect`, only what shapes a
+    greedy answer counts."""
 
-    def __init__(
-        self,
-        model: ModelSection,
-        prompt: PromptSection,
-        collect: CollectSection,
-        seed: int,
-        tuned: Folder | None,
-        limits: Limits = Limits(),
-        placement: Placement = CPU,
-    ) -> None:
-        tokenizer = load_tokenizer(model)
-        decoding = Decoding(seed, 0, 1.0, collect.greedy_temperature, collect.max_new_tokens, prompt.stop)
-        if tuned is None:
-            loaded = load_model(model, placement=placement)
+    model: ModelSection
+    prompt: PromptSection
+    collect: CollectSection
+    seed: int
+    tuned: Folder | None
+    limits: Limits = Limits()
+    placement: Placement = CPU
+
+
+class EvaluateActor:
+    """Answers greedily and grades the answers."""
+
+    def __init__(self, setup: EvaluateSetup) -> None:
+        model, prompt, collect, tokenizer = setup.model, setup.prompt, setup.collect, load_tokenizer(setup.model)
+        decoding = Decoding(setup.seed, 0, 1.0, collect.greedy_temperature, collect.max_new_tokens, prompt.stop)
+        if setup.tuned is None:
+            loaded = load_model(model, placement=setup.placement)
         else:
-            with tuned.local() as folder:
-                loaded = load_model(model, adapter=folder, placement=placement)
-        engine = Engine(loaded, pad_id(tokenizer), Prompter(tokenizer, prompt).shared, limits)
+            with setup.tuned.local() as folder:
+                loaded = load_model(model, adapter=folder, placement=setup.placement)
+        engine = Engine(loaded, pad_id(tokenizer), Prompter(tokenizer, prompt).shared, setup.limits)
         self.tally = engine.tally
         self._generate = Generator(engine, tokenizer, decoding)
 
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
-        """Columns for a batch of any size; questions that cannot be asked are named in `error`."""
+        """Columns for a batch of any size; questions that cannot be asked are reported in `error`."""
         reading = self._generate(batch["id"].to_pylist(), prompts_of(batch))
         texts = [row[0].text if row else "" for row in reading.answers]
         correct = [is_correct(t, g) for t, g in zip(texts, batch["answers"].to_pylist(), strict=True)]

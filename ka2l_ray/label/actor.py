@@ -1,10 +1,11 @@
 """The labelling actors: sampled answers → clusters, entropy and grades; then γ → labels and quadrants.
 
-In: `samples` joined with gold answers; then `clusters`. Out: `schema.CLUSTERS` and `schema.KNOWLEDGE` columns.
+In: rows of `samples` with gold answers; then rows of `clusters`. Out: the columns that `clusters` and `knowledge` add.
 Refuses to know: Ray, language models.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,16 +16,22 @@ from ka2l_ray.entropy.clusters import cluster
 from ka2l_ray.text.grading import is_correct
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClusterSetup:
+    """`wanted` is K. A question with fewer samples stopped early: it gets bounds in place of an entropy, and no figure
+    over its samples."""
+
+    wanted: int = 0
+
+
 class ClusterActor:
-    """Clusters and grades; needs `samples`, `sample_logprobs`, `greedy`, `greedy_logprob`, `answers`.
+    """Clusters samples by meaning, computes semantic entropy (Farquhar et al., 2024) and its baselines, and grades."""
 
-    A question with fewer than `wanted` samples stopped early: it has bounds in place of an entropy, and no figure over its samples.
-    """
-
-    def __init__(self, wanted: int = 0) -> None:
-        self._wanted = wanted
+    def __init__(self, setup: ClusterSetup) -> None:
+        self._wanted = setup.wanted
 
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
+        """Columns for a batch of any size with `samples`, `sample_logprobs`, `greedy`, `greedy_logprob`, `answers`."""
         samples, gold = batch["samples"].to_pylist(), batch["answers"].to_pylist()
         clusters, missing = [cluster(row) for row in samples], [max(self._wanted - len(row), 0) for row in samples]
         bounds = [entropy_bounds(c, n) for c, n in zip(clusters, missing, strict=True)]
@@ -47,16 +54,22 @@ class ClusterActor:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class KnowledgeSetup:
+    """`threshold_nats` is γ."""
+
+    threshold_nats: float
+
+
 class KnowledgeActor:
-    """Applies γ: `unknown` is 1 where SE >= γ (where sampling stopped: where its least value is, since γ decided when to stop).
+    """Applies γ: `unknown` is 1 where SE >= γ. Where sampling stopped early, the least possible entropy decides,
+    which is on the same side of γ as any other, since γ decided when to stop."""
 
-    The quadrant crosses it with the greedy answer's grade (null without gold).
-    """
-
-    def __init__(self, threshold_nats: float) -> None:
-        self._threshold = threshold_nats
+    def __init__(self, setup: KnowledgeSetup) -> None:
+        self._threshold = setup.threshold_nats
 
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
+        """`unknown`, and the quadrant: it crossed with the greedy answer's grade; null without gold."""
         unknown = [e >= self._threshold for e in batch["entropy_lo"].to_pylist()]
         correct = batch["correct"].to_pylist()
         return {
@@ -66,5 +79,6 @@ class KnowledgeActor:
 
 
 def quadrant(unknown: bool, correct: bool) -> str:
-    """known (consistent, right), misconception (consistent, wrong), shaky (inconsistent, right), unknown (inconsistent, wrong)."""
+    """known (consistent, right), misconception (consistent, wrong), shaky (inconsistent, right) or unknown
+    (inconsistent, wrong)."""
     return ("shaky" if correct else "unknown") if unknown else ("known" if correct else "misconception")

@@ -1,6 +1,6 @@
-"""Pool questions → P(unknown), through a pool of actors that hold blocks 1 … l only.
+"""Pool questions → P(unknown), through a pool of actors that load blocks 1 … l only.
 
-In: the pool split and the chosen probe. Out: `base/scores`. Refuses to know: how the probe was fitted.
+In: the pool split and the chosen probe. Out: the table `scores`. Refuses to know: how the probe was fitted.
 """
 
 from typing import Any
@@ -15,29 +15,27 @@ from ka2l_ray.dataflow.stage import Stage, run_stage
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.loading import depth_and_width
 from ka2l_ray.models.prompts import Tokenize, corpus_prompt
-from ka2l_ray.probe.score import ScoreActor
+from ka2l_ray.probe.score import ScoreActor, ScoreSetup
 
 
 def score(run: Run, with_state: bool = False) -> dict[str, Any]:
-    """Score the pool; `truth` is carried along for `oracle`, `group` for group balance, states `with_state`."""
+    """Score the pool; with the states that the probe reads, where a strategy compares them. Returns the manifest."""
     config, prompt = run.config, corpus_prompt(run)
     _, width = depth_and_width(config.model)
-    state = [pa.field("state", pa.list_(pa.float32(), width))] if with_state else []
     stage = Stage(
         name="score",
+        spec=schema.TABLES["scores"],
         actor=ScoreActor,
-        arguments={
-            "model": config.model,
-            "prompt": prompt,
-            "probe": run.folder / "base/search/probe",
-            "with_state": with_state,
-            "limits": Limits.of(config.score.pool),
-            "placement": of_actor(config.model, config.score.pool, "score"),
-        },
-        columns_in=("question",),
-        columns_out=pa.schema([schema.SCORES.field("p_unknown"), *state]),
+        setup=ScoreSetup(
+            model=config.model,
+            prompt=prompt,
+            probe=run.folder / "base/search/probe",
+            with_state=with_state,
+            limits=Limits.of(config.score.pool),
+            placement=of_actor(config.model, config.score.pool, "score"),
+        ),
         pool=config.score.pool,
-        keep=("truth", "group"),
+        states=pa.schema([("state", pa.list_(pa.float32(), width))] if with_state else []),
         max_error_fraction=config.run.max_error_fraction,
         prepare=Tokenize(config.model, prompt),
         row_seconds=row_seconds(config.score.pool),

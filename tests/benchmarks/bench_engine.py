@@ -22,7 +22,7 @@ import torch
 from bench_model import build, prompt, questions
 from transformers import AutoModelForCausalLM
 
-from ka2l_ray.collect.actor import CollectActor
+from ka2l_ray.collect.actor import CollectActor, CollectSetup
 from ka2l_ray.config import CollectSection, ModelSection
 from ka2l_ray.models.activations import Encoded, pad
 from ka2l_ray.models.batching import Limits
@@ -56,7 +56,10 @@ class Sides:
         )
         collect = CollectSection(samples=SAMPLES, max_new_tokens=NEW_TOKENS)
         self.tokenize = Tokenize(section, prompt())
-        self.collector = CollectActor(section, prompt(), collect, [self.layer], seed=0, limits=Limits(rows=OURS))
+        limits, layers = Limits(rows=OURS), [self.layer]
+        self.collector = CollectActor(
+            CollectSetup(model=section, prompt=prompt(), collect=collect, layers=layers, seed=0, limits=limits)
+        )
 
     def score(self) -> None:
         """Blocks 1 … l of each question's own tokens, tokenization included."""

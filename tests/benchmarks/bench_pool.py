@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -40,7 +41,8 @@ from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.loading import depth_and_width
 from ka2l_ray.models.probe import LinearProbe, ProbeCard
 from ka2l_ray.models.prompts import Tokenize
-from ka2l_ray.probe.score import ScoreActor
+from ka2l_ray.probe.score import ScoreActor, ScoreSetup
+from ka2l_ray.schema import TABLES
 
 RESULTS = Path(__file__).parent / "results" / "pool.json"
 os.environ.setdefault(
@@ -48,11 +50,14 @@ os.environ.setdefault(
 )  # as the plain process; Ray's own default of 15 leaves the machine to others
 ACTORS, BLOCK = 1, 512
 LIMITS = Limits(rows=32)
-OUT = pa.schema([pa.field("p_unknown", pa.float32())])
+SPEC = replace(TABLES["scores"], carried=())
 
 
 class StubActor:
     """Scores by the length of the text: what a stage costs when the model costs nothing."""
+
+    def __init__(self, setup: None) -> None:
+        """There is nothing to load."""
 
     def __call__(self, batch: pa.Table) -> dict[str, Any]:
         return {"p_unknown": [(len(q) % 10) / 10 for q in batch["question"].to_pylist()]}
@@ -78,16 +83,13 @@ def probe(section: ModelSection, folder: Path) -> Folder:
     return Folder.of(str(folder))
 
 
-def pool_rate(arguments: dict[str, Any], source: Table, target: Path) -> float:
+def pool_rate(setup: ScoreSetup, source: Table, target: Path) -> float:
     """Questions per second of a pool after each actor's first block."""
     pool = Pool(min=ACTORS, max=ACTORS, batch_rows=LIMITS.rows, shard_rows=BLOCK)
     table = Table(Folder.of(str(target)))
-    tokenize = Tokenize(arguments["model"], arguments["prompt"])
-    run_stage(
-        Stage("score", ScoreActor, arguments | {"limits": Limits.of(pool)}, ("question",), OUT, pool, prepare=tokenize),
-        source,
-        table,
-    )
+    tokenize, setup = Tokenize(setup.model, setup.prompt), replace(setup, limits=Limits.of(pool))
+    stage = Stage(name="score", spec=SPEC, actor=ScoreActor, setup=setup, pool=pool, prepare=tokenize)
+    run_stage(stage, source, table)
     written = sorted(
         (Path(f).stat().st_mtime, n["rows"]) for f, n in zip(table.files(), table.manifest()["files"], strict=True)
     )
@@ -122,7 +124,7 @@ def told(process: "subprocess.Popen[str]") -> str:
 def plain(folder: Path, share: int) -> None:
     """One plain process: its share of the questions, block by block; after the first it waits for the other process."""
     torch.set_num_threads(1)
-    actor = ScoreActor(**engine_of(folder), limits=LIMITS)
+    actor = ScoreActor(replace(engine_of(folder), limits=LIMITS))
     rows = Table(Folder.of(str(folder / "questions"))).read()
     block, tokenize = (
         min(BLOCK, -(-rows.num_rows // (SHARDS_PER_ACTOR * ACTORS))),
@@ -137,13 +139,10 @@ def plain(folder: Path, share: int) -> None:
     print(sum(b.num_rows for b in blocks[1:]), flush=True)
 
 
-def engine_of(folder: Path) -> dict[str, Any]:
+def engine_of(folder: Path) -> ScoreSetup:
     """What either side's `ScoreActor` is made of."""
-    return {
-        "model": ModelSection(name_or_path=str(folder / "model")),
-        "prompt": prompt(),
-        "probe": Folder.of(str(folder / "probe")),
-    }
+    model, probe = ModelSection(name_or_path=str(folder / "model")), Folder.of(str(folder / "probe"))
+    return ScoreSetup(model=model, prompt=prompt(), probe=probe)
 
 
 def throughput(rows: int, pairs: int) -> dict[str, Any]:
@@ -212,9 +211,8 @@ def memory(rows: int) -> dict[str, Any]:
         pool = Pool(min=ACTORS, max=ACTORS, shard_rows=4096)
         started = time.monotonic()
         with watching() as peak:
-            run_stage(
-                Stage("stub", StubActor, {}, ("question",), OUT, pool), source, Table(Folder.of(scratch) / "scores")
-            )
+            stage = Stage(name="stub", spec=SPEC, actor=StubActor, setup=None, pool=pool)
+            run_stage(stage, source, Table(Folder.of(scratch) / "scores"))
     return {"rows": rows, "seconds": round(time.monotonic() - started, 1)} | {
         k: round(v / 2**20) for k, v in peak.items()
     }

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,17 @@ from ka2l_ray.dataflow.cluster import connect
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.stage import STATE, Stage, run_stage
 from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.schema import TABLES
 
 RESULTS = Path(__file__).parent / "results" / "shards.json"
 FILE_ROWS, GROUP_ROWS, LOST = 50_000, 8192, 3
-OUT = pa.schema([pa.field("p_unknown", pa.float32())])
 
 
 class StubActor:
     """Scores by the number in the text: what a stage costs when the model costs nothing."""
+
+    def __init__(self, setup: None) -> None:
+        """There is nothing to load."""
 
     def __call__(self, batch: pa.Table) -> dict[str, Any]:
         return {"p_unknown": pa.array(np.arange(batch.num_rows, dtype=np.float32) % 10 / 10)}
@@ -63,8 +67,8 @@ def source(folder: Folder, rows: int) -> Table:
     return table
 
 
-def stage() -> Stage:
-    return Stage("score", StubActor, {}, ("question",), OUT, Pool())
+def stage() -> Stage[None]:
+    return Stage(name="score", spec=replace(TABLES["scores"], carried=()), actor=StubActor, setup=None, pool=Pool())
 
 
 def interrupted(target: Table) -> None:

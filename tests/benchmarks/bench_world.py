@@ -20,13 +20,13 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import OneHotEncoder
 
-from ka2l_ray.collect.actor import CollectActor
+from ka2l_ray.collect.actor import CollectActor, CollectSetup
 from ka2l_ray.config import CollectSection, ModelSection, SearchSection
 from ka2l_ray.decode.metrics import reconstruction
 from ka2l_ray.decode.model import StateDecoder
 from ka2l_ray.decode.states import decode_states, decoder_folder
 from ka2l_ray.entropy.thresholds import otsu
-from ka2l_ray.label.actor import ClusterActor
+from ka2l_ray.label.actor import ClusterActor, ClusterSetup
 from ka2l_ray.models.activations import prompt_states
 from ka2l_ray.models.loading import WORLD_MODEL, load_model, load_tokenizer
 from ka2l_ray.models.prompts import Tokenize, encode
@@ -56,7 +56,9 @@ def asked_facts() -> list[Fact]:
 def collect(phrasing: int, seed: int) -> dict[str, Any]:
     """States of every layer, entropies and grades of every fact in one phrasing."""
     facts = asked_facts()
-    actor = CollectActor(ModelSection(), PROMPT, CollectSection(), list(LAYERS), seed)
+    actor = CollectActor(
+        CollectSetup(model=ModelSection(), prompt=PROMPT, collect=CollectSection(), layers=list(LAYERS), seed=seed)
+    )
     states, entropy, correct, sample_accuracy = defaultdict(list), [], [], []
     for start in range(0, len(facts), BATCH):
         part = facts[start : start + BATCH]
@@ -65,7 +67,7 @@ def collect(phrasing: int, seed: int) -> dict[str, Any]:
         columns = dict(actor(Tokenize(ModelSection(), PROMPT).add(pa.table({"id": ids, "question": questions}))))
         for layer in LAYERS:
             states[layer].append(matrix(columns.pop(f"last_{layer:03d}")))
-        labels = ClusterActor()(pa.table(columns | {"answers": [[f.value] for f in part]}))
+        labels = ClusterActor(ClusterSetup())(pa.table(columns | {"answers": [[f.value] for f in part]}))
         entropy += labels["entropy_nats"]
         correct += labels["correct"]
         sample_accuracy += labels["sample_accuracy"]

@@ -19,7 +19,7 @@ import torch
 from ka2l_ray.active.policies import PoolRow
 from ka2l_ray.active.replay import knew, replayed_answers, select_replay
 from ka2l_ray.active.strategies import policy
-from ka2l_ray.collect.actor import CollectActor
+from ka2l_ray.collect.actor import CollectActor, CollectSetup
 from ka2l_ray.config import (
     AcquireSection,
     CollectSection,
@@ -33,14 +33,14 @@ from ka2l_ray.config import (
 )
 from ka2l_ray.corpus.world import world_questions
 from ka2l_ray.dataflow.storage import Folder
-from ka2l_ray.decode.actor import DecodeActor
+from ka2l_ray.decode.actor import DecodeActor, DecodeSetup
 from ka2l_ray.decode.filters import hashes, leaks, statuses
 from ka2l_ray.decode.stage import decoded_id
 from ka2l_ray.entropy.thresholds import otsu
 from ka2l_ray.finetune.deepspeed import learning_rate_factor
 from ka2l_ray.finetune.examples import Example, TokenizedRow, collate, epoch_batches, replayed_rows, tokenize_all
 from ka2l_ray.finetune.losses import answer_loss, kl_to_base
-from ka2l_ray.label.actor import ClusterActor, KnowledgeActor
+from ka2l_ray.label.actor import ClusterActor, ClusterSetup, KnowledgeActor, KnowledgeSetup
 from ka2l_ray.models.answers import Answer, Decoding
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
@@ -95,15 +95,18 @@ class Lab:
 
     def collected(self, table: pa.Table, samples: int, layers: Sequence[int], seed: int) -> dict[str, Any]:
         """Columns of the collecting actor for a whole table."""
+        section, limits = CollectSection(samples=samples), Limits(rows=BATCH)
         actor = CollectActor(
-            self.model_section, PROMPT, CollectSection(samples=samples), layers, seed, Limits(rows=BATCH)
+            CollectSetup(
+                model=self.model_section, prompt=PROMPT, collect=section, layers=layers, seed=seed, limits=limits
+            )
         )
         columns = actor(self.tokenize.add(table))
         return {name: matrix(values) if name.startswith("last_") else values for name, values in columns.items()}
 
     def labels(self, columns: dict[str, Any], table: pa.Table) -> dict[str, Any]:
         answers = {k: v for k, v in columns.items() if not k.startswith("last_")}
-        return dict(ClusterActor()(pa.table(answers | {"answers": table["answers"]})))
+        return dict(ClusterActor(ClusterSetup())(pa.table(answers | {"answers": table["answers"]})))
 
     @cached_property
     def probe(self) -> tuple[int, ProbeFit, float, float]:
@@ -132,7 +135,8 @@ class Lab:
         table = self.tables["pool"]
         columns = self.collected(table, 10, (layer,), self.setting.seed)
         labels = self.labels(columns, table)
-        knowledge = KnowledgeActor(gamma)(pa.table({"entropy_lo": labels["entropy_lo"], "correct": labels["correct"]}))
+        graded = pa.table({"entropy_lo": labels["entropy_lo"], "correct": labels["correct"]})
+        knowledge = KnowledgeActor(KnowledgeSetup(threshold_nats=gamma))(graded)
         states = columns[f"last_{layer:03d}"]
         scores = score_states(states, fit.probe)
         return [
@@ -190,8 +194,9 @@ class Lab:
         section = DecodeSection()
         with tempfile.TemporaryDirectory() as scratch:
             self.probe[1].probe.save(scratch)
+            probe, seed = Folder.of(scratch), self.setting.seed
             actor = DecodeActor(
-                self.model_section, PROMPT, section, section.decoder, Folder.of(scratch), self.setting.seed
+                DecodeSetup(model=self.model_section, prompt=PROMPT, decode=section, probe=probe, seed=seed)
             )
             asked = [(decoded_id(i, v), self.pool[i]["question"]) for i in sources for v in range(section.variants)]
             written = actor(
@@ -323,6 +328,6 @@ class Lab:
             "greedy_logprob": [row[0].logprob for row in answers],
             "answers": table["answers"],
         }
-        entropy = ClusterActor()(pa.table(columns))["entropy_nats"]
+        entropy = ClusterActor(ClusterSetup())(pa.table(columns))["entropy_nats"]
         unseen = unseen_targets(table["truth"])
         return auroc(unseen[unseen >= 0], np.array(entropy)[unseen >= 0])

@@ -13,11 +13,19 @@ import pyarrow as pa
 from ka2l_ray.errors import ConfigError
 
 
-class Doubler:
-    """Doubles `value`, says so in a log, and fails on a poisonous row."""
+@dataclass(frozen=True)
+class Setup:
+    """What the actors below are made from: the log of their ids, the value that fails."""
 
-    def __init__(self, log: str, poison: int = -1) -> None:
-        self.log, self.poison = log, poison
+    log: str
+    poison: int = -1
+
+
+class Doubler:
+    """Doubles `value`, logs its ids, and fails on a poisonous row."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.log, self.poison = setup.log, setup.poison
 
     def __call__(self, batch: pa.Table) -> dict[str, Any]:
         values = batch["value"].to_pylist()
@@ -28,12 +36,19 @@ class Doubler:
         return {"doubled": [2 * v for v in values]}
 
 
+@dataclass(frozen=True, kw_only=True)
+class KillerSetup(Setup):
+    driver: int
+    after: int
+    data: str
+
+
 class Killer(Doubler):
     """A `Doubler` that, once `after` rows are done and a shard of them is written, kills the driver with SIGKILL."""
 
-    def __init__(self, log: str, driver: int, after: int, data: str) -> None:
-        super().__init__(log)
-        self.driver, self.after, self.data = driver, after, Path(data)
+    def __init__(self, setup: KillerSetup) -> None:
+        super().__init__(setup)
+        self.driver, self.after, self.data = setup.driver, setup.after, Path(setup.data)
 
     def __call__(self, batch: pa.Table) -> dict[str, Any]:
         done = len(Path(self.log).read_text().split()) if Path(self.log).exists() else 0
@@ -57,7 +72,7 @@ class Crasher(Doubler):
 class Unloadable:
     """Cannot be loaded."""
 
-    def __init__(self, log: str) -> None:
+    def __init__(self, setup: Setup) -> None:
         raise ConfigError("decode.decoder = 'x' reads states of another model")
 
     def __call__(self, batch: pa.Table) -> dict[str, Any]:
@@ -67,8 +82,8 @@ class Unloadable:
 class Halver:
     """Halves `doubled`, notes how many rows each call had, and cannot halve nothing."""
 
-    def __init__(self, log: str) -> None:
-        self.log = log
+    def __init__(self, setup: Setup) -> None:
+        self.log = setup.log
 
     def __call__(self, batch: pa.Table) -> dict[str, Any]:
         with open(self.log, "a") as file:
@@ -119,13 +134,18 @@ class Stater(Doubler):
         return {"state": pa.FixedSizeListArray.from_arrays(pa.array(values.astype(kind)), 3)}
 
 
-class Sticky(Doubler):
-    """A `Doubler` whose device breaks at the poisonous row, the first time that any actor meets it: from then on its process fails at every
-    call. What it did to the device is an error of torch's own type."""
+@dataclass(frozen=True, kw_only=True)
+class StickySetup(Setup):
+    mark: str
 
-    def __init__(self, log: str, mark: str, poison: int) -> None:
-        super().__init__(log)
-        self.mark, self.trigger, self.broken = Path(mark), poison, False
+
+class Sticky(Doubler):
+    """A `Doubler` whose device breaks at the poisonous row, the first time that any actor meets it: from then on every
+    call of its process fails. The error is of torch's own type."""
+
+    def __init__(self, setup: StickySetup) -> None:
+        super().__init__(Setup(setup.log))
+        self.mark, self.trigger, self.broken = Path(setup.mark), setup.poison, False
 
     def __call__(self, batch: pa.Table) -> dict[str, Any]:
         if self.trigger in batch["value"].to_pylist() and not self.mark.exists():

@@ -15,7 +15,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from actors import Crasher, Doubler, Halver, OddOnes, Square, Stater, Sticky, Sum, Unloadable, Useless
+from actors import (
+    Crasher,
+    Doubler,
+    Halver,
+    OddOnes,
+    Setup,
+    Square,
+    Stater,
+    Sticky,
+    StickySetup,
+    Sum,
+    Unloadable,
+    Useless,
+)
+from ray._private import state as ray_state
 
 from ka2l_ray.config import Pool
 from ka2l_ray.dataflow.attempts import ShardFile, Shards, reopen
@@ -25,6 +39,7 @@ from ka2l_ray.dataflow.stage import STATE, Stage, reopen_errors, run_stage
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.dataflow.tally import Tally
 from ka2l_ray.errors import StageError
+from ka2l_ray.schema import Column, TableSpec
 
 ROWS = 40
 
@@ -37,13 +52,18 @@ def source(folder: Path, rows: int = ROWS) -> Table:
     return table
 
 
-def stage(folder: Path, **changes: Any) -> Stage:
+def spec(*added: Column, **changes: Any) -> TableSpec:
+    given: dict[str, Any] = {"reads": ("value",), "added": added or (Column("doubled", pa.int64(), "twice the value"),)}
+    texts = dict.fromkeys(("name", "folder", "step", "code", "row", "about"), "double")
+    return TableSpec(**texts, **(given | changes))
+
+
+def stage(folder: Path, **changes: Any) -> Stage[Any]:
     given: dict[str, Any] = {
         "name": "double",
+        "spec": spec(),
         "actor": Doubler,
-        "arguments": {"log": str(folder / "log")},
-        "columns_in": ("value",),
-        "columns_out": pa.schema([("doubled", pa.int64())]),
+        "setup": Setup(str(folder / "log")),
         "pool": Pool(batch_rows=4, shard_rows=5),
         "max_error_fraction": 0.05,
     }
@@ -61,7 +81,7 @@ def done(folder: Path) -> list[str]:
 
 def test_every_row_once_with_what_is_kept_in_one_file_per_shard(tmp_path: Path) -> None:
     target = table(tmp_path)
-    manifest = run_stage(stage(tmp_path, keep=("note",)), source(tmp_path), target)
+    manifest = run_stage(stage(tmp_path, spec=spec(carried=("note",))), source(tmp_path), target)
     assert [(r["id"], r["doubled"], r["note"], r["error"]) for r in target.read().to_pylist()] == [
         (f"q{i:03d}", 2 * i, "n", None) for i in range(ROWS)
     ]
@@ -77,6 +97,22 @@ def test_a_done_stage_is_not_run_again(tmp_path: Path) -> None:
     first = run_stage(stage(tmp_path), source(tmp_path), target)
     assert run_stage(stage(tmp_path), source(tmp_path), target) == first
     assert len(done(tmp_path)) == ROWS
+
+
+def test_actors_bear_the_name_of_their_stage(tmp_path: Path) -> None:
+    """Wherever Ray names its actors: in the dashboard, in `ray list actors`, in the names of its log files."""
+    run_stage(stage(tmp_path, name="named_stage"), source(tmp_path), table(tmp_path))
+    names = {actor["ActorClassName"] for actor in ray_state.actors().values()}
+    assert "MapWorker(MapBatches(named_stage))" in names
+
+
+def test_an_unknown_or_missing_argument_is_refused_where_the_stage_is_made(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'poisson'"):
+        stage(tmp_path, setup=Setup(log="log", poisson=7))  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'log'"):
+        stage(tmp_path, setup=Setup())  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'keep'"):
+        stage(tmp_path, keep=("note",))
 
 
 def test_rows_of_several_files_and_row_groups_flow_as_shards_of_their_own_size(tmp_path: Path) -> None:
@@ -95,13 +131,13 @@ def test_rows_of_several_files_and_row_groups_flow_as_shards_of_their_own_size(t
     assert [f["rows"] for f in target.manifest()["files"]] == [7] * 5 + [5]
 
 
-def test_what_prepares_rows_runs_before_the_actor_and_costs_a_bad_row_itself(tmp_path: Path) -> None:
+def test_rows_are_prepared_before_the_actor_and_a_bad_one_fails_alone(tmp_path: Path) -> None:
     target = table(tmp_path)
     prepared = stage(
         tmp_path,
         actor=Sum,
         prepare=Square(poison=4),
-        columns_out=pa.schema([("sum", pa.int64()), ("apart", pa.bool_())]),
+        spec=spec(Column("sum", pa.int64(), ""), Column("apart", pa.bool_(), "")),
     )
     run_stage(prepared, source(tmp_path), target)
     rows = {r["id"]: r for r in target.read().to_pylist()}
@@ -114,7 +150,12 @@ def test_states_keep_shape_and_precision_on_their_way(tmp_path: Path) -> None:
     """One shard in float16, the others in float32, as the collecting actor returns them."""
     target = table(tmp_path)
     run_stage(
-        stage(tmp_path, actor=Stater, columns_out=pa.schema([("state", pa.list_(pa.float32(), 3))])),
+        stage(
+            tmp_path,
+            actor=Stater,
+            spec=spec(Column("state", None, "")),
+            states=pa.schema([("state", pa.list_(pa.float32(), 3))]),
+        ),
         source(tmp_path),
         target,
     )
@@ -123,11 +164,9 @@ def test_states_keep_shape_and_precision_on_their_way(tmp_path: Path) -> None:
     assert target.read()["state"].to_pylist() == [[float(i)] * 3 for i in range(ROWS)]
 
 
-def test_a_poisonous_row_costs_only_itself(tmp_path: Path) -> None:
+def test_a_poisonous_row_fails_alone(tmp_path: Path) -> None:
     target = table(tmp_path)
-    manifest = run_stage(
-        stage(tmp_path, arguments={"log": str(tmp_path / "log"), "poison": 7}), source(tmp_path), target
-    )
+    manifest = run_stage(stage(tmp_path, setup=Setup(str(tmp_path / "log"), 7)), source(tmp_path), target)
     failed = [r for r in target.read().to_pylist() if r["error"]]
     assert [(r["id"], r["doubled"]) for r in failed] == [("q007", None)]
     assert failed[0]["error"] == "ValueError: value 7 is poisonous"
@@ -140,13 +179,9 @@ def test_a_row_that_failed_before_keeps_its_first_error_is_not_shown_to_the_acto
 ) -> None:
     """The second stage allows no failed row of its own, and reads a column that the first could not fill."""
     first, second = table(tmp_path, "first"), table(tmp_path)
-    run_stage(stage(tmp_path, arguments={"log": str(tmp_path / "log"), "poison": 7}), source(tmp_path), first)
-    halve = stage(
-        tmp_path, name="halve", actor=Halver, columns_in=("doubled",), columns_out=pa.schema([("half", pa.int64())])
-    )
-    manifest = run_stage(
-        replace(halve, arguments={"log": str(tmp_path / "calls")}, max_error_fraction=0.0), first, second
-    )
+    run_stage(stage(tmp_path, setup=Setup(str(tmp_path / "log"), 7)), source(tmp_path), first)
+    halve = stage(tmp_path, name="halve", actor=Halver, spec=spec(Column("half", pa.int64(), ""), reads=("doubled",)))
+    manifest = run_stage(replace(halve, setup=Setup(str(tmp_path / "calls")), max_error_fraction=0.0), first, second)
     rows = {r["id"]: r for r in second.read().to_pylist()}
     assert rows["q007"] == {"id": "q007", "half": None, "error": "ValueError: value 7 is poisonous"}
     assert [rows[f"q{i:03d}"]["half"] for i in range(ROWS) if i != 7] == [i for i in range(ROWS) if i != 7]
@@ -156,7 +191,8 @@ def test_a_row_that_failed_before_keeps_its_first_error_is_not_shown_to_the_acto
 
 def test_a_stage_stops_at_the_shard_whose_errors_pass_the_limit(tmp_path: Path) -> None:
     told = (
-        r"double: \d+ of 400 rows failed, more than run\.max_error_fraction allows \(0\.05, here 20\)\. First: row q\d+: ValueError: value "
+        r"double: \d+ of 400 rows failed, more than run\.max_error_fraction allows \(0\.05, here 20\)\. "
+        r"First: row q\d+: ValueError: value "
         r"\d+ is odd.*--retry-errors"
     )
     target, rows = table(tmp_path), source(tmp_path, 400)
@@ -171,9 +207,9 @@ def test_a_stage_stops_at_the_shard_whose_errors_pass_the_limit(tmp_path: Path) 
         run_stage(stage(tmp_path, actor=Unloadable), rows, target)
 
 
-def test_failed_rows_are_done_anew_in_a_new_file_and_the_others_kept(tmp_path: Path) -> None:
+def test_failed_rows_are_repeated_in_a_new_file_and_the_others_kept(tmp_path: Path) -> None:
     target, rows = table(tmp_path), source(tmp_path)
-    run_stage(stage(tmp_path, arguments={"log": str(tmp_path / "log"), "poison": 7}), rows, target)
+    run_stage(stage(tmp_path, setup=Setup(str(tmp_path / "log"), 7)), rows, target)
     before, count = {f["name"] for f in target.manifest()["files"]}, len(done(tmp_path))
     assert reopen_errors(target) == 1
     manifest = run_stage(stage(tmp_path), rows, target)
@@ -187,11 +223,11 @@ def test_failed_rows_are_done_anew_in_a_new_file_and_the_others_kept(tmp_path: P
     assert reopen_errors(target) == 0
 
 
-def test_a_stage_that_was_stopped_by_its_errors_goes_on_once_they_are_done_anew(tmp_path: Path) -> None:
+def test_a_stage_stopped_by_its_errors_goes_on_once_they_are_repeated(tmp_path: Path) -> None:
     target, rows = table(tmp_path), source(tmp_path)
     strict = stage(tmp_path, max_error_fraction=0.0)
     with pytest.raises(StageError, match="1 of 40 rows failed"):
-        run_stage(replace(strict, arguments={"log": str(tmp_path / "log"), "poison": 39}), rows, target)
+        run_stage(replace(strict, setup=Setup(str(tmp_path / "log"), 39)), rows, target)
     assert reopen_errors(target) == 1
     run_stage(strict, rows, target)
     assert sorted(done(tmp_path)) == [f"q{i:03d}" for i in range(ROWS)]
@@ -200,12 +236,13 @@ def test_a_stage_that_was_stopped_by_its_errors_goes_on_once_they_are_done_anew(
 
 def test_a_missing_column_is_named_before_any_actor_starts(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"double: .*source lacks the column\(s\) answer; it has id, value, note"):
-        run_stage(stage(tmp_path, columns_in=("value", "answer")), source(tmp_path), table(tmp_path))
+        run_stage(stage(tmp_path, spec=spec(reads=("value", "answer"))), source(tmp_path), table(tmp_path))
     assert not (tmp_path / "log").exists()
 
 
-def test_the_rows_that_are_done_again_are_those_that_were_lost(tmp_path: Path) -> None:
-    """Data loss, as in Ray Data's own checkpoint benchmark, of a finished table and of one whose driver died before the manifest."""
+def test_the_rows_that_are_repeated_are_those_that_were_lost(tmp_path: Path) -> None:
+    """Data loss, as in Ray Data's own checkpoint benchmark, of a finished table and of one whose driver died before
+    the manifest."""
     target, rows, small = table(tmp_path), source(tmp_path), Pool(shard_rows=2)
     run_stage(stage(tmp_path, pool=small), rows, target)
     for share, state in (
@@ -241,20 +278,20 @@ KILLED = """
     import os, sys
     sys.path.insert(0, {tests!r})
     from pathlib import Path
-    from actors import Killer
+    from actors import Killer, KillerSetup
     from ka2l_ray.config import Config
     from ka2l_ray.dataflow.cluster import connect
     from test_dataflow import Folder, Table, run_stage, source, stage
 
     connect(Config())
     folder = Path({folder!r})
-    arguments = dict(log=str(folder / "log"), driver=os.getpid(), after=24, data=str(folder / "out/data"))
-    killer = stage(folder, actor=Killer, arguments=arguments)
+    setup = KillerSetup(str(folder / "log"), driver=os.getpid(), after=24, data=str(folder / "out/data"))
+    killer = stage(folder, actor=Killer, setup=setup)
     run_stage(killer, source(folder), Table(Folder.of(str(folder / "out"))))
 """
 
 
-def test_a_killed_driver_loses_the_shards_under_way_and_nothing_else(tmp_path: Path) -> None:
+def test_a_killed_driver_loses_the_shards_in_progress_and_nothing_else(tmp_path: Path) -> None:
     killed = in_own_cluster(KILLED, tmp_path)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     target = table(tmp_path)
@@ -274,39 +311,38 @@ def test_a_killed_driver_loses_the_shards_under_way_and_nothing_else(tmp_path: P
 def test_a_row_that_keeps_killing_actors_is_found_and_given_up(tmp_path: Path) -> None:
     """Shards of eight: two deaths, three halvings, and the single row's own."""
     target = table(tmp_path)
-    crasher = stage(
-        tmp_path, actor=Crasher, arguments={"log": str(tmp_path / "log"), "poison": 11}, pool=Pool(shard_rows=8)
-    )
+    crasher = stage(tmp_path, actor=Crasher, setup=Setup(str(tmp_path / "log"), 11), pool=Pool(shard_rows=8))
     run_stage(crasher, source(tmp_path), target)
     failed = {r["id"]: r["error"] for r in target.read().to_pylist() if r["error"]}
     assert list(failed) == ["q011"]
-    assert failed["q011"] == "the actor's process ended at this row without a word; 5 ended at its shard"
+    assert failed["q011"] == "the actor's process died at this row without a message; 5 died at its shard"
     assert [r["doubled"] for r in target.read().to_pylist()] == [None if i == 11 else 2 * i for i in range(ROWS)]
 
 
 def test_an_actor_with_a_broken_device_is_replaced_and_no_row_is_lost(tmp_path: Path) -> None:
     """A sticky error: after its first, every call of that process fails."""
     target = table(tmp_path)
-    sticky = {"log": str(tmp_path / "log"), "mark": str(tmp_path / "broken"), "poison": 13}
-    run_stage(stage(tmp_path, actor=Sticky, arguments=sticky, max_error_fraction=0.0), source(tmp_path), target)
+    sticky = StickySetup(str(tmp_path / "log"), 13, mark=str(tmp_path / "broken"))
+    run_stage(stage(tmp_path, actor=Sticky, setup=sticky, max_error_fraction=0.0), source(tmp_path), target)
     assert [(r["doubled"], r["error"]) for r in target.read().to_pylist()] == [(2 * i, None) for i in range(ROWS)]
     assert len(set((tmp_path / "broken").read_text().split())) == 1, "it broke once, in one process"
 
 
-def test_actors_that_only_die_stop_the_stage_and_their_last_words_are_told(
+def test_actors_that_only_die_stop_the_stage_and_their_last_error_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ka2l_ray.dataflow.stage.failures.DEATHS", 0)  # then four for each actor of the pool
     with pytest.raises(
         StageError,
-        match=r"^double: .*\d actors have ended while 0 shards were finished\. Last: RuntimeError: no such kernel",
+        match=r"^double: .*\d actors have died while 0 shards were finished\. Last: RuntimeError: no such kernel",
     ):
         run_stage(stage(tmp_path, actor=Useless), source(tmp_path), table(tmp_path))
     assert not table(tmp_path).is_done
 
 
 def test_a_machine_with_little_memory_resumes_too(tmp_path: Path) -> None:
-    """Nothing that resume needs has memory set aside for it; here there are 300 MB, and a stage is begun for the second time."""
+    """Nothing that resume needs has memory set aside for it; here there are 300 MB, and a stage is begun for the
+    second time."""
     script = """
         import sys
         sys.path.insert(0, {tests!r})
@@ -348,7 +384,8 @@ def test_a_small_table_is_cut_for_every_actor_of_the_pool(tmp_path: Path) -> Non
 def test_waiting_is_the_time_between_calls_whatever_a_call_does_besides_its_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A clock by hand: 3 s before the first call, which takes 10 s, of them 4 in the model; 5 s until the second, of 1 s."""
+    """A clock by hand: 3 s before the first call, which takes 10 s, of them 4 in the model; 5 s until the second, of
+    1 s."""
     now, added = [100.0], []
     monkeypatch.setattr("ka2l_ray.dataflow.metrics.time", SimpleNamespace(monotonic=lambda: now[0]))
     tally = Tally()

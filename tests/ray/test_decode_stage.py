@@ -9,7 +9,7 @@ from ka2l_ray import schema
 from ka2l_ray.config import parse_config
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.dataflow.storage import Folder
-from ka2l_ray.decode.stage import judged
+from ka2l_ray.decode.stage import decoded_statuses
 
 SPLITS = {
     "probe": ["Who founded the city of Lemba?"],
@@ -33,6 +33,6 @@ def test_a_slightly_reworded_eval_question_is_dropped(tmp_path: Path, near_dupli
         "Who was decoded in an earlier round?": "duplicate",
         "Who built the bridge of Lemba?": "kept",
     }
-    assert judged(run, list(fates), [0.9] * len(fates), ["Who was decoded in an earlier round?"]) == list(
+    assert decoded_statuses(run, list(fates), [0.9] * len(fates), ["Who was decoded in an earlier round?"]) == list(
         fates.values()
     )

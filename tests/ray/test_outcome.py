@@ -38,12 +38,8 @@ def test_a_row_without_a_scope_is_refused_rather_than_called_a_pool_fact():
 
 def record(folder: Path, config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     run = Run(Folder.of(str(folder)), config)
-    columns = schema.join(
-        schema.EVALUATION, pa.schema([schema.QUESTIONS.field(n) for n in ("scope", "fact_id", "answers")])
-    )
-    run.base("evaluation").write(
-        (None, pa.Table.from_pylist([{"id": str(n)} | r for n, r in enumerate(rows)], schema=columns))
-    )
+    table = pa.Table.from_pylist([{"id": str(n)} | r for n, r in enumerate(rows)], schema=schema.EVALUATION)
+    run.base("evaluation").write((None, table))
     return base_record(run, "ka2l", 0)
 
 

@@ -196,3 +196,22 @@ def test_people_answer_in_a_spreadsheet_and_the_loop_goes_on(compared: list[Run]
     assert got[blank]["status"] == "blank"
     assert all(row["answer"] == answers[i] for i, row in got.items() if i != blank)
     assert {r.state for r in schedule.next_rounds(run)} == {RoundState.FINETUNE}
+
+
+def test_every_table_of_a_run_has_the_columns_and_facts_of_its_spec(compared: list[Run]) -> None:
+    (run,) = compared
+    a_round = schedule.planned_rounds(run)[0].folder.path.removeprefix(f"{run.folder.path}/")
+    found = {}
+    for name, spec in schema.TABLES.items():
+        table = run.table(spec.folder.replace(schema.ROUND, a_round))
+        if table.is_done:
+            found[name] = table
+            states = pa.schema([f for f in table.schema() if pa.types.is_fixed_size_list(f.type)])
+            fields = [f for column in spec.columns for f in column.fields(states)]
+            names = [f.name for f in fields] + ["error"] * spec.can_fail
+            assert table.schema().names == names, name
+            assert all(table.schema().field(f.name).type == f.type for f in fields), name
+            facts = {*schema.MANIFEST_FACTS, *schema.STAGE_FACTS} if spec.can_fail else {*schema.MANIFEST_FACTS}
+            assert {*table.manifest()} - {*spec.facts} <= facts, name
+    assert {"questions", "activations", "samples", "clusters", "knowledge", "scores", "evaluation"} < {*found}
+    assert {"replay", "acquired", "annotations", "examples", "replay_questions", "round_evaluation"} < {*found}

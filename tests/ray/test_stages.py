@@ -17,8 +17,9 @@ import ray
 from runs import copied, small
 from safetensors.torch import load_file, save_file
 
+from ka2l_ray import schema
 from ka2l_ray.active.outcome import evaluation_stage
-from ka2l_ray.collect.stage import KEPT, _precision, collect, pilot_rows, sample_pool
+from ka2l_ray.collect.stage import _precision, collect, pilot_rows, sample_pool
 from ka2l_ray.corpus.stage import questions
 from ka2l_ray.dataflow.attempts import ShardFile
 from ka2l_ray.dataflow.manifests import Table
@@ -44,7 +45,7 @@ def collected(run: Run) -> dict[str, Any]:
 
 
 def test_pool_size_and_batch_size_change_no_sample(scored: tuple[Run, dict[str, Any]], tmp_path: Path) -> None:
-    """One actor with shards of 32 rows in batches of 16, and four with shards of 13 in batches of 7, who were lent simulated GPUs."""
+    """One actor with shards of 32 rows in batches of 16, and four (on simulated GPUs) with 13 in batches of 7."""
     pool = "collect.pool={min: 4, max: 4, cpus: 0.5, gpus: 0.5, batch_rows: 7, batch_tokens: 900, shard_rows: 13}"
     other = collected(Run.open(small(tmp_path, pool, "model.device=cpu")))
     assert len(other) == 120
@@ -65,8 +66,11 @@ def test_every_stage_places_its_actors_by_its_own_pool(
         monkeypatch.setattr(f"ka2l_ray.{module}.stage.run_stage", lambda stage, *_, **__: stages.append(stage))
     sample_pool(run)
     score(run)
-    stages += [decode_stage(run, run.config.decode), evaluation_stage(run, None, run.config.finetune.prompt)]
-    placed = {stage.arguments["placement"].field: stage.arguments["placement"].gpus for stage in stages}
+    stages += [
+        decode_stage(run, "reconstruction", run.config.decode),
+        evaluation_stage(run, None, run.config.finetune.prompt),
+    ]
+    placed = {stage.setup.placement.field: stage.setup.placement.gpus for stage in stages}
     assert placed == {f"{name}.pool.gpus": n * share for n, name in enumerate(POOLS, 1)}
 
 
@@ -76,7 +80,10 @@ def test_gpus_that_actors_cannot_use_end_the_stage_in_one_line(
     """The cluster's are simulated, and this torch is a build for CPUs."""
     run = copied(scored[0], small(tmp_path, "score.pool.gpus=1"))
     run.base("scores").folder.delete()
-    says = r"score: .*score\.pool\.gpus = 1: torch .* was built without CUDA; install a CUDA build .* set model\.device: cpu, .*simulated$"
+    says = (
+        r"score: .*score\.pool\.gpus = 1: torch .* was built without CUDA; install a CUDA build .* "
+        r"set model\.device: cpu, .*simulated$"
+    )
     with pytest.raises(StageError, match=says):
         score(run)
 
@@ -127,7 +134,7 @@ def test_redo_deletes_a_stage_and_all_after_it_only(scored: tuple[Run, dict[str,
 
 
 def test_actors_report_what_they_read_as_ray_metrics(scored: tuple[Run, dict[str, Any]]) -> None:
-    """From the page that Prometheus reads, which Ray fills every ten seconds: a line for each actor, those that are gone among them."""
+    """From the page that Prometheus reads, which Ray fills every ten seconds: a line per actor, dead ones too."""
     port, deadline = ray.nodes()[0]["MetricsExportPort"], time.monotonic() + 60
     collecting, scoring = defaultdict[str, float](float), defaultdict[str, float](float)
     while collecting["ka2l_questions_total"] < 120 or scoring["ka2l_questions_total"] < 40:
@@ -156,7 +163,7 @@ def test_weights_that_hold_nan_end_the_stage_by_naming_the_rows_that_show_it(tmp
     questions(run)
     with pytest.raises(
         StageError,
-        match=r"collect: \d+ of 120 rows failed.* First: row \S+: ValueError: hidden state holds NaN or infinity",
+        match=r"collect: \d+ of 120 rows failed.* First: row \S+: ValueError: hidden state contains NaN or infinity",
     ):
         collect(run)
     assert not run.base("activations").is_done
@@ -177,10 +184,10 @@ def test_a_probe_split_of_one_class_ends_the_search_in_one_line(
 @pytest.mark.parametrize(
     ("largest", "said", "kept"),
     [
-        ([1.0, 2.0], "every state fits float16 and is stored so", {"float16_files": 2, "float32_files": 0}),
+        ([1.0, 2.0], "every state fits float16 and is stored as such", {"float16_files": 2, "float32_files": 0}),
         (
             [1.0, 1e6],
-            "states beyond float16's range: 1 of 2 files hold them as float32",
+            "states exceed float16's range in 1 of 2 files, which store them as float32",
             {"float16_files": 1, "float32_files": 1},
         ),
     ],
@@ -270,7 +277,7 @@ def lose(table: Table, question: str) -> None:
             continue
         kept = pa.array([None if i == question else n for n, i in enumerate(rows["id"].to_pylist())])
         lost = {
-            name: rows[name] if name in ("id", *KEPT) else rows[name].take(kept)
+            name: rows[name] if name in ("id", *schema.TABLES["samples"].carried) else rows[name].take(kept)
             for name in rows.column_names
             if name != "error"
         }
@@ -282,7 +289,7 @@ def lose(table: Table, question: str) -> None:
     table.close(manifest["files"], **{k: manifest[k] for k in ("rows_in", "seconds", "stage", "shard_rows")}, errors=1)
 
 
-def test_failed_rows_are_done_anew_in_every_stage_and_come_out_as_if_they_had_not_failed(
+def test_failed_rows_are_repeated_in_every_stage_as_if_they_had_not_failed(
     scored: tuple[Run, dict[str, Any]], tmp_path: Path
 ) -> None:
     run, names = copied(scored[0], small(tmp_path)), ("activations", "clusters", "knowledge", "scores")

@@ -24,7 +24,7 @@ from ka2l_ray import (
     score_states,
     semantic_entropy,
 )
-from ka2l_ray.collect.actor import CollectActor
+from ka2l_ray.collect.actor import CollectActor, CollectSetup
 from ka2l_ray.config import CollectSection, ModelSection, PromptSection
 from ka2l_ray.models.loading import load_model, load_tokenizer
 from ka2l_ray.models.prompts import Tokenize
@@ -158,7 +158,9 @@ def test_states_and_rows_that_differ_in_number_are_refused():
 def test_a_notebook_reads_and_samples_what_a_run_does():
     """The collecting actor, given the questions' texts as ids."""
     collect = CollectSection(samples=3, positions=("mean",))
-    actor = CollectActor(ModelSection(), PromptSection(), collect, (0, 4), 0)
+    actor = CollectActor(
+        CollectSetup(model=ModelSection(), prompt=PromptSection(), collect=collect, layers=(0, 4), seed=0)
+    )
     batch = Tokenize(ModelSection(), PromptSection()).add(pa.table({"id": QUESTIONS, "question": QUESTIONS}))
     columns = actor(batch)
     answers = sample_answers("world", QUESTIONS, samples=3)

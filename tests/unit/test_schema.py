@@ -1,9 +1,17 @@
-"""Tables: the names of state columns, and how schemas are joined."""
+"""Tables: their specs, the names of state columns, and how schemas are joined."""
+
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from ka2l_ray import schema
+from ka2l_ray.active.round import RoundState
+from ka2l_ray.pipeline.table import STEP_NAMES
+from ka2l_ray.schema import TABLES, TableSpec
+
+PACKAGE = Path(__file__).parents[2] / "ka2l_ray"
+SPECS = pytest.mark.parametrize("spec", TABLES.values(), ids=TABLES)
 
 
 @pytest.mark.parametrize(
@@ -21,23 +29,15 @@ def test_states_hold_one_fixed_size_column_per_position_and_layer():
 
 
 def test_join_keeps_each_column_once_and_error_last():
-    with_error = pa.schema([schema.ERROR, *schema.SCORES])
-    joined = schema.join(with_error, schema.SAMPLES, schema.SCORES)
-    assert joined.names == [
-        "id",
-        "p_unknown",
-        "greedy",
-        "greedy_logprob",
-        "samples",
-        "sample_logprobs",
-        "sample_tokens",
-        "error",
-    ]
-    assert joined.field("sample_tokens").type == pa.list_(pa.int32())
+    with_error = pa.schema([schema.ERROR, *schema.ACQUIRED])
+    joined = schema.join(with_error, schema.EVALUATION, schema.ACQUIRED)
+    assert joined.names == ["id", "reason", "rank", "scope", "fact_id", "answers", "answer", "correct", "error"]
+    assert joined.field("answers").type == pa.list_(pa.string())
 
 
 def test_join_without_error_has_none():
-    assert schema.join(pa.schema([schema.ID, schema.ERROR]), schema.SCORES, error=False).names == ["id", "p_unknown"]
+    joined = schema.join(pa.schema([schema.ID, schema.ERROR]), schema.ACQUIRED, error=False)
+    assert joined.names == ["id", "reason", "rank"]
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,38 @@ def test_join_without_error_has_none():
 def test_every_table_starts_with_an_id_that_is_never_null(table):
     first = getattr(schema, table).field(0)
     assert (first.name, first.nullable) == ("id", False)
+
+
+@SPECS
+def test_a_table_reads_and_carries_columns_that_its_source_has(spec: TableSpec):
+    there = [column.name for column in spec.source.columns] if spec.source else []
+    assert {*spec.reads, *spec.carried} <= {*there}
+    assert len({c.name for c in spec.columns}) == len(spec.columns)
+
+
+@SPECS
+def test_a_spec_says_who_makes_the_table_and_what_it_means(spec: TableSpec):
+    assert (PACKAGE / spec.code).is_file()
+    assert spec.name == "errors" or spec.step in {*STEP_NAMES, *RoundState}
+    texts = [spec.about, *spec.facts.values(), *(column.meaning for column in spec.added)]
+    assert all(text and not text.endswith(".") for text in texts)
+
+
+def test_folders_differ():
+    assert len({spec.folder for spec in TABLES.values()}) == len(TABLES)
+
+
+def test_states_stand_where_their_column_does_and_only_where_they_are_given():
+    states = schema.states(["last"], [0, 3], 4, half=False)
+    added = TABLES["activations"].added_fields(states)
+    assert added.names[:3] == ["last_000", "last_003", "greedy"]
+    assert TABLES["activations"].added_fields().names == added.names[2:]
+    state = pa.schema([("state", pa.list_(pa.float32(), 4))])
+    assert TABLES["scores"].added_fields(state).names == ["p_unknown", "state"]
+
+
+def test_the_order_of_columns_in_files_is_id_then_carried_then_added():
+    assert schema.CLUSTERS.names[:6] == ["id", "group", "entity", "split_group", "truth", "cluster_ids"]
+    assert schema.KNOWLEDGE.names[1] == "cluster_ids"
+    assert schema.KNOWLEDGE.names[-6:] == ["group", "entity", "split_group", "truth", "unknown", "quadrant"]
+    assert schema.SCORES.names == ["id", "truth", "group", "p_unknown"]

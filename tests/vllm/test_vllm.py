@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from ka2l_ray.collect.actor import CollectActor
+from ka2l_ray.collect.actor import CollectActor, CollectSetup
 from ka2l_ray.config import CollectSection, Config, ModelSection, PromptSection, VllmSection, load_config
 from ka2l_ray.dataflow.cluster import connect
 from ka2l_ray.dataflow.runs import Run
@@ -41,12 +41,16 @@ def questions(count: int) -> pa.Table:
     return Tokenize(ModelSection(), PromptSection()).add(asked)
 
 
+def collector(prompt: PromptSection, collect: CollectSection, layers: list[int], seed: int) -> CollectActor:
+    return CollectActor(CollectSetup(model=ModelSection(), prompt=prompt, collect=collect, layers=layers, seed=seed))
+
+
 @pytest.fixture(scope="module")
 def sides():
     """The columns of either engine for the same questions, with the actor of vLLM's."""
     table = questions(QUESTIONS)
-    vllm = CollectActor(ModelSection(), PromptSection(), SECTION, [0, 3, 6], seed=0)
-    own = CollectActor(ModelSection(), PromptSection(), OWN, [0, 3, 6], seed=0)
+    vllm = collector(PromptSection(), SECTION, [0, 3, 6], seed=0)
+    own = collector(PromptSection(), OWN, [0, 3, 6], seed=0)
     return vllm(table), own(table), vllm
 
 
@@ -73,7 +77,7 @@ def test_an_answer_drawn_by_both_has_the_same_log_probability(sides):
 def test_both_draw_from_one_distribution(sides):
     """Total variation between the engines' answers, beside that between two seeds of our own engine."""
     theirs, ours, _ = sides
-    again = CollectActor(ModelSection(), PromptSection(), OWN, [], seed=1)(questions(QUESTIONS))
+    again = collector(PromptSection(), OWN, [], seed=1)(questions(QUESTIONS))
 
     def variation(one, other):
         parts = []
@@ -94,7 +98,7 @@ def test_an_answer_is_cut_and_counted_at_a_stop_string_as_by_our_own_engine(side
     prompt = PromptSection(stop=(stop,))
     section = SECTION.model_copy(update={"samples": 2})
     theirs, cut = (
-        CollectActor(ModelSection(), prompt, s, [], seed=0)(questions(QUESTIONS))
+        collector(prompt, s, [], seed=0)(questions(QUESTIONS))
         for s in (section, section.model_copy(update={"engine": "own"}))
     )
     assert theirs["greedy"] == cut["greedy"]
@@ -106,7 +110,7 @@ def test_an_answer_is_cut_and_counted_at_a_stop_string_as_by_our_own_engine(side
 def test_what_vllm_read_and_wrote_is_counted_also_where_no_states_are_wanted(sides):
     """Prompts are read twice, less what its prefix cache held; with states they are read a third time."""
     *_, actor = sides
-    alone = CollectActor(ModelSection(), PromptSection(), SECTION, [], seed=0)
+    alone = collector(PromptSection(), SECTION, [], seed=0)
     columns = alone(questions(QUESTIONS))
     prompts = [len(p.ids) for p in prompts_of(questions(QUESTIONS))]
     tally = alone.tally

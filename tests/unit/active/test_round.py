@@ -75,12 +75,11 @@ def test_the_rounds_before_are_of_the_same_strategy_and_draw(run):
     assert Round(run, "ka2l", 0, 1).earlier == []
 
 
-SCORES = pa.schema([*schema.SCORES, pa.field("truth", pa.string()), pa.field("group", pa.string())])
 SCORED = ({"id": "a", "p_unknown": 0.25, "truth": "known", "group": "g"}, {"id": "b"}, {"id": "c", "p_unknown": 1.0})
 
 
 def test_the_scored_pool_leaves_failed_rows_out(run):
-    run.base("scores").write(table(SCORES, *SCORED))
+    run.base("scores").write(table(schema.SCORES, *SCORED))
     first, last = pool_for("ka2l", run)
     assert (first.id, first.p_unknown, first.truth, first.group, first.state) == ("a", 0.25, "known", "g", None)
     assert (last.id, last.p_unknown, last.truth, last.group) == ("c", 1.0, None, None)
@@ -88,7 +87,7 @@ def test_the_scored_pool_leaves_failed_rows_out(run):
 
 def test_the_scored_pool_has_its_states_where_the_run_keeps_them(run):
     states = np.arange(6, dtype=np.float32).reshape(3, 2)
-    run.base("scores").write((None, table(SCORES, *SCORED)[1].append_column("state", fixed_size(states))))
+    run.base("scores").write((None, table(schema.SCORES, *SCORED)[1].append_column("state", fixed_size(states))))
     rows = list(pool_for("coreset", run))
     assert [r.id for r in rows] == ["a", "c"]
     assert np.array([r.state for r in rows]).tolist() == [[0.0, 1.0], [4.0, 5.0]]
@@ -96,7 +95,7 @@ def test_the_scored_pool_has_its_states_where_the_run_keeps_them(run):
 
 def test_states_are_read_only_for_strategies_that_compare_them(run, monkeypatch):
     run.base("scores").write(
-        (None, table(SCORES, *SCORED)[1].append_column("state", fixed_size(np.zeros((3, 2), dtype=np.float32))))
+        (None, table(schema.SCORES, *SCORED)[1].append_column("state", fixed_size(np.zeros((3, 2), dtype=np.float32))))
     )
     read, batches = [], Table.batches
     monkeypatch.setattr(
@@ -110,7 +109,7 @@ def test_states_are_read_only_for_strategies_that_compare_them(run, monkeypatch)
 
 
 def test_a_pool_without_rows_is_no_row(run):
-    run.base("scores").write(table(SCORES))
+    run.base("scores").write(table(schema.SCORES))
     assert list(pool_for("ka2l", run)) == []
 
 
@@ -133,9 +132,7 @@ def test_pool_rows_are_of_the_pool_and_in_its_order(run):
 
 
 def test_failed_replay_candidates_are_left_out(run):
-    columns = pa.schema(
-        [*schema.SAMPLES, pa.field("question", pa.string()), pa.field("answers", pa.list_(pa.string())), schema.ERROR]
-    )
+    columns = schema.join(schema.SAMPLES)
     run.base("replay").write(table(columns, {"id": "a", "samples": ["x"]}, {"id": "b", "error": "out of memory"}))
     assert [r["id"] for r in replay_samples(run)] == ["a"]
 
@@ -143,7 +140,7 @@ def test_failed_replay_candidates_are_left_out(run):
 def test_a_kept_row_keeps_no_other_rows_state_in_memory(run):
     rows = [{"id": f"q{i}", "p_unknown": 0.5} for i in range(100)]
     run.base("scores").write(
-        (None, table(SCORES, *rows)[1].append_column("state", fixed_size(np.zeros((100, 8), dtype=np.float32))))
+        (None, table(schema.SCORES, *rows)[1].append_column("state", fixed_size(np.zeros((100, 8), dtype=np.float32))))
     )
     row = next(iter(pool_for("coreset", run)))
     assert row.state is not None

@@ -5,21 +5,25 @@ import pyarrow as pa
 import pytest
 
 from ka2l_ray import schema
-from ka2l_ray.collect.actor import CollectActor, collect_columns
+from ka2l_ray.collect.actor import CollectActor, CollectSetup
 from ka2l_ray.config import AdaptiveSection, CollectSection, ConfigError, ModelSection, PromptSection, parse_config
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.entropy.adaptive import first_decision
 from ka2l_ray.errors import StageError
-from ka2l_ray.label.actor import ClusterActor, KnowledgeActor
+from ka2l_ray.label.actor import ClusterActor, ClusterSetup, KnowledgeActor, KnowledgeSetup
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.probe import LinearProbe, ProbeCard, score_states
 from ka2l_ray.models.prompts import Tokenize
-from ka2l_ray.probe.score import ScoreActor
+from ka2l_ray.probe.score import ScoreActor, ScoreSetup
 from ka2l_ray.tables import error_column, fixed_size, matrix, not_finite
 
 PROMPT = PromptSection()
 COLLECT = CollectSection(positions=("last", "mean"), samples=3, max_new_tokens=4)
+
+
+def collector(section, collect=COLLECT, layers=(0, 2), **changes):
+    return CollectActor(CollectSetup(model=section, prompt=PROMPT, collect=collect, layers=layers, seed=0, **changes))
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +47,11 @@ def asked(section, ids, questions):
 
 @pytest.fixture(scope="module")
 def collected(section, batch):
-    return CollectActor(section, PROMPT, COLLECT, [0, 2], seed=0)(batch)
+    return collector(section)(batch)
 
 
 def test_the_columns_are_those_declared(collected):
-    declared = collect_columns(COLLECT, [0, 2], 32)
+    declared = schema.TABLES["activations"].added_fields(schema.states(COLLECT.positions, [0, 2], 32, half=False))
     assert set(collected) == set(declared.names)
     for field in declared:
         values = collected[field.name]
@@ -60,7 +64,7 @@ def test_a_score_is_the_probe_of_the_state_collected(section, batch, collected, 
     card = ProbeCard(section.name_or_path, PROMPT.template, 2, "mean", 32, 0.5, 1.0)
     probe = LinearProbe(np.linspace(-0.1, 0.1, 32), 0.1, card)
     probe.save(Folder.of(str(tmp_path)))
-    scores = ScoreActor(section, PROMPT, Folder.of(str(tmp_path)))(batch)["p_unknown"]
+    scores = ScoreActor(ScoreSetup(model=section, prompt=PROMPT, probe=Folder.of(str(tmp_path))))(batch)["p_unknown"]
     assert scores == pytest.approx(
         score_states(matrix(collected["mean_002"]), probe), abs=1e-3
     )  # the table holds float16
@@ -74,15 +78,15 @@ def test_a_probe_of_other_states_is_refused(section, tmp_path, change):
         Folder.of(str(tmp_path))
     )
     with pytest.raises(StageError, match="the probe reads states of"):
-        ScoreActor(section, PROMPT, Folder.of(str(tmp_path)))
+        ScoreActor(ScoreSetup(model=section, prompt=PROMPT, probe=Folder.of(str(tmp_path))))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_rows_with_states_that_are_not_finite_are_named_and_emptied(value):
+def test_rows_with_states_that_are_not_finite_are_reported_and_become_null(value):
     states = {"a": np.ones((3, 2), np.float32), "b": np.array([[0, 1], [0, value], [2, 3]], np.float32)}
     failed = not_finite(states)
-    assert {i: str(e) for i, e in failed.items()} == {1: "hidden state holds NaN or infinity"}
-    assert error_column(failed, 3) == {"error": [None, "ValueError: hidden state holds NaN or infinity", None]}
+    assert {i: str(e) for i, e in failed.items()} == {1: "hidden state contains NaN or infinity"}
+    assert error_column(failed, 3) == {"error": [None, "ValueError: hidden state contains NaN or infinity", None]}
     assert error_column({}, 3) == {}
     assert fixed_size(states["b"], failed).to_pylist() == [[0, 1], None, [2, 3]]
 
@@ -115,8 +119,8 @@ def test_adaptive_sampling_draws_the_first_samples_of_each_question_and_keeps_ev
         update={"samples": 6, "temperature": 0.4, "adaptive": AdaptiveSection(threshold=gamma, wave=wave)}
     )
     questions = asked(section, [f"q{i}" for i in range(40)], [f"Who is {'no' * (i % 3)}{i}?" for i in range(40)])
-    full = CollectActor(section, PROMPT, section_of, [2], 0, Limits(rows=7))(questions)
-    fewer = CollectActor(section, PROMPT, section_of, [2], 0, Limits(rows=7), gamma)(questions)
+    full = collector(section, section_of, [2], limits=Limits(rows=7))(questions)
+    fewer = collector(section, section_of, [2], limits=Limits(rows=7), threshold_nats=gamma)(questions)
     assert fewer["greedy"] == full["greedy"]
     assert all(all_[: len(some)] == some for some, all_ in zip(fewer["samples"], full["samples"], strict=True))
     drawn = [len(s) for s in fewer["samples"]]
@@ -128,15 +132,16 @@ def test_adaptive_sampling_draws_the_first_samples_of_each_question_and_keeps_ev
             {k: columns[k] for k in ("greedy", "greedy_logprob", "samples", "sample_logprobs")}
             | {"answers": [["x"]] * 40}
         )
-        return KnowledgeActor(gamma)(pa.table(ClusterActor(wanted=6)(table)))["unknown"]
+        clusters = ClusterActor(ClusterSetup(wanted=6))(table)
+        return KnowledgeActor(KnowledgeSetup(threshold_nats=gamma))(pa.table(clusters))["unknown"]
 
     assert labels(fewer) == labels(full)
     assert {0, 1} >= set(labels(full))
 
 
-def test_a_bad_question_costs_itself_alone(section, collected):
+def test_a_bad_question_fails_only_its_own_row(section, collected):
     batch = asked(section, ["a", "x", "b", "y"], ["Why?", " ", "Where does she live?", "long " * 60])
-    mixed = CollectActor(section, PROMPT, COLLECT, [0, 2], seed=0)(batch)
+    mixed = collector(section)(batch)
     assert [e and e.partition(":")[2].strip()[:20] for e in mixed["error"]] == [
         None,
         "empty question: it h",
@@ -149,7 +154,7 @@ def test_a_bad_question_costs_itself_alone(section, collected):
 
 
 @pytest.mark.parametrize("quantization", ["4bit", "8bit"])
-def test_vllm_is_refused_beside_weights_that_are_quantized_while_loading(quantization):
+def test_vllm_is_refused_with_weights_that_are_quantized_while_loading(quantization):
     tree = {
         "collect": {"engine": "vllm"},
         "model": {"quantization": quantization},

@@ -39,7 +39,7 @@ def test_shards_cover_every_row_once() -> None:
     assert Shards("s", 0, 10).count == 0
 
 
-def test_a_name_says_what_it_holds_and_other_names_are_no_shards() -> None:
+def test_a_name_says_how_many_rows_failed_and_other_names_are_no_shards() -> None:
     file = ShardFile.new(1234567, "0123abcd", 12, 3)
     assert ShardFile.parse(file.name) == file
     for name in ("000/000001-0123abcd-0123abcd-0-0.parquet.1a2b3c4d.part", "000/part-0.parquet", "manifest.json"):
@@ -47,7 +47,7 @@ def test_a_name_says_what_it_holds_and_other_names_are_no_shards() -> None:
 
 
 def test_of_two_tries_that_race_one_commits(folders: tuple[Folder, Folder]) -> None:
-    """Within an attempt the one that the driver hears of first; after its death one of them, whoever asks and however often."""
+    """Within an attempt the one that the driver hears of first; after its death always the same one."""
     state, data = folders
     attempt = Attempt.begin(state, data, CUT)
     first, second = write(data, attempt, 0), write(data, attempt, 0)
@@ -115,7 +115,7 @@ def test_an_attempt_killed_before_its_note_has_not_begun(
     assert Attempt.begin(state, data, CUT).missing == [2]
 
 
-def test_attempts_of_another_stage_are_told_apart(folders: tuple[Folder, Folder]) -> None:
+def test_attempts_of_another_stage_are_kept_apart(folders: tuple[Folder, Folder]) -> None:
     state, data = folders
     other = Attempt.begin(state, data, Shards("label", 25, 10))
     write(data, other, 0)
@@ -127,7 +127,7 @@ def test_how_rows_are_cut_is_kept_and_other_rows_are_refused(folders: tuple[Fold
     Attempt.begin(state, data, CUT)
     assert Attempt.begin(state, data, Shards("collect", 25, 4)).shards == CUT
     with pytest.raises(
-        StageError, match=r"collect: .*data was begun for 25 rows, there are 26 now; delete .*data and .*_attempt"
+        StageError, match=r"collect: .*data was started for 25 rows, and there are 26 now; delete .*data and .*_attempt"
     ):
         Attempt.begin(state, data, Shards("collect", 26, 10))
 
@@ -141,7 +141,7 @@ def test_a_file_that_is_gone_is_a_shard_to_be_done(folders: tuple[Folder, Folder
     assert Attempt.begin(state, data, CUT).missing == [1]
 
 
-def test_failed_rows_are_done_anew_and_their_old_file_counts_until_then(folders: tuple[Folder, Folder]) -> None:
+def test_failed_rows_are_repeated_and_their_old_file_counts_until_then(folders: tuple[Folder, Folder]) -> None:
     state, data = folders
     first = Attempt.begin(state, data, CUT)
     old = [write(data, first, n, errors=n) for n in range(3)]

@@ -11,18 +11,18 @@ from ka2l_ray.dataflow.failures import DEATHS
 
 
 def play(register: Register, shard: int, rows: int, fatal: set[int]) -> dict[int, str]:
-    """Begin a shard again and again, as Ray does, with rows that end the process; returns the rows given up once it is done."""
+    """Begin a shard again and again, as Ray does, with rows that kill the process; returns the rows given up."""
     for _ in range(10_000):
-        suspicion, why = register.begin(shard, rows)
+        suspicion, why = register.begins(shard, rows)
         assert not why
         for piece in suspicion.pieces:
             if piece[0] in suspicion.given_up:
                 continue
-            register.at(shard, piece)
+            register.moves(shard, piece)
             if fatal & set(range(*piece)):
                 break  # the process ends here
         else:
-            register.over(shard)
+            register.finishes(shard)
             return dict(suspicion.given_up)
     raise AssertionError("the shard never ends")
 
@@ -42,54 +42,54 @@ def test_a_fatal_row_in_each_of_many_shards_stops_no_stage(rows: int) -> None:
         assert set(play(register, shard, rows, {rows // 3})) == {rows // 3}
 
 
-def test_a_second_actor_at_a_shard_that_is_over_disturbs_nothing() -> None:
+def test_a_second_actor_at_a_finished_shard_changes_nothing() -> None:
     register = Register(1, DEATHS)
-    register.begin(0, 8)
-    register.over(0)
-    register.at(0, (0, 4))
-    register.ends(0, "late")
-    assert register.begin(0, 8)[0] == Suspicion.of(8)
+    register.begins(0, 8)
+    register.finishes(0)
+    register.moves(0, (0, 4))
+    register.reports(0, "late")
+    assert register.begins(0, 8)[0] == Suspicion.of(8)
 
 
 def test_a_death_between_pieces_halves_nothing() -> None:
     register = Register(1, DEATHS)
     for _ in range(5):
-        assert register.begin(0, 8)[0].pieces == ((0, 8),)
-        register.at(0, None)
+        assert register.begins(0, 8)[0].pieces == ((0, 8),)
+        register.moves(0, None)
 
 
 def test_a_first_death_changes_nothing_a_second_halves() -> None:
     register = Register(1, 100)
-    assert register.begin(7, 8)[0].pieces == ((0, 8),)
-    assert register.begin(7, 8)[0].pieces == ((0, 8),)
-    assert register.begin(7, 8)[0].pieces == ((0, 4), (4, 8))
+    assert register.begins(7, 8)[0].pieces == ((0, 8),)
+    assert register.begins(7, 8)[0].pieces == ((0, 8),)
+    assert register.begins(7, 8)[0].pieces == ((0, 4), (4, 8))
 
 
 def test_a_machine_that_goes_away_between_shards_costs_nothing() -> None:
     register = Register(1, 100)
     for shard in range(50):
-        register.begin(shard, 8)
-        register.over(shard)
-    assert register.begin(50, 8)[0] == Suspicion.of(8)
+        register.begins(shard, 8)
+        register.finishes(shard)
+    assert register.begins(50, 8)[0] == Suspicion.of(8)
 
 
-def test_a_row_given_up_carries_the_last_words_of_the_actor_that_died_at_it() -> None:
+def test_a_row_given_up_has_the_last_error_of_the_actor_that_died_at_it() -> None:
     register = Register(1, 100)
     for _ in range(2):
-        register.begin(0, 1)
-        register.ends(0, "AcceleratorError: CUDA error: device-side assert triggered")
-    assert register.begin(0, 1)[0].given_up == {0: "AcceleratorError: CUDA error: device-side assert triggered"}
+        register.begins(0, 1)
+        register.reports(0, "AcceleratorError: CUDA error: device-side assert triggered")
+    assert register.begins(0, 1)[0].given_up == {0: "AcceleratorError: CUDA error: device-side assert triggered"}
 
 
 def test_a_stage_whose_actors_only_die_is_stopped_and_says_why() -> None:
     register = Register(1, 3)
-    register.begin(0, 64)
+    register.begins(0, 64)
     for _ in range(4):
-        register.ends(0, "RuntimeError: no kernel")
-        assert register.begin(0, 64)[1] == ""
-    register.ends(0, "RuntimeError: no kernel")
+        register.reports(0, "RuntimeError: no kernel")
+        assert register.begins(0, 64)[1] == ""
+    register.reports(0, "RuntimeError: no kernel")
     assert (
-        register.begin(0, 64)[1] == "5 actors have ended while 0 shards were finished. Last: RuntimeError: no kernel."
+        register.begins(0, 64)[1] == "5 actors have died while 0 shards were finished. Last: RuntimeError: no kernel."
     )
 
 
@@ -98,7 +98,7 @@ def test_loads_that_never_end_count_as_deaths(loaded: bool) -> None:
     register = Register(2, 3)
     said = []
     for n in range(40):
-        said.append(register.load(str(n)))
+        said.append(register.loads(str(n)))
         if loaded:
             register.loaded(str(n))
     assert any(said) is not loaded

@@ -44,13 +44,13 @@ OTHERS = [ValueError("wrong"), KeyError("x"), RuntimeError("shape mismatch"), OS
 
 
 @pytest.mark.parametrize("error", MEMORY)
-def test_a_lack_of_memory_is_tried_again_smaller_and_costs_no_actor(error: Exception) -> None:
+def test_out_of_memory_is_retried_with_fewer_rows_and_costs_no_actor(error: Exception) -> None:
     assert (is_out_of_memory(error), is_broken(error)) == (True, False)
     assert (on_error(error, 8), on_error(error, 1)) == (Verdict.RETRY_ROW, Verdict.ROW)
 
 
 @pytest.mark.parametrize("error", BROKEN)
-def test_a_broken_device_or_engine_ends_the_actor_whatever_the_company(error: Exception) -> None:
+def test_a_broken_device_or_engine_ends_the_actor_however_many_rows(error: Exception) -> None:
     assert (is_out_of_memory(error), is_broken(error)) == (False, True)
     assert {on_error(error, n) for n in (1, 8)} == {Verdict.REPLACE_ACTOR}
 
@@ -116,7 +116,7 @@ def test_rows_that_go_well_go_together() -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, RuntimeError])
-def test_a_bad_row_costs_itself(error: type[Exception]) -> None:
+def test_a_bad_row_fails_alone(error: type[Exception]) -> None:
     calls, work = fails_at(2, error=error)
     done = each_row(work, rows(1, 2, 3), OUT)
     assert done.columns["doubled"].to_pylist() == [2, None, 6]
@@ -124,16 +124,16 @@ def test_a_bad_row_costs_itself(error: type[Exception]) -> None:
     assert calls == [[1, 2, 3], [1], [2], [3]]
 
 
-def test_rows_that_the_work_names_as_failed_lose_their_columns() -> None:
+def test_rows_that_the_work_reports_as_failed_are_null() -> None:
     done = each_row(lambda batch: {"doubled": [2, 4], "error": [None, "ValueError: no"]}, rows(1, 2), OUT)
     assert (done.columns["doubled"].to_pylist(), done.failed) == ([2, None], {1: "ValueError: no"})
 
 
-def test_a_block_whose_rows_all_hold_wrong_data_costs_its_rows() -> None:
+def test_a_block_of_wrong_data_fails_row_by_row() -> None:
     assert set(each_row(fails_at(1, 2)[1], rows(1, 2), OUT).failed) == {0, 1}
 
 
-def test_an_unknown_error_at_every_row_is_the_processs() -> None:
+def test_an_unknown_error_at_every_row_is_blamed_on_the_process() -> None:
     with pytest.raises(BlockLost, match=r"^RuntimeError: bad: 1$"):
         each_row(fails_at(1, 2, 3, error=RuntimeError)[1], rows(1, 2, 3), OUT)
 
@@ -147,7 +147,7 @@ def test_a_single_row_and_rows_that_failed_before_say_nothing_of_the_process(
     assert done.columns["doubled"].to_pylist() == [None] * len(values)
 
 
-def test_an_engine_that_tells_of_a_lost_block_is_not_asked_row_by_row() -> None:
+def test_an_engine_that_reports_a_lost_block_is_not_asked_row_by_row() -> None:
     calls = []
 
     def work(batch: pa.Table) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from ka2l_ray.collect.actor import CollectActor
+from ka2l_ray.collect.actor import CollectActor, CollectSetup
 from ka2l_ray.config import (
     CollectSection,
     ConfigError,
@@ -30,10 +30,10 @@ from ka2l_ray.dataflow.failures import ActorBroken
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.placement import CPU, Placement, of_actor, of_worker
 from ka2l_ray.dataflow.storage import Folder
-from ka2l_ray.decode.actor import DecodeActor
+from ka2l_ray.decode.actor import DecodeActor, DecodeSetup
 from ka2l_ray.finetune.checkpoints import checkpoint_identity
 from ka2l_ray.finetune.deepspeed import deepspeed_config
-from ka2l_ray.finetune.evaluate import EvaluateActor
+from ka2l_ray.finetune.evaluate import EvaluateActor, EvaluateSetup
 from ka2l_ray.finetune.job import Job
 from ka2l_ray.finetune.model import frozen_base, trainable_model
 from ka2l_ray.models.answers import Decoding
@@ -41,7 +41,7 @@ from ka2l_ray.models.loading import _load_options, load_blocks, load_model, load
 from ka2l_ray.models.probe import LinearProbe, ProbeCard
 from ka2l_ray.models.prompts import Tokenize
 from ka2l_ray.models.vllm import VllmGenerator
-from ka2l_ray.probe.score import ScoreActor
+from ka2l_ray.probe.score import ScoreActor, ScoreSetup
 from ka2l_ray.text.prompts import Prompt
 
 PACKAGE = Path(__file__).parents[3] / "ka2l_ray"
@@ -149,17 +149,22 @@ def test_an_actor_that_sees_more_than_it_was_lent_does_not_guess_which_are_its_o
 
 def collecting(folder: Path) -> Any:
     collect = CollectSection(samples=2, max_new_tokens=3)
-    return CollectActor(WORLD, PROMPT, collect, [LAYER], 0, placement=of_actor(WORLD, collect.pool, "collect"))
+    placement = of_actor(WORLD, collect.pool, "collect")
+    return CollectActor(
+        CollectSetup(model=WORLD, prompt=PROMPT, collect=collect, layers=[LAYER], seed=0, placement=placement)
+    )
 
 
 def scoring(folder: Path) -> Any:
-    return ScoreActor(WORLD, PROMPT, probe(folder), placement=of_actor(WORLD, Pool(), "score"))
+    placement = of_actor(WORLD, Pool(), "score")
+    return ScoreActor(ScoreSetup(model=WORLD, prompt=PROMPT, probe=probe(folder), placement=placement))
 
 
 def decoding(folder: Path) -> Any:
     section = DecodeSection()
+    placement = of_actor(WORLD, section.pool, "decode")
     return DecodeActor(
-        WORLD, PROMPT, section, "world", probe(folder), 0, placement=of_actor(WORLD, section.pool, "decode")
+        DecodeSetup(model=WORLD, prompt=PROMPT, decode=section, probe=probe(folder), seed=0, placement=placement)
     )
 
 
@@ -171,8 +176,9 @@ def evaluating(folder: Path) -> Any:
     adapted = get_peft_model(load_model(WORLD), LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
     adapted.save_pretrained(str(folder / "adapter"))
     tuned = Folder.of(str(folder / "adapter"))
+    collect, placement = CollectSection(max_new_tokens=3), of_actor(WORLD, Pool(), "evaluate")
     return EvaluateActor(
-        WORLD, PROMPT, CollectSection(max_new_tokens=3), 0, tuned, placement=of_actor(WORLD, Pool(), "evaluate")
+        EvaluateSetup(model=WORLD, prompt=PROMPT, collect=collect, seed=0, tuned=tuned, placement=placement)
     )
 
 

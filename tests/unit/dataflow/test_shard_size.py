@@ -4,11 +4,11 @@ import pyarrow as pa
 import pytest
 
 from ka2l_ray import schema
-from ka2l_ray.collect.actor import collect_columns
 from ka2l_ray.config import CollectSection, Pool
 from ka2l_ray.dataflow.shard_size import BLOCK_BYTES, LOST_S, row_bytes, row_seconds, shard_rows
 
-EIGHT_B = collect_columns(CollectSection(), range(33), 4096)
+STATES = schema.states(CollectSection().positions, range(33), 4096, half=False)
+EIGHT_B = schema.TABLES["activations"].added_fields(STATES)
 
 
 def test_all_layers_of_an_8b_model_fill_a_block_with_about_490_rows() -> None:
@@ -17,7 +17,7 @@ def test_all_layers_of_an_8b_model_fill_a_block_with_about_490_rows() -> None:
     assert rows * 33 * 4096 * 2 < BLOCK_BYTES
 
 
-def test_a_score_takes_as_many_as_there_may_be() -> None:
+def test_scoring_has_the_largest_shards() -> None:
     rows = shard_rows(Pool(), 10**7, row_bytes(pa.schema([schema.SCORES.field("p_unknown")])), row_seconds(Pool()))
     assert rows == 4096
     assert -(-(10**7) // rows) < 5000
@@ -25,7 +25,7 @@ def test_a_score_takes_as_many_as_there_may_be() -> None:
 
 @pytest.mark.parametrize("new_tokens", [16, 64, 256, 1024])
 @pytest.mark.parametrize("tokens", [16_384, 65_536])
-def test_no_default_takes_an_8b_model_longer_than_it_may_lose(new_tokens: int, tokens: int) -> None:
+def test_a_default_shard_takes_an_8b_model_no_longer_than_it_may_lose(new_tokens: int, tokens: int) -> None:
     pool = Pool(batch_tokens=tokens)
     seconds = row_seconds(pool, 11, new_tokens)
     rows = shard_rows(pool, 10**7, 1024, seconds)

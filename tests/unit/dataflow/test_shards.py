@@ -28,7 +28,7 @@ OUT = pa.schema([("doubled", pa.int64())])
 @dataclass(frozen=True)
 class Columns:
     carried: tuple[str, ...] = ("id",)
-    columns_out: pa.Schema = OUT
+    added: pa.Schema = OUT
     prepare: Any = None
 
 
@@ -108,7 +108,7 @@ def test_a_shard_of_failed_rows_alone_is_shown_to_nobody() -> None:
 
 def test_rows_given_up_say_why_but_for_those_that_failed_before() -> None:
     block = rows(0, 2).append_column("error", pa.array([None, "first"]))
-    assert shards.lost(block, ("id",), Columns().columns_out, "died")["error"].to_pylist() == ["died", "first"]
+    assert shards.lost(block, Columns(), "died")["error"].to_pylist() == ["died", "first"]
 
 
 class Prepare:
@@ -122,7 +122,7 @@ class Prepare:
         return {"tokens": [v + 1 for v in batch["value"].to_pylist()]}
 
 
-def test_rows_are_prepared_where_they_are_read_and_a_bad_one_costs_itself(tmp_path: Path) -> None:
+def test_rows_are_prepared_where_they_are_read_and_a_bad_one_fails_alone(tmp_path: Path) -> None:
     attempt, data = begin(tmp_path, 4, 4)
     reading = shards.Reading.of(source(tmp_path, [4], 2), None, ("id", "value"), attempt, data)
     head, block = shards.unpacked(shards.read(pa.table({"id": [0]}), reading, Columns(prepare=Prepare())))
@@ -131,7 +131,7 @@ def test_rows_are_prepared_where_they_are_read_and_a_bad_one_costs_itself(tmp_pa
     assert head == shards.Head(0), "it failed in this stage"
 
 
-def test_a_file_is_written_whole_under_a_name_that_tells_its_errors(tmp_path: Path) -> None:
+def test_a_file_is_written_whole_under_a_name_that_counts_its_errors(tmp_path: Path) -> None:
     attempt, data = begin(tmp_path, 3, 3)
     reading = shards.Reading.of(source(tmp_path, [3], 3), None, ("id", "value"), attempt, data)
     block = pa.table({"id": ["q0", "q1", "q2"], "doubled": [0, None, None], "error": [None, "before", "here"]})
@@ -144,7 +144,7 @@ def test_a_file_is_written_whole_under_a_name_that_tells_its_errors(tmp_path: Pa
     assert [p for p in Path(data.path).rglob("*") if p.suffix == ".part"] == []
 
 
-def test_only_failed_rows_are_read_anew_and_take_their_old_places(tmp_path: Path) -> None:
+def test_only_failed_rows_are_read_again_and_keep_their_places(tmp_path: Path) -> None:
     table = source(tmp_path, [4], 4)
     first, data = begin(tmp_path, 4, 4)
     reading = shards.Reading.of(table, None, ("id", "value"), first, data)
@@ -187,7 +187,7 @@ class Broken(Prepare):
         (Broken(), StageError, r"no row of shard 0 can be prepared: RuntimeError: no such"),
     ],
 )
-def test_what_fails_for_all_rows_where_they_are_prepared_is_no_rows_error(
+def test_a_failure_to_prepare_any_row_is_not_blamed_on_rows(
     tmp_path: Path, prepare: Prepare, error: type[Exception], says: str
 ) -> None:
     attempt, data = begin(tmp_path, 4, 4)

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from ka2l_ray import schema
-from ka2l_ray.label.actor import ClusterActor, KnowledgeActor, quadrant
+from ka2l_ray.label.actor import ClusterActor, ClusterSetup, KnowledgeActor, KnowledgeSetup, quadrant
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def clustered():
             "sample_logprobs": pa.array([[-1.0, -1.0, -3.0, -1.0], [-2.0] * 4, [-4.0] * 4], pa.list_(pa.float32())),
         }
     )
-    return ClusterActor()(batch)
+    return ClusterActor(ClusterSetup())(batch)
 
 
 def test_columns_fit_the_schema(clustered):
@@ -59,7 +59,7 @@ def test_a_question_that_stopped_early_has_bounds_in_place_of_an_entropy():
             "sample_logprobs": [[-1.0] * 2, [-1.0] * 2, [-1.0] * 4],
         }
     )
-    columns = ClusterActor(wanted=4)(batch)
+    columns = ClusterActor(ClusterSetup(wanted=4))(batch)
     whole = 2 * math.log(2) - 0.75 * math.log(3)
     assert columns["entropy_nats"] == [None, None, pytest.approx(whole)]
     assert columns["entropy_lo"] == pytest.approx([0.0, whole, whole])
@@ -70,7 +70,7 @@ def test_a_question_that_stopped_early_has_bounds_in_place_of_an_entropy():
 
 def test_unknown_means_at_or_above_the_threshold_and_crosses_with_the_grade():
     batch = pa.table({"entropy_lo": [0.3, 0.5, 0.7, 0.0, 0.5], "correct": [True, True, False, False, None]})
-    columns = KnowledgeActor(0.5)(batch)
+    columns = KnowledgeActor(KnowledgeSetup(threshold_nats=0.5))(batch)
     assert columns["unknown"] == [0, 1, 1, 0, 1]
     assert columns["quadrant"] == ["known", "shaky", "unknown", "misconception", None]
 

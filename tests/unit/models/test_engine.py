@@ -13,7 +13,7 @@ from tiny_models import BLOCKS, FAMILIES, tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from ka2l_ray.collect.actor import CollectActor
+from ka2l_ray.collect.actor import CollectActor, CollectSetup
 from ka2l_ray.config import CollectSection, ModelSection, PromptSection
 from ka2l_ray.dataflow.failures import ActorBroken, BlockLost
 from ka2l_ray.models.activations import Capture, Encoded, blocks, pad
@@ -235,7 +235,8 @@ def test_a_model_in_bfloat16_stores_its_own_states_and_gives_complete_answers(to
     tokenizer.save_pretrained(tmp_path)
     section = ModelSection(name_or_path=str(tmp_path))
     collect = CollectSection(positions=POSITIONS, samples=4, max_new_tokens=5)
-    actor = CollectActor(section, FEW_SHOT, collect, LAYERS, seed=0, limits=Limits(rows=3))
+    setup = CollectSetup(model=section, prompt=FEW_SHOT, collect=collect, layers=LAYERS, seed=0, limits=Limits(rows=3))
+    actor = CollectActor(setup)
     columns = actor(
         Tokenize(section, FEW_SHOT).add(
             pa.table({"id": [f"q{n}" for n in range(len(QUESTIONS))], "question": QUESTIONS})

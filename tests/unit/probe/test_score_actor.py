@@ -13,7 +13,7 @@ from ka2l_ray.errors import StageError
 from ka2l_ray.models.activations import prompt_states
 from ka2l_ray.models.probe import LinearProbe, ProbeCard
 from ka2l_ray.models.prompts import Tokenize, encode
-from ka2l_ray.probe.score import ScoreActor
+from ka2l_ray.probe.score import ScoreActor, ScoreSetup
 from ka2l_ray.tables import matrix
 
 PROMPT, LAYER = PromptSection(), 2
@@ -38,7 +38,7 @@ def models(llama, tokenizer, tmp_path_factory):
 def scorer(section: ModelSection, fitted_on: ModelSection, tmp_path, **arguments) -> ScoreActor:
     card = ProbeCard(fitted_on.identity, PROMPT.template, LAYER, "last", 32, 0.5, 1.0)
     LinearProbe(np.linspace(-0.1, 0.1, 32), 0.1, card).save(Folder.of(str(tmp_path)))
-    return ScoreActor(section, PROMPT, Folder.of(str(tmp_path)), **arguments)
+    return ScoreActor(ScoreSetup(model=section, prompt=PROMPT, probe=Folder.of(str(tmp_path)), **arguments))
 
 
 def test_states_and_scores_are_those_of_the_tuned_weights(models, tokenizer, tmp_path):

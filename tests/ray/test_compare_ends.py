@@ -73,8 +73,8 @@ def play(work: Callable[[Path], str], folder: Path) -> str:
 def test_once_a_failure_is_raised_nothing_of_the_other_curves_goes_on(
     works: Callable[[Path], str], tmp_path: Path
 ) -> None:
-    """A curve itself has ended by then; an actor of its pipeline ends with the call that it is in, or after the half minute that Ray gives
-    an actor whose owner is gone."""
+    """A curve itself has ended by then; an actor of its pipeline ends with the call that it is in, or after the half
+    minute that Ray gives an actor whose owner is gone."""
     calls = {
         "bad": (fail_once_it_works, tmp_path),
         "good": (works, tmp_path),
@@ -124,6 +124,7 @@ def test_a_librarys_error_in_a_curve_is_no_mistake_of_the_user_and_names_curve_a
     line = internal(failed.value)
     assert line.startswith("internal error: KeyError: ")
     assert re.search(
-        r"in ka2l_ray\.pipeline\.compare:\d+, raised in .*test_compare_ends:\d+\); from ka2l draw 0 of seed 7; run again",
+        r"in ka2l_ray\.pipeline\.compare:\d+, raised in .*test_compare_ends:\d+\); from ka2l draw 0 of seed 7; "
+        "run again",
         line,
     )

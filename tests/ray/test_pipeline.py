@@ -1,4 +1,5 @@
-"""What a run books and publishes, whichever command plays its rounds: the real loop on steps that only leave their marks."""
+"""What a run books and publishes, whichever command plays its rounds: the real loop on steps that only leave their
+marks."""
 
 import json
 import time

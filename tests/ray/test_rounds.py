@@ -74,7 +74,8 @@ def test_a_round_keeps_its_ledger_and_the_same_replay_size_for_every_strategy(co
 
 
 def test_a_comparison_goes_on_at_the_step_it_was_killed_in(compared: list[Run]) -> None:
-    """Killed between a training and the end of its evaluation: the training stands, the evaluation is made again, with the same figures."""
+    """Killed between a training and the end of its evaluation: the training stands, the evaluation is made again, with
+    the same figures."""
     killed, other = schedule.planned_rounds(compared[0])
     before, trained = killed.record(), Path(killed.model.path, "training.json").stat().st_mtime_ns
     untouched = Path(other.folder.path, "steps.json").stat().st_mtime_ns
@@ -115,7 +116,8 @@ KEY = "sk-SECRET-9876543210"
 def test_a_comparison_asks_with_the_drivers_key_within_the_limits_and_fails_in_one_line(
     compared: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The key is set after the cluster started, so no worker has it. Every answer is refused, so no curve goes on to train."""
+    """The key is set after the cluster started, so no worker has it. Every answer is refused, so no curve goes on to
+    train."""
     monkeypatch.setenv("KA2L_ANNOTATOR_KEY", KEY)
     with ChatServer().running() as server:
         server.troubles = defaultdict(lambda: ["status 401"] * 9)

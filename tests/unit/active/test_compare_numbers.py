@@ -1,4 +1,5 @@
-"""The numbers of a comparison, computed by hand. Random buys 100 and 200 annotations, a round of it trains for 30 seconds."""
+"""The numbers of a comparison, computed by hand. Random buys 100 and 200 annotations, a round of it trains for 30
+seconds."""
 
 import pytest
 from scipy.stats import sem, t
@@ -60,7 +61,8 @@ def test_a_comparison_says_what_its_accuracies_are_over():
 
 
 def test_a_compute_saving_counts_every_stage_that_a_strategy_needs(two_seeds):
-    """Random: 20 s of replay and two rounds of 30 s. `ka2l`: 20 s of probe and 20 s of replay besides one or two rounds."""
+    """Random: 20 s of replay and two rounds of 30 s. `ka2l`: 20 s of probe and 20 s of replay besides one or two
+    rounds."""
     assert two_seeds["ka2l"]["compute_savings"] == [pytest.approx(1 - 70 / 80), pytest.approx(1 - 100 / 80)]
     assert two_seeds["ka2l"]["compute_saving"] == pytest.approx(-0.0625)
     assert two_seeds["random"]["compute_saving"] is None
@@ -109,7 +111,8 @@ def test_a_strategy_that_never_reaches_random_has_no_saving_of_any_kind():
 
 
 def test_every_mean_says_over_how_many_seeds_it_is():
-    """Random's 0.7 is reached on two seeds of three; the third has no saving, share of the oracle or compute saving, but an area."""
+    """Random's 0.7 is reached on two seeds of three; the third has no saving, share of the oracle or compute saving,
+    but an area."""
     rise, never, oracle = [(0.5, 0.7, 0.8)], [(0.5, 0.5, 0.55)], {"oracle": [(0.5, 0.75, 0.8)]}
     seeds = [RANDOM | {"ka2l": curve} | oracle for curve in (rise, never, rise)]
     summary = compare_strategies([one_seed(s) for s in seeds])

@@ -229,7 +229,7 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=6_000, help="questions of a round, each of which takes half of a pair")
-    parser.add_argument("--pairs", type=int, default=11)
+    parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="corpora of the memory part")
     arguments = parser.parse_args()
     found = {"pool_vs_plain": throughput(arguments.rows, arguments.pairs), "memory_mib": memories(arguments.sizes)}

@@ -3,7 +3,9 @@
 In: the model and questions of `bench_model`. Out: `results/pool.json`.
 Throughput: scoring in a pool of one actor of one thread against the same engine in a plain process of one thread that
 knows nothing of Ray, with a core to spare for either: Ray reads, tokenises and writes there, the plain process leaves
-it alone. Both sides after their first block, so that starting and loading are not counted; `--pairs` pairs in turn.
+it alone. Both sides after their first block, so that starting and loading are not counted; `--pairs` pairs, every
+second of which begins with the plain process: a machine with neighbours changes its speed by a tenth from minute to
+minute.
 Memory: the most that the driver and any of Ray's worker processes (actors, tasks that read and write, idle ones) hold
 of their own, and the most that one maps of Ray's object store, which they share and Ray bounds; each corpus size in a
 process and cluster of its own, with an actor that holds no model. `--rows 400 --pairs 1 --sizes 1000 2000` shows in
@@ -23,7 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import psutil
@@ -43,6 +45,7 @@ from ka2l_ray.models.probe import LinearProbe, ProbeCard
 from ka2l_ray.models.prompts import Tokenize
 from ka2l_ray.probe.score import ScoreActor, ScoreSetup
 from ka2l_ray.schema import TABLES
+from ka2l_ray.stats import interval
 
 RESULTS = Path(__file__).parent / "results" / "pool.json"
 os.environ.setdefault(
@@ -153,7 +156,13 @@ def throughput(rows: int, pairs: int) -> dict[str, Any]:
         connect(Config())
         found = []
         for n in range(pairs):
-            found.append((pool_rate(engine_of(folder), source, folder / f"scores-{n}"), plain_rate(folder, rows)))
+            sides = [
+                lambda n=n: pool_rate(engine_of(folder), source, folder / f"scores-{n}"),
+                lambda: plain_rate(folder, rows),
+            ]
+            order = (0, 1) if n % 2 == 0 else (1, 0)
+            rates = {side: sides[side]() for side in order}
+            found.append((rates[0], rates[1]))
             print(
                 f"pair {n + 1}/{pairs}: pool {found[-1][0]:,.0f} questions/s, plain processes {found[-1][1]:,.0f}",
                 flush=True,
@@ -162,6 +171,8 @@ def throughput(rows: int, pairs: int) -> dict[str, Any]:
     return {
         "ratio": median(ratios),
         "range": [min(ratios), max(ratios)],
+        "mean": fmean(ratios),
+        "mean_ci": interval(ratios),
         "pool_questions_per_s": median(a for a, _ in found),
         "plain_questions_per_s": median(b for _, b in found),
         "seconds_of_work": [rows / a for a, _ in found],
@@ -241,9 +252,9 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--rows", type=int, default=20_000, help="questions of a round, each of which takes half of a pair"
+        "--rows", type=int, default=6_000, help="questions of a round, each of which takes half of a pair"
     )
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument(
         "--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="corpora of the memory part"
     )

@@ -3,6 +3,7 @@
 import _thread
 import asyncio
 import json
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -97,14 +98,18 @@ def test_a_server_that_is_not_there_is_a_failed_row(tmp_path):
     assert "ClientConnectorError" in ask(gone, tmp_path, "q", retries=1)[0]
 
 
+@pytest.mark.timeout(300)
 def test_an_interrupt_that_is_no_signal_ends_it_while_the_server_is_silent(server, tmp_path):
-    """Ray interrupts a task that it cancels in this way, which does not wake an event loop."""
+    """Ray interrupts a task that it cancels in this way, which does not wake an event loop. Its workers have Python's
+    own handler, which a process that a script started in the background lacks."""
     server.troubles["q"] = ["hang"]
     server.before = lambda question: _thread.interrupt_main()
-    started_s = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        ask(server, tmp_path, "q", timeout_s=120)
-    assert time.monotonic() - started_s < 60
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            ask(server, tmp_path, "q", timeout_s=600)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_kept_reply_is_not_asked_for_again_and_holds_no_key(server, tmp_path):

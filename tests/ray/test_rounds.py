@@ -1,4 +1,4 @@
-"""Rounds on the shared cluster: people as annotators, a comparison and its resumption, a fresh probe of a tuned model."""
+"""Rounds on the shared cluster: people as annotators, a comparison that is resumed, a new probe of a tuned model."""
 
 import csv
 import json

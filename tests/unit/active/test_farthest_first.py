@@ -47,7 +47,7 @@ def check_greedy(states, centres, weights, exponent, picks):
 
 @st.composite
 def problems(draw):
-    """Few different values, so that duplicate rows, rows that are centres and dimensions without variance are common."""
+    """Few different values, so that equal rows, rows that are centres and dimensions without variance are common."""
     n, m, d = draw(st.integers(1, 10)), draw(st.integers(0, 4)), draw(st.integers(1, 3))
     states = draw(arrays(np.int8, (n, d), elements=st.integers(-2, 2)))
     centres = draw(arrays(np.int8, (m, d), elements=st.integers(-2, 2)))

@@ -95,7 +95,7 @@ class OddOnes(Doubler):
     """A slow `Doubler` that names odd values as failed."""
 
     def __call__(self, batch: pa.Table) -> dict[str, Any]:
-        time.sleep(0.05)
+        time.sleep(0.2)
         values = batch["value"].to_pylist()
         return super().__call__(batch) | {"error": [f"ValueError: value {v} is odd" if v % 2 else None for v in values]}
 

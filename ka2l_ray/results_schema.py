@@ -29,6 +29,7 @@ class RoundResult(TypedDict):
     """On what the base model answered right and no round replayed."""
     replayed_accuracy: float | None
     corpus_prompt_accuracy: NotRequired[float | None]
+    misconceptions_replayed: NotRequired[int | None]
     ledger: NotRequired[Mapping[str, float]]
     """As `annotate.ledger` makes it; empty for round 0."""
     seconds: NotRequired[Mapping[str, float]]

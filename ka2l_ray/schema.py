@@ -159,7 +159,7 @@ _QUESTIONS = TableSpec(
     ),
     can_fail=False,
     facts={
-        "rows_in": "rows read (corpora from files, as all that follow but the last four)",
+        "rows_in": "rows read (corpora from files, as all that follow but the last five)",
         "dropped": "rows that cannot be used, listed in `questions/dropped`",
         "near_duplicates": "questions that repeat another almost word by word",
         "near_duplicate_groups": "groups that these form",

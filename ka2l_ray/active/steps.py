@@ -24,7 +24,7 @@ from ka2l_ray.active.strategies import STRATEGIES, policy
 from ka2l_ray.annotate.annotators import Asked
 from ka2l_ray.annotate.stage import annotate as ask
 from ka2l_ray.decode.stage import SourceQuestion, decode, written_before
-from ka2l_ray.errors import ConfigError
+from ka2l_ray.errors import ConfigError, StageError
 from ka2l_ray.finetune.train import Job
 from ka2l_ray.finetune.train import finetune as train
 from ka2l_ray.models.prompts import finetune_prompt
@@ -46,6 +46,8 @@ def play(a_round: Round, until: RoundState = RoundState.EVALUATE) -> dict[str, A
         records.finish(state, result=result)
         if state == until:
             break
+    if until == RoundState.EVALUATE and a_round.state != RoundState.DONE:
+        raise StageError(f"{a_round.folder.path}/steps.json: another process has written it too; run again")
     return a_round.record() if a_round.state == RoundState.DONE else None
 
 

@@ -47,6 +47,7 @@ STEPS_FOR = {
     Need.TRUTH: (),
 }
 """Steps on the base model that provide what is needed."""
+_ORDER = ("collect", "label", "search", "score", "sample_pool")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class StrategySpec:
         """Steps on the base model that the strategy cannot choose without. `replay`, which every strategy trains with,
         is none of them; its two predicted classes come from the probe, whose cost is not booked to `random`: so
         compute savings are on the careful side."""
-        return tuple(dict.fromkeys(step for need in Need if need in self.needs for step in STEPS_FOR[need]))
+        steps = {step for need in self.needs for step in STEPS_FOR[need]}
+        return tuple(step for step in _ORDER if step in steps)
 
 
 def _spec(*needs: Need, policy: Callable[[AcquireSection, int], Policy], decodes: bool = False) -> StrategySpec:

@@ -224,7 +224,8 @@ def _decode(name: str, data: bytes) -> str:
 def _spreadsheet_rows(stream: io.BytesIO, name: str) -> Iterator[tuple[int, dict[str, str] | BadRow]]:
     """Rows by column, with their numbers in a spreadsheet. Blank cells at the end of a row may be missing or too
     many."""
-    header, records = csv_table(stream, name, _delimiter)
+    text = stream.getvalue().decode()
+    header, records = csv_table(stream, name, lambda line: _delimiter(text[text.index(line) :], line))
     columns = [c.casefold() for c in header]
     for column in ("id", "answer"):
         if (count := columns.count(column)) != 1:
@@ -242,12 +243,15 @@ def _spreadsheet_rows(stream: io.BytesIO, name: str) -> Iterator[tuple[int, dict
             yield record.number, dict.fromkeys(columns, "") | dict(zip(columns, record.fields, strict=False))
 
 
-def _delimiter(header: str) -> str:
-    """The delimiter that makes `id` a column, which needs no guessing; else the most frequent one."""
+def _delimiter(text: str, line: str) -> str:
+    """The delimiter that makes `id` a column of the first row that is not empty, which needs no guessing; else the one
+    that is most frequent in the first line."""
     for delimiter in (*DELIMITERS, "|"):
-        if any(c.strip().casefold() == "id" for c in next(csv.reader([header], delimiter=delimiter))):
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        first = next((row for row in rows if any(cell.strip() for cell in row)), [])
+        if any(cell.strip().casefold() == "id" for cell in first):
             return delimiter
-    return most_frequent_delimiter(header)
+    return most_frequent_delimiter(line)
 
 
 def _answer_row(name: str, number: int, values: Mapping[str, object] | BadRow) -> AnswerRow | None:

@@ -1,5 +1,5 @@
 """`python -m ka2l_ray.cli`: the `ka2l` command."""
 
-from ka2l_ray.cli.app import main
+from ka2l_ray.cli import main
 
 main()

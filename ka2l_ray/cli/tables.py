@@ -41,6 +41,11 @@ def _about(name: str) -> Iterator[str]:
             yield from _whole(spec)
         return
     column = re.sub(r"\d{3}$", "LLL", name)
+    for facts, of in ((MANIFEST_FACTS, "every manifest.json"), (STAGE_FACTS, "the manifest.json of a table of actors")):
+        if name in facts:
+            yield f"in {of}:"
+            yield _line(name, "", facts[name])
+            return
     made = [(spec, line) for spec in TABLES.values() for n, line in _made(spec) if column in n.split(", ")]
     made = made or [(spec, line) for spec in TABLES.values() for _, line in _made(spec) if name in line]
     if not made:

@@ -72,7 +72,7 @@ class Records:
     def reopen(self, name: str) -> None:
         """Mark a step as not done; the seconds it has taken so far still count. Ignores a step without a record."""
         if name in self.all():
-            self._update(name, done=False, rows=None, result=None)
+            self._update(name, done=False, result=None)
 
     def forget(self, names: set[str]) -> None:
         """Delete the records of some steps, seconds included."""

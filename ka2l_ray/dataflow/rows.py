@@ -80,7 +80,7 @@ def open_stream(name: str) -> pa.NativeFile:
 def text_lines(stream: Stream, name: str) -> Iterator[tuple[int, str | BadRow]]:
     """Lines with their numbers, without line ends; blank ones are left out."""
     for number, line in enumerate(_lines(stream, name, newline="\n"), 1):
-        if line.strip(" \t\r\n\v\f"):
+        if line.strip():
             yield number, as_utf8(line.rstrip("\r\n"), "line")
 
 

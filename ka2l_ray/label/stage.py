@@ -40,10 +40,11 @@ def gamma(run: Run) -> float:
 def _threshold(run: Run) -> float:
     """γ: the one that this split was labelled by before, else the one that sampling stopped by, else
     `label.threshold`."""
-    before = run.base("knowledge").facts().get("threshold_nats")
-    sampled = run.base("samples").manifest()["threshold_nats"]
-    if (given := before if before is not None else sampled) is not None:
-        return given
+    knowledge, sampled = run.base("knowledge"), run.base("samples").manifest()
+    noted = {} if knowledge.is_done else run.records.result("label") or {}
+    for before in (noted, knowledge.facts(), sampled):
+        if (given := before.get("threshold_nats")) is not None:
+            return given
     threshold = run.config.label.threshold
     return otsu(entropy_histogram(run.base("clusters"))) if threshold == "otsu" else float(threshold)
 

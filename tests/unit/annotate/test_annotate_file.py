@@ -94,6 +94,10 @@ def test_questions_that_people_have_begun_to_answer_are_not_written_again(tmp_pa
     [
         ("ID;Answer\r\na;Zürich\r\nb;\r\n", "cp1252"),
         ("ID;Answer\r\na;Zürich\r\nb;\r\n", "latin-1"),
+        ('"my\nnotes";id;answer\nx;a;Zürich\n;b;\n', "utf-8"),
+        ("||||\nid|answer\na|Zürich\nb|\n", "utf-8"),
+        ("id,answer\n\u00a0\na,Zürich\nb,\n", "utf-8"),
+        ('{"id": "a", "answer": "Zürich"}\n\u00a0\n{"id": "b", "answer": ""}\n', "utf-8"),
         ('"answer","id"\n"Zürich","a"\n"","b"\n', "utf-8"),
         ("\r\nid,answer,,\r\na,Zürich,,\r\n,,,\r\nb\r\n\r\n", "utf-8-sig"),
         ('{"id": "a", "answer": "Zürich"}\r\n\r\n{"id": "b", "answer": null, "note": 1}', "utf-8-sig"),

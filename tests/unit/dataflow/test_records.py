@@ -26,7 +26,11 @@ def test_seconds_of_every_attempt_count_even_if_it_fails(tmp_path, monkeypatch):
     assert (records.done(), records.result("label")) == ({"label"}, "result")
     assert records.rows() == {"label": {"in": 3, "out": 3, "errors": 1}}
     records.reopen("label")
-    assert (records.done(), records.result("label"), records.rows()) == (set(), None, {})
+    assert (records.done(), records.result("label"), records.rows()) == (
+        set(),
+        None,
+        {"label": {"in": 3, "out": 3, "errors": 1}},
+    )
     assert records.seconds()["label"] == 1.75
     records.forget({"label"})
     assert records.seconds() == {"score": 4.0}

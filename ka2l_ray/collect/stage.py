@@ -72,8 +72,8 @@ def pilot_rows(questions: Table, count: int) -> pa.Table:
 def collect(run: Run) -> dict[str, Any]:
     """Collect states and samples of the probe split; returns the manifest of `activations`."""
     activations, samples = run.base("activations"), run.base("samples")
-    stopped_by = activations.facts()
-    gamma = stopped_by["threshold_nats"] if stopped_by else adaptive_threshold(run)
+    facts = activations.facts()
+    gamma = facts["threshold_nats"] if "threshold_nats" in facts else adaptive_threshold(run)
     stage = _stage(run, "collect", "activations", _setup(run, wanted_layers(run.config), gamma))
     manifest = run_stage(stage, run.table("questions"), activations, part="probe", threshold_nats=gamma)
     listed = activations.listed_from(samples.folder)

@@ -9,10 +9,11 @@ and every interval is Student's t over seeds (None for a single one).
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 from ka2l_ray.active.saving import LearningCurve, annotations_to_reach, curves, mean_curve
 from ka2l_ray.active.strategies import STRATEGIES
+from ka2l_ray.config import Strategy
 from ka2l_ray.stats import interval
 
 Results = Mapping[str, Any]
@@ -116,7 +117,7 @@ def compute_saving(results: Results, strategy: str) -> float | None:
 def _seconds(results: Results, strategy: str) -> list[tuple[int, float]]:
     """(annotations, seconds spent up to there), mean over draws, round by round."""
     times = results["time_s"]
-    base = sum(times.get(stage, 0.0) for stage in (*STRATEGIES[strategy].steps, "replay"))
+    base = sum(times.get(stage, 0.0) for stage in (*STRATEGIES[cast(Strategy, strategy)].steps, "replay"))
     own = [r for r in results["rounds"] if r["strategy"] == strategy]
     found, total = [], base
     for number in sorted({r["round"] for r in own} - {0}):

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import object_store
 import pytest
@@ -35,7 +35,7 @@ def cluster() -> Iterator[None]:
 def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[str, Any]]:
     """A run up to its scores, made once: (run, results)."""
     run = Run.open(small(tmp_path_factory.mktemp("scored")))
-    return run, loop.execute(run, "score", "a test")
+    return run, cast(dict[str, Any], loop.execute(run, "score", "a test"))
 
 
 @pytest.fixture(scope="session")

@@ -94,8 +94,9 @@ def test_adaptive_sampling_saves_samples_and_changes_no_label(
 ) -> None:
     """γ found by a pilot of half of the questions; K = 10, of which the labels need a part."""
     run = Run.open(small(tmp_path, "collect.adaptive={threshold: pilot, pilot_rows: 60, wave: 1}"))
-    results = loop.execute(run, "search", "a test")
-    gamma = results["label"]["threshold_nats"]
+    labels = loop.execute(run, "search", "a test")["label"]
+    assert labels is not None
+    gamma = labels["threshold_nats"]
     columns = ["id", "entropy_nats", "entropy_lo", "entropy_hi", "unknown"]
     stopped, whole = (r.base("knowledge").read(columns).sort_by("id").to_pylist() for r in (run, scored[0]))
     for mine, full in zip(stopped, whole, strict=True):
@@ -104,7 +105,7 @@ def test_adaptive_sampling_saves_samples_and_changes_no_label(
         assert mine["entropy_lo"] <= full["entropy_nats"] <= mine["entropy_hi"]
         assert mine["entropy_nats"] in (None, full["entropy_nats"])
     drawn = sum(map(len, run.base("samples").read(["samples"])["samples"].to_pylist()))
-    assert results["label"]["samples_saved"] == pytest.approx(1 - drawn / (10 * len(whole)) - 0.5)
+    assert labels["samples_saved"] == pytest.approx(1 - drawn / (10 * len(whole)) - 0.5)
     assert drawn < 10 * len(whole)
     assert {cell["threshold_nats"] for cell in (run.folder / "base/search/heat.json").read_json()} == {gamma}
     assert scored[1]["label"]["samples_saved"] == 0

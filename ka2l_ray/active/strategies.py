@@ -31,10 +31,10 @@ class Need(StrEnum):
     """P(unknown) of every question."""
     STATES = "states"
     """The hidden states that the probe reads."""
-    SAMPLES = "samples"
-    """K samples of every question, booked at `acquire.sampling_cost`."""
     THRESHOLD = "threshold"
     """γ, from the samples of the probe split."""
+    SAMPLES = "samples"
+    """K samples of every question, booked at `acquire.sampling_cost`."""
     TRUTH = "truth"
     """Which facts the model was shown; known only on the world."""
 
@@ -42,12 +42,11 @@ class Need(StrEnum):
 STEPS_FOR = {
     Need.SCORES: ("collect", "label", "search", "score"),
     Need.STATES: ("collect", "label", "search", "score"),
-    Need.SAMPLES: ("sample_pool",),
     Need.THRESHOLD: ("collect", "label"),
+    Need.SAMPLES: ("sample_pool",),
     Need.TRUTH: (),
 }
-"""Steps on the base model that provide what is needed."""
-_ORDER = ("collect", "label", "search", "score", "sample_pool")
+"""Steps on the base model that provide what is needed, needs and steps in the order of the run."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,7 @@ class StrategySpec:
         """Steps on the base model that the strategy cannot choose without. `replay`, which every strategy trains with,
         is none of them; its two predicted classes come from the probe, whose cost is not booked to `random`: so
         compute savings are on the careful side."""
-        steps = {step for need in self.needs for step in STEPS_FOR[need]}
-        return tuple(step for step in _ORDER if step in steps)
+        return tuple(dict.fromkeys(step for need in Need if need in self.needs for step in STEPS_FOR[need]))
 
 
 def _spec(*needs: Need, policy: Callable[[AcquireSection, int], Policy], decodes: bool = False) -> StrategySpec:

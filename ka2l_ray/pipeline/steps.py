@@ -55,10 +55,6 @@ def _decode(run: Run) -> Counts:
     return run.base("reconstruction").manifest() | {"result": metrics}
 
 
-def _rounds(run: Run) -> None:
-    play_rounds(run)
-
-
 DOES: dict[str, Callable[[Run], Counts | None]] = {
     "questions": questions,
     "collect": collect,
@@ -69,6 +65,6 @@ DOES: dict[str, Callable[[Run], Counts | None]] = {
     "replay": sample_candidates,
     "decode": _decode,
     "evaluate": evaluate_base,
-    "rounds": _rounds,
+    "rounds": play_rounds,
 }
 """By step name. `rounds` counts no rows and is never marked as done: each round keeps its own records."""

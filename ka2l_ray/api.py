@@ -12,11 +12,15 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ka2l_ray.config import ModelSection, Position, PromptSection
+from ka2l_ray.models.abilities import Abilities
 from ka2l_ray.models.answers import Decoding
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
+from ka2l_ray.models.examine import abilities_of, abilities_of_configuration
 from ka2l_ray.models.generation import Generator
-from ka2l_ray.models.loading import configuration, load_blocks, load_model, load_tokenizer
+from ka2l_ray.models.layers import load_up_to
+from ka2l_ray.models.loading import configuration, load_model, load_tokenizer
+from ka2l_ray.text.answers import ends_in_thought
 from ka2l_ray.text.prompts import Prompter, resolve
 
 Model = str | ModelSection | PreTrainedModel
@@ -54,14 +58,12 @@ def read_states(
     >>> {layer: values.shape for layer, values in states.items()}
     {0: (1, 128), 5: (1, 128)}
     """
-    if isinstance(model, str):
-        model = ModelSection(name_or_path=model)
-    config = configuration(model) if isinstance(model, ModelSection) else model.config
+    source, _, prompts = _opened(model, tokenizer, prompt)
+    config = configuration(source) if isinstance(source, ModelSection) else source.config
     layers = range(config.get_text_config().num_hidden_layers + 1) if layers is None else layers
-    tokenizer = tokenizer or _tokenizer(model)
-    prompts = Prompter(tokenizer, resolve(prompt, (), tokenizer))
-    blocks = load_blocks(model, max(layers)) if isinstance(model, ModelSection) else model
-    states, failed = Engine(blocks, 0, prompts.shared, limits).states(prompts(questions), layers, [position])
+    able = _abilities(source)
+    blocks = load_up_to(max(layers), source, able) if isinstance(source, ModelSection) else source
+    states, failed = Engine(blocks, 0, prompts.shared, limits, able).states(prompts(questions), layers, [position])
     _refuse(failed, questions)
     return {layer: states[position, layer] for layer in layers}
 
@@ -71,17 +73,21 @@ def sample_answers(
     questions: Sequence[str],
     samples: int = 10,
     temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
     max_new_tokens: int = 16,
     seed: int = 0,
     prompt: PromptSection = PromptSection(),
     tokenizer: PreTrainedTokenizerBase | None = None,
     limits: Limits = Limits(),
 ) -> list[SampledAnswers]:
-    """A greedy answer and K = `samples` drawn ones for each of N questions.
+    """A greedy answer and K = `samples` drawn ones for each of N questions, from all tokens unless `top_k`, `top_p` or
+    `min_p` restrict them (as `collect.top_k` and the others of docs/configuration.md do).
 
     In float32 a question's draws depend only on `seed` and its text, not on the other questions. An answer ends before
-    one of `prompt.stop`, at the model's end token, or after `max_new_tokens`. `model`, `tokenizer` and `limits` are as
-    in `read_states`.
+    one of `prompt.stop`, at the model's end token or that of a chat's turn, or after `max_new_tokens`; thoughts before
+    it are left out. `model`, `tokenizer` and `limits` are as in `read_states`.
 
     Raises `ValueError` for a question that cannot be asked, with its number; `ConfigError` for a prompt or a model that
     cannot be used. Source: KA2L, stage 1.
@@ -90,24 +96,37 @@ def sample_answers(
     >>> sample_answers("world", ["Which pet does Kuvan Gadadottir keep?"], samples=3)
     [SampledAnswers(greedy='fox', samples=['fox', 'fox', 'fox'])]
     """
-    if isinstance(model, str):
-        model = ModelSection(name_or_path=model)
-    tokenizer = tokenizer or _tokenizer(model)
-    resolved = resolve(prompt, (), tokenizer)
-    prompts = Prompter(tokenizer, resolved)
-    engine = Engine(load_model(model) if isinstance(model, ModelSection) else model, 0, prompts.shared, limits)
-    decoding = Decoding(seed, samples, temperature, 0.0, max_new_tokens, resolved.stop)
+    source, tokenizer, prompts = _opened(model, tokenizer, prompt)
+    able = _abilities(source)
+    loaded = load_model(source) if isinstance(source, ModelSection) else source
+    engine = Engine(loaded, 0, prompts.shared, limits, able)
+    asked, thinks = prompts.section, ends_in_thought(prompts.section.template)
+    decoding = Decoding(
+        seed, samples, temperature, 0.0, max_new_tokens, asked.stop, thinks, top_k=top_k, top_p=top_p, min_p=min_p
+    )
     reading = Generator(engine, tokenizer, decoding)(questions, prompts(questions))
     _refuse(reading.failed, questions)
     return [SampledAnswers(greedy.text, [a.text for a in drawn]) for greedy, *drawn in reading.answers]
 
 
-def _tokenizer(model: ModelSection | PreTrainedModel) -> PreTrainedTokenizerBase:
-    if isinstance(model, ModelSection):
-        return load_tokenizer(model)
-    if not model.name_or_path:
-        raise ValueError("the model was not loaded by a name: give its tokenizer too")
-    return load_tokenizer(ModelSection(name_or_path=model.name_or_path))
+def _opened(
+    model: Model, tokenizer: PreTrainedTokenizerBase | None, prompt: PromptSection
+) -> tuple[ModelSection | PreTrainedModel, PreTrainedTokenizerBase, Prompter]:
+    """The section to load or the model in memory, its tokenizer, and what makes its prompts."""
+    source = ModelSection(name_or_path=model) if isinstance(model, str) else model
+    if tokenizer is None:
+        name = source if isinstance(source, ModelSection) else source.name_or_path
+        if not name:
+            raise ValueError("the model was not loaded by a name: give its tokenizer too")
+        tokenizer = load_tokenizer(ModelSection(name_or_path=name) if isinstance(name, str) else name)
+    return source, tokenizer, Prompter(tokenizer, resolve(prompt, (), tokenizer))
+
+
+def _abilities(source: ModelSection | PreTrainedModel) -> Abilities:
+    """What the engine may do with a model. One in memory may bring its own code: it is running already."""
+    if isinstance(source, ModelSection):
+        return abilities_of(source)
+    return abilities_of_configuration(source.config, trust_remote_code=True)
 
 
 def _refuse(failed: Mapping[int, Exception], questions: Sequence[str]) -> None:

@@ -70,9 +70,9 @@ def library_message(error: BaseException) -> str:
     return f"{type(error).__name__} of {_raised_in(error) or PACKAGE}: {_first_line(error)}"
 
 
-def is_from(error: BaseException, package: str = PACKAGE) -> bool:
-    """Whether an error was raised by a module of the package itself, not by what it called."""
-    return _raised_in(error) == package
+def is_from(error: BaseException) -> bool:
+    """Whether an error was raised by a module of this package itself, not by what it called."""
+    return _raised_in(error) == PACKAGE
 
 
 def without_type(line: str) -> str:

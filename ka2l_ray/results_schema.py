@@ -10,12 +10,14 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 Measure = Literal["accuracy", "domain_accuracy", "known_accuracy", "replayed_accuracy", "annotations", "cost"]
 """The numbers of a round that form a learning curve."""
+EvalWording = Literal["reserved", "same", "other facts"]
+"""What `accuracy` is over: pool facts in a reserved wording, pool facts in the same words, or other facts."""
 Interval = Sequence[float]
 """(low, high) of a 95 % interval."""
 
 
-class RoundResult(TypedDict):
-    """A finished round of one strategy and seed; round 0 is the base model. Annotations and cost are cumulative."""
+class RoundFigures(TypedDict):
+    """A round of one strategy and seed; round 0 is the base model. Annotations and cost are cumulative."""
 
     strategy: str
     seed: int
@@ -28,11 +30,22 @@ class RoundResult(TypedDict):
     known_accuracy: float | None
     """On what the base model answered right and no round replayed."""
     replayed_accuracy: float | None
+    taught_accuracy: NotRequired[float | None]
+    """Over those of the `eval_scope` whose fact was bought; None where eval asks no pool fact."""
+    same_words_accuracy: NotRequired[float | None]
+    """Over pool facts in the pool question's own words; None unless `evaluate.same_words`."""
+    taught_same_words: NotRequired[float | None]
+    """The same over bought facts: what was taught, asked as it was taught."""
     corpus_prompt_accuracy: NotRequired[float | None]
     misconceptions_replayed: NotRequired[int | None]
     ledger: NotRequired[Mapping[str, float]]
     """As `annotate.ledger` makes it; empty for round 0."""
-    seconds: NotRequired[Mapping[str, float]]
+
+
+class RoundResult(RoundFigures):
+    """A finished round."""
+
+    seconds: Mapping[str, float]
 
 
 class SavingResult(TypedDict):
@@ -91,6 +104,8 @@ class LabelResult(TypedDict):
 
     questions: int
     unknown_fraction: float
+    abstains: NotRequired[int]
+    """Questions that the model mostly does not answer."""
     threshold_nats: float
     samples_saved: float
     right: int
@@ -114,12 +129,19 @@ class Results(TypedDict):
     decode: Mapping[str, Any] | None
     """{measure: value}, and `statuses`: {status: questions generated}."""
     eval_scope: str | None
+    eval_wording: EvalWording | None
+    evaluation_ledger: Mapping[str, Mapping[str, float]]
+    """{what evaluation alone pays for: what was asked, and what it cost}; no strategy's cost contains it."""
+    prior: Mapping[str, float]
+    """{scope of eval: share that each topic's most common answer gets right}."""
     rounds: Sequence[RoundResult]
     saving: Sequence[SavingResult]
     stopped: Sequence[StoppedResult]
     rows: Mapping[str, Mapping[str, int | None]]
     """{step: {`in`: rows read, `out`: rows written, `errors`: failed rows}}."""
     time_s: Mapping[str, float | None]
+    first_rows_s: Mapping[str, float]
+    """{table of the base model: seconds until its first rows}: nodes start, weights are fetched and loaded."""
 
 
 class CurvePoint(TypedDict):

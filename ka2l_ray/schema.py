@@ -20,16 +20,17 @@ NO_COLUMNS = pa.schema([])
 SPLITS = ("probe", "pool", "eval")
 SHOTS = "shots"
 """A part of `questions` besides the splits: the solved examples of few-shot prompts, which no stage asks."""
-SCOPES = ("pool", "domain", "other")
-"""What an eval question asks: `pool`, a pool question's fact in another wording; `domain`, a fact about an entity
-that no pool question is about (both on the world); `other`, a question of a corpus from files, which resembles no
-pool question and shares an entity with none."""
+SCOPES = ("pool", "domain", "other", "same")
+"""What an eval question asks: `pool`, a pool question's fact in the reserved wording; `domain`, a fact about an entity
+that no pool question is about; `other`, the same where eval asks no pool fact again; `same`, a pool question's fact in
+its own words."""
 ACCURACY_OVER = {
     "pool": "facts that pool questions ask, in a wording of their own",
+    "same": "facts that pool questions ask, in the same words, so it is memorisation",
     "other": "facts that no pool question asks",
 }
 """What `accuracy`, and so every saving, is over, by `eval_scope` of results.json."""
-QUADRANTS = ("known", "misconception", "shaky", "unknown")
+QUADRANTS = ("known", "misconception", "shaky", "unknown", "abstains")
 TRUTHS = ("known", "rare", "misconception", "unseen")
 DECODE_STATUSES = ("kept", "duplicate", "eval", "known", "malformed")
 ANNOTATION_STATUSES = ("answered", "no_such_thing", "no_reference", "refused", "truncated", "blank", "failed")
@@ -46,6 +47,7 @@ STAGE_FACTS = {
     "rows_in": "rows of the source table, or of the part of it that was read",
     "errors": "rows whose `error` is not null",
     "seconds": "duration of the last attempt",
+    "first_shard_s": "its seconds until the first rows were written; null where nothing was left to do",
     "stage": "name of the stage, as in the log and in Ray's dashboard",
     "shard_rows": "rows per file",
 }
@@ -152,7 +154,10 @@ _QUESTIONS = TableSpec(
             "group of questions that no split separates, nor the probe's own division: alike or about one entity, "
             "chains included",
         ),
-        Column("fact_id", _STRING, "the fact that it asks; world only"),
+        Column("rewordings", _STRINGS, "the same question in other words, without the reserved wording of eval"),
+        Column(
+            "fact_id", _STRING, "the fact that it asks; corpora from files have it where eval asks pool facts again"
+        ),
         Column("truth", _STRING, f"what the model was shown of the fact: {', '.join(TRUTHS)}; world only"),
         Column("split", _STRING, f"{', '.join(SPLITS)}, or {SHOTS} for solved examples"),
         Column("scope", _STRING, f"what an eval question asks: {', '.join(SCOPES)}; null in the other splits"),
@@ -160,6 +165,10 @@ _QUESTIONS = TableSpec(
     can_fail=False,
     facts={
         "rows_in": "rows read (corpora from files, as all that follow but the last five)",
+        "questions": "questions of the corpus itself, where eval asks pool facts again",
+        "asked_again": "eval questions that ask a pool question's fact again, where there are any",
+        "not_reworded": "pool and eval questions without a reserved wording, which eval does not ask",
+        "rewordings_ledger": "what an endpoint was asked for rewordings, and what that cost",
         "dropped": "rows that cannot be used, listed in `questions/dropped`",
         "near_duplicates": "questions that repeat another almost word by word",
         "near_duplicate_groups": "groups that these form",
@@ -236,6 +245,7 @@ _CLUSTERS = TableSpec(
         Column("entropy_nats", pa.float64(), "semantic entropy; null where sampling stopped before K samples"),
         Column("entropy_lo", pa.float64(), "least entropy that K samples can have; the entropy where all were drawn"),
         Column("entropy_hi", pa.float64(), "greatest entropy that K samples can have"),
+        Column("abstains", _BOOL, "whether more than half of the samples are empty or refusals (`label.refusals`)"),
         Column("correct", _BOOL, "whether the greedy answer is right; null without gold"),
         Column("sample_accuracy", _FLOAT, "share of right samples; null without gold, or where sampling stopped"),
         Column("likelihood", _FLOAT, "baseline: -log p of the greedy answer in nats"),
@@ -254,17 +264,20 @@ _KNOWLEDGE = TableSpec(
     row="probe question",
     about="known or unknown by γ, and the quadrant",
     source=_CLUSTERS,
-    reads=("entropy_lo", "correct"),
+    reads=("entropy_lo", "abstains", "correct"),
     carried=(*(c.name for c in _CLUSTERS.added), *_CLUSTERS.carried),
     added=(
         Column(
-            "unknown", pa.int8(), "1 where semantic entropy ≥ γ (by `entropy_lo` where sampling stopped early), else 0"
+            "unknown",
+            pa.int8(),
+            "1 where semantic entropy ≥ γ (by `entropy_lo` where sampling stopped early) or the model abstains, else 0",
         ),
         Column("quadrant", _STRING, f"it crossed with `correct`: {', '.join(QUADRANTS)}; null without gold"),
     ),
     facts={
-        "threshold_nats": "γ: least semantic entropy in nats at which a question is unknown; by Otsu's method over all "
-        "entropies, or given as `label.threshold`, or what adaptive sampling stopped by"
+        "threshold_nats": "γ: least semantic entropy in nats at which a question is unknown; by Otsu's method over the "
+        "entropies of all questions that the model does not abstain from, or given as `label.threshold`, or what "
+        "adaptive sampling stopped by"
     },
 )
 _POOL_CLUSTERS = replace(

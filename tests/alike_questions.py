@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ka2l_ray.text.grading import normalize
+from ka2l_ray.text.normal import normalize
 
 
 def words(n: int) -> str:

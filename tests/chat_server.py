@@ -10,8 +10,10 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from http_server import serving
 
 COMPLETION_TOKENS = 3
 
@@ -29,10 +31,13 @@ class ChatServer:
         """Answers; a question without one is answered by `answer to <question>`."""
         self.before: Callable[[str], None] = lambda question: None
         """Called with each question before it is dealt with."""
+        self.refuses: Callable[[dict[str, Any]], bytes | None] = lambda asked: None
+        """What is wrong with a request in the form in which it came, as the body of a status 400; None takes it."""
         self.report_usage = True
         self.asked: Counter[str] = Counter()
         self.answered: Counter[str] = Counter()
         self.headers: list[dict[str, str]] = []
+        self.requests: list[dict[str, Any]] = []
         self.most_at_once = 0
         self.came_early: list[str] = []
         self._at_once = 0
@@ -57,6 +62,10 @@ class ChatServer:
 
     def deal_with(self, handler: BaseHTTPRequestHandler, asked: dict[str, Any]) -> None:
         question = asked["messages"][-1]["content"]
+        self.requests.append(asked)
+        if refusal := self.refuses(asked):
+            send(handler, 400, refusal)
+            return
         kind, _, value = (self._enter(question, dict(handler.headers)) or "").partition(" ")
         try:
             self.before(question)
@@ -75,6 +84,9 @@ class ChatServer:
             send(handler, 429, b'{"error": "too many"}', {"Retry-After": value})
         elif kind == "status":
             send(handler, int(value), json.dumps({"error": f"you sent {handler.headers['Authorization']}"}).encode())
+        elif kind == "body":  # "body 429 {…}"
+            status, _, body = value.partition(" ")
+            send(handler, int(status), body.encode())
         elif kind == "redirect":
             send(handler, 307, b"", {"Location": value})
         elif kind == "malformed":
@@ -115,18 +127,12 @@ class ChatServer:
             def log_message(self, format: str, *args: Any) -> None:
                 pass
 
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        thread.start()
-        self.url = f"http://127.0.0.1:{server.server_port}/v1/chat/completions"
-        try:
-            yield self
-        finally:
-            self._closing.set()
-            server.shutdown()
-            server.server_close()
-            thread.join()
+        with serving(Handler) as address:
+            self.url = f"{address}/v1/chat/completions"
+            try:
+                yield self
+            finally:
+                self._closing.set()
 
 
 def send(handler: BaseHTTPRequestHandler, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:

@@ -119,6 +119,7 @@ def results() -> Any:
             "decode": {"in": 150, "out": 300, "errors": None},
             "label": {"in": 2200, "out": 2198, "errors": 2},
         },
+        "first_rows_s": {"activations": 8.1, "scores": 2.2},
         "time_s": {
             "collect": 61.2,
             "decode": 12.9,

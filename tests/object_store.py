@@ -33,6 +33,8 @@ def bucket_on_moto() -> Iterator[str]:
     query = f"endpoint_override=http://127.0.0.1:{port}&allow_bucket_creation=true&region=us-east-1"
     filesystem = fs.S3FileSystem(endpoint_override=f"http://127.0.0.1:{port}", allow_bucket_creation=True)
     filesystem.create_dir("runs")
-    yield f"s3://runs/here?{query}"
-    server.terminate()
-    server.wait()
+    try:
+        yield f"s3://runs/here?{query}"
+    finally:
+        server.terminate()
+        server.wait()

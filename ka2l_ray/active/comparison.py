@@ -6,79 +6,73 @@ Refuses to know: runs, Ray, files. Seeds are the independent units: draws of one
 and every interval is Student's t over seeds (None for a single one).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from statistics import fmean
 from typing import Any, cast
 
-from ka2l_ray.active.saving import LearningCurve, annotations_to_reach, curves, mean_curve
+from ka2l_ray.active.saving import LearningCurve, annotations_to_reach, at_shared_counts, curves, mean_curve
 from ka2l_ray.active.strategies import STRATEGIES
 from ka2l_ray.config import Strategy
+from ka2l_ray.results_schema import Results, StrategyResult
 from ka2l_ray.stats import interval
 
-Results = Mapping[str, Any]
 ROUND_STEPS = ("acquire", "annotate", "finetune")
 
 
 def compare_strategies(results: Sequence[Results]) -> dict[str, Any]:
-    """The content of `compare.json` without command and seeds, strategies in the order of the configuration. `over`
+    """The fields of `ComparisonResults` but command and seeds, strategies in the order of the configuration. `over`
     gives the number of seeds behind each mean: a seed without the figure is left out of it."""
     strategies = list(dict.fromkeys(r["strategy"] for r in results[0]["rounds"]))
-    budget = max((n for one in results for n, _ in seed_curve(one, "random")), default=0)
     ends = [curve[-1][0] if (curve := seed_curve(one, name)) else 0 for one in results for name in strategies]
-    shared = min(ends)
-    entries = [_strategy(name, results, shared) for name in strategies]
-    ceiling = next((e["saving"] for e in entries if e["strategy"] == "oracle"), None)
-    reached = next((e["over"]["saving"] for e in entries if e["strategy"] == "oracle"), 0)
-    facts = {"eval_scope": results[0]["eval_scope"], "random_budget": budget, "area_up_to": shared}
-    return facts | {"ceiling": ceiling, "ceiling_over": reached, "strategies": entries}
+    entries = [_strategy(name, results, min(ends)) for name in strategies]
+    oracle = next((e for e in entries if e["strategy"] == "oracle"), None)
+    return {
+        "eval_scope": results[0]["eval_scope"],
+        "random_budget": max((n for one in results for n, _ in seed_curve(one, "random")), default=0),
+        "area_up_to": min(ends),
+        "ceiling": oracle and oracle["saving"],
+        "ceiling_over": oracle["over"]["saving"] if oracle else 0,
+        "strategies": entries,
+    }
 
 
-def _strategy(name: str, results: Sequence[Results], shared: int) -> dict[str, Any]:
+def _strategy(name: str, results: Sequence[Results], shared: int) -> StrategyResult:
     by_seed = [seed_curve(r, name) for r in results]
-    found = [next((s for s in r["saving"] if s["strategy"] == name), None) for r in results]
-    savings = [s["saving"] for s in found if s and s["saving"] is not None]
-    ratios = [s["of_oracle"] for s in found if s and s["of_oracle"] is not None]
-    compute = [c for r in results if (c := compute_saving(r, name)) is not None]
-    known = [k for r in results if (k := _final(r, name, "known_accuracy")) is not None]
-    areas = [a for c in by_seed if (a := area_under(c, shared)) is not None]
+    savings = [next((s for s in r["saving"] if s["strategy"] == name), None) for r in results]
+    figures = {
+        "saving": [s and s["saving"] for s in savings],
+        "of_oracle": [s and s["of_oracle"] for s in savings],
+        "compute_saving": [compute_saving(r, name) for r in results],
+        "area": [area_under(c, shared) for c in by_seed],
+        "known_accuracy": [_final_known_accuracy(r, name) for r in results],
+    }
+    found = {figure: [v for v in values if v is not None] for figure, values in figures.items()}
+    mean = {figure: fmean(values) if values else None for figure, values in found.items()}
     return {
         "strategy": name,
-        "curve": _with_intervals(by_seed),
-        "saving": fmean(savings) if savings else None,
-        "saving_ci": interval(savings),
-        "savings": [s["saving"] if s else None for s in found],
-        "reached": len(savings),
-        "of_oracle": fmean(ratios) if ratios else None,
-        "of_oracle_lowest": min(ratios, default=None),
-        "compute_saving": fmean(compute) if compute else None,
-        "compute_savings": compute,
-        "area": fmean(areas) if areas else None,
-        "area_ci": interval(areas),
-        "known_accuracy": fmean(known) if known else None,
-        "over": {
-            "saving": len(savings),
-            "of_oracle": len(ratios),
-            "compute_saving": len(compute),
-            "area": len(areas),
-            "known_accuracy": len(known),
-        },
+        "curve": [
+            {"annotations": n, "accuracy": fmean(values), "ci": interval(values), "seeds": len(values)}
+            for n, values in at_shared_counts(by_seed).items()
+        ],
+        "saving": mean["saving"],
+        "saving_ci": interval(found["saving"]),
+        "savings": figures["saving"],
+        "reached": len(found["saving"]),
+        "of_oracle": mean["of_oracle"],
+        "of_oracle_lowest": min(found["of_oracle"], default=None),
+        "compute_saving": mean["compute_saving"],
+        "compute_savings": found["compute_saving"],
+        "area": mean["area"],
+        "area_ci": interval(found["area"]),
+        "known_accuracy": mean["known_accuracy"],
+        "over": {figure: len(values) for figure, values in found.items()},
     }
 
 
 def seed_curve(results: Results, strategy: str) -> LearningCurve:
     """One seed's learning curve: the mean of its draws at every annotation count they share."""
     return mean_curve(list(curves(results["rounds"], strategy).values()))
-
-
-def _with_intervals(by_seed: Sequence[LearningCurve]) -> list[dict[str, Any]]:
-    """Mean accuracy over seeds with its interval, at every annotation count that all seeds share."""
-    shared = sorted(set.intersection(*({n for n, _ in c} for c in by_seed)))
-    found = []
-    for n in shared:
-        values = [dict(c)[n] for c in by_seed]
-        found.append({"annotations": n, "accuracy": fmean(values), "ci": interval(values), "seeds": len(values)})
-    return found
 
 
 def area_under(curve: LearningCurve, up_to: int) -> float | None:
@@ -104,31 +98,29 @@ def compute_saving(results: Results, strategy: str) -> float | None:
     baseline = seed_curve(results, "random")
     if strategy == "random" or len(baseline) < 2 or baseline[-1][1] <= baseline[0][1]:
         return None
-    reached = annotations_to_reach(seed_curve(results, strategy), baseline[-1][1])
-    spent, random = _seconds(results, strategy), _seconds(results, "random")
-    if reached is None or not random:
+    if (reached := annotations_to_reach(seed_curve(results, strategy), baseline[-1][1])) is None:
         return None
-    until, whole = (
-        next((s for n, s in steps if n >= goal), None) for steps, goal in ((spent, reached), (random, baseline[-1][0]))
-    )
-    return None if until is None or not whole else 1 - until / whole
+    spent = _seconds_until(results, strategy, reached)
+    whole = _seconds_until(results, "random", baseline[-1][0])
+    return None if spent is None or not whole else 1 - spent / whole
 
 
-def _seconds(results: Results, strategy: str) -> list[tuple[int, float]]:
-    """(annotations, seconds spent up to there), mean over draws, round by round."""
+def _seconds_until(results: Results, strategy: str, annotations: float) -> float | None:
+    """Seconds spent, mean over draws, up to the round after which a strategy has so many annotations; None where it
+    never has."""
     times = results["time_s"]
-    base = sum(times.get(stage, 0.0) for stage in (*STRATEGIES[cast(Strategy, strategy)].steps, "replay"))
+    total = sum(times.get(stage) or 0.0 for stage in (*STRATEGIES[cast(Strategy, strategy)].steps, "replay"))
     own = [r for r in results["rounds"] if r["strategy"] == strategy]
-    found, total = [], base
     for number in sorted({r["round"] for r in own} - {0}):
         played = [r for r in own if r["round"] == number]
         total += fmean(sum(r["seconds"].get(step, 0.0) for step in ROUND_STEPS) for r in played)
-        found.append((played[0]["annotations"], total))
-    return found
+        if played[0]["annotations"] >= annotations:
+            return total
+    return None
 
 
-def _final(results: Results, strategy: str, measure: str) -> float | None:
-    """Mean over draws of a measure after each draw's own last round."""
+def _final_known_accuracy(results: Results, strategy: str) -> float | None:
+    """Mean over draws of the accuracy on what was known, after each draw's own last round."""
     last = {r["seed"]: r for r in sorted(results["rounds"], key=lambda r: r["round"]) if r["strategy"] == strategy}
-    values = [r[measure] for r in last.values() if r[measure] is not None]
+    values = [v for r in last.values() if (v := r["known_accuracy"]) is not None]
     return fmean(values) if values else None

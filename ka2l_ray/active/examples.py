@@ -6,12 +6,13 @@ what.
 """
 
 import heapq
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from typing import Any
 
 import pyarrow as pa
 
 from ka2l_ray import schema
+from ka2l_ray.active.policies import PoolRow
 from ka2l_ray.active.pool import pool_rows, replay_samples, scored_pool
 from ka2l_ray.active.replay import replay_counts, replayed_answers, select_replay
 from ka2l_ray.active.round import Round
@@ -19,9 +20,7 @@ from ka2l_ray.collect.stage import sample_replay
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.hashing import uniform
-
-_EXAMPLES = schema.TABLES["examples"].schema
-_WATCHED = schema.TABLES["watched_questions"].schema
+from ka2l_ray.text.grading import Grading
 
 
 def sample_candidates(run: Run) -> dict[str, Any]:
@@ -31,13 +30,18 @@ def sample_candidates(run: Run) -> dict[str, Any]:
     There are enough candidates of both predicted classes that the wanted number is left whatever the budget buys, so
     memory and cost grow with the budget and not with the pool.
     """
-    questions, config = Table(run.folder / "base/replay/questions"), run.config
+    questions = Table(run.folder / "base/replay/questions")
     if not questions.is_done:
-        known, unknown = replay_counts(config.finetune.replay, config.active.budget)
-        spare = config.active.budget if known + unknown else 0
-        chosen = select_replay(scored_pool(run), set(), known + spare, unknown + spare, config.run.seed)
-        questions.write((None, pa.Table.from_pylist(pool_rows(run, set(chosen)), schema=schema.QUESTIONS)))
-    return sample_replay(run, questions, run.base("replay"), config.run.seed + 1)
+        _write_replayed(run, questions, scored_pool(run), set(), run.config.active.budget)
+    return sample_replay(run, questions, run.base("replay"), run.config.run.seed + 1)
+
+
+def _write_replayed(run: Run, table: Table, pool: Iterable[PoolRow], bought: Set[str], spare: int = 0) -> None:
+    """Write the rows of `questions` that are replayed and, if any are, `spare` more of each predicted class."""
+    known, unknown = replay_counts(run.config.finetune.replay, run.config.active.budget)
+    more = spare if known + unknown else 0
+    chosen = select_replay(pool, bought, known + more, unknown + more, run.config.run.seed)
+    table.write((None, pa.Table.from_pylist(pool_rows(run, set(chosen)), schema=schema.QUESTIONS)))
 
 
 def training_examples(a_round: Round) -> Table:
@@ -46,30 +50,29 @@ def training_examples(a_round: Round) -> Table:
     if not table.is_done:
         bought = [r for t in [*a_round.earlier, a_round] for r in t.table("annotations").read().to_pylist()]
         rows = [
-            {"id": r["id"], "question": r["question"], "answers": [r["answer"]], "source": "annotation"}
-            for r in bought
-            if r["status"] == "answered"
+            *(
+                {"id": r["id"], "question": r["question"], "answers": [r["answer"]], "source": "annotation"}
+                for r in bought
+                if r["status"] == "answered"
+            ),
+            *_replayed(a_round, {r["id"] for r in bought}),
         ]
-        rows += _replayed(a_round, {r["id"] for r in bought})
-        table.write((None, pa.Table.from_pylist(rows, schema=_EXAMPLES)))
+        table.write((None, pa.Table.from_pylist(rows, schema=schema.TABLES["examples"].schema)))
     return table
 
 
 def _replayed(a_round: Round, bought: Set[str]) -> list[dict[str, Any]]:
     """The replayed examples; their questions are kept as rows of `questions` as well."""
-    run, table, replay = a_round.run, a_round.table("finetune/replay_questions"), a_round.run.config.finetune.replay
+    run, table, grading = a_round.run, a_round.table("finetune/replay_questions"), Grading.of(a_round.run.config)
     candidates = {r["id"]: r for r in replay_samples(run)}
     if not table.is_done:
-        rows = (s for s in scored_pool(run) if s.id in candidates)
-        known, unknown = replay_counts(replay, run.config.active.budget)
-        chosen = select_replay(rows, bought, known, unknown, run.config.run.seed)
-        table.write((None, pa.Table.from_pylist(pool_rows(run, set(chosen)), schema=schema.QUESTIONS)))
+        _write_replayed(run, table, (s for s in scored_pool(run) if s.id in candidates), bought)
     kept = set(table.read(["id"])["id"].to_pylist())
     return [
         {
             "id": i,
             "question": r["question"],
-            "answers": replayed_answers(r["samples"], r["greedy"], r["answers"], replay),
+            "answers": replayed_answers(r["samples"], r["greedy"], r["answers"], run.config.finetune.replay, grading),
             "source": "replay",
         }
         for i, r in candidates.items()
@@ -83,8 +86,9 @@ def watched_questions(a_round: Round) -> Table | None:
     if not run.config.finetune.evaluate_every_epochs:
         return None
     if not table.is_done:
-        batches = run.table("questions").batches(_WATCHED.names, part="eval")
+        columns = schema.TABLES["watched_questions"].schema
+        batches = run.table("questions").batches(columns.names, part="eval")
         rows = (r for batch in batches for r in batch.to_pylist() if r["answers"])
         watched = heapq.nsmallest(run.config.finetune.evaluate_rows, rows, key=lambda r: uniform("watched", r["id"]))
-        table.write((None, pa.Table.from_pylist(watched, schema=_WATCHED)))
+        table.write((None, pa.Table.from_pylist(watched, schema=columns)))
     return table

@@ -1,97 +1,44 @@
-"""What a round achieved: greedy answers of the tuned model, and the accuracies that the design defines.
+"""What a round achieved: the figures that the design defines.
 
-In: a fine-tuned round, or the base model. Out: the `evaluation` table and the round's entry in results.json.
-Refuses to know: how questions were chosen, how the model was tuned.
+In: an evaluated round, or the evaluated base model. Out: the round's entry in results.json.
+Refuses to know: how questions were chosen, how the model was tuned, how its answers were made.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
 from ka2l_ray import schema
+from ka2l_ray.active.evaluation import under_corpus_prompt
 from ka2l_ray.active.pool import pool_rows, replay_samples
 from ka2l_ray.active.replay import knew, misconceptions
 from ka2l_ray.active.round import Round
 from ka2l_ray.active.strategies import Need, needs
 from ka2l_ray.annotate.ledger import ledger
-from ka2l_ray.config import Config, PromptSection, Strategy
+from ka2l_ray.config import Config
 from ka2l_ray.dataflow.manifests import Table
-from ka2l_ray.dataflow.placement import of_actor
 from ka2l_ray.dataflow.runs import Run
-from ka2l_ray.dataflow.shard_size import row_seconds
-from ka2l_ray.dataflow.stage import Stage, run_stage
-from ka2l_ray.dataflow.storage import Folder
-from ka2l_ray.finetune.evaluate import EvaluateActor, EvaluateSetup
-from ka2l_ray.models.batching import Limits
-from ka2l_ray.models.prompts import Tokenize, corpus_prompt, finetune_prompt
+from ka2l_ray.results_schema import EvalWording, RoundFigures, RoundResult
+from ka2l_ray.text.grading import Grading
 
 GRADES = ["correct", "scope", "answers"]
 """Columns of an evaluation that an accuracy is made from."""
+WORDINGS: Mapping[str, EvalWording] = {"pool": "reserved", "same": "same", "other": "other facts"}
+"""`eval_wording` of results.json by `eval_scope`."""
+Graded = dict[str, Any]
+"""A row of an evaluation."""
 
 
 def eval_scope(config: Config) -> str:
-    """The scope that `accuracy`, and so every saving, is over: the world's `eval` asks pool facts again, that of files
-    asks other ones."""
-    return "pool" if config.corpus.source == "world" else "other"
+    """The scope that `accuracy`, and so every saving, is over: pool facts in the reserved wording where there is one,
+    in the pool question's own words where those are asked, else facts that no pool question asks."""
+    if config.corpus.source == "world" or config.corpus.rewordings.source != "none":
+        return "pool"
+    return "same" if config.evaluate.same_words else "other"
 
 
-def evaluate_round(a_round: Round) -> None:
-    """Greedy answers of the tuned model to the eval split and to what this round replayed."""
-    replay, source = a_round.table("finetune/replay_questions"), a_round.table("evaluation/questions")
-    if not source.is_done:
-        replayed = [f for f in replay.listed_from(source.folder) if f["rows"]]
-        source.close(a_round.run.table("questions").listed_from(source.folder, "eval") + replayed)
-    tuned, target = a_round.model, a_round.table("evaluation")
-    if prompt := other_prompt(a_round.run):
-        run_stage(
-            evaluation_stage(a_round.run, tuned, prompt), a_round.run.table("questions"), _other(target), part="eval"
-        )
-    run_stage(evaluation_stage(a_round.run, tuned, finetune_prompt(a_round.run)), source, target)
-
-
-def evaluate_base(run: Run) -> dict[str, Any]:
-    """Round 0: greedy answers of the base model to the eval split."""
-    questions, target = run.table("questions"), run.base("evaluation")
-    if prompt := other_prompt(run):
-        run_stage(evaluation_stage(run, None, prompt), questions, _other(target), part="eval")
-    return run_stage(evaluation_stage(run, None, finetune_prompt(run)), questions, target, part="eval")
-
-
-def other_prompt(run: Run) -> PromptSection | None:
-    """`corpus.prompt`, under which accuracy is reported too, where it is not the one that the model is trained on."""
-    prompt = corpus_prompt(run)
-    return None if prompt == finetune_prompt(run) else prompt
-
-
-def _other(evaluation: Table) -> Table:
-    return Table(evaluation.folder / "corpus_prompt")
-
-
-def evaluation_stage(run: Run, tuned: Folder | None, prompt: PromptSection) -> Stage[EvaluateSetup]:
-    """The stage that grades greedy answers under a prompt; `tuned` is the model's folder, None for the base model."""
-    config, pool = run.config, run.config.evaluate.pool
-    return Stage(
-        name="evaluate",
-        spec=schema.TABLES["evaluation" if tuned is None else "round_evaluation"],
-        actor=EvaluateActor,
-        setup=EvaluateSetup(
-            model=config.model,
-            prompt=prompt,
-            collect=config.collect,
-            seed=config.run.seed,
-            tuned=tuned,
-            limits=Limits.of(pool),
-            placement=of_actor(config.model, pool, "evaluate"),
-        ),
-        pool=pool,
-        max_error_fraction=config.run.max_error_fraction,
-        prepare=Tokenize(config.model, prompt),
-        row_seconds=row_seconds(pool, 1, config.collect.max_new_tokens),
-    )
-
-
-def base_record(run: Run, strategy: str, seed: int) -> dict[str, Any]:
+def base_record(run: Run, strategy: str, seed: int) -> RoundResult:
     """Figures of round 0: what was known is known by definition, and nothing was replayed."""
     rows = run.base("evaluation").read(GRADES).to_pylist()
     return {
@@ -102,6 +49,7 @@ def base_record(run: Run, strategy: str, seed: int) -> dict[str, Any]:
         "cost": 0.0,
         "accuracy": _share(rows, eval_scope(run.config)),
         "corpus_prompt_accuracy": _corpus_prompt_accuracy(run, run.base("evaluation")),
+        "same_words_accuracy": _share(rows, "same"),
         "domain_accuracy": _share(rows, "domain"),
         "known_accuracy": 1.0 if any(r["correct"] for r in rows) else None,
         "replayed_accuracy": None,
@@ -111,61 +59,56 @@ def base_record(run: Run, strategy: str, seed: int) -> dict[str, Any]:
     }
 
 
-def round_figures(a_round: Round) -> dict[str, Any]:
+def round_figures(a_round: Round) -> RoundFigures:
     """Cumulative annotations and cost, and the accuracies that the design defines.
 
     Other wordings of a fact that any round so far bought or replayed are no evidence of what was left alone.
     """
-    rounds = [*a_round.earlier, a_round]
-    annotations = [r for t in rounds for r in t.table("annotations").read(["id", "cost"]).to_pylist()]
-    rows = a_round.table("evaluation").read(["id", "fact_id", *GRADES]).to_pylist()
-    replays = [r.table("finetune/replay_questions").read(["id", "fact_id"]).to_pylist() for r in rounds]
+    run, rounds, booked = a_round.run, [*a_round.earlier, a_round], Counter[str]()
+    grading = Grading.of(run.config)
+    for one in rounds:
+        booked.update(ledger(one.table("annotations")))
+    annotations = [r for one in rounds for r in one.table("annotations").read(["id", "cost"]).to_pylist()]
+    replays = [one.table("finetune/replay_questions").read(["id", "fact_id"]).to_pylist() for one in rounds]
     replay_ids = {r["id"] for r in replays[-1]}
-    replayed = [r for r in replay_samples(a_round.run) if r["id"] in replay_ids]
-    known_before = {r["id"] for r in replayed if knew(r["samples"], r["greedy"], r["answers"])}
-    touched = _facts(chain.from_iterable(replays)) | _facts(pool_rows(a_round.run, {r["id"] for r in annotations}))
-    base_right = {r["id"] for r in a_round.run.base("evaluation").read(["id", "correct"]).to_pylist() if r["correct"]}
+    replayed = [r for r in replay_samples(run) if r["id"] in replay_ids]
+    known_before = {r["id"] for r in replayed if knew(r["samples"], r["greedy"], r["answers"], grading)}
+    bought = pool_rows(run, {r["id"] for r in annotations})
+    bought_facts = {r["fact_id"] for r in bought} - {None}
+    touched = bought_facts | {r["fact_id"] for r in chain(*replays)} - {None}
+    base_right = {r["id"] for r in run.base("evaluation").read(["id", "correct"]).to_pylist() if r["correct"]}
+    rows = a_round.table("evaluation").read(["id", "fact_id", *GRADES]).to_pylist()
     asked = [r for r in rows if r["id"] not in replay_ids]
-    untouched = [r for r in asked if r["id"] in base_right and (r["fact_id"] is None or r["fact_id"] not in touched)]
+    scope = eval_scope(run.config)
+    once = [r for r in asked if r["scope"] != "same" or scope == "same"]  # each fact, whatever else it is asked in
+    taught = [r for r in asked if r["fact_id"] in bought_facts]
+    sampled = run.base("pool_samples").rows if needs(a_round.strategy, Need.SAMPLES) else 0
     return {
         "strategy": a_round.strategy,
         "seed": a_round.seed,
         "round": a_round.number,
         "annotations": len(annotations),
-        "cost": sum(r["cost"] for r in annotations) + sampling_cost(a_round.run, a_round.strategy),
-        "ledger": _sum(ledger(r.table("annotations")) for r in rounds),
-        "accuracy": _share(asked, eval_scope(a_round.run.config)),
-        "corpus_prompt_accuracy": _corpus_prompt_accuracy(a_round.run, a_round.table("evaluation")),
+        "cost": sum(r["cost"] for r in annotations) + run.config.acquire.sampling_cost * sampled,
+        "ledger": dict(booked),
+        "accuracy": _share(asked, scope),
+        "taught_accuracy": _share(taught, scope),
+        "taught_same_words": _share(taught, "same"),
+        "same_words_accuracy": _share(asked, "same"),
+        "corpus_prompt_accuracy": _corpus_prompt_accuracy(run, a_round.table("evaluation")),
         "domain_accuracy": _share(asked, "domain"),
-        "known_accuracy": _mean(untouched),
+        "known_accuracy": _mean([r for r in once if r["id"] in base_right and r["fact_id"] not in touched]),
         "replayed_accuracy": _mean([r for r in rows if r["id"] in known_before]),
-        "misconceptions_replayed": misconceptions(replayed),
+        "misconceptions_replayed": misconceptions(replayed, grading, run.config.label.refusals),
     }
 
 
 def _corpus_prompt_accuracy(run: Run, evaluation: Table) -> float | None:
     """Accuracy under `corpus.prompt`; None where that is the prompt of `evaluation` itself."""
-    other = _other(evaluation)
+    other = under_corpus_prompt(evaluation)
     return _share(other.read(GRADES).to_pylist(), eval_scope(run.config)) if other.is_done else None
 
 
-def sampling_cost(run: Run, strategy: Strategy) -> float:
-    """What sampling the pool cost a strategy that ranks by it, in the unit of `annotate.cost`."""
-    return run.config.acquire.sampling_cost * run.base("pool_samples").rows if needs(strategy, Need.SAMPLES) else 0.0
-
-
-def _sum(parts: Iterable[dict[str, float]]) -> dict[str, float]:
-    total: Counter[str] = Counter()
-    for part in parts:
-        total.update(part)
-    return dict(total)
-
-
-def _facts(rows: Iterable[dict[str, Any]]) -> set[str]:
-    return {r["fact_id"] for r in rows if r["fact_id"] is not None}
-
-
-def _share(rows: list[dict[str, Any]], scope: str) -> float | None:
+def _share(rows: list[Graded], scope: str) -> float | None:
     """Accuracy over one scope. Failed rows count as wrong. Raises `ValueError` for a row whose scope is none of
     `schema.SCOPES`."""
     if unknown := {r["scope"] for r in rows}.difference(schema.SCOPES):
@@ -175,7 +118,7 @@ def _share(rows: list[dict[str, Any]], scope: str) -> float | None:
     return _mean([r for r in rows if r["scope"] == scope])
 
 
-def _mean(rows: list[dict[str, Any]]) -> float | None:
+def _mean(rows: list[Graded]) -> float | None:
     """Share of right answers; None where no row has gold to grade by."""
     graded = [r for r in rows if r["answers"]]
     return sum(bool(r["correct"]) for r in graded) / len(graded) if graded else None

@@ -8,7 +8,7 @@ compare states keep at most `acquire.candidates` of them.
 import heapq
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -33,6 +33,7 @@ class PoolRow:
     likelihood: float | None = None
     quadrant: str | None = None
     state: np.ndarray | None = None
+    abstains: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Policy(Protocol):
         ...
 
 
+ABSTAINS_NATS = 1e5
+"""More than any entropy or -log p of an answer."""
 T = TypeVar("T")
 Priority = Callable[[PoolRow], tuple[float, str]]
 """Gives (priority, reason); the highest priority is bought first."""
@@ -88,40 +91,40 @@ class Ranking:
 
 
 @dataclass(frozen=True)
-class KCentre:
-    """`coreset`: greedy k-centre (Sener and Savarese, 2018) on standardised states, the bought ones being centres
-    already."""
+class FarthestFirst:
+    """Takes the `candidates` rows of highest priority, and of these greedily the one with the largest priority ×
+    (distance to the nearest chosen or bought state) ^ `diversity`.
 
+    Not `weighted`, distances alone decide: with `diversity` 1, greedy k-centre (Sener and Savarese, 2018).
+    """
+
+    priority: Priority
     candidates: int
-    seed: int
+    diversity: float = 1.0
+    weighted: bool = True
 
     def choose(self, rows: Iterable[PoolRow], bought: Set[str], count: int) -> list[Acquisition]:
-        def drawn(row: PoolRow) -> float:
-            return uniform(f"coreset-{self.seed}", row.id)
+        centres: list[np.ndarray] = []
 
-        ids, _, states, centres = _candidates(rows, bought, self.candidates, drawn)
-        picks = farthest_first(states, centres, np.ones(len(ids)), 1.0, count)
-        return [Acquisition(ids[n], f"distance {d:.3f} to the nearest chosen state") for n, d in picks]
+        def unbought() -> Iterator[tuple[float, str, str, np.ndarray]]:
+            for row in rows:
+                state = _given(row.state, row, "hidden state")
+                if row.id in bought:
+                    centres.append(state)
+                else:
+                    priority, why = self.priority(row)
+                    yield -priority, row.id, why, state
 
-
-@dataclass(frozen=True)
-class ProbeTimesDistance:
-    """`ka2l_diverse`: P(unknown) × (distance to the nearest chosen or bought state) ^ `diversity`, greedily."""
-
-    candidates: int
-    diversity: float
-
-    def choose(self, rows: Iterable[PoolRow], bought: Set[str], count: int) -> list[Acquisition]:
-        def likely(row: PoolRow) -> float:
-            return -_given(row.p_unknown, row, "P(unknown)")
-
-        ids, orders, states, centres = _candidates(rows, bought, self.candidates, likely)
-        weights = -orders
-        picks = farthest_first(states, centres, weights, self.diversity, count)
-        return [
-            Acquisition(ids[n], f"p_unknown {weights[n]:.3f}, distance {d:.3f} to the nearest chosen state")
-            for n, d in picks
-        ]
+        kept = heapq.nsmallest(self.candidates, unbought(), key=lambda r: r[:2])
+        states, bought_states = (np.array(s, np.float32) for s in ([s for *_, s in kept], centres))
+        weights = np.array([-order if self.weighted else 1.0 for order, *_ in kept])
+        picks = farthest_first(states, bought_states, weights, self.diversity, count)
+        chosen = []
+        for n, distance in picks:
+            _, question, why, _ = kept[n]
+            far = f"distance {distance:.3f} to the nearest chosen state"
+            chosen.append(Acquisition(question, f"{why}, {far}" if why else far))
+        return chosen
 
 
 def farthest_first(
@@ -138,10 +141,9 @@ def farthest_first(
     mean, spread = states.mean(0), states.std(0)
     scale = np.where(spread > 0, spread, 1.0) * np.sqrt(states.shape[1])
     points = (states - mean) / scale
-    started = np.full(len(states), np.inf)
+    nearest, left = np.full(len(states), np.inf), np.ones(len(states), dtype=bool)
     for centre in (centres - mean) / scale if len(centres) else ():
-        started = np.minimum(started, np.linalg.norm(points - centre, axis=1))
-    nearest, left = started, np.ones(len(states), dtype=bool)
+        nearest = np.minimum(nearest, np.linalg.norm(points - centre, axis=1))
     for _ in range(min(count, len(states))):
         first = np.isinf(nearest).all()
         distance = np.linalg.norm(points, axis=1) if first else nearest
@@ -152,31 +154,6 @@ def farthest_first(
         nearest = np.minimum(nearest, np.linalg.norm(points - points[row], axis=1))
 
 
-def _candidates(
-    rows: Iterable[PoolRow], bought: Set[str], limit: int, order: Callable[[PoolRow], float]
-) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
-    """Ids, orders (N,) and states (N, D) of the `limit` unbought rows first by `order`, and the states (M, D) of the
-    bought ones."""
-    centres: list[np.ndarray] = []
-
-    def unbought() -> Iterator[tuple[float, str, np.ndarray]]:
-        for row in rows:
-            state = _given(row.state, row, "hidden state")
-            if row.id in bought:
-                centres.append(state)
-            else:
-                yield order(row), row.id, state
-
-    kept = heapq.nsmallest(limit, unbought(), key=lambda r: r[:2])
-    orders = np.array([o for o, _, _ in kept])
-    return (
-        [i for _, i, _ in kept],
-        orders,
-        np.array([s for _, _, s in kept], dtype=np.float32),
-        np.array(centres, dtype=np.float32),
-    )
-
-
 def by_probe(row: PoolRow) -> tuple[float, str]:
     """`ka2l`: the questions that the probe holds most likely unknown."""
     p = _given(row.p_unknown, row, "P(unknown)")
@@ -184,29 +161,35 @@ def by_probe(row: PoolRow) -> tuple[float, str]:
 
 
 def by_entropy(row: PoolRow) -> tuple[float, str]:
-    """`entropy`: sampled semantic entropy, what the probe stands in for."""
+    """`entropy`: sampled semantic entropy, what the probe stands in for, after questions that the model abstains from,
+    which it gives the same answer to, namely none. Ties are broken by a hash of the id, not by
+    its alphabet, and far below the least gap of two entropies."""
     entropy = _given(row.entropy_nats, row, "entropy")
-    return entropy + _tie(row), f"entropy {entropy:.3f} nats"
+    return _first(row, entropy + 1e-9 * uniform("tie", row.id), f"entropy {entropy:.3f} nats")
 
 
 def by_likelihood(row: PoolRow) -> tuple[float, str]:
-    """`likelihood`: the least likely greedy answers."""
+    """`likelihood`: the questions that the model abstains from, then the least likely greedy answers."""
     nats = _given(row.likelihood, row, "likelihood")
-    return nats, f"greedy answer at {-nats:.3f} nats"
+    return _first(row, nats, f"greedy answer at {-nats:.3f} nats")
+
+
+def _first(row: PoolRow, priority: float, why: str) -> tuple[float, str]:
+    """The priority, above any other where the model abstains."""
+    return (ABSTAINS_NATS + priority, f"abstains, {why}") if row.abstains else (priority, why)
 
 
 def by_quadrant(wanted: tuple[Quadrant, ...]) -> Priority:
     """`quadrant`: by grade and consistency in the order of `wanted`, inside a quadrant by entropy; then the other
     quadrants, and last the questions that have none because they have no gold."""
-    order = {name: len(wanted) - n for n, name in enumerate(wanted)}
+    order: dict[str, int] = {name: len(wanted) - n for n, name in enumerate(wanted)}
 
     def priority(row: PoolRow) -> tuple[float, str]:
-        entropy = _given(row.entropy_nats, row, "entropy")
-        place = -1 if row.quadrant is None else order.get(row.quadrant, 0)
+        entropy, why = by_entropy(replace(row, abstains=False))
+        quadrant = "abstains" if row.abstains else row.quadrant
+        place = -1 if quadrant is None else order.get(quadrant, 0)
         # An entropy is below ln K, and K at most 100: a hundredth of it never leaves its quadrant.
-        return place + (
-            entropy + _tie(row)
-        ) / 100, f"{row.quadrant or 'no quadrant without gold'}, entropy {entropy:.3f} nats"
+        return place + entropy / 100, f"{quadrant or 'no quadrant without gold'}, {why}"
 
     return priority
 
@@ -214,6 +197,11 @@ def by_quadrant(wanted: tuple[Quadrant, ...]) -> Priority:
 def at_random(seed: int) -> Priority:
     """`random`: a uniform draw, a function of (seed, id) alone."""
     return lambda row: (uniform(f"random-{seed}", row.id), "drawn at random")
+
+
+def as_candidate(seed: int) -> Priority:
+    """`coreset`: which questions are compared by their states, drawn like `random`'s."""
+    return lambda row: (-uniform(f"coreset-{seed}", row.id), "")
 
 
 def by_truth(seed: int) -> Priority:
@@ -226,12 +214,6 @@ def by_truth(seed: int) -> Priority:
         return float(row.truth == "unseen") + uniform(f"oracle-{seed}", row.id), f"truth: {row.truth}"
 
     return priority
-
-
-def _tie(row: PoolRow) -> float:
-    """Breaks ties between equal entropies by a hash of the id, not by its alphabet; far below the least gap of two
-    entropies."""
-    return 1e-9 * uniform("tie", row.id)
 
 
 def _given(value: T | None, row: PoolRow, name: str) -> T:

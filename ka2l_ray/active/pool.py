@@ -33,10 +33,9 @@ def scored_pool(run: Run, with_state: bool = False) -> Iterator[PoolRow]:
 
 def sampled_pool(run: Run) -> Iterator[PoolRow]:
     """Pool questions with what their K samples show, streamed; failed rows are left out."""
-    for batch in run.base("pool_knowledge").batches(["id", "truth", "group", "entropy_nats", "likelihood", "quadrant"]):
-        for row in batch.to_pylist():
-            if row["entropy_nats"] is not None:
-                yield PoolRow(**row)
+    columns = ["id", "truth", "group", "entropy_nats", "likelihood", "quadrant", "abstains"]
+    batches = run.base("pool_knowledge").batches(columns)
+    return (PoolRow(**row) for batch in batches for row in batch.to_pylist() if row["entropy_nats"] is not None)
 
 
 def pool_for(strategy: Strategy, run: Run) -> Iterator[PoolRow]:
@@ -54,9 +53,6 @@ def pool_rows(run: Run, ids: Set[str]) -> list[dict[str, Any]]:
 
 def replay_samples(run: Run) -> list[dict[str, Any]]:
     """Replay candidates with their samples; failed rows are left out."""
-    rows = (
-        run.base("replay").read(["id", "question", "samples", "greedy", "answers", "error"]).to_pylist()
-        if run.base("replay").rows
-        else []
-    )
+    columns = ["id", "question", "samples", "greedy", "answers", "error"]
+    rows = (r for batch in run.base("replay").batches(columns) for r in batch.to_pylist())
     return [r for r in rows if r["error"] is None]

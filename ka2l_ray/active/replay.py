@@ -12,7 +12,8 @@ from typing import Any
 from ka2l_ray.active.policies import PoolRow
 from ka2l_ray.config import ReplaySection
 from ka2l_ray.hashing import uniform
-from ka2l_ray.text.grading import is_correct, normalize
+from ka2l_ray.text.answers import abstains
+from ka2l_ray.text.grading import EXACT, Grading, are_equal, grade
 
 
 def replay_counts(replay: ReplaySection, budget: int) -> tuple[int, int]:
@@ -41,34 +42,43 @@ def select_replay(rows: Iterable[PoolRow], bought: Set[str], known: int, unknown
     return sorted(i for _, i in chain(of_known[:taken], of_unknown[: count - taken]))
 
 
-def replayed_answers(samples: Sequence[str], greedy: str, gold: Sequence[str], replay: ReplaySection) -> list[str]:
+def replayed_answers(
+    samples: Sequence[str], greedy: str, gold: Sequence[str], replay: ReplaySection, grading: Grading = EXACT
+) -> list[str]:
     """The answers that a replayed question is trained on; epochs take them in turn.
 
     With `gold_is_free` only right ones, if the model gave any: what it answers wrong is then not taught again.
     """
     own = list(samples) if replay.source == "samples" else [greedy]
-    right = [a for a in own if is_correct(a, gold)] if replay.gold_is_free else []
+    right = [a for a in own if grade(a, gold, grading)] if replay.gold_is_free else []
     return right or own
 
 
-def knew(samples: Sequence[str], greedy: str, gold: Sequence[str]) -> bool:
+def knew(samples: Sequence[str], greedy: str, gold: Sequence[str], grading: Grading = EXACT) -> bool:
     """Whether the base model knew the answer: greedy answer and at least half of its samples correct, not a lucky
     guess."""
-    right = [bool(is_correct(a, gold)) for a in samples]
-    return bool(is_correct(greedy, gold)) and 2 * sum(right) >= len(right)
+    right = [bool(grade(a, gold, grading)) for a in samples]
+    return bool(grade(greedy, gold, grading)) and 2 * sum(right) >= len(right)
 
 
-def is_misconception(answers: Sequence[str], gold: Sequence[str]) -> bool:
-    """Whether a model is sure of a wrong answer: all its answers are the same, and wrong."""
-    return bool(gold) and len({normalize(a) for a in answers}) == 1 and not is_correct(answers[0], gold)
+def is_misconception(
+    answers: Sequence[str], gold: Sequence[str], grading: Grading = EXACT, refusals: Sequence[str] = ()
+) -> bool:
+    """Whether a model is sure of a wrong answer: all its answers are the same, and wrong. No answer is none."""
+    if not gold or abstains(answers[0], refusals):
+        return False
+    return all(are_equal(answers[0], a) for a in answers) and not any(grade(a, gold, grading) for a in answers)
 
 
-def misconceptions(replayed: Sequence[Mapping[str, Any]]) -> int | None:
+def misconceptions(
+    replayed: Sequence[Mapping[str, Any]], grading: Grading = EXACT, refusals: Sequence[str] = ()
+) -> int | None:
     """How many replayed questions the base model answers wrong and is sure of, so that replay teaches it again; None
     without gold.
 
     Rows have `samples`, `greedy` and gold `answers`. Which of its own answers is taught does not matter: they are all
     the same.
     """
-    graded = [is_misconception([*r["samples"], r["greedy"]], r["answers"]) for r in replayed if r["answers"]]
+    rows = [r for r in replayed if r["answers"]]
+    graded = [is_misconception([*r["samples"], r["greedy"]], r["answers"], grading, refusals) for r in rows]
     return sum(graded) if graded else None

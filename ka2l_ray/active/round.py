@@ -6,7 +6,6 @@ Refuses to know: what a step does, Ray.
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 from ka2l_ray.annotate.file import is_waiting
 from ka2l_ray.config import Strategy
@@ -14,6 +13,7 @@ from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.records import Records
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.results_schema import RoundResult
 
 
 class RoundState(StrEnum):
@@ -37,6 +37,9 @@ class Round:
     draw: int
     number: int
 
+    def __str__(self) -> str:
+        return f"{self.strategy} seed {self.seed} round {self.number}"
+
     @property
     def folder(self) -> Folder:
         return self.run.round(self.strategy, self.draw, self.number)
@@ -58,11 +61,9 @@ class Round:
     @property
     def state(self) -> RoundState:
         done = self.records.done()
-        for state in (RoundState.ACQUIRE, RoundState.ANNOTATE, RoundState.FINETUNE, RoundState.EVALUATE):
-            if state not in done:
-                waits = state == RoundState.ANNOTATE and is_waiting(self.folder / "annotations")
-                return RoundState.WAITING if waits else state
-        return RoundState.DONE
+        state = next(s for s in RoundState if s != RoundState.WAITING and s not in done)
+        waits = state == RoundState.ANNOTATE and is_waiting(self.folder / "annotations")
+        return RoundState.WAITING if waits else state
 
     @property
     def records(self) -> Records:
@@ -73,9 +74,14 @@ class Round:
         """The fine-tuned model; `finetune` writes `training.json` after everything else in it."""
         return self.folder / "finetune/model"
 
+    @property
+    def bought_before(self) -> set[str]:
+        """Ids of what the earlier rounds acquired."""
+        return {i for r in self.earlier for i in r.table("acquired").read(["id"])["id"].to_pylist()}
+
     def table(self, name: str) -> Table:
         return Table(self.folder / name)
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> RoundResult:
         """The figures of a finished round, with the seconds of each step."""
         return self.records.result(RoundState.EVALUATE) | {"seconds": self.records.seconds()}

@@ -8,14 +8,15 @@ random's mean accuracy there.
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
+
+from ka2l_ray.results_schema import RoundResult, SavingResult
 
 LearningCurve = list[tuple[int, float]]
 
 
-def curves(rounds: Sequence[dict[str, Any]], strategy: str) -> dict[int, LearningCurve]:
+def curves(rounds: Sequence[RoundResult], strategy: str) -> dict[int, LearningCurve]:
     """Learning curves of a strategy by seed, ordered by annotations."""
     found: dict[int, LearningCurve] = defaultdict(list)
     for r in rounds:
@@ -24,10 +25,15 @@ def curves(rounds: Sequence[dict[str, Any]], strategy: str) -> dict[int, Learnin
     return {seed: sorted(points) for seed, points in found.items()}
 
 
+def at_shared_counts(many: Sequence[LearningCurve]) -> dict[int, list[float]]:
+    """The accuracies of all curves at each annotation count that every curve has."""
+    shared = set.intersection(*({n for n, _ in c} for c in many)) if many else set()
+    return {n: [dict(c)[n] for c in many] for n in sorted(shared)}
+
+
 def mean_curve(many: Sequence[LearningCurve]) -> LearningCurve:
     """Mean accuracy at each annotation count that every curve has."""
-    shared = set.intersection(*({n for n, _ in c} for c in many)) if many else set()
-    return [(n, float(np.mean([dict(c)[n] for c in many]))) for n in sorted(shared)]
+    return [(n, float(np.mean(accuracies))) for n, accuracies in at_shared_counts(many).items()]
 
 
 def annotations_to_reach(curve: LearningCurve, accuracy: float) -> float | None:
@@ -40,7 +46,7 @@ def annotations_to_reach(curve: LearningCurve, accuracy: float) -> float | None:
     return float(curve[-1][0]) if curve and curve[-1][1] >= accuracy else None
 
 
-def savings(rounds: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def savings(rounds: Sequence[RoundResult]) -> list[SavingResult]:
     """The `saving` part of results.json: one entry per strategy and seed, empty without a `random` curve.
 
     Null where a strategy never reaches random's final accuracy, and everywhere where random ends no higher than the
@@ -49,15 +55,20 @@ def savings(rounds: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     baseline = mean_curve(list(curves(rounds, "random").values()))
     if len(baseline) < 2:
         return []
-    budget, target = baseline[-1]
-    gained = target > baseline[0][1]
-    found = []
+    (_, base), (budget, target) = baseline[0], baseline[-1]
+    found: dict[tuple[str, int], float | None] = {}
     for strategy in dict.fromkeys(r["strategy"] for r in rounds if r["strategy"] != "random"):
         for seed, curve in curves(rounds, strategy).items():
-            reached = annotations_to_reach(curve, target) if gained else None
-            found.append(
-                {"strategy": strategy, "seed": seed, "saving": None if reached is None else 1 - reached / budget}
-            )
-    ceiling = [f["saving"] for f in found if f["strategy"] == "oracle" and f["saving"]]
+            reached = annotations_to_reach(curve, target) if target > base else None
+            found[strategy, seed] = None if reached is None else 1 - reached / budget
+    ceiling = [saving for (strategy, _), saving in found.items() if strategy == "oracle" and saving]
     best = float(np.mean(ceiling)) if ceiling else None
-    return [f | {"of_oracle": None if best is None or f["saving"] is None else f["saving"] / best} for f in found]
+    return [
+        SavingResult(
+            strategy=strategy,
+            seed=seed,
+            saving=saving,
+            of_oracle=None if best is None or saving is None else saving / best,
+        )
+        for (strategy, seed), saving in found.items()
+    ]

@@ -9,13 +9,14 @@ Refuses to know: how scores, probes or decoders are made, how policies choose, w
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from dataclasses import asdict
 
 import pyarrow as pa
 
 from ka2l_ray import schema
+from ka2l_ray.active.evaluation import evaluate_round
 from ka2l_ray.active.examples import training_examples, watched_questions
-from ka2l_ray.active.outcome import evaluate_round, round_figures
+from ka2l_ray.active.outcome import round_figures
 from ka2l_ray.active.policies import Acquisition
 from ka2l_ray.active.pool import pool_for, pool_rows, scored_pool
 from ka2l_ray.active.reprobe import scoring_run
@@ -23,14 +24,15 @@ from ka2l_ray.active.round import Round, RoundState
 from ka2l_ray.active.strategies import STRATEGIES, policy
 from ka2l_ray.annotate.annotators import Asked
 from ka2l_ray.annotate.stage import annotate as ask
-from ka2l_ray.decode.stage import SourceQuestion, decode, written_before
+from ka2l_ray.decode.stage import decode, written_before
 from ka2l_ray.errors import ConfigError, StageError
 from ka2l_ray.finetune.train import Job
 from ka2l_ray.finetune.train import finetune as train
 from ka2l_ray.models.prompts import finetune_prompt
+from ka2l_ray.results_schema import RoundFigures, RoundResult
 
 
-def play(a_round: Round, until: RoundState = RoundState.EVALUATE) -> dict[str, Any] | None:
+def play(a_round: Round, until: RoundState = RoundState.EVALUATE) -> RoundResult | None:
     """Run a round's steps up to and including `until`. Returns the round's figures with the seconds of each step, None
     until it is evaluated. Raises `Waiting` if people have to answer first.
 
@@ -57,9 +59,8 @@ def acquire(a_round: Round) -> None:
     if a_round.table("acquired").is_done:
         return
     run, strategy = a_round.run, a_round.strategy
-    bought = {i for r in a_round.earlier for i in r.table("acquired").read(["id"])["id"].to_pylist()}
-    rows = pool_for(strategy, scoring_run(a_round))
-    choices = policy(strategy, run.config.acquire, a_round.seed).choose(rows, bought, a_round.budget)
+    pool = pool_for(strategy, scoring_run(a_round))
+    choices = policy(strategy, run.config.acquire, a_round.seed).choose(pool, a_round.bought_before, a_round.budget)
     if len(choices) < a_round.budget:
         raise ConfigError(
             f"active.budget = {run.config.active.budget}: round {a_round.number} of {a_round.strategy} needs "
@@ -67,27 +68,22 @@ def acquire(a_round: Round) -> None:
         )
     generated = _generated(a_round, choices) if STRATEGIES[strategy].decodes and run.config.decode.enabled else []
     final = [*choices[: a_round.budget - len(generated)], *generated]
-    found = [{"id": c.id, "reason": c.reason, "rank": rank} for rank, c in enumerate(final)]
-    a_round.table("acquired").write((None, pa.Table.from_pylist(found, schema=schema.ACQUIRED)))
+    rows = [asdict(choice) | {"rank": rank} for rank, choice in enumerate(final)]
+    a_round.table("acquired").write((None, pa.Table.from_pylist(rows, schema=schema.ACQUIRED)))
 
 
 def _generated(a_round: Round, choices: list[Acquisition]) -> list[Acquisition]:
     """Questions decoded from the states of the choices that are likely unknown. For `decoded`, those that are kept and
     most likely unknown, up to their share of the budget; `ka2l` records them and buys not one."""
-    config = a_round.run.config
-    chosen = {c.id for c in choices}
-    unknown = {
-        s.id for s in scored_pool(a_round.run) if s.id in chosen and (s.p_unknown or 0.0) >= config.decode.min_p_unknown
-    }
-    texts = pool_rows(a_round.run, unknown)
-    sources = [SourceQuestion(r["id"], r["question"]) for r in sorted(texts, key=lambda r: r["id"])]
+    run, chosen = a_round.run, {c.id for c in choices}
+    least = run.config.decode.min_p_unknown
+    unknown = {s.id for s in scored_pool(run) if s.id in chosen and (s.p_unknown or 0.0) >= least}
+    sources = {r["id"]: r["question"] for r in sorted(pool_rows(run, unknown), key=lambda r: r["id"])}
     if not sources:
         return []
-    rows = decode(
-        a_round.run, sources, a_round.table("decoded"), written_before(r.folder for r in a_round.earlier)
-    ).to_pylist()
+    rows = decode(run, sources, a_round.table("decoded"), written_before(r.folder for r in a_round.earlier)).to_pylist()
     kept = sorted((r for r in rows if r["status"] == "kept"), key=lambda r: (-r["p_unknown"], r["id"]))
-    share = config.acquire.decoded_share if a_round.strategy == "decoded" else 0.0
+    share = run.config.acquire.decoded_share if a_round.strategy == "decoded" else 0.0
     best = kept[: round(a_round.budget * share)]
     return [Acquisition(r["id"], f"decoded from {r['source_id']}, p_unknown {r['p_unknown']:.3f}") for r in best]
 
@@ -114,18 +110,19 @@ def finetune(a_round: Round) -> None:
     """Fine-tune the base model on everything bought so far and on what is replayed."""
     run, examples, watched = a_round.run, training_examples(a_round), watched_questions(a_round)
     planned = sum(r.budget for r in [*a_round.earlier, a_round]) + a_round.table("finetune/replay_questions").rows
-    prompt, section = finetune_prompt(run), run.config.finetune
-    job = Job(run.config.model, prompt, section, examples, a_round.model, a_round.seed, watched, planned)
+    model, prompt, section = run.config.model, finetune_prompt(run), run.config.finetune
+    names = (run.config.run.name, str(a_round))
+    job = Job(model, prompt, section, examples, a_round.model, a_round.seed, watched, planned, *names)
     train(job, f"finetune-{run.hash}-{a_round.strategy}-{a_round.seed}-{a_round.number}")
 
 
-def evaluate(a_round: Round) -> dict[str, Any]:
+def evaluate(a_round: Round) -> RoundFigures:
     """Evaluate the fine-tuned model; returns the round's figures."""
     evaluate_round(a_round)
     return round_figures(a_round)
 
 
-STEPS: dict[RoundState, Callable[[Round], dict[str, Any] | None]] = {
+STEPS: dict[RoundState, Callable[[Round], RoundFigures | None]] = {
     RoundState.ACQUIRE: acquire,
     RoundState.ANNOTATE: annotate,
     RoundState.FINETUNE: finetune,

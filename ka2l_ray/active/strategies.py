@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from ka2l_ray.active.policies import (
-    KCentre,
+    FarthestFirst,
     Policy,
-    ProbeTimesDistance,
     Ranking,
+    as_candidate,
     at_random,
     by_entropy,
     by_likelihood,
@@ -54,7 +54,7 @@ class StrategySpec:
     """One strategy: `policy` makes its policy from the section `acquire` and a seed. With `decodes` it has questions
     generated from the hidden states of its choice, where `decode.enabled`."""
 
-    needs: frozenset[Need]
+    needs: tuple[Need, ...]
     policy: Callable[[AcquireSection, int], Policy]
     decodes: bool = False
 
@@ -66,26 +66,26 @@ class StrategySpec:
         return tuple(dict.fromkeys(step for need in Need if need in self.needs for step in STEPS_FOR[need]))
 
 
-def _spec(*needs: Need, policy: Callable[[AcquireSection, int], Policy], decodes: bool = False) -> StrategySpec:
-    return StrategySpec(frozenset(needs), policy, decodes)
-
-
 def _by_group(acquire: AcquireSection) -> bool:
     return acquire.balance == "group"
 
 
 STRATEGIES: dict[Strategy, StrategySpec] = {
-    "ka2l": _spec(Need.SCORES, policy=lambda a, _: Ranking(by_probe, _by_group(a)), decodes=True),
-    "ka2l_diverse": _spec(Need.SCORES, Need.STATES, policy=lambda a, _: ProbeTimesDistance(a.candidates, a.diversity)),
-    "decoded": _spec(Need.SCORES, policy=lambda a, _: Ranking(by_probe, _by_group(a)), decodes=True),
-    "entropy": _spec(Need.SAMPLES, Need.THRESHOLD, policy=lambda a, _: Ranking(by_entropy, _by_group(a))),
-    "likelihood": _spec(Need.SAMPLES, policy=lambda a, _: Ranking(by_likelihood, _by_group(a))),
-    "coreset": _spec(Need.STATES, policy=lambda a, seed: KCentre(a.candidates, seed)),
-    "quadrant": _spec(
-        Need.SAMPLES, Need.THRESHOLD, policy=lambda a, _: Ranking(by_quadrant(a.quadrants), _by_group(a))
+    "ka2l": StrategySpec((Need.SCORES,), lambda a, _: Ranking(by_probe, _by_group(a)), decodes=True),
+    "ka2l_diverse": StrategySpec(
+        (Need.SCORES, Need.STATES), lambda a, _: FarthestFirst(by_probe, a.candidates, a.diversity)
     ),
-    "random": _spec(policy=lambda a, seed: Ranking(at_random(seed), _by_group(a))),
-    "oracle": _spec(Need.TRUTH, policy=lambda a, seed: Ranking(by_truth(seed), _by_group(a))),
+    "decoded": StrategySpec((Need.SCORES,), lambda a, _: Ranking(by_probe, _by_group(a)), decodes=True),
+    "entropy": StrategySpec((Need.SAMPLES, Need.THRESHOLD), lambda a, _: Ranking(by_entropy, _by_group(a))),
+    "likelihood": StrategySpec((Need.SAMPLES,), lambda a, _: Ranking(by_likelihood, _by_group(a))),
+    "coreset": StrategySpec(
+        (Need.STATES,), lambda a, seed: FarthestFirst(as_candidate(seed), a.candidates, weighted=False)
+    ),
+    "quadrant": StrategySpec(
+        (Need.SAMPLES, Need.THRESHOLD), lambda a, _: Ranking(by_quadrant(a.quadrants), _by_group(a))
+    ),
+    "random": StrategySpec((), lambda a, seed: Ranking(at_random(seed), _by_group(a))),
+    "oracle": StrategySpec((Need.TRUTH,), lambda a, seed: Ranking(by_truth(seed), _by_group(a))),
 }
 
 

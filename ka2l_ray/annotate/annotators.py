@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ka2l_ray.chat.endpoint import Annotated
 from ka2l_ray.config import Config
 from ka2l_ray.world.facts import World
 
-Status = Literal["answered", "no_such_thing", "no_reference", "refused", "truncated", "blank", "failed"]
 AnnotatorName = Literal["world", "reference", "endpoint", "file"]
 
 
@@ -25,29 +25,13 @@ class Asked:
     group: str | None
 
 
-@dataclass(frozen=True)
-class Annotated:
-    """`answer` is None unless `status` is `answered`; an unanswered question is paid for and never trained on."""
-
-    answer: str | None
-    status: Status
-
-
 class Waiting(Exception):
-    """People have not answered yet; names the files with their questions. Not an error: the loop goes on with the
-    rounds that do not wait."""
+    """People have not answered yet; `csv` is the file with their questions, empty where all of them are asked in other
+    rounds' files. Not an error: the loop goes on with the rounds that do not wait."""
 
-    def __init__(self, jsonl: str, csv: str, questions: int) -> None:
-        super().__init__(f"{questions:,} questions wait for answers in {csv} (the same as JSONL: {jsonl})")
-        self.jsonl, self.csv, self.questions = jsonl, csv, questions
-
-
-class WaitingForOthers(Waiting):
-    """All questions of a round that have no answer yet are asked in another round's file already."""
-
-    def __init__(self, questions: int) -> None:
-        super().__init__("", "", questions)
-        self.args = (f"{questions:,} questions wait for answers in the files of other rounds, which ask the same",)
+    def __init__(self, message: str, csv: str = "") -> None:
+        super().__init__(message)
+        self.csv = csv
 
 
 Annotator = Callable[[str, Sequence[str]], Annotated]
@@ -64,8 +48,8 @@ def ask_world(world: World) -> Annotator:
     """An annotator who knows the world's truth, also for decoded questions; says when there is no such person."""
 
     def annotate(question: str, gold: Sequence[str]) -> Annotated:
-        reply = world.ask(question)
-        return Annotated(reply.answer, "answered") if reply.fact else Annotated(None, "no_such_thing")
+        fact = world.ask(question)
+        return Annotated(fact.value, "answered") if fact else Annotated(None, "no_such_thing")
 
     return annotate
 

@@ -12,17 +12,21 @@ import contextlib
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
-from itertools import chain
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 
 from ka2l_ray.annotate.annotators import Annotated, Asked, Waiting
 from ka2l_ray.config import ConfigError
+from ka2l_ray.dataflow.log import log
 from ka2l_ray.dataflow.rows import (
     DELIMITERS,
     UTF16_MARKS,
     BadRow,
+    Row,
     csv_table,
     json_rows,
     listed,
@@ -30,9 +34,20 @@ from ka2l_ray.dataflow.rows import (
     open_stream,
 )
 from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.text.grading import are_equal
 
 ASKED, QUESTIONS_JSONL, QUESTIONS_CSV, ANSWERS = "asked.json", "to_annotate.jsonl", "to_annotate.csv", "answers.jsonl"
 COLUMNS: tuple[str, ...] = ("id", "question", "group", "answer")
+FORMULA = re.compile(r"'*(?:\s*[=+\-@＝＋－＠]|[\t\r\n])")
+"""How a cell begins that a spreadsheet computes instead of showing it (OWASP, CSV injection), perhaps after
+apostrophes."""
+SPOILT = re.compile(r"\d[.,]\d{4,}E\+\d{2,3}|#(?:N/A|[^\W\d_]+(?:/0)?[!?])|Err:\d+")
+"""What a spreadsheet leaves of a number of more than 11 digits, and of a formula that it cannot compute."""
+ENCODINGS = (
+    *("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp1258", "cp874"),
+    *("cp932", "gb18030", "cp949", "cp950", "mac_roman", "cp850", "cp437"),
+)
+"""What spreadsheets write besides UTF-8 and UTF-16, by the country of the user; the most frequent first."""
 NO_SUCH_THING = ("-", "–", "—", "no such thing")
 
 
@@ -60,21 +75,49 @@ def write_questions(questions: Sequence[Asked], folder: Folder) -> Waiting:
     asked = [{"id": q.id, "question": q.question, "group": q.group} for q in questions]
     record, jsonl, table = folder / ASKED, folder / QUESTIONS_JSONL, folder / QUESTIONS_CSV
     others = record.exists() and record.read_json() != asked
-    if others or not jsonl.exists():
-        jsonl.write_bytes(_as_jsonl([a | {"answer": ""} for a in asked]))
-    if others or not table.exists():
-        table.write_bytes(_as_csv(asked))
+    for file, data in ((jsonl, _as_jsonl([a | {"answer": ""} for a in asked])), (table, _as_csv(asked))):
+        if others or not file.exists():
+            file.write_bytes(data)
     record.write_json(asked)
-    return Waiting(jsonl.path, table.path, len(asked))
+    return Waiting(
+        f"{len(asked):,} questions wait for answers in {table.path} (the same as JSONL: {jsonl.path})", table.path
+    )
 
 
 def _as_csv(asked: Sequence[Mapping[str, object]]) -> bytes:
-    """A CSV that spreadsheets read as UTF-8, by its byte order mark."""
+    """A CSV that spreadsheets read as UTF-8, by its byte order mark, and in which they compute and convert nothing that
+    is read back."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, COLUMNS, restval="")
     writer.writeheader()
-    writer.writerows(asked)
+    writer.writerows({name: value and _shielded(name, str(value)) for name, value in a.items()} for a in asked)
     return text.getvalue().encode("utf-8-sig")
+
+
+def _shielded(column: str, text: str) -> str:
+    """The text as a cell that spreadsheets leave as it is: an apostrophe comes before what they would change."""
+    return f"'{text}" if _is_changed(column, text) else text
+
+
+def _unshielded(column: str, cell: str) -> str:
+    """The text that `_shielded` made a cell of."""
+    return cell[1:] if cell.startswith("'") and _is_changed(column, cell) else cell
+
+
+def _is_changed(column: str, text: str) -> bool:
+    """Whether a spreadsheet takes a text for a formula, or an id for a number, a date or a truth value."""
+    return FORMULA.match(text) is not None or (column == "id" and _is_converted(text.lstrip("'")))
+
+
+def _is_converted(text: str) -> bool:
+    """Whether the letters of a text are so few that it may be a number (`73928e05`), a date with a month's name in any
+    language (`MARCH1`), a time (`7 pm`) or a truth value (`WAHR`)."""
+    words = re.findall(r"[^\W\d_]+", text.casefold())
+    if not any(c.isdigit() for c in text):
+        return len(words) == 1 and len(text) > 3
+    return (
+        "_" not in text and len(words) < 4 and all(len(w) > 2 or w in ("a", "am", "d", "e", "p", "pm") for w in words)
+    )
 
 
 def _as_jsonl(records: Sequence[Mapping[str, object]]) -> bytes:
@@ -95,8 +138,7 @@ def answers_in(folder: Folder) -> dict[str, Imported]:
     """Imported answers by id; empty where nothing is imported."""
     if not (folder / ANSWERS).exists():
         return {}
-    lines = (folder / ANSWERS).read_bytes().decode().split("\n")
-    rows = [json.loads(line) for line in lines if line]
+    rows = (json.loads(line) for line in (folder / ANSWERS).read_bytes().decode().split("\n") if line)
     return {r["id"]: Imported(Annotated(r["answer"], r["status"]), r["cached"]) for r in rows}
 
 
@@ -110,12 +152,11 @@ def import_file(path: str | Path, folders: Sequence[Folder]) -> dict[str, int]:
     what is allowed.
     """
     asked = {f.path: {a["id"]: a["question"] for a in (f / ASKED).read_json()} for f in folders if (f / ASKED).exists()}
+    questions = {i: q for asked_there in asked.values() for i, q in asked_there.items()}
     waiting = {f.path: f for f in folders if is_waiting(f)}
     if not waiting:
         raise ConfigError(f"{path}: no round waits for answers")
-    answers = check_answers(
-        path, read_answers(path), {i: q for questions in asked.values() for i, q in questions.items()}
-    )
+    answers = check_answers(path, read_answers(path, questions.values()), questions)
     if not any(answers.values()):
         raise ConfigError(f"{path}: contains no answer at all; fill in the column `answer`")
     complete = [name for name in waiting if asked[name].keys() <= answers.keys()]
@@ -126,14 +167,15 @@ def import_file(path: str | Path, folders: Sequence[Folder]) -> dict[str, int]:
     meant = {i: meaning(answers[i]) for name in complete for i in asked[name]}
     seen: set[str] = set()
     for name in complete:
-        rows = [
-            {"id": i, "answer": meant[i].answer, "status": meant[i].status, "cached": i in seen} for i in asked[name]
-        ]
+        rows = [{"id": i, **asdict(meant[i]), "cached": i in seen} for i in asked[name]]
         seen.update(asked[name])
         (waiting[name] / ANSWERS).write_bytes(_as_jsonl(rows))
-    statuses = [a.status for a in meant.values()]
-    counts = {status: statuses.count(status) for status in ("answered", "no_such_thing", "blank")}
-    return {"rounds": len(complete), "waiting": len(waiting) - len(complete)} | counts
+    counts = Counter(a.status for a in meant.values())
+    return {
+        "rounds": len(complete),
+        "waiting": len(waiting) - len(complete),
+        **{status: counts[status] for status in ("answered", "no_such_thing", "blank")},
+    }
 
 
 def _incomplete(
@@ -156,16 +198,21 @@ def meaning(cell: str) -> Annotated:
 
 
 def check_answers(path: str | Path, rows: Sequence[AnswerRow], asked: Mapping[str, str]) -> dict[str, str]:
-    """Answers by id, checked against the questions by id. An id may occur twice where the answers agree or only one
-    is given.
+    """Answers by id, checked against the questions by id. An id may occur twice where the answers are equal, of which
+    the first is kept, or where only one is given. An id that a spreadsheet has changed is known by its question, where
+    no other id asks the same.
 
     Raises `ConfigError` for an id that was not asked, for a row whose question differs (columns sorted separately),
     and for two answers to one question.
     """
-    answers: dict[str, str] = {}
-    first: dict[str, int] = {}
+    kept: dict[str, AnswerRow] = {}
+    ids = defaultdict[str, list[str]](list)
+    for own_id, question in asked.items():
+        ids[_letters(question)].append(own_id)
     for row in rows:
         where = f"{path}: row {row.number}"
+        if row.id not in asked and len(found := ids.get(_letters(row.question), [])) == 1:
+            row = replace(row, id=found[0])
         if row.id not in asked:
             raise ConfigError(
                 f"{where}: id = {row.id!r} was not asked; allowed are the ids in {QUESTIONS_CSV} of a waiting round "
@@ -176,16 +223,20 @@ def check_answers(path: str | Path, rows: Sequence[AnswerRow], asked: Mapping[st
                 f"{where}: question = {row.question!r}, but id {row.id!r} asks {asked[row.id]!r}. Were columns sorted "
                 "separately? Restore the questions, or delete the column `question` if nothing else was changed"
             )
-        before = answers.get(row.id, "")
-        if before and row.answer and before != row.answer:
+        before = kept.get(row.id, row)
+        if before.answer and row.answer and not _agree(before.answer, row.answer):
             raise ConfigError(
-                f"{where}: answer = {row.answer!r} differs from {before!r} in row {first[row.id]} for the same "
+                f"{where}: answer = {row.answer!r} differs from {before.answer!r} in row {before.number} for the same "
                 f"id {row.id!r}; keep one"
             )
-        answers[row.id] = before or row.answer
-        if not before:
-            first[row.id] = row.number
-    return answers
+        kept[row.id] = before if before.answer else row
+    return {i: row.answer for i, row in kept.items()}
+
+
+def _agree(cell: str, other: str) -> bool:
+    """Whether two answers' cells mean the same, as answers are compared everywhere."""
+    a, b = meaning(cell), meaning(other)
+    return a.status == b.status and (a.answer is None or b.answer is None or are_equal(a.answer, b.answer))
 
 
 def _letters(text: str) -> str:
@@ -193,8 +244,9 @@ def _letters(text: str) -> str:
     return "".join(c for c in text.casefold() if c.isalnum())
 
 
-def read_answers(path: str | Path) -> list[AnswerRow]:
-    """Rows of a CSV or JSONL file, whichever it is. Raises `ConfigError` naming file, row and field."""
+def read_answers(path: str | Path, questions: Iterable[str] = ()) -> list[AnswerRow]:
+    """Rows of a CSV or JSONL file, whichever it is; `questions` that it may contain show its encoding. Raises
+    `ConfigError` naming file, row and field."""
     name = str(path)
     try:
         with open_stream(name) as stream:
@@ -203,25 +255,32 @@ def read_answers(path: str | Path) -> list[AnswerRow]:
         raise ConfigError(f"{name}: cannot be read: {error}") from error
     if data.startswith(b"PK\x03\x04"):
         raise ConfigError(f"{name}: is a workbook, not a text file; save it as `CSV UTF-8` and import that")
-    text = _decode(name, data)
+    text = _decode(name, data, questions)
     utf8 = io.BytesIO(text.encode())
-    if text.lstrip().startswith("{"):
-        rows = ((row.number, row.values) for row in json_rows(utf8, name))
-    else:
-        rows = _spreadsheet_rows(utf8, name)
-    return [row for number, values in rows if (row := _answer_row(name, number, values))]
+    rows = json_rows(utf8, name) if text.lstrip().startswith("{") else _spreadsheet_rows(utf8, name)
+    return [answer for row in rows if (answer := _answer_row(name, row))]
 
 
-def _decode(name: str, data: bytes) -> str:
-    """UTF-8 or UTF-16 by byte-order mark, else UTF-8, else Windows-1252 (which has all of Latin-1's letters)."""
-    marked = "utf-16" if data.startswith(UTF16_MARKS) else "utf-8-sig"
-    for encoding in (marked, "cp1252"):
+def _decode(name: str, data: bytes, questions: Iterable[str]) -> str:
+    """UTF-8 or UTF-16 by byte-order mark, else UTF-8, else the encoding that shows most words of the questions; where
+    these have only ASCII, Windows-1252 (which has all of Latin-1's letters)."""
+    with contextlib.suppress(UnicodeDecodeError):
+        return data.decode("utf-16" if data.startswith(UTF16_MARKS) else "utf-8-sig")
+    words = {w for q in islice(questions, 1000) for w in re.findall(r"\w+", q) if not w.isascii()}
+    texts: dict[str, str] = {}
+    for encoding in ENCODINGS if words else ENCODINGS[:1]:
         with contextlib.suppress(UnicodeDecodeError):
-            return data.decode(encoding)
-    raise ConfigError(f"{name}: is neither UTF-8 nor Windows-1252; save it as `CSV UTF-8`")
+            texts[encoding] = data.decode(encoding)
+    shown = {encoding: len(words.intersection(re.findall(r"\w+", text))) for encoding, text in texts.items()}
+    best = max(shown, key=lambda encoding: shown[encoding], default=None)
+    if best is None:
+        raise ConfigError(f"{name}: is neither UTF-8 nor Windows-1252; save it as `CSV UTF-8`")
+    if not shown[best]:
+        log.warning("%s: is not UTF-8 and is read as Windows-1252; look whether accents in its answers are right", name)
+    return texts[best]
 
 
-def _spreadsheet_rows(stream: io.BytesIO, name: str) -> Iterator[tuple[int, dict[str, str] | BadRow]]:
+def _spreadsheet_rows(stream: io.BytesIO, name: str) -> Iterator[Row]:
     """Rows by column, with their numbers in a spreadsheet. Blank cells at the end of a row may be missing or too
     many."""
     text = stream.getvalue().decode()
@@ -235,12 +294,20 @@ def _spreadsheet_rows(stream: io.BytesIO, name: str) -> Iterator[tuple[int, dict
             )
     for record in records:
         if isinstance(record.fields, BadRow):
-            yield record.number, record.fields
+            yield Row(record.number, record.fields)
         elif any(field.strip() for n, field in enumerate(record.fields) if n >= len(columns) or not columns[n]):
             wanted = f"must have {sum(map(bool, columns))} fields; put a field that contains the delimiter in quotes"
-            yield record.number, BadRow("line", wanted, f"{len(record.fields)} fields")
+            yield Row(record.number, BadRow("line", wanted, f"{len(record.fields)} fields"))
         else:
-            yield record.number, dict.fromkeys(columns, "") | dict(zip(columns, record.fields, strict=False))
+            filled = dict(zip(columns, record.fields, strict=False))
+            cells = {**dict.fromkeys(columns, ""), **filled}
+            if SPOILT.fullmatch(answer := cells["answer"].strip()):
+                raise ConfigError(
+                    f"{name}: row {record.number}: answer = {answer!r} is what a spreadsheet made of a long number or "
+                    "of a formula; format the column as text, and type the answer again"
+                )
+            ours = {n: _unshielded(n, cells[n].strip()) for n in ("id", "question") if n in cells}
+            yield Row(record.number, {**cells, **ours})
 
 
 def _delimiter(text: str, line: str) -> str:
@@ -254,9 +321,9 @@ def _delimiter(text: str, line: str) -> str:
     return most_frequent_delimiter(line)
 
 
-def _answer_row(name: str, number: int, values: Mapping[str, object] | BadRow) -> AnswerRow | None:
+def _answer_row(name: str, row: Row) -> AnswerRow | None:
     """None for a row with neither id nor answer."""
-    where = f"{name}: row {number}"
+    where, values = f"{name}: row {row.number}", row.values
     if isinstance(values, BadRow):
         raise ConfigError(f"{where}: {values}")
     if "id" not in values or "answer" not in values:
@@ -264,7 +331,7 @@ def _answer_row(name: str, number: int, values: Mapping[str, object] | BadRow) -
     own_id, answer, question = (_cell(where, column, values.get(column)) for column in ("id", "answer", "question"))
     if answer and not own_id:
         raise ConfigError(f"{where}: answer = {answer!r} is in a row without an id")
-    return AnswerRow(number, own_id, answer, question) if own_id else None
+    return AnswerRow(row.number, own_id, answer, question) if own_id else None
 
 
 def _cell(where: str, column: str, value: object) -> str:

@@ -9,15 +9,12 @@ table is made from these files alone. People are asked only what no round of the
 Refuses to know: HTTP, how questions were chosen, what is trained on.
 """
 
-import asyncio
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
 
 import pyarrow as pa
 import ray
-from pydantic import SecretStr
+from ray.actor import ActorProxy
 from ray.exceptions import RayActorError
 
 from ka2l_ray import schema
@@ -25,18 +22,18 @@ from ka2l_ray.annotate.annotators import (
     Annotated,
     AnnotatorName,
     Asked,
-    WaitingForOthers,
+    Waiting,
     annotator_of,
     ask_reference,
     ask_world,
 )
-from ka2l_ray.annotate.claims import Claims
-from ka2l_ray.annotate.client import ChatClient
-from ka2l_ray.annotate.endpoint import ChatRequest, Completion, content_hash, meaning, request, token_cost
 from ka2l_ray.annotate.file import ANSWERS, answers_in, asked_in, is_waiting, write_questions
 from ka2l_ray.annotate.ledger import ledger
+from ka2l_ray.chat.claims import Claims
+from ka2l_ray.chat.endpoint import Completion, content_hash, meaning, request, token_cost
+from ka2l_ray.chat.replies import ask_missing, check_failures, kept_reply, replies_folder
 from ka2l_ray.config import ConfigError, EndpointSection
-from ka2l_ray.dataflow.log import log, log_progress
+from ka2l_ray.dataflow.log import log
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.dataflow.storage import Folder
@@ -44,7 +41,6 @@ from ka2l_ray.dataflow.tasks import one_line
 from ka2l_ray.errors import StageError
 from ka2l_ray.world.facts import build_world
 
-CACHE = "annotation_cache"
 CLAIMS = "ka2l_claims"
 """Name of the actor that keeps the curves of a comparison from asking the same question at the same time."""
 CLAIMED_FOR = 1.5
@@ -52,13 +48,6 @@ CLAIMED_FOR = 1.5
 
 Row = dict[str, object]
 """A row of `schema.ANNOTATIONS`."""
-
-
-class KeptReply(NamedTuple):
-    """A reply, and the table whose round asked for it."""
-
-    asked_by: str
-    completion: Completion
 
 
 def annotate(run: Run, questions: Sequence[Asked], target: Table) -> None:
@@ -80,7 +69,8 @@ def annotate(run: Run, questions: Sequence[Asked], target: Table) -> None:
         ask = ask_world(build_world()) if annotator == "world" else ask_reference
         rows = [_row(q, annotator, ask(q.question, q.answers), run.config.annotate.cost) for q in questions]
     target.write((None, pa.Table.from_pylist(rows, schema=schema.ANNOTATIONS)), **facts)
-    log.info("%-10s %s", "annotate", " ".join(f"{name} {value:g}" for name, value in ledger(target).items() if value))
+    counts = " ".join(f"{name} {value:g}" for name, value in ledger(target).items() if value)
+    log.info("%s", counts, extra={"stage": "annotate"})
 
 
 def _row(asked: Asked, annotator: AnnotatorName, got: Annotated, cost: float, cached: bool = False) -> Row:
@@ -107,8 +97,10 @@ def _from_file(run: Run, questions: Sequence[Asked], folder: Folder) -> list[Row
         raise ConfigError(
             f"{folder.path}: its imported answers belong to other questions; delete {ANSWERS} there and import again"
         )
+    if unasked:
+        raise write_questions(unasked, folder)
     if missing:
-        raise write_questions(unasked, folder) if unasked else WaitingForOthers(len(missing))
+        raise Waiting(f"{len(missing):,} questions wait for answers in the files of other rounds, which ask the same")
     return [
         _row(q, "file", imported[q.id].annotated, run.config.annotate.cost, imported[q.id].cached) for q in questions
     ]
@@ -126,42 +118,35 @@ def _from_endpoint(run: Run, questions: Sequence[Asked], target: Table) -> tuple
     """Ask what no kept reply answers, then make all rows from the kept replies; one without is `failed` and costs
     nothing."""
     endpoint = run.config.annotate.endpoint
-    requests = {q.id: request(endpoint, q.question) for q in questions}
-    names = {i: content_hash(asked) for i, asked in requests.items()}
-    kept_before = set(_replies(run).names())
-    missing = {name: requests[i] for i, name in names.items() if f"{name}.json" not in kept_before}
+    replies = replies_folder(endpoint, run.folder)
+    names = {q.id: content_hash(request(endpoint, q.question)) for q in questions}
+    requests = {names[q.id]: request(endpoint, q.question) for q in questions}
     asked_by = f"{run.config.run.name}/{target.folder.path.removeprefix(run.folder.path).strip('/')}"
-    failed = _ask(run, missing, asked_by)
-    _report_failures(run, failed, len(set(names.values())))
-    kept = {name: _kept_reply(_replies(run) / f"{name}.json") for name in set(names.values()) - failed.keys()}
+    try:
+        failed = ask_missing("annotate", endpoint, requests, replies, asked_by, _claims(endpoint, asked_by))
+    except RayActorError as error:  # the claims' actor
+        raise StageError(f"annotate: {one_line(error)}; replies so far are kept") from error
+    check_failures("annotate", endpoint, failed, len(requests), run.config.run.max_error_fraction)
+    answered = requests.keys() - failed.keys()
+    kept = {name: kept_reply(replies, name) for name in answered}
     rows, paid_for = list[Row](), set[str]()
     for q in questions:
-        if (reply := kept.get(name := names[q.id])) is None:
+        name = names[q.id]
+        if name in failed:
             rows.append(_row(q, "endpoint", Annotated(None, "failed"), 0.0))
-            continue
-        cost = run.config.annotate.cost + token_cost(endpoint, reply.completion)
-        cached = reply.asked_by != asked_by or name in paid_for
-        rows.append(_row(q, "endpoint", meaning(endpoint, reply.completion), cost, cached))
-        paid_for.add(name)
-    return rows, {"without_usage": _count_without_usage(endpoint, [r.completion for r in kept.values()])}
-
-
-def _kept_reply(file: Folder) -> KeptReply:
-    kept = file.read_json()
-    return KeptReply(kept["asked_by"], Completion.model_validate(kept["reply"]))
-
-
-def _replies(run: Run) -> Folder:
-    """Where replies are kept."""
-    named = run.config.annotate.endpoint.replies
-    return run.folder / CACHE if named is None else Folder.of(named)
+        else:
+            cost = run.config.annotate.cost + token_cost(endpoint, kept[name].reply)
+            cached = kept[name].asked_by != asked_by or name in paid_for
+            rows.append(_row(q, "endpoint", meaning(endpoint, kept[name].reply), cost, cached))
+            paid_for.add(name)
+    return rows, {"without_usage": _count_without_usage(endpoint, [k.reply for k in kept.values()])}
 
 
 @dataclass(frozen=True)
 class _SharedClaims:
     """A `Claimer` through the comparison's actor."""
 
-    actor: Any
+    actor: ActorProxy[Claims]
     owner: str
     lease_s: float
 
@@ -172,7 +157,7 @@ class _SharedClaims:
         await self.actor.leave.remote(name, self.owner)
 
 
-def share_claims() -> Any:
+def share_claims() -> ActorProxy[Claims]:
     """The actor through which the curves of this Ray job claim questions, for as long as the caller holds it."""
     return ray.remote(Claims).options(name=CLAIMS, num_cpus=0).remote()
 
@@ -180,58 +165,9 @@ def share_claims() -> Any:
 def _claims(endpoint: EndpointSection, asked_by: str) -> _SharedClaims | None:
     """None where no comparison runs: then nobody else asks."""
     try:
-        actor = ray.get_actor(CLAIMS)
+        return _SharedClaims(ray.get_actor(CLAIMS), asked_by, CLAIMED_FOR * endpoint.timeout_s)
     except ValueError:
         return None
-    return _SharedClaims(actor, asked_by, CLAIMED_FOR * endpoint.timeout_s)
-
-
-def _ask(run: Run, requests: Mapping[str, ChatRequest], asked_by: str) -> dict[str, str]:
-    """Post the requests, by content hash; returns the reasons of those that got no valid reply."""
-    if not requests:
-        return {}
-    endpoint, replies = run.config.annotate.endpoint, _replies(run).make()
-    client = ChatClient(endpoint, key_of(endpoint), replies, asked_by, _claims(endpoint, asked_by))
-
-    def progress() -> str:
-        kept = {n.removesuffix(".json") for n in replies.names()}
-        return f"{len(requests.keys() & kept):,} of {len(requests):,} replies"
-
-    with log_progress("annotate", progress):
-        try:
-            return asyncio.run(client.ask(requests))
-        except RayActorError as error:  # the claims' actor
-            raise StageError(f"annotate: {one_line(error)}; replies so far are kept") from error
-
-
-def key_of(endpoint: EndpointSection) -> SecretStr | None:
-    """The key from the driver's environment; None where it is not set."""
-    key = os.environ.get(endpoint.key_variable, "").strip()
-    if not (key.isascii() and key.isprintable()):
-        raise ConfigError(
-            f"the environment variable {endpoint.key_variable} contains characters that an HTTP header cannot have"
-        )
-    return SecretStr(key) if key else None
-
-
-def _report_failures(run: Run, failed: Mapping[str, str], asked: int) -> None:
-    """Warn of questions that the endpoint gave no reply to; raise where they are too many to go on without them."""
-    if not failed:
-        return
-    endpoint, allowed = run.config.annotate.endpoint, run.config.run.max_error_fraction
-    first = next(iter(failed.values()))
-    if len(failed) == asked:
-        unset = "" if key_of(endpoint) else f" ({endpoint.key_variable} is not set, so no key was sent)"
-        raise StageError(f"annotate: {endpoint.url} answered none of {asked:,} questions. First: {first}{unset}")
-    if len(failed) > allowed * asked:
-        raise StageError(
-            f"annotate: {endpoint.url} gave no valid reply to {len(failed):,} of {asked:,} questions, more than "
-            f"run.max_error_fraction allows ({allowed:g}). First: {first}. The other replies are kept: the same "
-            "command asks only for the missing ones"
-        )
-    log.warning(
-        "annotate: no valid reply to %d of %d questions; they are marked failed. First: %s", len(failed), asked, first
-    )
 
 
 def _count_without_usage(endpoint: EndpointSection, completions: Sequence[Completion]) -> int:

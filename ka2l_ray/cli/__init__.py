@@ -3,6 +3,6 @@
 
 def main() -> None:
     """Run the `ka2l` command; its modules are loaded only now."""
-    from ka2l_ray.cli.app import main as run
+    from ka2l_ray.cli.app import app
 
-    run()
+    app()

@@ -1,30 +1,30 @@
 """`ka2l`: a command for the whole loop, and one for each stage.
 
-In: a configuration file. Out: a run folder, a table on the terminal, an exit status. An error that the user can fix
-(`UserError`, a full disk) is one line and exit status 2; any other error is internal: one line with its type and place,
-and exit status 1. `--debug` shows the whole traceback before that line. Refuses to know: how stages work.
+In: a configuration file. Out: a run folder, a table on the terminal, an exit status. Refuses to know: how stages work.
 """
 
-import errno
-import os
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table as RichTable
 
+from ka2l_ray.cli.exits import INTERNAL, PAUSED, fail, plain_errors
 from ka2l_ray.cli.jobs import in_copied_folder
+from ka2l_ray.cli.options import ROUND_STAGES, STAGES, ConfigFile, Debug, Overrides, RetryErrors
+from ka2l_ray.cli.remote import status, submit
 from ka2l_ray.cli.shell import command_line
 from ka2l_ray.cli.tables import print_tables
-from ka2l_ray.cli.terminal import print_comparison, print_plan, print_preview, print_results, print_retried
-from ka2l_ray.config import Config, ConfigError, load_config
-from ka2l_ray.errors import UserError, internal
-from ka2l_ray.pipeline.table import STEP_NAMES, STEP_TABLE
+from ka2l_ray.cli.terminal import (
+    print_comparison,
+    print_findings,
+    print_plan,
+    print_preview,
+    print_results,
+    print_retried,
+)
+from ka2l_ray.config import Config, ConfigError, load_config, parse_config
+from ka2l_ray.pipeline.table import STEP_NAMES
 
 if TYPE_CHECKING:
     from ka2l_ray.active.round import Round
@@ -41,68 +41,24 @@ world_app = typer.Typer(
 )
 app.add_typer(world_app, name="world")
 
-ConfigFile = Annotated[Path, typer.Argument(help="The run's YAML file, such as jobs/configs/world.yaml.")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="Override one field: section.field=value. May be repeated.")
-]
-RetryErrors = Annotated[
-    bool,
-    typer.Option("--retry-errors", help="First repeat the failed rows of every stage; the other rows are kept."),
-]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
-
-INTERNAL, MISTAKE, PAUSED = 1, 2, 3
-"""Exit statuses: an internal error, an error that the user can fix, and a run that waits for people's answers."""
-STAGES = {step.name: step.command for step in STEP_TABLE if step.command}
-ROUND_STAGES = {
-    "decode": "Acquire the next round's questions and decode new ones from hidden states.",
-    "finetune": "Run the next round up to its fine-tuned model.",
-    "evaluate": "Finish the next round.",
-}
-
-
-@contextmanager
-def plain_errors(debug: bool) -> Iterator[None]:
-    """Turn an error into one line on stderr and an exit status that says who can fix it."""
-    try:
-        yield
-    except Exception as error:
-        if debug:
-            traceback.print_exception(error)
-        if (mistake := _disk_full(error) or (str(error) if isinstance(error, UserError) else None)) is not None:
-            _fail(mistake, MISTAKE)
-        _fail(internal(error), INTERNAL)
-
-
-def _disk_full(error: BaseException) -> str | None:
-    """The message for a full disk, in whichever process or library it was noticed: all of them quote the system's."""
-    words = os.strerror(errno.ENOSPC)
-    if (line := next((line for line in str(error).splitlines() if words in line), None)) is None:
-        return None
-    where = f"{words.lower()}, there or where Ray spills: {line.strip()[:300]}"
-    return f"run.storage: {where}. Free some space and type the same command again"
-
-
-def _fail(message: str, status: int) -> NoReturn:
-    print(f"ka2l: {message}", file=sys.stderr)  # noqa: T201
-    raise SystemExit(status)
-
 
 def _load(config: Path, overrides: Sequence[str] | None) -> Config:
-    """The configuration with paths that are valid on all nodes; relative ones count from the current folder."""
+    """The configuration with paths that are valid on all nodes; relative ones count from the current folder. From here
+    on, lines look as `run.log` says."""
+    from ka2l_ray.dataflow.log import set_up_logging
     from ka2l_ray.dataflow.paths import absolute
 
-    return absolute(load_config(config, overrides or ()), Path.cwd(), in_copied_folder())
+    loaded = load_config(config, overrides or ())
+    set_up_logging(loaded.run)
+    return absolute(loaded, Path.cwd(), in_copied_folder())
 
 
 def _held(config: Config) -> "Run":
     """The run, checked and held by this process: all that can be refused before connecting to a cluster."""
     from ka2l_ray.dataflow import driver
-    from ka2l_ray.dataflow.log import set_up_logging
     from ka2l_ray.dataflow.runs import Run
     from ka2l_ray.pipeline import checks
 
-    set_up_logging()
     checks.check(config)
     return Run.open(config, checks.pinned, driver.hold)
 
@@ -132,16 +88,14 @@ def _open(config: Config) -> "Run":
 def run_command(
     config: ConfigFile,
     overrides: Overrides = None,
-    until: Annotated[
-        str | None,
-        typer.Option(
-            help="Stop after this stage: questions, collect, label, search, score, sample_pool, replay, decode, "
-            "evaluate."
-        ),
-    ] = None,
+    until: Annotated[str | None, typer.Option(help=f"Stop after this stage: {', '.join(STEP_NAMES[:-1])}.")] = None,
     redo: Annotated[str | None, typer.Option(help="Delete this stage and all after it, then run.")] = None,
     retry_errors: RetryErrors = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, do nothing.")] = False,
+    cluster: Annotated[
+        Path | None,
+        typer.Option(help="With --dry-run: a file for `ray up` or KubeRay; can such a cluster hold the run?"),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Run the whole loop; finished stages are skipped, a killed run continues.
@@ -153,25 +107,31 @@ def run_command(
         loaded = _load(config, overrides)
         # Imported here: Ray and torch take seconds to load, and a mistake in the file is reported before that.
         from ka2l_ray.active import schedule
-        from ka2l_ray.pipeline import checks, loop, retry
+        from ka2l_ray.pipeline import checks, loop
 
         for name in (until, redo):
             if name is not None and name not in STEP_NAMES:
                 raise ConfigError(f"no stage {name!r}; stages are {', '.join(STEP_NAMES)}")
         if dry_run:
             checks.check_sections(loaded)
-            print_plan(loaded, checks.cluster_resources(loaded))
+            print_plan(loaded, checks.cluster_nodes(loaded, cluster))
             checks.check_decoder_fits(loaded)
             return
         run = _open(loaded)
         if redo:
             loop.redo(run, redo)
         if retry_errors:
-            print_retried(retry.retry_errors(run), (run.folder / "base/search/search.json").exists())
+            _retry_errors(run)
         typed = _typed("run", config, overrides, *(("--until", until) if until else ()))
-        results = loop.execute(run, until, typed)
-        print_results(run.folder.path, results)
+        print_results(run.folder.path, loop.execute(run, until, typed))
         _end_paused(config, overrides, schedule.waiting_rounds(run))
+
+
+def _retry_errors(run: "Run") -> None:
+    """Have the failed rows of every stage done again, and say which."""
+    from ka2l_ray.pipeline import retry
+
+    print_retried(retry.retry_errors(run), (run.folder / "base/search/search.json").exists())
 
 
 def _typed(name: str, config: Path, overrides: Sequence[str] | None, *options: str) -> str:
@@ -179,29 +139,21 @@ def _typed(name: str, config: Path, overrides: Sequence[str] | None, *options: s
     return command_line("ka2l", name, str(config), *options, overrides=overrides or ())
 
 
-def _stage_command(name: str, text: str, act: "Callable[[Run, str, str], list[Round]]") -> None:
-    """Add a command that opens a run and calls `act(run, name, command line)`, which returns the rounds that wait."""
+def _stage_command(name: str, text: str) -> None:
+    """Add a command that runs every step up to `name`: a step of the run, or else one of its next round."""
 
     def command(config: ConfigFile, overrides: Overrides = None, debug: Debug = False) -> None:
         with plain_errors(debug):
-            run = _open(_load(config, overrides))
-            _end_paused(config, overrides, act(run, name, _typed(name, config, overrides)))
+            run, typed = _open(_load(config, overrides)), _typed(name, config, overrides)
+            from ka2l_ray.pipeline import loop
+
+            if name in ROUND_STAGES:
+                _end_paused(config, overrides, loop.advance(run, name, typed))
+            else:
+                loop.execute(run, name, typed)
 
     command.__doc__ = f"{text} Earlier stages run first where they are missing."
     app.command(name)(command)
-
-
-def _execute_until(run: "Run", name: str, typed: str) -> "list[Round]":
-    from ka2l_ray.pipeline import loop
-
-    loop.execute(run, name, typed)
-    return []
-
-
-def _advance_to(run: "Run", name: str, typed: str) -> "list[Round]":
-    from ka2l_ray.pipeline import loop
-
-    return loop.advance(run, name, typed)
 
 
 def _end_paused(config: Path, overrides: Sequence[str] | None, waiting: "list[Round]") -> None:
@@ -209,16 +161,14 @@ def _end_paused(config: Path, overrides: Sequence[str] | None, waiting: "list[Ro
     if waiting:
         files = "".join(f"\n  {(r.folder / 'annotations/to_annotate.csv').uri}" for r in waiting)
         resume = _typed("annotate", config, overrides, "--import", "FILE")
-        _fail(
+        fail(
             f"paused, {len(waiting)} round(s) wait for answers:{files}\nFill in the column `answer`, then: {resume}",
             PAUSED,
         )
 
 
-for _name, _text in STAGES.items():
-    _stage_command(_name, _text, _execute_until)
-for _name, _text in ROUND_STAGES.items():
-    _stage_command(_name, _text, _advance_to)
+for _name, _text in (STAGES | ROUND_STAGES).items():
+    _stage_command(_name, _text)
 
 
 @app.command("annotate")
@@ -270,17 +220,12 @@ def compare(
     """
     with plain_errors(debug):
         from ka2l_ray.dataflow import driver
-        from ka2l_ray.dataflow.log import set_up_logging
         from ka2l_ray.pipeline import compare as comparing
 
-        set_up_logging()
         chosen = [f"active.strategies=[{strategies}]"] if strategies else []
         runs = comparing.open_runs(_load(config, [*(overrides or ()), *chosen]), seeds, driver.hold)
-        if retry_errors:
-            from ka2l_ray.pipeline import retry
-
-            for run in runs:
-                print_retried(retry.retry_errors(run), (run.folder / "base/search/search.json").exists())
+        for run in runs if retry_errors else ():
+            _retry_errors(run)
         _connect(runs[0].config)
         words = ("--seeds", str(seeds), *(("--strategies", strategies) if strategies else ()))
         print_comparison(*comparing.compare(runs, parallel, _typed("compare", config, overrides, *words)))
@@ -312,19 +257,29 @@ def tables(
 
 
 @app.command()
-def doctor(debug: Debug = False) -> None:
+def doctor(
+    config: Annotated[
+        Path | None, typer.Argument(help="A run's YAML file: can its model be read, too?", show_default=False)
+    ] = None,
+    overrides: Overrides = None,
+    model: Annotated[
+        str | None, typer.Option(help="A folder, URI or hub id: can it be read, and what can the engine do with it?")
+    ] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code from the model's repository.")] = False,
+    debug: Debug = False,
+) -> None:
     """Check what is missing on this machine, and what to type. Exit status 1 if something cannot run."""
     with plain_errors(debug):
-        from ka2l_ray.cli.doctor import examine
+        from ka2l_ray.cli.doctor import examine, examine_model
 
-        console, marks = Console(), {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "missing": "[red]missing[/]"}
-        table = RichTable("", "", "found", "what to type", show_lines=False)
-        findings = examine()
-        for f in findings:
-            table.add_row(marks[f.state], f.name, f.says, f.fix)
-        console.print(table)
+        models = [_load(config, overrides).model] if config else []
+        if model is not None:
+            given = {"name_or_path": model, "trust_remote_code": trust_remote_code}
+            models.append(parse_config({"model": given}, "--model").model)
+        findings = [*examine(), *(finding for m in models for finding in examine_model(m))]
+        print_findings(findings)
         if missing := [f.name for f in findings if f.state == "missing"]:
-            _fail(f"missing: {', '.join(missing)}", INTERNAL)
+            fail(f"missing: {', '.join(missing)}", INTERNAL)
 
 
 @app.command()
@@ -343,21 +298,8 @@ def report(
         print(page.path)  # noqa: T201
 
 
-@app.command()
-def submit(
-    config: ConfigFile,
-    address: Annotated[
-        str, typer.Option(help="Dashboard of the cluster, such as http://127.0.0.1:8265.")
-    ] = "http://127.0.0.1:8265",
-    overrides: Overrides = None,
-    debug: Debug = False,
-) -> None:
-    """Run the loop as a Ray job on a cluster and follow its log; it resumes when submitted again."""
-    with plain_errors(debug):
-        from ka2l_ray.cli.jobs import submit_and_follow
-
-        load_config(config, overrides or ())
-        raise SystemExit(submit_and_follow(config, overrides or (), address))
+app.command()(status)
+app.command()(submit)
 
 
 @world_app.command("build")
@@ -392,12 +334,3 @@ def world_build(
             workers=workers,
             with_decoder=decoder,
         )
-
-
-def main() -> None:
-    """Entry point of the `ka2l` command."""
-    app()
-
-
-if __name__ == "__main__":
-    main()

@@ -34,27 +34,25 @@ def _all() -> Iterator[str]:
     yield from (_line(fact, "", meaning) for fact, meaning in STAGE_FACTS.items())
 
 
-def _about(name: str) -> Iterator[str]:
+def _about(name: str) -> list[str]:
     """A table by name or folder, else columns and facts of that name, else those whose meaning mentions it."""
     if specs := [spec for spec in TABLES.values() if name in (spec.name, spec.folder, spec.folder.split("/")[-1])]:
-        for spec in specs:
-            yield from _whole(spec)
-        return
-    column = re.sub(r"\d{3}$", "LLL", name)
+        return [line for spec in specs for line in _whole(spec)]
     for facts, of in ((MANIFEST_FACTS, "every manifest.json"), (STAGE_FACTS, "the manifest.json of a table of actors")):
         if name in facts:
-            yield f"in {of}:"
-            yield _line(name, "", facts[name])
-            return
-    made = [(spec, line) for spec in TABLES.values() for n, line in _made(spec) if column in n.split(", ")]
-    made = made or [(spec, line) for spec in TABLES.values() for _, line in _made(spec) if name in line]
-    if not made:
+            return [f"in {of}:", _line(name, "", facts[name])]
+    made = {spec.name: list(_made(spec)) for spec in TABLES.values()}
+    column = re.sub(r"\d{3}$", "LLL", name)
+    found = {table: [line for n, line in lines if column in n.split(", ")] for table, lines in made.items()}
+    if not any(found.values()):
+        found = {table: [line for _, line in lines if name in line] for table, lines in made.items()}
+    if not any(found.values()):
         raise ConfigError(f"no table, column or fact of a manifest is called {name!r}; tables are {', '.join(TABLES)}")
-    for spec in dict.fromkeys(spec.name for spec, _ in made):
-        yield _head(TABLES[spec])
-        yield from (line for other, line in made if other.name == spec)
-    if carried := [spec.folder for spec in TABLES.values() if name in spec.carried]:
-        yield f"carried over into {', '.join(carried)}"
+    carried = [spec.folder for spec in TABLES.values() if name in spec.carried]
+    return [
+        *(text for table, lines in found.items() if lines for text in (_head(TABLES[table]), *lines)),
+        *([f"carried over into {', '.join(carried)}"] if carried else []),
+    ]
 
 
 def _whole(spec: TableSpec) -> Iterator[str]:

@@ -14,15 +14,19 @@ import pyarrow as pa
 from ka2l_ray import schema
 from ka2l_ray.config import CollectSection, ModelSection, PromptSection
 from ka2l_ray.dataflow.placement import CPU, Placement
-from ka2l_ray.entropy.adaptive import first_decision, is_decided
+from ka2l_ray.entropy.adaptive import entropy_bounds, first_decision, is_decided
 from ka2l_ray.entropy.clusters import cluster
+from ka2l_ray.models.abilities import Abilities
 from ka2l_ray.models.answers import Answer, Decoding
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
 from ka2l_ray.models.generation import Generator
-from ka2l_ray.models.loading import load_blocks, load_model, load_tokenizer
+from ka2l_ray.models.layers import load_up_to
+from ka2l_ray.models.loading import load_model, load_tokenizer
+from ka2l_ray.models.sampled_as import sampled_as
 from ka2l_ray.models.vllm import VllmGenerator
 from ka2l_ray.tables import error_column, fixed_size, not_finite
+from ka2l_ray.text.answers import abstains, ends_in_thought
 from ka2l_ray.text.prompts import Prompter, prompts_of
 from ka2l_ray.text.tokens import pad_id
 
@@ -33,7 +37,8 @@ NO_ANSWER = Answer("", 0.0, 0)
 @dataclass(frozen=True, kw_only=True)
 class CollectSetup:
     """States are read at `layers`, at the positions of `collect`. With `threshold_nats` (γ) a question gets fewer
-    samples as soon as they decide on which side of it the entropy falls."""
+    samples as soon as they decide on which side of it the entropy falls, and whether the model abstains by giving
+    `refusals`."""
 
     model: ModelSection
     prompt: PromptSection
@@ -42,46 +47,53 @@ class CollectSetup:
     seed: int
     limits: Limits = Limits()
     threshold_nats: float | None = None
+    refusals: Sequence[str] = ()
     placement: Placement = CPU
+    abilities: Abilities = Abilities()
 
 
 class CollectActor:
     """Has the whole model in memory; returns states and 1 + K answers per question."""
 
     def __init__(self, setup: CollectSetup) -> None:
-        model, collect, tokenizer = setup.model, setup.collect, load_tokenizer(setup.model)
+        model, (collect, _) = setup.model, sampled_as(setup.model, setup.collect)
+        tokenizer = load_tokenizer(model)
         shared, self._setup = Prompter(tokenizer, setup.prompt).shared, setup
         decoding = Decoding(
-            setup.seed,
-            collect.samples,
-            collect.temperature,
-            collect.greedy_temperature,
-            collect.max_new_tokens,
-            setup.prompt.stop,
+            seed=setup.seed,
+            samples=collect.samples,
+            temperature=float(collect.temperature),
+            greedy_temperature=collect.greedy_temperature,
+            max_new_tokens=collect.max_new_tokens,
+            stop=setup.prompt.stop,
+            top_k=collect.top_k,
+            top_p=1.0 if collect.top_p is None else collect.top_p,
+            min_p=collect.min_p or 0.0,
+            thinks=ends_in_thought(setup.prompt.template),
         )
         if setup.threshold_nats is not None:
-            decoding = adaptive(decoding, setup.threshold_nats, collect.adaptive.wave)
-        self._generate: Generator | VllmGenerator
+            decoding = adaptive(decoding, setup.threshold_nats, collect.adaptive.wave, setup.refusals)
         if collect.engine == "own":
-            engine = Engine(load_model(model, placement=setup.placement), pad_id(tokenizer), shared, setup.limits)
+            whole = load_model(model, placement=setup.placement)
+            engine = Engine(whole, pad_id(tokenizer), shared, setup.limits, setup.abilities)
             self._generate = Generator(engine, tokenizer, decoding)
         else:
-            blocks = load_blocks(model, max(setup.layers), setup.placement) if setup.layers else None
-            engine = Engine(blocks, pad_id(tokenizer), shared, setup.limits) if blocks else None
+            engine = None
+            if setup.layers:
+                blocks = load_up_to(max(setup.layers), model, setup.abilities, setup.placement)
+                engine = Engine(blocks, pad_id(tokenizer), shared, setup.limits, setup.abilities)
             self._generate = VllmGenerator(model, collect.vllm, tokenizer, decoding, engine, setup.placement)
         self.tally = self._generate.tally
 
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
-        """Columns for a batch of any size; questions that cannot be asked, and states that are not finite, are reported
-        in `error`."""
-        layers, positions = self._setup.layers, self._setup.collect.positions
-        reading = self._generate(batch["id"].to_pylist(), prompts_of(batch), layers, positions)
-        failed = reading.failed | not_finite(reading.states)
+        """Columns for a batch of any size; questions that cannot be asked, questions most of whose answers end inside a
+        thought, and states that are not finite, are reported in `error`."""
+        setup, ids = self._setup, batch["id"].to_pylist()
+        reading = self._generate(ids, prompts_of(batch), setup.layers, setup.collect.positions)
+        failed = reading.failed | _still_thinking(reading.answers) | not_finite(reading.states)
         answers = [row or [NO_ANSWER] for row in reading.answers]
-        columns: dict[str, Any] = {
-            schema.state_column(p, n): fixed_size(v, failed) for (p, n), v in reading.states.items()
-        }
-        return columns | {
+        return {
+            **{schema.state_column(p, n): fixed_size(v, failed) for (p, n), v in reading.states.items()},
             "greedy": [row[0].text for row in answers],
             "greedy_logprob": [row[0].logprob for row in answers],
             "samples": [[a.text for a in row[1:]] for row in answers],
@@ -91,8 +103,21 @@ class CollectActor:
         }
 
 
-def adaptive(decoding: Decoding, threshold_nats: float, wave: int) -> Decoding:
-    """The same decoding, but without samples that cannot change whether the entropy reaches `threshold_nats`.
+def _still_thinking(answers: Sequence[Sequence[Answer]]) -> dict[int, Exception]:
+    """An error for each question of which most answers were cut off inside a thought."""
+    return {
+        row: ValueError(
+            f"{cut} of {len(given)} answers end inside a thought: raise collect.max_new_tokens, or set "
+            "corpus.prompt.enable_thinking: false"
+        )
+        for row, given in enumerate(answers)
+        if 2 * (cut := sum(a.in_thought for a in given)) > len(given)
+    }
+
+
+def adaptive(decoding: Decoding, threshold_nats: float, wave: int, refusals: Sequence[str] = ()) -> Decoding:
+    """The same decoding, but without samples that cannot change the label: whether the entropy reaches `threshold_nats`
+    or most of the samples are empty or `refusals`.
 
     Samples are drawn in waves: first as many as may decide at all, then `wave` at a time.
     """
@@ -101,6 +126,10 @@ def adaptive(decoding: Decoding, threshold_nats: float, wave: int) -> Decoding:
     waves = (first, *[wave] * (later // wave), *([later % wave] if later % wave else []))
 
     def enough(samples: Sequence[Answer]) -> bool:
-        return is_decided(cluster([a.text for a in samples]), decoding.samples - len(samples), threshold_nats)
+        clusters, remaining = cluster([a.text for a in samples]), decoding.samples - len(samples)
+        silent = sum(abstains(a.text, refusals) for a in samples)
+        may_abstain = 2 * silent <= decoding.samples < 2 * (silent + remaining)
+        inconsistent = entropy_bounds(clusters, remaining)[0] >= threshold_nats
+        return is_decided(clusters, remaining, threshold_nats) and (inconsistent or not may_abstain)
 
     return replace(decoding, waves=waves, enough=enough)

@@ -17,19 +17,23 @@ import pyarrow.parquet as pq
 
 from ka2l_ray import schema
 from ka2l_ray.collect.actor import CollectActor, CollectSetup
+from ka2l_ray.config import CollectSection
 from ka2l_ray.dataflow.log import log
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.placement import of_actor
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.dataflow.shard_size import row_seconds
-from ka2l_ray.dataflow.stage import FILES_AT_ONCE, Stage, run_stage
+from ka2l_ray.dataflow.stage import Stage, run_stage
+from ka2l_ray.dataflow.storage import FILES_AT_ONCE
 from ka2l_ray.entropy.semantic import semantic_entropy
 from ka2l_ray.entropy.thresholds import otsu
 from ka2l_ray.hashing import uniform
 from ka2l_ray.models.batching import Limits
+from ka2l_ray.models.examine import abilities_of
 from ka2l_ray.models.layers import wanted_layers
 from ka2l_ray.models.loading import depth_and_width
 from ka2l_ray.models.prompts import Tokenize, corpus_prompt, finetune_prompt
+from ka2l_ray.models.sampled_as import sampled_as
 
 
 def adaptive_threshold(run: Run) -> float | None:
@@ -46,12 +50,9 @@ def adaptive_threshold(run: Run) -> float | None:
     source = Table(pilot.folder / "questions")
     if not source.is_done:
         source.write((None, pilot_rows(run.table("questions"), section.pilot_rows)))
-    run_stage(_stage(run, "pilot", "pilot", _setup(run)), source, pilot)
-    counts: Counter[float] = Counter()
-    for batch in pilot.batches(["samples", "error"]):
-        drawn = batch.filter(batch["error"].is_null())["samples"].to_pylist()
-        counts.update(semantic_entropy(row) for row in drawn)
-    return otsu(counts)
+    run_stage(_stage(run, "pilot", "pilot", _setup(run, _sampled(run))), source, pilot)
+    kept = (b.filter(b["error"].is_null()) for b in pilot.batches(["samples", "error"]))
+    return otsu(Counter(semantic_entropy(samples) for batch in kept for samples in batch["samples"].to_pylist()))
 
 
 def pilot_rows(questions: Table, count: int) -> pa.Table:
@@ -62,19 +63,20 @@ def pilot_rows(questions: Table, count: int) -> pa.Table:
     """
     ids = (i for batch in questions.batches(["id"], "probe") for i in batch["id"].to_pylist())
     chosen = {i: rank for rank, i in enumerate(heapq.nsmallest(count, ids, key=lambda i: uniform("pilot", i)))}
-    batches = questions.batches(part="probe")
     rows = pa.Table.from_batches(
-        [b.filter(pa.array([i in chosen for i in b["id"].to_pylist()], pa.bool_())) for b in batches]
+        [
+            batch.filter(pa.array([i in chosen for i in batch["id"].to_pylist()], pa.bool_()))
+            for batch in questions.batches(part="probe")
+        ]
     )
     return rows.take(sorted(range(rows.num_rows), key=lambda n: chosen[rows["id"][n].as_py()]))
 
 
 def collect(run: Run) -> dict[str, Any]:
     """Collect states and samples of the probe split; returns the manifest of `activations`."""
-    activations, samples = run.base("activations"), run.base("samples")
-    facts = activations.facts()
+    activations, samples, facts = run.base("activations"), run.base("samples"), run.base("activations").facts()
     gamma = facts["threshold_nats"] if "threshold_nats" in facts else adaptive_threshold(run)
-    stage = _stage(run, "collect", "activations", _setup(run, wanted_layers(run.config), gamma))
+    stage = _stage(run, "collect", "activations", _setup(run, _sampled(run), wanted_layers(run.config), gamma))
     manifest = run_stage(stage, run.table("questions"), activations, part="probe", threshold_nats=gamma)
     listed = activations.listed_from(samples.folder)
     if not samples.is_done or samples.entries() != listed:  # files change when failed or lost rows are repeated
@@ -96,14 +98,9 @@ def _precision(activations: Table) -> dict[str, int]:
     wide = sum(
         any(pa.types.is_fixed_size_list(f.type) and f.type.value_type == pa.float32() for f in s) for s in schemas
     )
-    if wide:
-        log.info(
-            "collect    states exceed float16's range in %d of %d files, which store them as float32",
-            wide,
-            len(schemas),
-        )
-    else:
-        log.info("collect    every state fits float16 and is stored as such")
+    exceeding = f"states exceed float16's range in {wide} of {len(schemas)} files, which store them as float32"
+    said = exceeding if wide else "every state fits float16 and is stored as such"
+    log.info("%s", said, extra={"stage": "collect"})
     return {"float16_files": len(schemas) - wide, "float32_files": wide}
 
 
@@ -112,8 +109,12 @@ def sample_pool(run: Run) -> dict[str, Any]:
 
     Returns the manifest of `pool_samples`.
     """
-    stage = _stage(run, "sample_pool", "pool_samples", _setup(run))
-    return run_stage(stage, run.table("questions"), run.base("pool_samples"), part="pool")
+    return run_stage(
+        _stage(run, "sample_pool", "pool_samples", _setup(run, _sampled(run))),
+        run.table("questions"),
+        run.base("pool_samples"),
+        part="pool",
+    )
 
 
 def sample_replay(run: Run, source: Table, target: Table, seed: int) -> dict[str, Any]:
@@ -122,24 +123,36 @@ def sample_replay(run: Run, source: Table, target: Table, seed: int) -> dict[str
     Asked under `finetune.prompt`, under which these rows are trained on and graded: an answer that only another prompt
     brings about is neither taught nor counted as forgotten. Returns the manifest of `target`.
     """
-    setup, replay = _setup(run), run.config.finetune.replay
-    collect = setup.collect.model_copy(update={"samples": replay.samples, "temperature": 1.0})
-    setup = replace(setup, collect=collect, seed=seed, prompt=finetune_prompt(run))
+    asked: dict[str, Any] = {"temperature": 1.0, "top_k": None, "top_p": None, "min_p": None}
+    collect = run.config.collect.model_copy(update=asked | {"samples": run.config.finetune.replay.samples})
+    setup = replace(_setup(run, collect), seed=seed, prompt=finetune_prompt(run))
     return run_stage(_stage(run, "replay", "replay", setup), source, target)
 
 
-def _setup(run: Run, layers: tuple[int, ...] = (), threshold_nats: float | None = None) -> CollectSetup:
+def _sampled(run: Run) -> CollectSection:
+    """`collect` with a number for an `auto` temperature; what the number is and where it comes from is logged."""
+    collect, says = sampled_as(run.config.model, run.config.collect)
+    if says:
+        log.info("%s", says, extra={"stage": "collect"})
+    return collect
+
+
+def _setup(
+    run: Run, collect: CollectSection, layers: tuple[int, ...] = (), threshold_nats: float | None = None
+) -> CollectSetup:
     """Questions under `corpus.prompt`, with the run's own seed; no states without `layers`."""
     config = run.config
     return CollectSetup(
         model=config.model,
         prompt=corpus_prompt(run),
-        collect=config.collect if layers else config.collect.model_copy(update={"positions": ()}),
+        collect=collect if layers else collect.model_copy(update={"positions": ()}),
         layers=layers,
         seed=config.run.seed,
         limits=Limits.of(config.collect.pool),
         threshold_nats=threshold_nats,
+        refusals=config.label.refusals,
         placement=of_actor(config.model, config.collect.pool, "collect"),
+        abilities=abilities_of(config.model),
     )
 
 
@@ -148,10 +161,12 @@ def _stage(run: Run, name: str, table: str, setup: CollectSetup) -> Stage[Collec
     width = depth_and_width(config.model)[1] if setup.layers else 0
     return Stage(
         name=name,
+        run=config.run.name,
         spec=schema.TABLES[table],
         actor=CollectActor,
         setup=setup,
         pool=pool,
+        tasks=config.ray.tasks,
         states=schema.states(collect.positions, setup.layers, width, half=False),
         max_error_fraction=config.run.max_error_fraction,
         prepare=Tokenize(config.model, setup.prompt),

@@ -5,7 +5,7 @@ Refuses to know: torch, Ray, and whether a file, model or cluster exists; it che
 Unknown keys are errors. No validator changes a value: what the file says is what runs.
 """
 
-from ka2l_ray.config.base import Pool
+from ka2l_ray.config.base import ANY_NODE, NodesSection, Pool
 from ka2l_ray.config.finetuning import FinetuneSection, LoraSection, ReplaySection
 from ka2l_ray.config.knowing import (
     AdaptiveSection,
@@ -28,11 +28,14 @@ from ka2l_ray.config.loop import (
     Strategy,
 )
 from ka2l_ray.config.subject import (
+    TEMPLATED,
     CorpusSection,
+    DriverSection,
     HubSection,
     ModelSection,
     PromptSection,
     RaySection,
+    RewordingsSection,
     RunSection,
     SplitSection,
     WorldCorpusSection,
@@ -50,7 +53,9 @@ from ka2l_ray.config.yaml_file import read_yaml
 from ka2l_ray.errors import ConfigError
 
 __all__ = [
+    "ANY_NODE",
     "NO_RESULTS",
+    "TEMPLATED",
     "AcquireSection",
     "ActiveSection",
     "AdaptiveSection",
@@ -60,6 +65,7 @@ __all__ = [
     "ConfigError",
     "CorpusSection",
     "DecodeSection",
+    "DriverSection",
     "EndpointSection",
     "EvaluateSection",
     "FinetuneSection",
@@ -67,6 +73,7 @@ __all__ = [
     "LabelSection",
     "LoraSection",
     "ModelSection",
+    "NodesSection",
     "Pool",
     "Position",
     "PromptSection",
@@ -74,6 +81,7 @@ __all__ = [
     "RaySection",
     "ReplaySection",
     "ReportSection",
+    "RewordingsSection",
     "RunSection",
     "ScoreSection",
     "SearchSection",

@@ -4,11 +4,12 @@ In: values of the file. Out: frozen, bounded sections, refused if their fields c
 Refuses to know: DeepSpeed and its own configuration.
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
-from ka2l_ray.config.base import Positive, Section, Share
+from ka2l_ray.config.base import NodesSection, Positive, Section, Share
 from ka2l_ray.config.subject import PromptSection
 
 
@@ -28,7 +29,7 @@ class LoraSection(Section):
 class ReplaySection(Section):
     """Unbought pool questions mixed into training, labelled with the base model's own answers: no annotation cost."""
 
-    ratio: Annotated[float, Field(ge=0)] = 2.0
+    ratio: NonNegativeFloat = 2.0
     """Questions replayed in every round, per annotation of the whole budget: the same number for every strategy and
     round."""
     unknown_share: Share = 0.5
@@ -40,7 +41,7 @@ class ReplaySection(Section):
     gold_is_free: bool = False
     """For corpora where gold answers of unbought questions cost nothing: replay only the right ones among a question's
     own answers, if there are any."""
-    kl_weight: Annotated[float, Field(ge=0)] = 0.0
+    kl_weight: NonNegativeFloat = 0.0
     """Weight of KL(base ‖ tuned), added to the cross-entropy at the answer tokens of replayed rows (except the end
     token, which a base model need not use). It preserves the base model's whole distribution there, not only what was
     sampled from it. Costs a second pass of the base model."""
@@ -66,9 +67,9 @@ class FinetuneSection(Section):
     """How the learning rate falls to zero after warm-up."""
     warmup_share: Share = 0.1
     """Share of the steps over which the learning rate rises linearly."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     """AdamW's weight decay."""
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    max_grad_norm: PositiveFloat = 1.0
     """Norm that gradients are clipped to."""
     batch_rows: Positive = 32
     """Rows of one optimiser step over all workers and accumulation steps."""
@@ -86,16 +87,19 @@ class FinetuneSection(Section):
     """What ZeRO keeps in the host's memory: the optimiser's state (stages 1 to 3), or also the weights (stage 3)."""
     workers: Positive = 2
     """Processes of one training run; each does its share of every step's rows."""
-    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    cpus_per_worker: PositiveFloat = 1.0
     """Logical CPUs of one worker; without a GPU also the number of threads it computes with."""
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 0
     """GPUs of one worker; 0 trains on the CPU."""
-    checkpoint_every_steps: Annotated[int, Field(ge=0)] = 200
+    nodes: NodesSection = NodesSection()
+    """Where the workers run. A worker that is lost costs all of them the steps since the last checkpoint, so keep them
+    off nodes that may be taken away: `{ray.io/market-type: on-demand}`."""
+    checkpoint_every_steps: NonNegativeInt = 200
     """Optimiser steps between checkpoints in the run's storage: the most that is lost when a worker or the driver dies;
     0 writes none."""
-    max_failures: Annotated[int, Field(ge=0)] = 2
+    max_failures: NonNegativeInt = 2
     """How often a training run starts again from its last checkpoint after a worker died."""
-    evaluate_every_epochs: Annotated[int, Field(ge=0)] = 0
+    evaluate_every_epochs: NonNegativeInt = 0
     """Epochs between evaluations (loss and token accuracy on `evaluate_rows` eval questions, for the record only); 0
     makes none."""
     evaluate_rows: Positive = 128
@@ -105,21 +109,19 @@ class FinetuneSection(Section):
     tensorboard: bool = False
     """Also write TensorBoard event files, to `tensorboard/` next to the model."""
 
-    @model_validator(mode="after")
-    def _batches(self) -> "FinetuneSection":
+    def contradictions(self) -> Iterator[str]:
         """`batch_rows` that is not a multiple of `workers` or, above `micro_batch_rows` × `workers`, not a multiple of
         that; `offload: all` without `zero_stage: 3`, `offload: optimizer` without 1, 2 or 3; `merge` without `mode:
-        lora`."""
+        lora`; `prompt.enable_thinking: true`."""
+        if self.prompt.enable_thinking:
+            yield "prompt.enable_thinking must be false: the model is trained on answers without thoughts"
         if self.batch_rows % (per_step := self.micro_batch_rows * self.workers) and self.batch_rows > per_step:
-            raise ValueError(
-                f"batch_rows ({self.batch_rows}) must be a multiple of micro_batch_rows × workers ({per_step})"
-            )
+            yield (f"batch_rows ({self.batch_rows}) must be a multiple of micro_batch_rows × workers ({per_step})")
         if self.batch_rows % self.workers:
-            raise ValueError(f"batch_rows ({self.batch_rows}) must be a multiple of workers ({self.workers})")
+            yield f"batch_rows ({self.batch_rows}) must be a multiple of workers ({self.workers})"
         if self.offload == "all" and self.zero_stage != 3:
-            raise ValueError(f"offload: all needs zero_stage: 3, got {self.zero_stage}; `optimizer` works from stage 1")
+            yield f"offload: all needs zero_stage: 3, got {self.zero_stage}; `optimizer` works from stage 1"
         if self.offload == "optimizer" and self.zero_stage == 0:
-            raise ValueError("offload: optimizer needs zero_stage 1, 2 or 3")
+            yield "offload: optimizer needs zero_stage 1, 2 or 3"
         if self.merge and self.mode != "lora":
-            raise ValueError("merge needs mode: lora; a full fine-tuning has nothing to merge")
-        return self
+            yield "merge needs mode: lora; a full fine-tuning has nothing to merge"

@@ -4,11 +4,12 @@ In: values of the file. Out: frozen, bounded sections.
 Refuses to know: the model, and how any stage works.
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
-from ka2l_ray.config.base import NoKeys, Pool, Positive, Section, Share, Text
+from ka2l_ray.config.base import REFUSALS, NodesSection, NoKeys, Pool, Positive, Section, Share, Text
 
 Position = Literal["last", "mean"]
 _OFF = BeforeValidator(lambda value: "off" if value is False else value)
@@ -22,7 +23,7 @@ class AdaptiveSection(Section):
     and of the baselines.
     """
 
-    threshold: Annotated[Literal["off", "pilot"] | Annotated[float, Field(ge=0)], _OFF] = "off"
+    threshold: Annotated[Literal["off", "pilot"] | NonNegativeFloat, _OFF] = "off"
     """γ in nats, fixed before sampling: a value, or `pilot`, the Otsu threshold of `pilot_rows` questions with all K
     samples."""
     pilot_rows: Annotated[int, Field(ge=50)] = 500
@@ -49,15 +50,25 @@ class VllmSection(Section):
 class CollectSection(Section):
     """Hidden states, one greedy answer and K samples per question, from a single prompt pass."""
 
-    layers: Literal["all"] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = "all"
+    layers: Literal["all"] | Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = "all"
     """Layers to store: 0 is the input of block 1, l the residual output of block l."""
     positions: Annotated[tuple[Position, ...], Field(min_length=1)] = ("last",)
     """`last`: the state at the last prompt token; `mean`: the mean over the question's own tokens in the full
     prompt."""
     samples: Annotated[int, Field(ge=2, le=100)] = 10
     """K, the number of answers sampled per question of the probe split."""
-    temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
-    """Temperature of the K samples."""
+    temperature: Literal["auto"] | Annotated[float, Field(gt=0, le=10)] = "auto"
+    """Temperature of the K samples. `auto`: temperature, `top_k`, `top_p` and `min_p` as the model's
+    `generation_config.json` states them (what it leaves out drops no token; the world states 1) or, where it states
+    none of them, 0.7 with `top_p` 0.9. Log-probabilities are always the model's own at temperature 1."""
+    top_k: Positive | None = None
+    """Draw only from this many most probable tokens. Null, here and in the next two: what comes with
+    `temperature: auto`, and with a number for the temperature no token is dropped."""
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Draw only from the fewest most probable tokens that hold this share of the mass, after `min_p` and `top_k`."""
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Draw only from tokens at least this probable relative to the most probable one. All three apply at the samples'
+    temperature, and in the engine `vllm` too; neither the greedy answer nor `finetune.replay` uses them."""
     greedy_temperature: Annotated[float, Field(ge=0, le=10)] = 0.0
     """Temperature of the `greedy` answer; 0 is argmax, the paper uses 0.1."""
     max_new_tokens: Positive = 16
@@ -69,27 +80,44 @@ class CollectSection(Section):
     vllm: VllmSection = VllmSection()
     pool: Pool = Pool()
 
-    @model_validator(mode="after")
-    def _engine_can(self) -> "CollectSection":
+    def contradictions(self) -> Iterator[str]:
         """`engine: vllm` with adaptive sampling, or with a `vllm.tensor_parallel` above 1 that differs from
         `pool.gpus`."""
         if self.engine == "vllm" and self.adaptive.threshold != "off":
-            raise ValueError("adaptive sampling needs engine: own; set adaptive.threshold: off for engine: vllm")
+            yield "adaptive sampling needs engine: own; set adaptive.threshold: off for engine: vllm"
         spread = self.vllm.tensor_parallel
         if self.engine == "vllm" and spread > 1 and self.pool.gpus != spread:
-            raise ValueError(
+            yield (
                 f"vllm.tensor_parallel ({spread}) must be the number of GPUs that an actor has: set pool.gpus: {spread}"
             )
-        return self
 
 
 class LabelSection(Section):
     """Sampled answers → clusters → semantic entropy → known or unknown."""
 
     equivalence: Literal["exact"] = "exact"
-    """`exact`: answers equal after normalisation (case, articles, punctuation)."""
-    threshold: Literal["otsu"] | Annotated[float, Field(ge=0)] = "otsu"
-    """γ in nats: `otsu` (least within-group sum of squares) or a value. Unknown means SE ≥ γ."""
+    """`exact`: answers equal after normalisation (case, accents, articles, punctuation; numbers, dates, initials and
+    units written one way)."""
+    grading: Literal["auto", "exact", "contains", "f1"] = "auto"
+    """When an answer is right, in every stage of a run. `exact`: it equals a gold answer. `contains`: its first
+    `grading_words` words contain one, or it is most of one; a list of guesses with one right among them is wrong.
+    `f1`: it shares enough words with one. `auto`: `contains` if `corpus.prompt` or `finetune.prompt` is a chat, whose
+    answers are sentences, and otherwise `exact`."""
+    grading_words: Positive = 60
+    """Words of an answer that `contains` reads, counted without articles; in scripts without spaces, characters."""
+    grading_f1: Annotated[float, Field(gt=0, le=1)] = 0.6
+    """Least F1 of the words of an answer and a gold answer for `f1`."""
+    threshold: Literal["otsu"] | NonNegativeFloat = "otsu"
+    """γ in nats: `otsu` (least within-group sum of squares) or a value. Unknown means SE ≥ γ, or that the model
+    abstains."""
+    refusals: tuple[Text, ...] = (
+        *REFUSALS,
+        *("i have no", "i am unable to", "i'm unable to", "i don't have", "i do not have", "not sure", "no idea"),
+        *("cannot be determined", "not enough information", "insufficient information", "unknown", "n/a", "idk"),
+    )
+    """Samples that are no answer, besides empty ones; matched as `annotate.endpoint.refusals` are. A question of which
+    more than half of the samples are such is one that the model *abstains* from: unknown, whatever its entropy. A
+    refusal that is the gold answer is an answer."""
 
 
 class SearchSection(Section):
@@ -102,7 +130,7 @@ class SearchSection(Section):
     min_graded: Positive = 10
     """Right answers, and as many wrong ones, that the validation questions must contain for the objective
     `correctness`: with ten of each the standard error of an AUROC of 0.8 is at most 0.13."""
-    inverse_regularization: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (
+    inverse_regularization: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (
         0.003,
         0.03,
         0.3,
@@ -116,8 +144,10 @@ class SearchSection(Section):
     """Thresholds that leave less than this share of the rows on one side are not tried."""
     bootstrap: Annotated[int, Field(ge=100)] = 1000
     """Resamples of entities behind each 95 % interval."""
-    cpus: Annotated[float, Field(gt=0)] = 1.0
+    cpus: PositiveFloat = 1.0
     """Logical CPUs of one trial (one layer with all its thresholds)."""
+    nodes: NodesSection = NodesSection()
+    """Where the trials run."""
 
 
 class ScoreSection(Section):
@@ -136,7 +166,7 @@ class DecodeSection(Section):
     """`world` (the shipped decoder), or a decoder's folder or URI."""
     variants: Positive = 2
     """New questions tried per state (M)."""
-    noise: Annotated[float, Field(ge=0)] = 0.5
+    noise: NonNegativeFloat = 0.5
     """Gaussian noise added to the standardised state, in standard deviations; 0 reconstructs the question itself."""
     temperature: Annotated[float, Field(gt=0, le=10)] = 0.7
     """Temperature for new questions; `check_questions` are decoded at 0 and without noise."""

@@ -4,16 +4,17 @@ In: values of the file. Out: frozen, bounded sections.
 Refuses to know: the pool, the annotator, and how any policy chooses.
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, JsonValue, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
-from ka2l_ray.config.base import NoKeys, Pool, Positive, Section, Share, Template, Text
+from ka2l_ray.config.base import REFUSALS, NoKeys, Pool, Positive, Section, Share, Template, Text
 
 Strategy = Literal[
     "ka2l", "ka2l_diverse", "decoded", "entropy", "likelihood", "coreset", "quadrant", "random", "oracle"
 ]
-Quadrant = Literal["known", "misconception", "shaky", "unknown"]
+Quadrant = Literal["known", "misconception", "shaky", "unknown", "abstains"]
 
 
 class AcquireSection(Section):
@@ -24,9 +25,9 @@ class AcquireSection(Section):
     candidates: Annotated[int, Field(ge=10)] = 20_000
     """Questions whose states are compared on the driver: for `coreset` a random draw of the pool, for `ka2l_diverse`
     those most likely unknown."""
-    quadrants: Annotated[tuple[Quadrant, ...], Field(min_length=1)] = ("unknown", "misconception")
-    """What `quadrant` buys, in this order. It needs gold answers for the pool, so it is for corpora whose gold is free.
-    Pool questions without gold come last."""
+    quadrants: Annotated[tuple[Quadrant, ...], Field(min_length=1)] = ("unknown", "abstains", "misconception")
+    """What `quadrant` buys, in this order; `abstains` are questions that the model mostly does not answer. It needs
+    gold answers for the pool, so it is for corpora whose gold is free. Other pool questions without gold come last."""
     decoded_share: Annotated[float, Field(ge=0, le=1)] = 0.25
     """Share of a round's budget that `decoded` spends on questions generated from hidden states.
 
@@ -34,10 +35,16 @@ class AcquireSection(Section):
     """
     balance: Literal["none", "group"] = "none"
     """`group`: the best question of every group comes before the second best of any group."""
-    sampling_cost: Annotated[float, Field(ge=0)] = 0.01
+    sampling_cost: NonNegativeFloat = 0.01
     """Cost of sampling one pool question, in the unit of `annotate.cost`; `entropy`, `likelihood` and `quadrant` pay
     it. By default a hundred sampled questions cost as much as one answer. For your own value, divide the price of a GPU
     hour by the number of questions sampled in it."""
+
+
+def _optional_fields(given: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    if taken := sorted({"model", "messages", "stream"}.intersection(given)):
+        raise ValueError(f"must not contain {taken[0]}, which is set by the other fields of annotate.endpoint")
+    return given
 
 
 class EndpointSection(Section):
@@ -63,38 +70,38 @@ class EndpointSection(Section):
     """Tokens of a reply at most; a reply that is cut off there is paid for, counted and dropped."""
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     """Sampling temperature requested from the endpoint."""
+    parameters: Annotated[dict[str, JsonValue], AfterValidator(_optional_fields)] = Field(default={})
+    """Further fields of the request, such as `{reasoning_effort: low}`, or other values of the ones above. A field that
+    the server refuses is left out, with a warning; `max_tokens` is then called `max_completion_tokens`."""
     concurrency: Positive = 8
     """Requests in flight at once."""
-    requests_per_s: Annotated[float, Field(gt=0)] | None = None
+    requests_per_s: PositiveFloat | None = None
     """Rate limit over all requests; null sends as fast as `concurrency` allows."""
-    timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    timeout_s: PositiveFloat = 60.0
     """Seconds after which a request counts as failed and is tried again."""
     replies: Annotated[str | None, NoKeys] = None
     """Folder or URI where replies are stored by content (`model`, messages, sampling parameters; not `url`); runs with
     the same folder never ask the same thing twice. Null: `annotation_cache/` in the run's own folder, or next to the
     runs of a comparison."""
-    retries: Annotated[int, Field(ge=0)] = 6
+    retries: NonNegativeInt = 6
     """Further tries after the first, for 408, 409, 425, 429, 5xx, time-outs, broken connections and answers that are
     not valid JSON."""
-    backoff_s: Annotated[float, Field(gt=0)] = 1.0
+    backoff_s: PositiveFloat = 1.0
     """Wait before the first retry. It doubles with each retry, unless the server sends `Retry-After`."""
-    cost_per_million_prompt_tokens: Annotated[float, Field(ge=0)] = 0.0
+    cost_per_million_prompt_tokens: NonNegativeFloat = 0.0
     """Price of a million tokens read, in the unit of `annotate.cost`."""
-    cost_per_million_completion_tokens: Annotated[float, Field(ge=0)] = 0.0
+    cost_per_million_completion_tokens: NonNegativeFloat = 0.0
     """Price of a million tokens written, in the same unit."""
-    refusals: tuple[Text, ...] = (
-        *("i don't know", "i do not know", "i'm not sure", "i am not sure", "as an ai"),
-        *("sorry but", "sorry i", "i'm sorry but", "i'm sorry i", "i am sorry but", "i am sorry i"),
-        *(f"i {cannot} {do}" for cannot in ("cannot", "can't") for do in ("answer", "provide", "help", "assist")),
-    )
+    refusals: tuple[Text, ...] = REFUSALS
     """A reply that begins or ends with one of these is a refusal: paid for, counted, dropped. Case and punctuation do
-    not matter. Words inside an answer do not count, because titles and quotations may contain them."""
+    not matter. Words inside an answer do not count, nor does a phrase with the capitals of a title ("I Can't Help
+    Myself"), because titles and quotations may contain them. A phrase of one word must be the whole reply."""
     no_such_thing: tuple[Text, ...] = (
         *("no such", "there is no such", "there's no such", "no such thing", "nobody of that name"),
         *("does not exist", "doesn't exist", "do not exist", "don't exist"),
     )
-    """A reply that begins or ends with one of these says that the question has no answer: paid for, counted,
-    dropped."""
+    """A reply that begins or ends with one of these says that the question has no answer, by the same rules:
+    paid for, counted, dropped."""
 
 
 class AnnotateSection(Section):
@@ -103,7 +110,7 @@ class AnnotateSection(Section):
     source: Literal["auto", "world", "reference", "endpoint", "file"] = "auto"
     """`world` asks the knowledge world, `reference` takes the corpus' gold answers, `endpoint` asks a chat model, and
     `file` pauses the loop until people's answers are imported. `auto`: `world` for the world, else `reference`."""
-    cost: Annotated[float, Field(ge=0)] = 1.0
+    cost: NonNegativeFloat = 1.0
     """Cost of one question asked, in addition to what an endpoint charges by the token."""
     endpoint: EndpointSection = EndpointSection()
 
@@ -111,15 +118,15 @@ class AnnotateSection(Section):
 class StopSection(Section):
     """When a strategy stops before its rounds are used up. The budget always ends it.
 
-    Eval accuracy is over the facts that `eval_scope` in results.json names: on the world pool facts, on files facts
-    that no pool question asks.
+    Eval accuracy is over the facts that `eval_scope` in results.json names: pool facts on the world and on a corpus
+    with rewordings, else facts that no pool question asks.
     """
 
     accuracy: Share | None = None
     """Stop once eval accuracy reaches this."""
     patience: Positive | None = None
     """Stop after this many rounds in a row without a gain of `min_gain`."""
-    min_gain: Annotated[float, Field(ge=0)] = 0.005
+    min_gain: NonNegativeFloat = 0.005
     """Gain in eval accuracy over the best earlier round that counts as one."""
     p_unknown: Share | None = None
     """Stop when no unbought pool question has at least this P(unknown)."""
@@ -138,24 +145,25 @@ class ActiveSection(Section):
     budget: Positive = 150
     """Annotations that a strategy may buy in all rounds together."""
     random_draws: Positive = 3
-    """Independent draws of `random`; savings are measured against their mean. On files the accuracies compared are over
-    facts that no pool question asks."""
+    """Independent draws of `random`; savings are measured against their mean. The accuracies compared are over
+    the facts that `eval_scope` in results.json names."""
     stop: StopSection = StopSection()
     reprobe: bool = False
     """Collect, label and search again on each round's model and rank by its probe. If its SE AUROC is below 0.7, the
     base model's probe is used instead, and the log says so."""
 
-    @model_validator(mode="after")
-    def _spendable(self) -> "ActiveSection":
+    def contradictions(self) -> Iterator[str]:
         """a `budget` below `rounds`; a strategy that is named twice."""
         if self.budget < self.rounds:
-            raise ValueError(f"budget ({self.budget}) must be at least one annotation per round ({self.rounds})")
+            yield f"budget ({self.budget}) must be at least one annotation per round ({self.rounds})"
         if len(set(self.strategies)) != len(self.strategies):
-            raise ValueError(f"strategies must differ, got {list(self.strategies)}")
-        return self
+            yield f"strategies must differ, got {list(self.strategies)}"
 
 
 class EvaluateSection(Section):
     """Greedy answers on the eval split, by the base model and after every round."""
 
+    same_words: bool = False
+    """Ask every pool fact also in the very words in which it may be taught. On a corpus without `corpus.rewordings`,
+    accuracy is then memorisation; with them it is listed beside accuracy in the reserved wording."""
     pool: Pool = Pool()

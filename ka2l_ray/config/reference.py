@@ -5,17 +5,15 @@ In: the class `Config`. Out: one Markdown text, always the same for the same tre
 Refuses to know: files, and what any field does beyond its docstring.
 """
 
-import inspect
 import json
 import sys
 import textwrap
 from collections.abc import Iterator
-from typing import get_args
 
 import yaml
 from pydantic.json_schema import JsonSchemaValue
 
-from ka2l_ray.config.base import Section
+from ka2l_ray.config.base import Section, section_of
 from ka2l_ray.config.tree import NO_RESULTS, Config
 
 WIDTH = 120
@@ -64,12 +62,6 @@ def sections(
             yield from sections(kind, f"{path}.", default)
 
 
-def section_of(annotation: object) -> type[Section] | None:
-    """The class of the section that a field contains; None if it contains a value."""
-    kinds = (annotation, *get_args(annotation))
-    return next((k for k in kinds if inspect.isclass(k) and issubclass(k, Section)), None)
-
-
 def _section(path: str, kind: type[Section], defaults: Section) -> str:
     """A heading, what the section is for, and its fields. A class that occurs in several places lists them in the
     first."""
@@ -92,11 +84,9 @@ def _section(path: str, kind: type[Section], defaults: Section) -> str:
 
 def _own_text(path: str, kind: type[Section]) -> str:
     """A section's docstring, after that of the field that contains it, if there is one."""
-    parent: type[Section] = Config
-    *above, last = path.split(".")
-    for name in above:
-        parent = section_of(parent.model_fields[name].annotation) or parent
-    return " ".join(text for text in (parent.model_fields[last].description, kind.__doc__) if text)
+    above, _, name = path.rpartition(".")
+    parent = next((k for p, k, _ in sections() if p == above), Config)
+    return " ".join(text for text in (parent.model_fields[name].description, kind.__doc__) if text)
 
 
 def _field(name: str, path: str, schema: JsonSchemaValue) -> list[str]:
@@ -111,9 +101,8 @@ def _changes_nothing(path: str) -> bool:
 
 
 def _refusals(kind: type[Section], head: str) -> str:
-    """What the section's own checks refuse, from their docstrings."""
-    checks = kind.__pydantic_decorators__.model_validators.values()
-    said = "; ".join((check.func.__doc__ or "").rstrip(".") for check in checks)
+    """What the section's own check refuses, from its docstring."""
+    said = vars(kind)["contradictions"].__doc__.rstrip(".") if "contradictions" in vars(kind) else ""
     return "\n".join([*_wrapped(f"{head}: {said}."), ""]) if said else ""
 
 
@@ -127,8 +116,12 @@ def _types(schema: JsonSchemaValue) -> list[str]:
     """What one of a schema's alternatives allows: its values by name, or a kind of value."""
     if "const" in schema or "enum" in schema:
         return [_value(v) for v in schema.get("enum", [schema.get("const")])]
+    if "type" not in schema:
+        return ["any value"]
     if schema["type"] == "array":
         return [f"a list{', not empty,' if schema.get('minItems') else ''} of {_type(schema['items'])}"]
+    if schema["type"] == "object":
+        return [f"a mapping of names to {_type(schema['additionalProperties'])}"]
     return [_NAMES[schema["type"]] + _bounds(schema)]
 
 

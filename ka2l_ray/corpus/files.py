@@ -5,17 +5,22 @@ A file that cannot be read at all raises `ConfigError` naming it.
 Refuses to know: what the columns mean, how CSV and JSON lines are parsed, Ray.
 """
 
+import codecs
 import csv
 import glob
-import itertools
+import gzip
+import io
 import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.resources import files
+from itertools import starmap
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -23,10 +28,13 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from ka2l_ray.config import ConfigError, HubSection
+from ka2l_ray.dataflow.parquet import open_parquet
+from ka2l_ray.dataflow.paths import glob_pattern
 from ka2l_ray.dataflow.rows import (
     BadRow,
     RepeatedNameError,
     Row,
+    Stream,
     as_utf8,
     csv_table,
     json_rows,
@@ -37,8 +45,13 @@ from ka2l_ray.dataflow.rows import (
     shortened,
     text_lines,
 )
-from ka2l_ray.dataflow.source_names import COMPRESSED, ENDINGS, HUB_ID, kind_of
+from ka2l_ray.dataflow.source_names import COMPRESSED, ENDINGS, HUB_ID, WIKIFACTS, kind_of
 from ka2l_ray.dataflow.storage import Folder
+
+if TYPE_CHECKING:
+    import datasets
+
+Rows = Iterator[dict[str, object]]
 
 
 @dataclass(frozen=True)
@@ -50,13 +63,14 @@ class File:
     hub: HubSection = field(default_factory=HubSection)
 
     def rows(self, wanted: Iterable[str] | None = None) -> Iterator[Row]:
-        """The rows in order; of Parquet files only the `wanted` columns, because the others may be large.
+        """The rows in order; of Parquet files and data sets only the `wanted` columns, because the others may be large,
+        or images and sounds that cannot be decoded here.
 
         Raises `ConfigError` where the file itself cannot be read, naming it and the last row that could.
         """
         number = 0
         try:
-            for row in _parquet(self, wanted) if self.kind == "parquet" else KINDS[self.kind](self):
+            for row in self._rows(wanted):
                 number = row.number
                 yield row
         except ConfigError:
@@ -65,16 +79,26 @@ class File:
             after = f" after row {number:,}" if number else ""
             raise ConfigError(f"{self.name}: cannot be read{after}: {_first_line(error)}") from error
 
+    def _rows(self, wanted: Iterable[str] | None) -> Iterator[Row]:
+        if self.kind in STREAMS:
+            with open_stream(self.name) as stream:
+                yield from STREAMS[self.kind](stream, self.name, frozenset(wanted or ()))
+        else:
+            yield from starmap(Row, enumerate(TABLES[self.kind](self, wanted), 1))
+
     def columns(self) -> list[str] | None:
-        """All columns of a Parquet file; None for other files, whose rows name them. Raises `ConfigError` as `rows`
-        does."""
+        """All columns of a Parquet file or saved data set that has been read; None for other files, whose rows name
+        them."""
+        if self.kind == "dataset":
+            with _saved_set(self) as found:
+                return found.column_names
         if self.kind != "parquet":
             return None
         folder = Folder.of(self.name)
         try:
             return pq.read_schema(folder.path, filesystem=folder.filesystem).names
         except (OSError, pa.ArrowException) as error:
-            raise ConfigError(f"{self.name}: cannot be read: {_first_line(error)}") from error
+            raise ConfigError(f"{self.name}: {error}") from error
 
 
 def files_of(source: str | Sequence[str], hub: HubSection) -> list[File]:
@@ -87,6 +111,8 @@ def files_of(source: str | Sequence[str], hub: HubSection) -> list[File]:
 
 
 def _files(source: str, hub: HubSection) -> list[File]:
+    if source == WIKIFACTS:
+        return [File(source, "shipped")]
     if ("*" in source and not _is_local_file(source)) or kind_of(source):
         found = [File(p, kind) for p in _matching(source) if (kind := kind_of(p))]
         if not found:
@@ -106,8 +132,8 @@ def _files(source: str, hub: HubSection) -> list[File]:
     if "://" not in source and HUB_ID.fullmatch(source):
         return [File(source, "hub", hub)]
     raise ConfigError(
-        f"corpus.source = {source!r}: no such folder, and neither `world`, a file that ends in {KNOWN_ENDINGS}, "
-        "nor a hub id OWNER/NAME"
+        f"corpus.source = {source!r}: no such folder, and neither `world`, `wikifacts`, a file that ends in "
+        f"{KNOWN_ENDINGS}, nor a hub id OWNER/NAME"
     )
 
 
@@ -122,7 +148,7 @@ def _inside(folder: str, name: str) -> str:
 def _matching(source: str) -> list[str]:
     """Paths or URIs that a pattern matches; a name that exists is not a pattern, whatever it contains."""
     if "://" not in source:
-        return [source] if _is_local_file(source) else sorted(glob.glob(_pattern(source), recursive=True))
+        return [source] if _is_local_file(source) else sorted(glob.glob(glob_pattern(source), recursive=True))
     if "*" not in source:
         return [source] if Folder.of(source).exists() else []
     address, mark, query = source.partition("?")
@@ -138,42 +164,24 @@ def _is_local_file(path: str) -> bool:
     return "://" not in path and Path(path).exists()
 
 
-def _pattern(source: str) -> str:
-    """The pattern, with brackets in names of existing folders escaped."""
-    folders = list(itertools.takewhile(lambda part: "*" not in part and "?" not in part, Path(source).parts[:-1]))
-    parent = Path(*folders)
-    return (
-        str(Path(glob.escape(str(parent)), *Path(source).parts[len(folders) :]))
-        if folders and parent.exists()
-        else source
-    )
-
-
-def _text(file: File) -> Iterator[Row]:
+def _text(stream: Stream, name: str, _: Set[str]) -> Iterator[Row]:
     """One question per line, without gold answers."""
-    with open_stream(file.name) as stream:
-        for number, text in text_lines(stream, file.name):
-            yield Row(number, text if isinstance(text, BadRow) else {"question": text})
+    for number, text in text_lines(stream, name):
+        yield Row(number, text if isinstance(text, BadRow) else {"question": text})
 
 
-def _jsonl(file: File) -> Iterator[Row]:
-    with open_stream(file.name) as stream:
-        yield from json_rows(stream, file.name)
+def _csv(stream: Stream, name: str, _: Set[str]) -> Iterator[Row]:
+    columns, records = csv_table(stream, name)
+    for column in columns:
+        if isinstance(bad := as_utf8(column, "header"), BadRow):
+            raise ConfigError(f"{name}: the header is not UTF-8: {bad.value}; save the file as UTF-8")
+    if doubled := repeated(columns):
+        raise ConfigError(f"{name}: the header names {doubled} twice; columns must differ")
+    for record in records:
+        yield Row(record.line, _by_column(columns, record.fields))
 
 
-def _csv(file: File) -> Iterator[Row]:
-    with open_stream(file.name) as stream:
-        names, records = csv_table(stream, file.name)
-        for name in names:
-            if isinstance(bad := as_utf8(name, "header"), BadRow):
-                raise ConfigError(f"{file.name}: the header is not UTF-8: {bad.value}; save the file as UTF-8")
-        if doubled := repeated(names):
-            raise ConfigError(f"{file.name}: the header names {doubled} twice; columns must differ")
-        for record in records:
-            yield Row(record.line, _named(names, record.fields))
-
-
-def _named(names: Sequence[str], fields: Sequence[str] | BadRow) -> dict[str, object] | BadRow:
+def _by_column(names: Sequence[str], fields: Sequence[str] | BadRow) -> dict[str, object] | BadRow:
     """A record of CSV by column."""
     if isinstance(fields, BadRow):
         return fields
@@ -184,33 +192,57 @@ def _named(names: Sequence[str], fields: Sequence[str] | BadRow) -> dict[str, ob
     return next(bad, None) or dict(zip(names, fields, strict=True))
 
 
-def _json(file: File) -> Iterator[Row]:
-    """One JSON document, read whole: an array of objects, or SQuAD's tree. JSON lines under this name are read as
-    such."""
-    with open_stream(file.name) as stream:
-        data = stream.read()
-    refuse_utf16(data, file.name)
+def _json_lines(stream: Stream, name: str, wanted: Set[str]) -> Iterator[Row]:
+    """JSON lines; one array of objects under this name is read as such."""
+    buffered = io.BufferedReader(stream, 2**20)  # pyright: ignore[reportArgumentType]
+    is_array = buffered.peek().removeprefix(codecs.BOM_UTF8).lstrip()[:2].rstrip() in (b"[", b"[{")
+    yield from _json(buffered, name, wanted) if is_array else json_rows(buffered, name)
+
+
+def _json(stream: Stream, name: str, wanted: Set[str]) -> Iterator[Row]:
+    """One JSON document, read whole. JSON lines under this name are read as such."""
+    data = stream.read()
+    refuse_utf16(data, name)
     text = as_utf8(data.decode("utf-8-sig", "surrogateescape"), "document")
     if isinstance(text, BadRow):
-        raise ConfigError(f"{file.name}: is not UTF-8: {text.value}")
+        raise ConfigError(f"{name}: is not UTF-8: {text.value}")
     try:
         document = parse_json(text)
     except RepeatedNameError as error:
-        raise ConfigError(f"{file.name}: an object {error}; its members must differ") from error
+        raise ConfigError(f"{name}: an object {error}; its members must differ") from error
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":
-            yield from _jsonl(file)
+            yield from json_rows(io.BytesIO(data), name)
             return
-        raise ConfigError(f"{file.name}: is not JSON: {error}") from error
+        raise ConfigError(f"{name}: is not JSON: {error}") from error
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{file.name}: cannot be read as JSON: {_first_line(error)}") from error
-    rows = squad_rows(document) if isinstance(document, dict) and "data" in document else document
-    if isinstance(rows, dict):
-        rows = [rows]
+        raise ConfigError(f"{name}: cannot be read as JSON: {_first_line(error)}") from error
+    rows = _rows_of_object(document, wanted) if isinstance(document, dict) else document
     if not isinstance(rows, (list, Iterator)):
-        raise ConfigError(f"{file.name}: must contain an array of JSON objects, not {shortened(rows)}")
+        raise ConfigError(f"{name}: must contain an array of JSON objects, not {shortened(rows)}")
     for number, row in enumerate(rows, 1):
         yield Row(number, row if isinstance(row, dict) else BadRow("row", "must be a JSON object", shortened(row)))
+
+
+def _rows_of_object(document: dict[str, Any], wanted: Set[str]) -> Iterable[object]:
+    """The rows in a JSON object: a list of objects inside it, objects by id, columns as pandas writes them, or itself,
+    whichever has a `wanted` column."""
+    if not wanted.isdisjoint(document):
+        columns = list(document.values())
+        if not all(isinstance(c, dict) and c.keys() == columns[0].keys() for c in columns):
+            return [document]
+        return [{name: column[row] for name, column in document.items()} for row in columns[0]]
+    lists = [v for v in document.values() if isinstance(v, list) and _is_row(next(iter(v), None), wanted)]
+    if len(lists) == 1:
+        return lists[0]
+    if "data" in document:
+        return squad_rows(document)
+    by_id = list(document.values())
+    return by_id if by_id and all(_is_row(v, wanted) for v in by_id) else [document]
+
+
+def _is_row(value: object, wanted: Set[str]) -> bool:
+    return isinstance(value, dict) and not wanted.isdisjoint(value)
 
 
 def squad_rows(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -228,26 +260,46 @@ def squad_rows(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
         ) from error
 
 
-def _parquet(file: File, wanted: Iterable[str] | None) -> Iterator[Row]:
-    folder = Folder.of(file.name)
-    with pq.ParquetFile(folder.path, filesystem=folder.filesystem) as table:
+def _parquet(file: File, wanted: Iterable[str] | None) -> Rows:
+    wanted = None if wanted is None else set(wanted)
+    with open_parquet(Folder.of(file.name), wanted) as table:
         names = table.schema_arrow.names
         if doubled := repeated(names):
             raise ConfigError(f"{file.name}: names the column(s) {doubled} twice; columns must differ")
-        kept = names if wanted is None else [n for n in names if n in set(wanted)]
-        yield from _numbered(r for b in table.iter_batches(batch_size=256, columns=kept) for r in b.to_pylist())
+        kept = names if wanted is None else [n for n in names if n in wanted]
+        for batch in table.iter_batches(batch_size=256, columns=kept):
+            yield from batch.to_pylist()
 
 
-def _hub(file: File) -> Iterator[Row]:
+def _hub(file: File, wanted: Iterable[str] | None) -> Rows:
     """A data set on the hub, streamed."""
     import datasets
 
-    part = {"split": file.hub.split, "revision": file.hub.revision}
-    yield from _numbered(datasets.load_dataset(file.name, file.hub.subset, **part, streaming=True))
+    hub = file.hub
+    found = datasets.load_dataset(file.name, hub.subset, split=hub.split, revision=hub.revision, streaming=True)
+    yield from undecoded(cast("datasets.IterableDataset", found), wanted)
 
 
-def _dataset(file: File) -> Iterator[Row]:
+def undecoded(found: "datasets.Dataset | datasets.IterableDataset", wanted: Iterable[str] | None) -> Rows:
+    """The rows of a data set, of which only `wanted` columns are read, and no image, sound or video is decoded."""
+    if found.features is None:  # of a stream of JSON lines, say, which has no such columns
+        yield from cast(Rows, found)
+        return
+    names = list(found.features)
+    kept = names if wanted is None else [n for n in names if n in wanted] or names[:1]
+    for batch in found.select_columns(kept).with_format("arrow").iter(256):
+        yield from cast(pa.Table, batch).to_pylist()
+
+
+def _saved(file: File, wanted: Iterable[str] | None) -> Rows:
     """A folder that `datasets` saved."""
+    with _saved_set(file) as found:
+        yield from undecoded(found, wanted)
+
+
+@contextmanager
+def _saved_set(file: File) -> Iterator["datasets.Dataset"]:
+    """The data set in a folder, or its split. Raises `ConfigError` where it has no such split."""
     import datasets
 
     with Folder.of(file.name).local() as folder:
@@ -257,12 +309,13 @@ def _dataset(file: File) -> Iterator[Row]:
                 splits = ", ".join(map(str, found))
                 raise ConfigError(f"{file.name}: contains the splits {splits}; set corpus.hub.split to one of them")
             found = found[file.hub.split]
-        yield from _numbered(found)
+        yield found
 
 
-def _numbered(rows: Iterable[Any]) -> Iterator[Row]:
-    for number, row in enumerate(rows, 1):
-        yield Row(number, row)
+def _shipped(file: File, _: Iterable[str] | None) -> Rows:
+    """The package's own questions, read where the package is installed on this node."""
+    text = gzip.decompress((files("ka2l_ray.corpus") / file.name / "questions.jsonl.gz").read_bytes())
+    return (json.loads(line) for line in io.BytesIO(text))
 
 
 def _first_line(error: BaseException) -> str:
@@ -270,12 +323,16 @@ def _first_line(error: BaseException) -> str:
 
 
 KNOWN_ENDINGS = f"{', '.join(ENDINGS)} (or these with {', '.join(COMPRESSED)})"
-KINDS: dict[str, Callable[[File], Iterator[Row]]] = {
-    "jsonl": _jsonl,
+STREAMS: dict[str, Callable[[Stream, str, Set[str]], Iterator[Row]]] = {
+    "jsonl": _json_lines,
     "json": _json,
     "csv": _csv,
     "text": _text,
-    "dataset": _dataset,
-    "hub": _hub,
 }
-"""How each kind of file is read; Parquet, of which columns can be left out, besides."""
+TABLES: dict[str, Callable[[File, Iterable[str] | None], Rows]] = {
+    "parquet": _parquet,
+    "dataset": _saved,
+    "hub": _hub,
+    "shipped": _shipped,
+}
+"""How each kind of text file is read, given the wanted columns, and each kind that has columns."""

@@ -5,31 +5,29 @@ Refuses to know: files, splits, duplicates. Sources of the formats: the data set
 on the hub.
 """
 
-import ast
 import hashlib
-import io
-import json
-import math
-import tokenize
-import warnings
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import chain
 from pathlib import PurePosixPath
-from typing import cast
+from types import NoneType
 
 from ka2l_ray.config import CorpusSection
+from ka2l_ray.corpus.cells import UnusableError, parsed_cell, plain, value_at
 from ka2l_ray.corpus.relations import subject
+from ka2l_ray.corpus.rewordings import repeated_wording, templates_of
 from ka2l_ray.dataflow.rows import BadRow, shortened
-from ka2l_ray.text.grading import normalize
+from ka2l_ray.text.normal import normalize
 
 LONGEST_QUESTION, LONGEST_ANSWER = 20_000, 2_000
 """Characters. Longer ones are documents, not questions or answers, and would take the memory of a whole batch."""
 LONGEST_NAME = 500
 """Characters of an id, a topic or an entity's name."""
 MOST_ANSWERS = 1_000
-LONGEST_LIST = 1_000_000
-"""Characters of a cell that is parsed as a list."""
+ANSWER_MEMBERS = ("text", "value", "answer", "answers", "Value", "aliases", "Aliases", "spans")
+"""Members of an object that question sets keep the texts of an answer in."""
+UNANSWERING = ("system", "developer", "tool", "function")
+"""Roles whose turns in a conversation neither ask nor answer."""
 OPTIONS = ("opa", "opb", "opc", "opd")
 LETTERS = "ABCD"
 
@@ -39,6 +37,7 @@ class Question:
     """A question with its gold answers, empty where there are none.
 
     `own_id`, `group` (its topic) and `entity` (whom or what it is about) are those of the corpus, where it has them.
+    `rewordings` ask the same in other words, the reserved one last.
     """
 
     text: str
@@ -46,6 +45,7 @@ class Question:
     own_id: str | None = None
     group: str | None = None
     entity: str | None = None
+    rewordings: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -58,25 +58,18 @@ class Question:
         return normalize(self.text)
 
 
-class UnusableError(Exception):
-    """A field whose value cannot be used; becomes a `BadRow`."""
-
-    def __init__(self, field: str, problem: str, value: str = "") -> None:
-        self.bad = BadRow(field, problem, value)
-        super().__init__(str(self.bad))
-
-
 def parse(row: Mapping[str, object], corpus: CorpusSection, file: str) -> Question | BadRow:
     """The question in a row of `corpus.format`. Which needed columns a file lacks altogether, `missing` says."""
     try:
-        return _checked(FORMATS[corpus.format].parse(row, corpus, file))
+        return _reworded(_checked(FORMATS[corpus.format].parse(row, corpus, file)), row, corpus)
     except UnusableError as error:
         return error.bad
 
 
 def missing(columns: Container[str], corpus: CorpusSection) -> list[str]:
     """Columns without which no row of this format can be read and which a file lacks, alternatives joined by ` or `."""
-    groups = FORMATS[corpus.format].needs(corpus)
+    groups = FORMATS[corpus.format].columns or ((corpus.question_column,),)
+    groups = (*groups, *([(corpus.rewordings.column,)] if corpus.rewordings.source == "column" else []))
     return [
         " or ".join(names) for names in groups if not any(n in columns or n.split(".")[0] in columns for n in names)
     ]
@@ -84,9 +77,15 @@ def missing(columns: Container[str], corpus: CorpusSection) -> list[str]:
 
 def columns_read(corpus: CorpusSection) -> frozenset[str]:
     """All columns that a row of this format may be made from; of a dotted path also the column that it starts in."""
-    named = (corpus.question_column, corpus.answers_column, corpus.id_column, corpus.group_column, corpus.entity_column)
-    names = FORMATS[corpus.format].reads or named
+    known = FORMATS[corpus.format]
+    names = [*chain.from_iterable(known.columns), *known.more] or [*_configured(corpus)]
+    names += [corpus.rewordings.column] if corpus.rewordings.source == "column" else []
     return frozenset(names) | {n.split(".")[0] for n in names}
+
+
+def _configured(corpus: CorpusSection) -> tuple[str, str, str, str, str]:
+    """The columns of `generic`: question, answers, id, group, entity."""
+    return corpus.question_column, corpus.answers_column, corpus.id_column, corpus.group_column, corpus.entity_column
 
 
 def _checked(question: Question) -> Question:
@@ -97,6 +96,28 @@ def _checked(question: Question) -> Question:
         raise UnusableError("answers", f"must be at most {MOST_ANSWERS:,}", f"{len(question.answers):,} answers")
     answers = (_clean("answers", a, LONGEST_ANSWER) for a in question.answers)
     return replace(question, text=text, answers=tuple(dict.fromkeys(a for a in answers if a)))
+
+
+def _reworded(question: Question, row: Mapping[str, object], corpus: CorpusSection) -> Question:
+    """The question with the wordings that its row or its topic's templates give."""
+    if (source := corpus.rewordings.source) == "column":
+        field = corpus.rewordings.column
+        given = [_clean(field, w, LONGEST_QUESTION) for w in _answers(field, value_at(row, field))]
+        wordings = tuple(w for w in given if w)
+    elif source == "templates":
+        field, entity = "group", question.entity
+        if not (templates := templates_of(corpus).get(question.group or "")):
+            raise UnusableError(field, "has no wordings in corpus.rewordings.templates", shortened(question.group))
+        if entity is None:
+            raise UnusableError("entity", "must be known where templates reword", shortened(question.text))
+        wordings = tuple(t.replace("{entity}", entity) for t in templates)
+    else:
+        return question
+    if not wordings:
+        raise UnusableError(field, "must contain at least one wording")
+    if repeated := repeated_wording(question.text, wordings):
+        raise UnusableError(field, "must differ from the question and from each other", shortened(repeated))
+    return replace(question, rewordings=wordings)
 
 
 def _clean(field: str, text: str, longest: int) -> str:
@@ -119,7 +140,7 @@ def _text(row: Mapping[str, object], field: str) -> str:
 def _optional(row: Mapping[str, object], *fields: str) -> str | None:
     """The first of these fields that has a value, as text. A table with gaps turns 7 into 7.0, which is read as 7."""
     for field in fields:
-        value = _plain(row.get(field))
+        value = plain(row.get(field))
         if isinstance(value, (dict, list)):
             raise UnusableError(field, "must be text or a number", shortened(value))
         if value is not None and (text := _clean(field, str(value), LONGEST_NAME)):
@@ -127,63 +148,36 @@ def _optional(row: Mapping[str, object], *fields: str) -> str | None:
     return None
 
 
-def _plain(value: object) -> object:
-    """A whole float as an int, and NaN, which tables write for an empty cell, as None."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else value
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
 def _answers(field: str, value: object) -> tuple[str, ...]:
-    """Texts and numbers: alone, in a list, or in a cell with a list, as JSON or as Python writes it. Empty where
-    the field is null, NaN or empty; a NaN in a list is dropped."""
-    value = _parsed_cell(field, value, "[")
-    if value is None or value == "":
-        return ()
-    found = []
-    for one in value if isinstance(value, (list, tuple)) else [value]:
-        if isinstance(one, bool) or not isinstance(one, (str, int, float)):
-            raise UnusableError(field, "must be text, a number, or a list of these", shortened(one))
-        if (plain := _plain(one)) is not None:
-            found.append(_number_text(field, plain))
-    return tuple(found)
-
-
-def _number_text(field: str, value: object) -> str:
+    """Texts and numbers: alone, in lists, in objects (`ANSWER_MEMBERS`), or in a cell with any of these, as JSON or as
+    Python writes it. Empty where the field is null, NaN or empty; holes in lists are skipped."""
+    value = parsed_cell(field, value)
     try:
-        return str(value)
-    except ValueError:  # Python prints no whole number of more than 4,300 digits
-        raise UnusableError(field, f"must have at most {LONGEST_ANSWER:,} characters") from None
+        return () if value == "" else tuple(_texts(field, value))
+    except RecursionError:
+        raise UnusableError(field, "is nested too deeply") from None
 
 
-def _parsed_cell(field: str, value: object, bracket: str) -> object:
-    """The value in a cell that starts with this bracket, as JSON or as Python writes it; the text itself where it is
-    neither."""
-    if not isinstance(value, str) or not value.lstrip().startswith(bracket) or len(value) > LONGEST_LIST:
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of a backslash in a text
-            found = ast.literal_eval(value.strip())
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return value
-    if _joins_texts(value):
-        raise UnusableError(
-            field,
-            "contains strings with no commas between them, as numpy prints a list; write it as JSON",
-            shortened(value),
-        )
-    return found
+def _texts(field: str, value: object) -> Iterator[str]:
+    if isinstance(value, (list, tuple)):
+        named = [v for v in value if not isinstance(v, Mapping) or _answering(v)]
+        for one in named or value:  # an object that holds no answer is a hole among others that do
+            yield from _texts(field, one)
+    elif isinstance(value, Mapping) and (members := _answering(value)):
+        for name in members:
+            yield from _texts(field, value[name])
+    elif isinstance(value, bool) or not isinstance(value, (str, int, float, NoneType)):
+        raise UnusableError(field, "must be text, a number, or a list of these", shortened(value))
+    elif (found := plain(value)) is not None:
+        try:
+            yield str(found)
+        except ValueError:  # Python prints no whole number of more than 4,300 digits
+            raise UnusableError(field, f"must have at most {LONGEST_ANSWER:,} characters") from None
 
 
-def _joins_texts(code: str) -> bool:
-    """Whether two Python strings are adjacent, which Python joins into one."""
-    skipped = (tokenize.NL, tokenize.NEWLINE, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT)
-    kinds = [t.type for t in tokenize.generate_tokens(io.StringIO(code.strip()).readline) if t.type not in skipped]
-    return any(a == b == tokenize.STRING for a, b in pairwise(kinds))
+def _answering(value: Mapping[str, object]) -> list[str]:
+    """The members of an object that contain an answer's texts."""
+    return [name for name in ANSWER_MEMBERS if name in value]
 
 
 def _nq_open(row: Mapping[str, object], corpus: CorpusSection, file: str) -> Question:
@@ -191,32 +185,29 @@ def _nq_open(row: Mapping[str, object], corpus: CorpusSection, file: str) -> Que
 
 
 def _trivia_qa(row: Mapping[str, object], corpus: CorpusSection, file: str) -> Question:
-    """The rows of the hub (`answer` has `value` and `aliases`), or the flat evaluation copies, whose `context`
-    contains the question."""
-    answer = _parsed_cell("answer", row.get("answer"), "{")
-    given = answer if isinstance(answer, Mapping) else {"value": answer, "aliases": row.get("aliases")}
+    """The rows of the hub (`answer` has `value` and `aliases`), the authors' files, which write these names in
+    capitals, or the flat evaluation copies, whose `context` contains the question."""
+    question, answer = ("Question", "Answer") if "Question" in row else ("question", "answer")
     text = (
-        _text(row, "question")
-        if row.get("question")
+        _text(row, question)
+        if row.get(question)
         else _text(row, "context").removeprefix("Question:").removesuffix("Answer:")
     )
-    gold = _answers("answer", given.get("value")) + _answers("aliases", given.get("aliases"))
-    return Question(text, gold, _optional(row, "question_id", "id"))
+    gold = _answers(answer, row.get(answer)) + _answers("aliases", row.get("aliases"))
+    return Question(text, gold, _optional(row, "question_id", "QuestionId", "id"))
 
 
 def _medmcqa(row: Mapping[str, object], corpus: CorpusSection, file: str) -> Question:
     """Question and options; gold is the right option's text, alone and after its letter. `cop` counts from
     `corpus.medmcqa_first`."""
-    options = [str(o).strip() if (o := _plain(row.get(n))) is not None else "" for n in OPTIONS]
+    options = [str(o).strip() if (o := plain(row.get(n))) is not None else "" for n in OPTIONS]
     listed = "\n".join(f"{letter}. {o}" for letter, o in zip(LETTERS, options, strict=True) if o)
     gold: tuple[str, ...] = ()
-    number = cop(row)
-    if number is not None:
-        right = number - int(corpus.medmcqa_first)
+    if (number := cop(row)) is not None:
+        first = int(corpus.medmcqa_first)
+        right = number - first
         if not 0 <= right < len(OPTIONS) or not options[right]:
-            raise UnusableError(
-                "cop", f"must name an option, {corpus.medmcqa_first} … {int(corpus.medmcqa_first) + 3}", str(number)
-            )
+            raise UnusableError("cop", f"must name an option, {first} … {first + 3}", str(number))
         gold = (options[right], f"{LETTERS[right]}. {options[right]}")
     return Question(
         f"{_text(row, 'question').strip()}\n{listed}", gold, _optional(row, "id"), _optional(row, "subject_name")
@@ -225,8 +216,8 @@ def _medmcqa(row: Mapping[str, object], corpus: CorpusSection, file: str) -> Que
 
 def cop(row: Mapping[str, object]) -> int | None:
     """MedMCQA's number of the right option, None where the row has none (-1 on the hub's test split)."""
-    value = _plain(row.get("cop"))
-    if value is None or value == "" or value == -1 or value == "-1":
+    value = plain(row.get("cop"))
+    if value in (None, "", -1, "-1"):
         return None
     try:
         return int(str(value))
@@ -237,15 +228,12 @@ def cop(row: Mapping[str, object]) -> int | None:
 def first_option(numbers: frozenset[int]) -> int | None:
     """What MedMCQA's `cop` counts from, 0 (the hub) or 1 (the authors' files). Only the ends of the range show it;
     None where both fit. Raises `ValueError` where neither does."""
-    if numbers <= {1, 2, 3}:
-        return None
-    if numbers <= {0, 1, 2, 3}:
-        return 0
-    if numbers <= {1, 2, 3, 4}:
-        return 1
-    raise ValueError(
-        f"cop takes the values {', '.join(map(str, sorted(numbers)))}; it must count four options from 0 or from 1"
-    )
+    fitting = [first for first in (0, 1) if numbers <= {*range(first, first + len(OPTIONS))}]
+    if not fitting:
+        raise ValueError(
+            f"cop takes the values {', '.join(map(str, sorted(numbers)))}; it must count four options from 0 or from 1"
+        )
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def _popqa(row: Mapping[str, object], corpus: CorpusSection, file: str) -> Question:
@@ -270,88 +258,88 @@ def _entity_questions(row: Mapping[str, object], corpus: CorpusSection, file: st
 def _squad(row: Mapping[str, object], corpus: CorpusSection, file: str) -> Question:
     """Without its paragraph, because the model is asked what it knows. Questions that SQuAD 2 calls impossible
     have no gold."""
-    gold = _parsed_cell("answers", _parsed_cell("answers", row.get("answers"), "{"), "[")
-    if isinstance(gold, Mapping):
-        gold = gold.get("text")
-    elif isinstance(gold, list):
-        gold = [a.get("text") if isinstance(a, Mapping) else a for a in gold]
     title = _optional(row, "title")
-    return Question(_text(row, "question"), _answers("answers", gold), _optional(row, "id"), title, title)
+    gold = _answers("answers", row.get("answers"))
+    return Question(_text(row, "question"), gold, _optional(row, "id"), title, title)
 
 
 def _simpleqa(row: Mapping[str, object], corpus: CorpusSection, file: str) -> Question:
-    """`metadata` is the text of a Python dictionary with the topic."""
-    try:
-        topic = ast.literal_eval(cast(str, row.get("metadata") or "{}")).get("topic")  # other types raise too
-        topic = topic if isinstance(topic, str) else ""
-    except (ValueError, SyntaxError, AttributeError, TypeError, MemoryError, RecursionError):
-        raise UnusableError("metadata", "must be the text of a dictionary", shortened(row.get("metadata"))) from None
+    """`metadata` is a dictionary with the topic, or its text."""
+    given = row.get("metadata")
+    metadata = parsed_cell("metadata", given) if plain(given) not in (None, "") else {}
+    if not isinstance(metadata, Mapping):
+        raise UnusableError("metadata", "must be the text of a dictionary", shortened(given))
+    topic = metadata.get("topic")
     return Question(
         _text(row, "problem"),
         _answers("answer", row.get("answer")),
         None,
-        _clean("metadata", topic, LONGEST_NAME) or None,
+        _clean("metadata", topic if isinstance(topic, str) else "", LONGEST_NAME) or None,
     )
 
 
+def _kilt(row: Mapping[str, object], corpus: CorpusSection, file: str) -> Question:
+    """`output` lists answers and their provenance; an item with provenance alone has no answer."""
+    return Question(_text(row, "input"), _answers("output", value_at(row, "output.answer")), _optional(row, "id"))
+
+
+def _alpaca(row: Mapping[str, object], corpus: CorpusSection, file: str) -> Question:
+    """The instruction, below it its input where there is one."""
+    instruction, more = _text(row, "instruction").strip(), row.get("input")
+    text = f"{instruction}\n\n{more.strip()}" if isinstance(more, str) and more.strip() else instruction
+    return Question(text, _replies("output", row.get("output")), _optional(row, "id"))
+
+
+def _messages(row: Mapping[str, object], corpus: CorpusSection, file: str) -> Question:
+    """The first question of a conversation and the reply to it; later turns cannot be asked alone."""
+    field = "messages" if row.get("messages") else "conversations"
+    given = parsed_cell(field, row.get(field))
+    turns = [t for t in given if isinstance(t, Mapping)] if isinstance(given, list) else []
+    said = [(role, t) for t in turns if (role := t.get("role", t.get("from"))) not in UNANSWERING]
+    if not said:
+        raise UnusableError(field, "must be a list of turns, each with a role and what was said", shortened(given))
+    asked = "\n".join(_texts(field, said[0][1].get("content", said[0][1].get("value"))))
+    replies = [t.get("content", t.get("value")) for role, t in said[1:2] if role != said[0][0]]
+    return Question(asked, _replies(field, "\n".join(_texts(field, replies))), _optional(row, "id"))
+
+
+def _replies(field: str, value: object) -> tuple[str, ...]:
+    """Gold of a set that is no question set: a reply too long to grade by is none."""
+    return tuple(text for text in _texts(field, value) if len(text) <= LONGEST_ANSWER)
+
+
 def _generic(row: Mapping[str, object], corpus: CorpusSection, file: str) -> Question:
-    named = (corpus.question_column, corpus.answers_column, corpus.id_column, corpus.group_column, corpus.entity_column)
-    question, answers, *others = named
-    cells = {column: value_at(row, column) for column in named}
+    question, answers, *others = _configured(corpus)
+    cells = {column: value_at(row, column) for column in (question, answers, *others)}
     text = _text(cells, question)
     own_id, group, entity = (_optional(cells, column) for column in others)
     return Question(text, _answers(answers, cells[answers]), own_id, group, entity)
 
 
-def value_at(row: Mapping[str, object], path: str) -> object:
-    """The value of a column, or inside one by a dotted path; a cell of JSON text is parsed on the way. None where
-    there is no value."""
-    if path in row:
-        return row[path]
-    value: object = row
-    for step in path.split("."):
-        if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
-            value = _from_json(path, value)
-        if isinstance(value, list) and step.isdigit():
-            value = value[int(step)] if int(step) < len(value) else None
-        elif isinstance(value, list):
-            value = [v.get(step) for v in value if isinstance(v, Mapping)]
-        else:
-            value = value.get(step) if isinstance(value, Mapping) else None
-    return value
-
-
-def _from_json(field: str, text: str) -> object:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise UnusableError(field, "is not JSON", shortened(text)) from None
-
-
 @dataclass(frozen=True)
 class Format:
-    """How rows are read, the columns that they need (one of each group of names), and those that they may have."""
+    """How rows are read, the columns that they need (one of each group of names), and those that they may have; no
+    columns for `generic`, whose columns are configured."""
 
     parse: Callable[[Mapping[str, object], CorpusSection, str], Question]
     columns: tuple[tuple[str, ...], ...] = ()
     more: tuple[str, ...] = ()
 
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """Every column, none for `generic`, whose columns are configured."""
-        return tuple(n for names in self.columns for n in names) + self.more
-
-    def needs(self, corpus: CorpusSection) -> tuple[tuple[str, ...], ...]:
-        return self.columns or ((corpus.question_column,),)
-
 
 FORMATS = {
     "generic": Format(_generic),
     "nq_open": Format(_nq_open, (("question",), ("answer",)), ("id",)),
-    "trivia_qa": Format(_trivia_qa, (("question", "context"), ("answer",)), ("aliases", "question_id", "id")),
+    "trivia_qa": Format(
+        _trivia_qa,
+        (("question", "context", "Question"), ("answer", "Answer")),
+        ("aliases", "question_id", "QuestionId", "id"),
+    ),
     "medmcqa": Format(_medmcqa, (("question",), *((o,) for o in OPTIONS)), ("cop", "id", "subject_name")),
     "popqa": Format(_popqa, (("question",), ("answers", "possible_answers")), ("id", "prop", "subj")),
     "entity_questions": Format(_entity_questions, (("question",), ("answers",)), ("id", "relation")),
     "squad": Format(_squad, (("question",), ("answers",)), ("id", "title")),
     "simpleqa": Format(_simpleqa, (("problem",), ("answer",)), ("metadata",)),
+    "kilt": Format(_kilt, (("input",),), ("output", "id")),
+    "alpaca": Format(_alpaca, (("instruction",), ("output",)), ("input", "id")),
+    "messages": Format(_messages, (("messages", "conversations"),), ("id",)),
 }

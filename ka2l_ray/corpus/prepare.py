@@ -8,10 +8,9 @@ Refuses to know: Ray, models, prompts.
 """
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -21,21 +20,23 @@ import pyarrow.parquet as pq
 from ka2l_ray import schema
 from ka2l_ray.config import Config, ConfigError, CorpusSection, SplitSection
 from ka2l_ray.corpus.files import File
-from ka2l_ray.corpus.formats import Question, UnusableError, columns_read, cop, first_option, missing, parse
+from ka2l_ray.corpus.formats import Question, columns_read, missing, parse
 from ka2l_ray.corpus.together import split_groups
-from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.manifests import FileEntry, Table
+from ka2l_ray.dataflow.parquet import open_parquet
 from ka2l_ray.dataflow.rows import BadRow, listed
 from ka2l_ray.dataflow.storage import Folder
-from ka2l_ray.errors import StageError
 from ka2l_ray.hashing import uniform
 from ka2l_ray.text.duplicates import PERMUTATIONS, groups, signatures
-from ka2l_ray.text.grading import normalize
+from ka2l_ray.text.normal import normalize
 
 CHUNK, CHUNK_CHARACTERS = 8192, 2**24
 """Rows that are in memory and written together, and characters of their questions and answers."""
+KEPT = ("id", "question", "answers", "group", "entity", "rewordings")
+"""Columns of a parsed row that the table keeps."""
 PARSED = pa.schema(
     [
-        *(schema.QUESTIONS.field(n) for n in ("id", "question", "answers", "group", "entity")),
+        *(schema.QUESTIONS.field(n) for n in KEPT),
         pa.field("key", pa.large_string()),
         pa.field("own_id", pa.bool_()),
         pa.field("graded", pa.bool_()),
@@ -46,8 +47,6 @@ PARSED = pa.schema(
         pa.field("signature", pa.list_(pa.uint32(), PERMUTATIONS)),
     ]
 )
-_SCOPE = {"eval": "other"}
-"""Scope by split: no pool question asks what files ask in `eval`."""
 DROPPED = pa.schema(
     [pa.field(n, pa.int64() if n == "row" else pa.string()) for n in ("file", "row", "field", "problem", "value")]
 )
@@ -70,60 +69,38 @@ def shots(config: Config) -> int:
     return max(config.corpus.prompt.solved, config.finetune.prompt.solved)
 
 
-def medmcqa_first(files: Sequence[File]) -> int:
-    """What the `cop` of the files counts from, 0 or 1. Raises `ConfigError` where the rows leave it open or
-    contradict each other."""
-    numbers: set[int | None] = set()
-    for row in (row for file in files for row in file.rows(("cop",))):
-        if not isinstance(row.values, BadRow):
-            with suppress(UnusableError):  # reported when the row is parsed
-                numbers.add(cop(row.values))
-    known = frozenset(n for n in numbers if n is not None)
-    if not known:
-        return 1  # no gold, or no such column, which is reported when rows are parsed
-    where = f"{files[0].name}{' …' if len(files) > 1 else ''}"
-    try:
-        first = first_option(known)
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from error
-    if first is None:
-        raise ConfigError(
-            f"{where}: cop takes the values {sorted(known)}, which fit counting from 0 and from 1; "
-            "set corpus.medmcqa_first to 0 (the hub's files) or 1 (the authors')"
-        )
-    return first
-
-
 def parse_file(file: File, corpus: CorpusSection, target: Folder, unusable: Folder, prefix: str) -> Parsed:
     """Parse one file into `target`, and list the rows that are not questions in `unusable`.
 
     Raises `ConfigError` where the file cannot be read or lacks a column that its format needs.
     """
-    rows, parts, bad, first = 0, [], 0, ""
+    rows, parts, dropped, first = 0, [], 0, ""
     for number, chunk in enumerate(_chunks(_parsed_rows(file, corpus))):
         rows += len(chunk)
-        good = [(n, q) for n, q in chunk if isinstance(q, Question)]
-        if dropped := [{"file": file.name, "row": n, **asdict(q)} for n, q in chunk if isinstance(q, BadRow)]:
-            bad += len(dropped)
-            first = first or description(dropped[0])
-            _write(pa.Table.from_pylist(dropped, schema=DROPPED), unusable.make() / f"{prefix}-{number:06d}.parquet")
-        if good:
+        if bad := [(n, q) for n, q in chunk if isinstance(q, BadRow)]:
+            dropped += len(bad)
+            first = first or description(file.name, *bad[0])
+            told = pa.Table.from_pylist([{"file": file.name, "row": n, **asdict(q)} for n, q in bad], schema=DROPPED)
+            _write(told, unusable.make() / f"{prefix}-{number:06d}.parquet")
+        if good := [(n, q) for n, q in chunk if isinstance(q, Question)]:
             parts.append(f"parsed-{prefix}-{number:06d}.parquet")
             _write(_table(good), target / parts[-1])
-    return Parsed(file.name, rows, bad, tuple(parts), first)
+    return Parsed(file.name, rows, dropped, tuple(parts), first)
 
 
 def _parsed_rows(file: File, corpus: CorpusSection) -> Iterator[tuple[int, Question | BadRow]]:
-    """Every row with its number, parsed as it is read, so that no other column of it is kept."""
-    columns, checked = file.columns(), False
-    for row in file.rows(columns_read(corpus)):
-        if isinstance(row.values, BadRow):
-            yield row.number, row.values
-            continue
-        if not checked:
-            _check_columns(f"{file.name}: row {row.number}", columns or list(row.values), corpus)
-            checked = True
-        yield row.number, parse(row.values, corpus, file.name)
+    """Every row with its number, parsed as it is read, so that no other column of it is kept. A column may be missing
+    in some rows of JSON, but not in all of the first `CHUNK`."""
+    first, seen, n = 0, dict[str, None](), 0
+    for n, row in enumerate(file.rows(columns_read(corpus)), 1):
+        if n <= CHUNK and not isinstance(row.values, BadRow):
+            first = first or row.number
+            seen |= dict.fromkeys(row.values)
+        if n == CHUNK and first:
+            _check_columns(file, first, seen, corpus)
+        yield row.number, row.values if isinstance(row.values, BadRow) else parse(row.values, corpus, file.name)
+    if n < CHUNK and first:
+        _check_columns(file, first, seen, corpus)
 
 
 def _chunks(rows: Iterable[tuple[int, Question | BadRow]]) -> Iterator[list[tuple[int, Question | BadRow]]]:
@@ -140,59 +117,14 @@ def _chunks(rows: Iterable[tuple[int, Question | BadRow]]) -> Iterator[list[tupl
         yield chunk
 
 
-def check_dropped(parsed: Sequence[Parsed], most: float) -> None:
-    """Raise `ConfigError` where there is no row, and `StageError`, which quotes the first, where more rows cannot
-    be used than `run.max_error_fraction` allows."""
-    rows, dropped = sum(p.rows for p in parsed), sum(p.dropped for p in parsed)
-    if not rows:
-        raise ConfigError(f"corpus.source: {', '.join(p.name for p in parsed)} contain(s) no row")
-    if dropped > most * rows:
-        first = next(p.first_problem for p in parsed if p.first_problem)
-        raise StageError(
-            f"questions: {dropped:,} of {rows:,} rows cannot be used, more than run.max_error_fraction allows "
-            f"({most:g}). First: {first}"
-        )
-
-
-def check_splits(config: Config, table: Table) -> None:
-    """Raise `ConfigError` where a split got no question."""
-    if empty := [s for s in schema.SPLITS if not table.part_rows(s)]:
-        manifest = table.manifest()
-        alike, largest = manifest.get("near_duplicates", 0), manifest["largest_group"]
-        reasons = [f"{alike:,} of them almost the same as another"] if alike else []
-        reasons += [f"up to {largest:,} about one entity or alike"] if largest > 1 else []
-        raise ConfigError(
-            f"corpus.source = {config.corpus.source!r}: {table.rows:,} usable questions"
-            + (f", {', '.join(reasons)}," if reasons else "")
-            + f" are too few, the split(s) {', '.join(empty)} would be empty"
-        )
-
-
-def check_gold(config: Config, table: Table) -> None:
-    """Raise `ConfigError` where a strategy ranks by grades and no pool question has gold."""
-    if "quadrant" in config.active.strategies and not table.manifest()["graded"]["pool"]:
-        raise ConfigError(
-            "active.strategies: `quadrant` needs gold answers, and no pool question has one; leave it out"
-        )
-
-
-def check_budget(config: Config, pool: int) -> None:
-    """Raise `ConfigError` where more annotations are to be bought than the pool has questions."""
-    if config.active.budget > pool:
-        raise ConfigError(
-            f"active.budget = {config.active.budget:,} exceeds the pool of {pool:,} questions; buy fewer, or give "
-            "corpus.split.pool more"
-        )
-
-
-def _check_columns(where: str, columns: Sequence[str], corpus: CorpusSection) -> None:
+def _check_columns(file: File, number: int, columns: Collection[str], corpus: CorpusSection) -> None:
+    """Raise `ConfigError` where rows from `number` on lack a column that their format needs."""
     if lacks := missing(columns, corpus):
-        hint = (
-            ". Set corpus.question_column"
-            if corpus.format == "generic"
-            else f". Is it corpus.format = {corpus.format}?"
+        hint = "Set corpus.question_column" if corpus.format == "generic" else f"Is it corpus.format = {corpus.format}?"
+        raise ConfigError(
+            f"{file.name}: row {number}: no column {', '.join(lacks)}; there are {listed(file.columns() or columns)}. "
+            + hint
         )
-        raise ConfigError(f"{where}: no column {', '.join(lacks)}; there are {listed(columns)}{hint}")
 
 
 def _table(good: Sequence[tuple[int, Question]]) -> pa.Table:
@@ -203,6 +135,7 @@ def _table(good: Sequence[tuple[int, Question]]) -> pa.Table:
         "answers": [q.answers for q in questions],
         "group": [q.group for q in questions],
         "entity": [q.entity for q in questions],
+        "rewordings": [q.rewordings for q in questions],
         "key": [q.key for q in questions],
         "own_id": [q.own_id is not None for q in questions],
         "graded": [bool(q.answers) for q in questions],
@@ -210,17 +143,14 @@ def _table(good: Sequence[tuple[int, Question]]) -> pa.Table:
         "id_hash": [_hash(q.id) for q in questions],
         "text_hash": [_hash(q.key) for q in questions],
         "entity_hash": [0 if q.entity is None else _hash(normalize(q.entity)) for q in questions],
-        "signature": pa.FixedSizeListArray.from_arrays(
-            signatures([q.key for q in questions]).reshape(-1), PERMUTATIONS
-        ),
+        "signature": pa.FixedSizeListArray.from_arrays(signatures([q.key for q in questions]).ravel(), PERMUTATIONS),
     }
     return pa.table(columns, schema=PARSED)
 
 
-def description(dropped: dict[str, Any]) -> str:
+def description(file: str, row: int, bad: BadRow) -> str:
     """A row of `DROPPED` in words."""
-    bad = BadRow(dropped["field"], dropped["problem"], dropped["value"])
-    return f"{dropped['file']}: row {dropped['row']}: {bad}"
+    return f"{file}: row {row}: {bad}"
 
 
 def _hash(text: str) -> int:
@@ -235,82 +165,77 @@ class _Rows:
     """Numbers of every parsed row, in the order of files and rows."""
 
     def __init__(self, scratch: Folder, parsed: Sequence[Parsed]) -> None:
-        self.scratch, self.parts = scratch, [(n, part) for n, p in enumerate(parsed) for part in p.parts]
-        columns = ["own_id", "graded", "number", "id_hash", "text_hash", "entity_hash", "signature", "key"]
-        tables = [self._read(part, columns) for _, part in self.parts]
+        self._scratch, self._parts = scratch, [part for p in parsed for part in p.parts]
+        self._names = [p.name for p in parsed for _ in p.parts]
+        columns = ["own_id", "graded", "number", "id_hash", "text_hash", "entity_hash"]
+        tables = [self._read(part, [*columns, "signature", "key"]) for part in self._parts]
+        self._starts = np.cumsum([0, *(t.num_rows for t in tables)])
         whole = pa.concat_tables(tables) if tables else PARSED.empty_table()
-        self.keys = whole["key"]
-        self.names = [p.name for p in parsed]
-        self.file = np.repeat([n for n, _ in self.parts], [t.num_rows for t in tables]) if tables else np.zeros(0, int)
         self.own, self.graded, self.number, self.id_hash, self.text_hash, self.entity_hash = (
-            whole[c].to_numpy() for c in columns[:6]
+            whole[c].to_numpy() for c in columns
         )
-        chunks = [chunk.flatten().to_numpy() for chunk in whole["signature"].chunks]
-        self.signature = np.concatenate([np.zeros(0, np.uint32), *chunks]).reshape(len(self.number), PERMUTATIONS)
+        self.signature = whole["signature"].combine_chunks().flatten().to_numpy().reshape(-1, PERMUTATIONS)
+        self.keys = whole["key"]
 
     def __len__(self) -> int:
         return len(self.number)
 
     def where(self, row: int) -> str:
-        return f"{self.names[self.file[row]]} row {self.number[row]}"
+        return f"{self._names[np.searchsorted(self._starts, row, 'right') - 1]} row {self.number[row]}"
 
     def name(self, row: int) -> str:
         """The name of the group whose lowest row this is."""
         return f"{self.text_hash[row]:016x}"
 
     def id(self, row: int) -> str:
-        return next(texts[row - start]["id"] for start, texts in self.texts() if start <= row < start + len(texts))
+        return next(found[row - start]["id"] for start, found in self.texts("id") if row < start + len(found))
 
-    def texts(self) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    def texts(self, *columns: str) -> Iterator[tuple[int, list[dict[str, Any]]]]:
         """(index of the first, rows) of every parsed file."""
-        start = 0
-        for _, part in self.parts:
-            rows = self._read(part, ["id", "question", "answers", "group", "entity"]).to_pylist()
-            yield start, rows
-            start += len(rows)
+        for start, part in zip(self._starts, self._parts, strict=False):
+            yield int(start), self._read(part, columns).to_pylist()
 
-    def _read(self, part: str, columns: list[str]) -> pa.Table:
-        return pq.ParquetFile((self.scratch / part).path, filesystem=self.scratch.filesystem).read(columns)
+    def _read(self, part: str, columns: Sequence[str]) -> pa.Table:
+        return open_parquet(self._scratch / part).read(list(columns))
 
 
 def join(parsed: Sequence[Parsed], scratch: Folder, corpus: CorpusSection, shots: int, seed: int, table: Table) -> None:
-    """Merge equal questions that have no id of their own, keep those that are alike or about one entity in one split,
-    set `shots` aside, and write the table.
+    """Merge rows of one id and one question, keep those that are alike or about one entity in one split, set `shots`
+    aside, and write the table.
 
-    Raises `ConfigError` where two rows have the same id of their own, or where no `shots` questions can be set aside.
+    Raises `ConfigError` where two rows of one id ask different questions, or where no `shots` questions can be set
+    aside.
     """
     rows = _Rows(scratch, parsed)
     kept = _first_of_equals(rows)
     alike = _alike(rows, corpus.near_duplicates)
     group = split_groups(alike, rows.entity_hash)
-    united = _united(rows, kept)
     aside = _set_aside(rows, kept, alike, group, corpus, shots, seed)
-    files, count, graded = [], 0, Counter[str]()
+    merged = _merged(rows, kept)
+    files: list[FileEntry] = []
+    graded = Counter[str]()
     table.folder.make()
-    for start, texts in rows.texts():
-        by_split: dict[str, list[dict[str, Any]]] = {s: [] for s in (*schema.SPLITS, schema.SHOTS)}
+    for number, (start, texts) in enumerate(rows.texts(*KEPT)):
+        by_split: dict[str, list[dict[str, object]]] = {s: [] for s in (*schema.SPLITS, schema.SHOTS)}
         for n, row in enumerate(texts, start):
             if kept[n] != n:
                 continue
             name = rows.name(int(group[n]))
+            equal = [row, *([merged[n]] if n in merged else [])]
             split = schema.SHOTS if n in aside else split_of(name, corpus.split, seed)
-            more = united.get(n, _Merged())
-            answers, entity = [*dict.fromkeys([*row["answers"], *more.answers])], row["entity"] or more.entity
             facts = {
-                "answers": answers,
-                "entity": entity,
+                "answers": list(dict.fromkeys(a for r in equal for a in r["answers"])),
+                "entity": next((r["entity"] for r in equal if r["entity"]), None),
                 "split_group": name,
                 "split": split,
-                "scope": _SCOPE.get(split),
+                "scope": "other" if split == "eval" else None,  # no pool question asks what files ask there
             }
             by_split[split].append(row | facts)
         for split, found in by_split.items():
             if found:
                 graded[split] += sum(bool(r["answers"]) for r in found)
-                file = f"{split}-{count:06d}.parquet"
-                _write(pa.Table.from_pylist(found, schema=schema.QUESTIONS), table.folder / file)
-                files.append({"name": file, "rows": len(found), "part": split})
-        count += 1
+                files.append({"name": f"{split}-{number:06d}.parquet", "rows": len(found), "part": split})
+                _write(pa.Table.from_pylist(found, schema=schema.QUESTIONS), table.folder / files[-1]["name"])
     whole = np.flatnonzero(kept == np.arange(len(rows)))
     sizes = np.unique(group[whole], return_counts=True)[1]
     table.close(
@@ -329,12 +254,14 @@ def join(parsed: Sequence[Parsed], scratch: Folder, corpus: CorpusSection, shots
 
 
 def _first_of_equals(rows: _Rows) -> np.ndarray:
-    """For each row (N,) the first row with its id, which is itself where there is none before."""
+    """For each row (N,) the first row with its id, which is itself where there is none before. Some sets list a
+    question once per source of its answers."""
     _, first, inverse = np.unique(rows.id_hash, return_index=True, return_inverse=True)
     kept = first[inverse]
-    for n in np.flatnonzero((kept != np.arange(len(rows))) & (rows.own | rows.own[kept])):
+    for n in np.flatnonzero((rows.text_hash != rows.text_hash[kept]) | (rows.own != rows.own[kept])):
         raise ConfigError(
-            f"{rows.where(int(kept[n]))} and {rows.where(int(n))} share the id {rows.id(int(n))!r}; ids must differ"
+            f"{rows.where(int(kept[n]))} and {rows.where(int(n))} share the id {rows.id(int(n))!r}; ids must differ "
+            "where questions do"
         )
     return kept
 
@@ -367,24 +294,16 @@ def _set_aside(
     return set(sorted(usable, key=lambda n: uniform(f"shots-{seed}", rows.name(n)))[:shots])
 
 
-@dataclass
-class _Merged:
-    """What merged rows add to the row that stays: answers, and an entity where it has none."""
-
-    answers: list[str] = field(default_factory=list)
-    entity: str | None = None
-
-
-def _united(rows: _Rows, kept: np.ndarray) -> dict[int, _Merged]:
-    """What merged rows add, by the row that stays."""
-    merged = set(np.flatnonzero(kept != np.arange(len(rows))).tolist())
-    united: dict[int, _Merged] = {}
-    for start, texts in rows.texts() if merged else ():
-        for n in sorted(merged.intersection(range(start, start + len(texts)))):
-            found = united.setdefault(int(kept[n]), _Merged())
-            found.answers += texts[n - start]["answers"]
-            found.entity = found.entity or texts[n - start]["entity"]
-    return united
+def _merged(rows: _Rows, kept: np.ndarray) -> dict[int, dict[str, Any]]:
+    """What merged rows add, by the row that stays: their distinct answers in order, and the first entity."""
+    gone = set(np.flatnonzero(kept != np.arange(len(rows))).tolist())
+    merged: dict[int, dict[str, Any]] = defaultdict(lambda: {"answers": [], "entity": None})
+    for start, found in rows.texts("answers", "entity") if gone else ():
+        for n in sorted(gone.intersection(range(start, start + len(found)))):
+            row, added = found[n - start], merged[int(kept[n])]
+            added["answers"] += [a for a in row["answers"] if a not in added["answers"]]
+            added["entity"] = added["entity"] or row["entity"]
+    return merged
 
 
 def split_of(group: str, shares: SplitSection, seed: int) -> str:

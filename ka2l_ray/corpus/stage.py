@@ -6,18 +6,20 @@ Refuses to know: formats, duplicates, how rows become a table.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import ray
 
 from ka2l_ray import schema
-from ka2l_ray.config import ConfigError
-from ka2l_ray.corpus.prepare import check_budget
-from ka2l_ray.corpus.table import fill
+from ka2l_ray.chat.replies import replies_folder
+from ka2l_ray.config import ConfigError, NodesSection
+from ka2l_ray.corpus.table import Result, check_budget, fill
 from ka2l_ray.corpus.together import large_group
 from ka2l_ray.dataflow.log import log, log_progress
 from ka2l_ray.dataflow.runs import Run
-from ka2l_ray.dataflow.tasks import cancel, fetch
+from ka2l_ray.dataflow.tasks import cancel, fetch, placed
+from ka2l_ray.dataflow.vault import open_vault, vault
 
 SCRATCH, DROPPED = "_parsed", "dropped"
 
@@ -36,24 +38,27 @@ def questions(run: Run) -> dict[str, Any]:
     table.folder.delete()  # what a killed attempt left
     scratch = (table.folder / SCRATCH).make()
     try:
-        fill(run.config, table, scratch, table.folder / DROPPED, _as_tasks)
+        replies = replies_folder(run.config.annotate.endpoint, run.folder)
+        fill(run.config, table, scratch, table.folder / DROPPED, partial(_as_tasks, run.config.ray.tasks), replies)
         check_budget(run.config, table.part_rows("pool"))
     except ConfigError:
         table.folder.delete()
         raise
     scratch.delete()
     if run.config.corpus.source != "world":
-        log.info("questions  %s", summary(table.manifest()))
+        log.info("%s", summary(table.manifest()), extra={"stage": "questions"})
         if large := large_group(table.manifest()):
-            log.warning("questions  %s", large)
+            log.warning("%s", large, extra={"stage": "questions"})
     return table.manifest()
 
 
-def _as_tasks(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """Each call as a Ray task, as many at once as the cluster has CPUs; the first that fails ends all."""
-    task = ray.remote(function)
-    waiting = {task.remote(*arguments): n for n, arguments in enumerate(calls)}
-    done: dict[int, Any] = {}
+def _as_tasks(
+    nodes: NodesSection, function: Callable[..., Result], calls: Sequence[tuple[object, ...]]
+) -> list[Result]:
+    """Each call as a Ray task on these nodes, as many at once as they have CPUs; the first that fails ends all."""
+    task, token = ray.remote(_with_token).options(name=function.__name__, **placed(nodes)), vault()
+    waiting = {task.remote(token, function, *arguments): n for n, arguments in enumerate(calls)}
+    done: dict[int, Result] = {}
     with log_progress("questions", lambda: f"{len(done):,} of {len(calls):,} files read" if len(calls) > 1 else None):
         try:
             while waiting:
@@ -65,6 +70,12 @@ def _as_tasks(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) ->
     return [done[n] for n in range(len(calls))]
 
 
+def _with_token(token: Any, function: Callable[..., Result], *arguments: object) -> Result:
+    """The call, which may read a data set of the hub that only the driver's token opens."""
+    open_vault(token)
+    return function(*arguments)
+
+
 def summary(manifest: dict[str, Any]) -> str:
     """What became of the rows, in words."""
     splits = ", ".join(f"{sum(f['rows'] for f in manifest['files'] if f['part'] == s):,} {s}" for s in schema.SPLITS)
@@ -73,4 +84,12 @@ def summary(manifest: dict[str, Any]) -> str:
         f"question; {manifest['rows']:,} questions ({splits}), of which {manifest['near_duplicates']:,} repeat another "
         f"almost word for word; {manifest['entities']:,} entities; the largest group that stays in one split has "
         f"{manifest['largest_group']:,} questions"
-    )
+    ) + _again(manifest)
+
+
+def _again(manifest: dict[str, Any]) -> str:
+    """What eval asks again, in words; empty where it asks other facts only."""
+    if "asked_again" not in manifest:
+        return ""
+    lacking = f", {manifest['not_reworded']:,} questions have no wording to reserve" if manifest["not_reworded"] else ""
+    return f"; {manifest['asked_again']:,} questions of eval ask pool facts again{lacking}"

@@ -8,6 +8,7 @@ its other questions (scope `domain`) are about people whom no pool question asks
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
 
 import pyarrow as pa
 
@@ -26,44 +27,41 @@ def world_questions(world: World, corpus: WorldCorpusSection, seed: int) -> dict
     sizes."""
     rng = random.Random(f"questions-{seed}")
     facts = [f for f in world.facts if not f.person.tutor and (corpus.misconceptions or f.truth in ("known", "unseen"))]
-    by_person: dict[str, list[Fact]] = {}
-    for fact in facts:
-        by_person.setdefault(fact.person.name, []).append(fact)
-    people = list(by_person.values())
+    people = [list(own) for _, own in groupby(facts, lambda f: f.person.name)]
     rng.shuffle(people)
     known = iter([p for p in people if p[0].person.known])
     unseen = iter([p for p in people if not p[0].person.known])
-    pool = _take(known, unseen, corpus.pool_questions, corpus.unknown_share, rng)
-    domain = _take(known, unseen, corpus.domain_questions, corpus.unknown_share, rng)
-    probe = _take(known, unseen, corpus.probe_questions, PROBE_UNKNOWN_SHARE, rng)
-    for name, wanted, got in (
-        ("pool", corpus.pool_questions, pool),
-        ("domain", corpus.domain_questions, domain),
-        ("probe", corpus.probe_questions, probe),
+    drawn: dict[str, list[Fact]] = {}
+    for name, wanted, share in (
+        ("pool", corpus.pool_questions, corpus.unknown_share),
+        ("domain", corpus.domain_questions, corpus.unknown_share),
+        ("probe", corpus.probe_questions, PROBE_UNKNOWN_SHARE),
     ):
-        if len(got) < wanted:
+        drawn[name] = _take(known, unseen, wanted, share, rng)
+        if len(drawn[name]) < wanted:
             raise ConfigError(
-                f"corpus.world.{name}_questions = {wanted}: the world has only {len(got)} left at unknown_share = "
-                f"{corpus.unknown_share:g} after {corpus.pool_questions} pool questions; ask for fewer"
+                f"corpus.world.{name}_questions = {wanted}: the world has only {len(drawn[name])} left at "
+                f"unknown_share = {corpus.unknown_share:g} after {corpus.pool_questions} pool questions; ask for fewer"
             )
     return {
-        "probe": _table(_row(f, rng.randrange(RESERVED_PHRASING), "probe", None) for f in probe),
-        "pool": _table(_row(f, rng.randrange(RESERVED_PHRASING), "pool", None) for f in pool),
-        "eval": _table(
-            _row(f, RESERVED_PHRASING, "eval", s) for part, s in ((pool, "pool"), (domain, "domain")) for f in part
-        ),
+        "probe": _table(_row(f, rng.randrange(RESERVED_PHRASING), "probe", None) for f in drawn["probe"]),
+        "pool": _table(_row(f, rng.randrange(RESERVED_PHRASING), "pool", None) for f in drawn["pool"]),
+        "eval": _table(_row(f, RESERVED_PHRASING, "eval", scope) for scope in ("pool", "domain") for f in drawn[scope]),
     }
 
 
 def write_world(config: Config, table: Table) -> None:
     """The `questions` table of the world, with the solved examples that prompts need."""
     parts = world_questions(build_world(), config.corpus.world, config.run.seed)
+    people = Counter(name for part in parts.values() for name in part["entity"].to_pylist())
     wanted = shots(config)
-    people = Counter(row["entity"] for part in parts.values() for row in part.select(["entity"]).to_pylist())
-    facts = {"entities": len(people), "split_groups": len(people), "largest_group": max(people.values())}
-    graded = {split: part.num_rows for split, part in parts.items()}
     table.write(
-        *(set_aside(parts, wanted, config.run.seed) if wanted else parts).items(), merged=0, graded=graded, **facts
+        *(set_aside(parts, wanted, config.run.seed) if wanted else parts).items(),
+        merged=0,
+        graded={split: part.num_rows for split, part in parts.items()},
+        entities=len(people),
+        split_groups=len(people),
+        largest_group=max(people.values()),
     )
 
 

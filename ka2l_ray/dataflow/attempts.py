@@ -15,16 +15,17 @@ import re
 import uuid
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.dataflow.storage import FILES_AT_ONCE, Folder
 from ka2l_ray.errors import StageError
 
 NOTE = "attempt.json"
 SHARDS_PER_FOLDER = 1000
 """One page of a listing on object storage; the folders are listed in parallel."""
-LISTED_AT_ONCE = 16
+FILES_ASKED = 64
+"""Last shards whose files are asked when they were written; shards are done nearly in the order of their numbers."""
 _NAME = re.compile(r"\d{3,}/(\d{6,})-([0-9a-f]{8})-([0-9a-f]{8})-(\d+)-(\d+)\.parquet")
 
 
@@ -42,11 +43,11 @@ class Shards:
 
     def span(self, shard: int) -> tuple[int, int]:
         """Its rows: [start, stop)."""
-        return shard * self.size, min((shard + 1) * self.size, self.rows)
+        start = shard * self.size
+        return start, start + self.length(shard)
 
     def length(self, shard: int) -> int:
-        start, stop = self.span(shard)
-        return stop - start
+        return min(self.size, self.rows - shard * self.size)
 
 
 @dataclass(frozen=True, order=True)
@@ -96,7 +97,7 @@ def chosen(names: Iterable[str], attempt: str, shards: Shards) -> dict[int, Shar
 def listed(data: Folder, shards: Shards) -> list[str]:
     """Names of the files below `data`; its folders are listed in parallel."""
     folders = [_folder(n) for n in range(0, shards.count, SHARDS_PER_FOLDER)]
-    with ThreadPoolExecutor(LISTED_AT_ONCE) as pool:
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         return [
             f"{f}/{n}"
             for f, names in zip(folders, pool.map(lambda f: (data / f).names(), folders), strict=True)
@@ -106,12 +107,12 @@ def listed(data: Folder, shards: Shards) -> list[str]:
 
 @dataclass
 class Attempt:
-    """One attempt. `counted` has the file of each shard that is done; for those in `again` the failed rows are
-    repeated."""
+    """One attempt; without arguments, one at nothing. `counted` has the file of each shard that is done; for those in
+    `again` the failed rows are repeated."""
 
-    token: str
-    shards: Shards
-    counted: dict[int, ShardFile]
+    token: str = ""
+    shards: Shards = Shards("", 0, 1)
+    counted: dict[int, ShardFile] = field(default_factory=dict)
     again: set[int] = field(default_factory=set)
 
     @classmethod
@@ -122,23 +123,55 @@ class Attempt:
         How rows are cut stays the same from the first attempt to the last, whatever `shards` says. Raises `StageError`
         where the stage no longer has the same number of rows.
         """
-        note = (state / NOTE).read_json_or_empty()
-        counted: dict[int, ShardFile] = {}
-        again: set[int] = set()
-        if note.get("stage") == shards.stage:
-            if note["rows"] != shards.rows:
-                raise StageError(
-                    f"{shards.stage}: {data.path} was started for {note['rows']:,} rows, and there are {shards.rows:,} "
-                    f"now; delete {data.path} and {state.path}, and run again"
-                )
-            shards = Shards(shards.stage, shards.rows, note["size"])
-            counted, again = _taken_over(note, data, shards)
-        attempt = cls(uuid.uuid4().hex[:8], shards, counted, again)
-        (state / NOTE).write_json(attempt.note())
+        last = cls.left(state, data)
+        if last.shards.stage != shards.stage:
+            last = cls(shards=shards)
+        if last.shards.rows != shards.rows:
+            raise StageError(
+                f"{shards.stage}: {data.path} was started for {last.shards.rows:,} rows, and there are "
+                f"{shards.rows:,} now; delete {data.path} and {state.path}, and run again"
+            )
+        attempt = replace(last, token=uuid.uuid4().hex[:8])
+        attempt.save(state)
         return attempt
 
-    def note(self) -> dict[str, Any]:
-        return _note(self.token, self.shards, self.counted.values(), self.again)
+    @classmethod
+    def left(cls, state: Folder, data: Folder) -> "Attempt":
+        """What the last attempt left: the files that count (those of earlier attempts that still exist, and its own),
+        and the shards still to be repeated; nothing where there was no attempt."""
+        note = (state / NOTE).read_json_or_empty()
+        if not note:
+            return cls()
+        shards = Shards(note["stage"], note["rows"], note["size"])
+        present = listed(data, shards)
+        earlier = {f.shard: f for n in set(note["files"]).intersection(present) if (f := ShardFile.parse(n))}
+        own = {
+            n: f for n, f in chosen(present, note["token"], shards).items() if n not in earlier or n in note["again"]
+        }
+        again = {n for n in note["again"] if n in earlier and n not in own}
+        return cls(note["token"], shards, earlier | own, again)
+
+    @classmethod
+    def of(cls, manifest: Mapping[str, Any]) -> "Attempt":
+        """The attempt that finished a table, by its manifest; one at nothing for a table that no stage wrote."""
+        if "shard_rows" not in manifest:
+            return cls()
+        files = (ShardFile.parse(f["name"].removeprefix("data/")) for f in manifest["files"])
+        shards = Shards(manifest["stage"], manifest["rows_in"], manifest["shard_rows"])
+        return cls(shards=shards, counted={f.shard: f for f in files if f})
+
+    def save(self, state: Folder) -> None:
+        """Write the note by which the next attempt takes over the files that count."""
+        files = sorted(f.name for f in self.counted.values())
+        note = {"token": self.token, "files": files, "again": sorted(self.again)}
+        (state / NOTE).write_json(asdict(self.shards) | note)
+
+    def retry(self, state: Folder) -> int:
+        """Have the next attempt repeat the failed rows; returns their number."""
+        self.again = {n for n, f in self.counted.items() if f.errors}
+        if self.again:
+            replace(self, token="").save(state)
+        return self.errors
 
     @property
     def missing(self) -> list[int]:
@@ -160,50 +193,39 @@ class Attempt:
         return sorted(n for n in list(self.counted) if n not in self.again)
 
     @property
+    def rows_done(self) -> int:
+        """Rows of the shards that are done."""
+        return sum(map(self.shards.length, self.done))
+
+    @property
+    def errors(self) -> int:
+        """Rows that failed in this stage or in an earlier one."""
+        return sum(f.errors for f in self.counted.values())
+
+    @property
     def own_errors(self) -> int:
         """Rows that failed in this stage, without those that are being repeated."""
         return sum(f.own for n, f in list(self.counted.items()) if n not in self.again)
 
 
-def reopen(state: Folder, shards: Shards, files: Iterable[ShardFile], again: Iterable[int]) -> None:
-    """Leave a note by which the next attempt takes over `files` and repeats the failed rows of the shards `again`."""
-    (state / NOTE).write_json(_note("", shards, files, again))
+@dataclass(frozen=True)
+class Progress:
+    """What an attempt has done so far: `rows` by itself, since `began_unix_s`, its last file at `changed_unix_s`; times
+    are those of the filesystem."""
 
+    attempt: Attempt
+    rows: int
+    began_unix_s: float
+    changed_unix_s: float
 
-def failed(state: Folder, data: Folder) -> int:
-    """Number of rows that have failed so far in a stage that is not finished."""
-    return sum(f.errors for f in _left(state, data)[1].values())
-
-
-def retry(state: Folder, data: Folder) -> int:
-    """Have the next attempt at an unfinished stage repeat its failed rows; returns their number."""
-    shards, counted = _left(state, data)
-    again = {n for n, f in counted.items() if f.errors}
-    if again:
-        reopen(state, shards, counted.values(), again)
-    return sum(counted[n].errors for n in again)
-
-
-def _left(state: Folder, data: Folder) -> tuple[Shards, dict[int, ShardFile]]:
-    """What the last attempt left: how rows are cut, and the files that count; nothing where there was no attempt."""
-    note = (state / NOTE).read_json_or_empty()
-    if not note:
-        return Shards("", 0, 1), {}
-    shards = Shards(note["stage"], note["rows"], note["size"])
-    return shards, _taken_over(note, data, shards)[0]
-
-
-def _note(token: str, shards: Shards, files: Iterable[ShardFile], again: Iterable[int]) -> dict[str, Any]:
-    cut = {"stage": shards.stage, "rows": shards.rows, "size": shards.size}
-    return cut | {"token": token, "files": sorted(f.name for f in files), "again": sorted(again)}
-
-
-def _taken_over(note: Mapping[str, Any], data: Folder, shards: Shards) -> tuple[dict[int, ShardFile], set[int]]:
-    """The files that count (those of earlier attempts that still exist, and its own), and the shards still to be
-    repeated."""
-    present = listed(data, shards)
-    earlier = {f.shard: f for n in set(note["files"]).intersection(present) if (f := ShardFile.parse(n))}
-    own = chosen(present, note["token"], shards)
-    own = {n: f for n, f in own.items() if n not in earlier or n in note["again"]}
-    again = {n for n in note["again"] if n in earlier and n not in own}
-    return earlier | own, again
+    @classmethod
+    def of(cls, state: Folder, data: Folder) -> "Progress | None":
+        """Progress of the last attempt at a stage, by names and times of its files; None where there is none."""
+        last = Attempt.left(state, data)
+        if not last.shards.stage:
+            return None
+        own = sorted(last.counted[n] for n in last.done if last.counted[n].attempt == last.token)
+        began = (state / NOTE).changed_unix_s()
+        with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+            newest = list(pool.map(lambda f: (data / f.name).changed_unix_s(), own[-FILES_ASKED:]))
+        return cls(last, sum(last.shards.length(f.shard) for f in own), began, max([began, *newest]))

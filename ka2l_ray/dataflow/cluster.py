@@ -12,9 +12,11 @@ from pathlib import Path
 import ray
 from ray.data import DataContext
 
-from ka2l_ray.config import Config, ConfigError, Pool
+from ka2l_ray.config import Config, ConfigError
+from ka2l_ray.config.base import HOLDS_KEY
 from ka2l_ray.dataflow.driver import hear_interrupts
-from ka2l_ray.dataflow.log import log
+from ka2l_ray.dataflow.log import FORMAT_VARIABLE, log, native_lines_logged, write_json_lines, writes_json
+from ka2l_ray.dataflow.processes import computing, processes
 
 WORKER_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -38,22 +40,39 @@ def connect(config: Config) -> None:
         if local_cpus:
             _warn_of_dead_cluster()
         try:
-            ray.init(
-                address=address,
-                num_cpus=local_cpus,
-                logging_level=logging.ERROR,
-                log_to_driver=False,  # workers' lines stay in Ray's logs; what matters is a row's `error` or raised
-                include_dashboard=False if local_cpus else None,
-                runtime_env={"env_vars": WORKER_ENVIRONMENT},
-            )
+            with native_lines_logged():
+                ray.init(
+                    address=address,
+                    num_cpus=local_cpus,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,  # workers' lines stay in Ray's logs; what matters is a row's `error` or raised
+                    include_dashboard=False if local_cpus else None,
+                    runtime_env={"env_vars": WORKER_ENVIRONMENT | hub_address() | {FORMAT_VARIABLE: config.run.log}},
+                )
         except (ConnectionError, ValueError, RuntimeError) as error:
-            first = str(error).splitlines()[0]
-            raise ConfigError(f"ray.address = {address!r}: no Ray cluster answers there: {first}") from error
+            raise ConfigError(
+                f"ray.address = {address!r}: no Ray cluster answers there: {str(error).splitlines()[0]}"
+            ) from error
         if local_cpus:
             check_resources(config)
+    if writes_json():
+        write_json_lines()
     context = DataContext.get_current()
-    context.enable_progress_bars = context.enable_rich_progress_bars = sys.stderr.isatty()
+    context.enable_progress_bars = context.enable_rich_progress_bars = sys.stderr.isatty() and not writes_json()
     context.print_on_execution_start = False
+
+
+def hub_address() -> dict[str, str]:
+    """HF_ENDPOINT of the driver, for its workers: they get its token, which is for that hub and no other.
+
+    Raises `ConfigError` where it contains a key, because Ray logs and shows the environment of workers.
+    """
+    address = os.environ.get("HF_ENDPOINT")
+    if address and HOLDS_KEY.search(address):
+        raise ConfigError(
+            "HF_ENDPOINT contains a key or password, which Ray would write to its logs; set HF_TOKEN instead"
+        )
+    return {"HF_ENDPOINT": address} if address else {}
 
 
 def cluster_address(config: Config) -> str:
@@ -87,7 +106,15 @@ def _warn_of_dead_cluster() -> None:
 
 
 def check_resources(config: Config) -> None:
-    """Raise `ConfigError` for a pool or a training run that this cluster, at its present size, cannot hold."""
+    """Raise `ConfigError` for what this local cluster can never hold: more than its resources, or other nodes."""
+    for p in processes(config):
+        elsewhere = p.nodes.resources or any(not wanted.startswith("!") for wanted in p.nodes.labels.values())
+        if elsewhere and p.section != "ray.driver":  # it is this process
+            name = p.section if p.section == "ray.tasks" else f"{p.section}.nodes"
+            raise ConfigError(
+                f"{name}: the only node of a local cluster has no labels and no resources of its own, so nothing would "
+                "ever run; leave it out, or join a cluster by ray.address"
+            )
     has_cpus, has_gpus = _resources()
     for name, (cpus, gpus) in _needs(config).items():
         if cpus > has_cpus or gpus > has_gpus:
@@ -109,11 +136,6 @@ def curves_at_once(config: Config) -> int:
     return max(1, int(min(fits)))
 
 
-def pools(config: Config) -> dict[str, Pool]:
-    """Every actor pool of a run, by section."""
-    return {name: getattr(config, name).pool for name in ("collect", "score", "decode", "evaluate")}
-
-
 def _resources() -> tuple[float, float]:
     """(CPUs, GPUs) of the cluster at its present size."""
     total = ray.cluster_resources()
@@ -121,10 +143,5 @@ def _resources() -> tuple[float, float]:
 
 
 def _needs(config: Config) -> dict[str, tuple[float, float]]:
-    """{section: (CPUs, GPUs)} that each pool and a training run take at least.
-
-    Reading and writing take a CPU each, besides the actors.
-    """
-    tune = config.finetune
-    needs = {f"{name}.pool": (pool.min * pool.cpus + 2, pool.min * pool.gpus) for name, pool in pools(config).items()}
-    return needs | {"finetune": (tune.workers * tune.cpus_per_worker, float(tune.workers * tune.gpus_per_worker))}
+    """{section: (CPUs, GPUs)} that each pool and a training run take at least."""
+    return {p.section: (p.cpus_at_once, p.gpus_at_once) for p in computing(config)}

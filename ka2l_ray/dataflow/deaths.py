@@ -13,9 +13,8 @@ an attempt.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from ka2l_ray.dataflow.failures import DEATHS_OF_A_SHARD, FOUND_PER_SHARD, Verdict, on_death
+from ka2l_ray.dataflow.failures import DEATHS_OF_A_SHARD, FOUND_PER_SHARD, most_deaths
 
 Piece = tuple[int, int]
 """Rows [start, stop) of a shard."""
@@ -31,10 +30,6 @@ class Suspicion:
     piece: Piece | None = None
     why: str = ""
     given_up: Mapping[int, str] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, rows: int) -> "Suspicion":
-        return cls(((0, rows),))
 
     def after_death(self) -> "Suspicion":
         """The suspicion after another death: from the second one on, the piece at which it happened is halved, and a
@@ -80,22 +75,18 @@ class Register:
         if known is not None:
             self._deaths += 1
             self._last = known.why or self._last
-        suspicion = Suspicion.of(rows) if known is None else known.after_death()
+        suspicion = Suspicion(pieces=((0, rows),)) if known is None else known.after_death()
         if known is not None and len(known.given_up) < len(suspicion.given_up) <= FOUND_PER_SHARD:
             self._deaths_found += DEATHS_OF_A_SHARD + 1 + math.ceil(math.log2(rows))
         self._shards[shard] = replace(suspicion, piece=suspicion.pieces[0])
         return suspicion, self._stop() if known is not None else ""
 
-    def moves(self, shard: int, piece: Piece | None) -> None:
-        """The shard's actor goes on to a piece; None: it has done all."""
-        self._change(shard, piece=piece)
+    def notes(self, shard: int, **changes: Piece | str | None) -> None:
+        """Of the shard's actor: `piece`, to which it goes on, None once it has done all; `why` it is about to end its
+        process.
 
-    def reports(self, shard: int, why: str) -> None:
-        """The shard's actor is about to end its process."""
-        self._change(shard, why=why)
-
-    def _change(self, shard: int, **changes: Any) -> None:
-        """Does nothing once the shard is finished: Ray may run it a second time in another actor at the same time."""
+        Does nothing once the shard is finished: Ray may run it a second time in another actor at the same time.
+        """
         if (known := self._shards.get(shard)) is not None:
             self._shards[shard] = replace(known, **changes)
 
@@ -107,7 +98,7 @@ class Register:
     def _stop(self) -> str:
         loading = max(0, len(self._loading) - self._actors)
         deaths = self._deaths + loading
-        if on_death(deaths, self._actors, self._finished, self._deaths_found, self._least) != Verdict.STOP_STAGE:
+        if deaths <= most_deaths(self._actors, self._finished, self._deaths_found, self._least):
             return ""
         where = f" ({loading} of them while loading)" if loading else ""
         last = f" Last: {self._last}." if self._last else ""

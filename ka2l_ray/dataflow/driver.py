@@ -15,23 +15,24 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NoReturn
 
 import psutil
 
 from ka2l_ray.config import ConfigError
-from ka2l_ray.dataflow.runs import DRIVER_FILE
+from ka2l_ray.dataflow.failures import named
+from ka2l_ray.dataflow.log import log
+from ka2l_ray.dataflow.runs import DRIVER_FILE as FILE
 from ka2l_ray.dataflow.storage import Folder, as_json
 
-FILE = DRIVER_FILE
 BEAT_S = 15.0
 MISSED_BEATS = 4
 """The driver of a file from another machine that has not changed for this many beats is gone."""
 GRACE_S = 60.0
 """A driver whose run was taken over stops as at Ctrl-C, which also stops its own cluster; after this time it exits."""
 
-log = logging.getLogger("ka2l")
 _taken_over = threading.Event()
 
 
@@ -82,16 +83,14 @@ def _beat(file: Folder, mine: dict[str, Any], ended: threading.Event, writing: t
                     file.write_json(mine | {"beat_unix_s": time.time()})
         except Exception as error:  # whatever storage raises: if this thread ended, the run would be lost silently
             if not failing:
-                kind = type(error).__name__
-                log.warning("%s: cannot be updated (%s: %s); retrying every %g s", file.path, kind, error, BEAT_S)
+                log.warning("%s: cannot be updated (%s); retrying every %g s", file.path, named(error), BEAT_S)
             failing = True
-            continue
-        if taken_over:
-            log.error("another driver has taken over %s; this one stops", posixpath.dirname(file.path))
-            _stop()
-        if failing:
-            log.info("%s: is updated again", file.path)
-        failing = False
+        else:
+            if taken_over:
+                _stop(file)
+            if failing:
+                log.info("%s: is updated again", file.path)
+            failing = False
 
 
 def hear_interrupts() -> None:
@@ -110,8 +109,9 @@ def _only_from_within(number: int, frame: FrameType | None) -> None:
         signal.default_int_handler(number, frame)
 
 
-def _stop() -> NoReturn:
+def _stop(file: Folder) -> NoReturn:
     """Stop this process as at Ctrl-C; where that takes longer than `GRACE_S`, exit."""
+    log.error("another driver has taken over %s; this one stops", posixpath.dirname(file.path))
     _taken_over.set()
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(GRACE_S)
@@ -124,13 +124,35 @@ def _lives(folder: Folder, theirs: dict[str, Any]) -> bool:
     """Whether the driver that the file names is still running."""
     if theirs["host"] == socket.gethostname():
         return theirs["pid"] != os.getpid() and _runs(theirs)
-    wait_s = MISSED_BEATS * BEAT_S
-    log.info("%s is held by %s; watching for %.0f s whether it is alive", folder.path, _who(theirs), wait_s)
+    log.info(
+        "%s is held by %s; watching for %.0f s whether it is alive", folder.path, _who(theirs), MISSED_BEATS * BEAT_S
+    )
     for _ in range(MISSED_BEATS):
         time.sleep(BEAT_S)
         if (now := (folder / FILE).read_json_or_empty()) != theirs:
             return bool(now)
     return False
+
+
+@dataclass(frozen=True)
+class DriverState:
+    """The process that `driver.json` names. `is_alive`: on this machine, whether it runs; on another one, whether its
+    last sign of life is younger than `MISSED_BEATS` · `BEAT_S`, by this machine's clock."""
+
+    host: str
+    pid: int
+    is_alive: bool
+    beat_age_s: float
+
+
+def driver_state(folder: Folder) -> DriverState | None:
+    """The driver of a run; None where it ended by itself or never started. Nothing is written or waited for."""
+    file = folder / FILE
+    if not (theirs := file.read_json_or_empty()):
+        return None
+    age_s = max(0.0, time.time() - file.changed_unix_s())
+    is_alive = _runs(theirs) if theirs["host"] == socket.gethostname() else age_s < MISSED_BEATS * BEAT_S
+    return DriverState(theirs["host"], theirs["pid"], is_alive, age_s)
 
 
 def _runs(theirs: dict[str, Any]) -> bool:

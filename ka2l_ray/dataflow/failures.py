@@ -1,16 +1,18 @@
 """What an error means: one row fails, rows are retried in smaller batches, the actor is replaced, or the stage stops.
 
-In: an error and the number of rows in the call that raised it; counts of what has failed so far. Out: a `Verdict`.
+In: an error and the number of rows in the call that raised it. Out: a `Verdict`; how many rows and actors a stage may
+lose before it stops.
 Everything that runs rows through a model asks here, so that an error has the same consequence wherever it is raised.
 Refuses to know: Ray, files, models. Loops execute what is decided here.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+
+from ka2l_ray.tables import error_column
 
 DATA_ERRORS = (ValueError, ArithmeticError, LookupError)
 """Errors that mean that a row's data are wrong, whichever process reads them. Where every row fails with another error,
@@ -51,7 +53,6 @@ class Verdict(StrEnum):
     """Its rows are retried in smaller batches: in halves where memory ran out, else one by one."""
     REPLACE_ACTOR = "replace the actor"
     """Its process ends; another takes its place and its rows."""
-    STOP_STAGE = "stop the stage"
 
 
 class ActorBroken(RuntimeError):
@@ -95,16 +96,10 @@ def on_lost_block(errors: Mapping[int, Exception]) -> Verdict:
     return Verdict.REPLACE_ACTOR if own and len(own) == len(errors) else Verdict.ROW
 
 
-def on_death(deaths: int, actors: int, finished: int, found: int = 0, least: int = DEATHS) -> Verdict:
-    """Whether a stage goes on after `deaths` of its actors, with a pool of `actors` and `finished` shards. `found`
-    deaths led to rows that were given up; `least` are always allowed."""
-    most = max(least, DEATHS_PER_ACTOR * actors) + DEATHS_PER_SHARD * finished + found
-    return Verdict.STOP_STAGE if deaths > most else Verdict.REPLACE_ACTOR
-
-
-def on_failed_rows(failed: int, rows: int, max_error_fraction: float) -> Verdict:
-    """Whether a stage of `rows` rows goes on after `failed` of them have failed."""
-    return Verdict.STOP_STAGE if failed > most_errors(rows, max_error_fraction) else Verdict.ROW
+def most_deaths(actors: int, finished: int, found: int = 0, least: int = DEATHS) -> int:
+    """How many actors a stage may lose, with a pool of `actors` and `finished` shards. `found` deaths led to rows that
+    were given up; `least` are always allowed."""
+    return max(least, DEATHS_PER_ACTOR * actors) + DEATHS_PER_SHARD * finished + found
 
 
 def most_errors(rows: int, max_error_fraction: float) -> int:
@@ -119,85 +114,62 @@ def named(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-@dataclass(frozen=True)
-class Done:
-    """The result for some rows: columns by name, and by number the error of each row that failed; its columns are
-    null."""
-
-    columns: Mapping[str, Any]
-    failed: Mapping[int, str]
+Work = Callable[[pa.Table], Mapping[str, Iterable[object]]]
+"""What is done with rows: returns columns and may return `error`, a message per failed row and null for the others."""
 
 
-def each_row(
-    work: Callable[[pa.Table], Mapping[str, Any]], rows: pa.Table, columns: pa.Schema, chosen: bool = False
-) -> Done:
+def each_row(work: Work, rows: pa.Table, columns: pa.Schema, chosen: bool = False) -> pa.Table:
     """Work on all rows together and, where that raises, on each alone, so that a bad row fails only itself.
 
-    `work` returns `columns`, and may report failed rows in `error`. Raises `ActorBroken` where the process must not
-    go on. If all rows fail, that says nothing about the process where there is only one row, or where they were
-    `chosen` because they failed before.
+    Returns `columns` (states may be narrower) and `error`; the columns of a failed row are null. Raises `ActorBroken`
+    where the process must not go on. If all rows fail, that says nothing about the process where there is only one
+    row, or where they were `chosen` because they failed before.
     """
+    says_nothing = chosen or rows.num_rows == 1
     try:
-        return _each_row(work, rows, columns)
+        whole = _result(work, rows, columns)
     except BlockLost as lost:
-        if rows.num_rows > 1 and not chosen:
+        if not says_nothing:
             raise
-        return Done(
-            {f.name: pa.nulls(rows.num_rows, f.type) for f in columns}, {n: named(e) for n, e in lost.errors.items()}
-        )
+        return failed(columns, error_column(lost.errors, rows.num_rows)["error"])
+    if isinstance(whole, pa.Table):
+        return whole
+    alone = range(rows.num_rows) if rows.num_rows > 1 else ()
+    parts = [_result(work, rows.slice(n, 1), columns) for n in alone] or [whole]
+    raised = {n: part for n, part in enumerate(parts) if isinstance(part, Exception)}
+    if len(raised) == len(parts) and not says_nothing and on_lost_block(raised) == Verdict.REPLACE_ACTOR:
+        raise BlockLost(raised) from whole
+    tables = [part if isinstance(part, pa.Table) else failed(columns, [named(part)]) for part in parts]
+    return pa.concat_tables(tables, promote_options="permissive")
 
 
-def _each_row(work: Callable[[pa.Table], Mapping[str, Any]], rows: pa.Table, columns: pa.Schema) -> Done:
+def failed(columns: pa.Schema, errors: Sequence[str | None]) -> pa.Table:
+    """Rows without values, each with its error."""
+    return pa.table({f.name: pa.nulls(len(errors), f.type) for f in columns} | {"error": pa.array(errors, pa.string())})
+
+
+def _result(work: Work, rows: pa.Table, columns: pa.Schema) -> pa.Table | Exception:
+    """What work returns, or the error that it raised unless that ends the process."""
     try:
-        return _done(work(rows), rows.num_rows, columns)
+        return _typed(work(rows), rows.num_rows, columns)
+    except (BlockLost, ActorBroken):
+        raise
     except Exception as error:  # an actor's code and data may raise anything
-        if isinstance(error, BlockLost):
-            raise
         if on_error(error, rows.num_rows) == Verdict.REPLACE_ACTOR:
             raise ActorBroken(named(error)) from error
-        first = error
-    parts, raised = ([None], {0: first}) if rows.num_rows == 1 else _one_by_one(work, rows, columns)
-    if len(raised) == rows.num_rows and on_lost_block(raised) == Verdict.REPLACE_ACTOR:
-        raise BlockLost(raised) from first
-    return _joined(parts, raised, columns)
+        return error
 
 
-def _one_by_one(
-    work: Callable[[pa.Table], Mapping[str, Any]], rows: pa.Table, columns: pa.Schema
-) -> tuple[list[Done | None], dict[int, Exception]]:
-    parts: list[Done | None] = []
-    raised: dict[int, Exception] = {}
-    for n in range(rows.num_rows):
-        try:
-            parts.append(_done(work(rows.slice(n, 1)), 1, columns))
-        except Exception as error:  # as above
-            if on_error(error, 1) == Verdict.REPLACE_ACTOR:
-                raise ActorBroken(named(error)) from error
-            parts.append(None)
-            raised[n] = error
-    return parts, raised
-
-
-def _done(result: Mapping[str, Any], rows: int, columns: pa.Schema) -> Done:
-    """What work returned, in the types of `columns` (states may be narrower); failed rows are null."""
+def _typed(result: Mapping[str, Iterable[object]], rows: int, columns: pa.Schema) -> pa.Table:
+    """What work returned, in the types of `columns`; failed rows are null."""
     errors = result.get("error") or [None] * rows
-    failed = {n: e for n, e in enumerate(errors) if e is not None}
-    kept = pa.array([None if n in failed else n for n in range(rows)], pa.int64())
+    kept = pa.array([n if e is None else None for n, e in enumerate(errors)], pa.int64())
     arrays = {}
     for column in columns:
         values = result[column.name]
-        array = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values, column.type)
-        arrays[column.name] = array.take(kept) if failed else array
-    return Done(arrays, failed)
-
-
-def _joined(parts: Sequence[Done | None], raised: Mapping[int, Exception], columns: pa.Schema) -> Done:
-    """The results of rows that were worked on one by one, as one."""
-    tables = [pa.table(dict(p.columns)) if p else _nulls(columns) for p in parts]
-    table = pa.concat_tables(tables, promote_options="permissive")
-    failed = {n: named(raised[n]) if p is None else p.failed[0] for n, p in enumerate(parts) if p is None or p.failed}
-    return Done({name: table[name] for name in columns.names}, failed)
-
-
-def _nulls(columns: pa.Schema) -> pa.Table:
-    return pa.table({f.name: pa.nulls(1, f.type) for f in columns})
+        is_array = isinstance(values, (pa.Array, pa.ChunkedArray))
+        array: pa.Array | pa.ChunkedArray = values if is_array else pa.array(values, column.type)  # pyright: ignore
+        if len(array) != rows:
+            raise ActorBroken(f"{column.name}: {len(array)} values for {rows} rows")
+        arrays[column.name] = pc.take(array, kept) if kept.null_count else array
+    return pa.table(arrays | {"error": pa.array(errors, pa.string())})

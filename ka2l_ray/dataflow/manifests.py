@@ -15,6 +15,7 @@ from typing import Any, NotRequired, TypedDict
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ka2l_ray.dataflow.parquet import open_parquet
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.errors import StageError
 
@@ -36,7 +37,8 @@ class FileEntry(TypedDict):
 class Table:
     """A Parquet table in a folder of its own, with a manifest of its files.
 
-    All methods that read raise `StageError` where the table is not done, and where a listed file is gone.
+    All methods that read raise `StageError` where the table is not done, and where a listed file is gone, and
+    `ConfigError` for a column that may contain pickles.
     """
 
     folder: Folder
@@ -76,7 +78,8 @@ class Table:
         """The listed files; with `part`, only those of that part."""
         return [f for f in self.manifest()["files"] if part is None or f.get("part") == part]
 
-    def part_rows(self, part: str) -> int:
+    def part_rows(self, part: str | None) -> int:
+        """Rows of a part; None: of all."""
         return sum(f["rows"] for f in self.entries(part))
 
     def schema(self) -> pa.Schema:
@@ -88,7 +91,7 @@ class Table:
 
     def _opened(self, path: str) -> pq.ParquetFile:
         try:
-            return pq.ParquetFile(path, filesystem=self.folder.filesystem)
+            return open_parquet(Folder(self.folder.filesystem, path, self.folder.query))
         except FileNotFoundError as error:
             raise StageError(
                 f"{path}: the table's {MANIFEST} lists this file, but it is gone. Delete the table and run again"
@@ -127,7 +130,6 @@ class Table:
 
     def close(self, files: Sequence[Mapping[str, Any]], **facts: object) -> None:
         """Write the manifest with these `FileEntry`s and any further facts: the table is done."""
-        rows = sum(f["rows"] for f in files)
-        closed = {"files": files, "rows": rows, "closed_unix_s": round(time.time(), 3)}
+        closed = {"files": files, "rows": sum(f["rows"] for f in files), "closed_unix_s": round(time.time(), 3)}
         (self.folder / MANIFEST).write_json(closed | facts)
         (self.folder / REOPENED).delete()

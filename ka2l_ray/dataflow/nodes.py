@@ -24,12 +24,22 @@ def check_nodes(config: Config) -> None:
     only named in the log: it may be about to leave.
     """
     mine = None if cluster_address(config).startswith("ray://") else ray.get_runtime_context().get_node_id()
-    others = {n["NodeID"]: _name(n) for n in ray.nodes() if n["Alive"] and n["NodeID"] != mine}
+    others = {
+        n["NodeID"]: f"{n['NodeManagerHostname']} ({n['NodeManagerAddress']})"
+        for n in ray.nodes()
+        if n["Alive"] and n["NodeID"] != mine
+    }
     if not others:
         return
     paths, reports = local_paths(config), []
+    inspect = ray.remote(num_cpus=0, max_retries=0)(inspect_from_node)
     with shared_note(config) as folder:
-        tasks = {_inspect(node, folder.uri, paths): node for node in others}
+        tasks = {
+            inspect.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+                folder.uri, node, paths
+            ): node
+            for node in others
+        }
         answered, silent = ray.wait(list(tasks), num_returns=len(tasks), timeout=ANSWER_WITHIN_S)
         for task in answered:
             name = others[node := tasks[task]]
@@ -41,15 +51,6 @@ def check_nodes(config: Config) -> None:
         )
     if problem := problem_of(config, reports):
         raise ConfigError(problem)
-
-
-def _name(node: "dict[str, str]") -> str:
-    return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
-
-
-def _inspect(node: str, uri: str, paths: dict[str, str]) -> "ray.ObjectRef[NodeReport]":
-    task = ray.remote(num_cpus=0, max_retries=0)(inspect_from_node)
-    return task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(uri, node, paths)
 
 
 def _report(task: "ray.ObjectRef[NodeReport]", name: str) -> NodeReport | None:

@@ -5,18 +5,33 @@ paths; URIs, hub ids and `world` stay. `~`, `$NAME` and `${NAME}` are replaced h
 Refuses to know: Ray, and what is at the paths.
 """
 
+import functools
+import glob
+import operator
 import os
 import re
-from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from ka2l_ray.config import Config, ConfigError, parse_config
-from ka2l_ray.dataflow.source_names import is_hub_id
+from ka2l_ray.dataflow.source_names import WIKIFACTS, is_hub_id
 
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 SHIPPED = "world"
-OUTPUTS = ("run.storage", "annotate.endpoint.replies")
+SMOLLM2, GGUF = "smollm2", ".gguf"
+NAMED_MODELS = (SHIPPED, SMOLLM2)
+"""Values of `model.name_or_path` that are neither paths nor hub ids, even if a file has that name."""
+SHIPS = ("model.name_or_path", "corpus.source", "decode.decoder")
+"""Fields in which `SHIPPED` is what comes with the package."""
+PATHS = (*SHIPS, "run.storage", "model.adapter", "model.cache", "annotate.endpoint.replies")
+OUTPUTS = ("run.storage", "model.cache", "annotate.endpoint.replies")
 """Fields that a run writes to, which must not be in a job's copy of its working directory."""
+
+
+def is_gguf(model: str) -> bool:
+    """Whether a `model.name_or_path` stands for a GGUF file: `smollm2`, a path, or `OWNER/NAME:FILE.gguf` on a hub."""
+    return model == SMOLLM2 or model.endswith(GGUF)
 
 
 def absolute(config: Config, cwd: Path, is_copied: bool = False) -> Config:
@@ -30,46 +45,87 @@ def absolute(config: Config, cwd: Path, is_copied: bool = False) -> Config:
     into a URI.
     """
     tree = config.model_dump(mode="json")
-    for section, name, is_id in (
-        (tree["run"], "run.storage", _never),
-        (tree["model"], "model.name_or_path", _is_model_id),
-        (tree["model"], "model.adapter", _never),
-        (tree["corpus"], "corpus.source", _is_corpus_id),
-        (tree["decode"], "decode.decoder", _is_shipped),
-        (tree["annotate"]["endpoint"], "annotate.endpoint.replies", _never),
-    ):
-        field = name.rpartition(".")[2]
+    for name in PATHS:
+        section, field = _place(tree, name)
         if isinstance(given := section[field], list):
-            section[field] = [_settled(text, name, cwd, is_id, is_copied) for text in given]
+            section[field] = [_settled(text, name, cwd, is_copied) for text in given]
         elif given is not None:
-            section[field] = _settled(given, name, cwd, is_id, is_copied)
+            section[field] = _settled(given, name, cwd, is_copied)
     return parse_config(tree, "with ~ and variables replaced")
 
 
-IsId = Callable[[str, Path], bool]
-"""Whether a name is an id rather than a path: (name, folder that relative paths count from)."""
+def sent_with_job(config: Config, cwd: Path) -> list[Path]:
+    """The files and folders that a job needs from this machine: those that are named by paths relative to `cwd`.
+
+    URIs, ids and absolute paths, and what begins with `~` or a variable, are left to the job's driver. Raises
+    `ConfigError` for a relative output, which would be deleted with the job, and for an input that is missing or
+    outside `cwd`.
+    """
+    tree, found = config.model_dump(mode="json"), []
+    for name in PATHS:
+        section, field = _place(tree, name)
+        given = section[field] if isinstance(section[field], list) else [section[field]]
+        for text in given:
+            if text and not (_is_the_drivers(text) or _is_id(text, name, cwd)):
+                found += _sent(text, name, cwd)
+    return found
 
 
-def _never(name: str, cwd: Path) -> bool:
-    return False
+def _is_the_drivers(text: str) -> bool:
+    """Whether a path means the same on the cluster, or what the job's driver makes of it."""
+    return "://" in text or text.startswith(("/", "~")) or _VARIABLE.search(text) is not None
 
 
-def _is_shipped(name: str, cwd: Path) -> bool:
-    return name == SHIPPED
+def _sent(text: str, field: str, cwd: Path) -> list[Path]:
+    """The files and folders that a relative path or pattern stands for."""
+    if field in OUTPUTS:
+        raise ConfigError(
+            f"{field} = {text!r}: is relative, so it would be in the job's working directory, which is deleted with "
+            "the job; give a URI, or an absolute path that every node reaches"
+        )
+    path = Path(os.path.abspath(cwd / text))
+    if not path.is_relative_to(cwd):
+        raise ConfigError(
+            f"{field} = {text!r}: is outside the current folder, so it is not sent with the job; start in a folder "
+            "that contains it, or give a URI, or an absolute path that every node reaches"
+        )
+    found = [path] if path.exists() else [Path(f) for f in sorted(glob.glob(glob_pattern(str(path)), recursive=True))]
+    if not found:
+        raise ConfigError(f"{field} = {text!r}: no such file, so it cannot be sent with the job")
+    return found
 
 
-def _is_model_id(name: str, cwd: Path) -> bool:
-    """As Hugging Face reads it: a path where it starts as one or such a folder exists, else a hub id."""
-    return name == SHIPPED or not (name.startswith((".", "/")) or os.path.exists(cwd / name))
+def glob_pattern(source: str) -> str:
+    """A pattern of files, with brackets in names of existing folders escaped."""
+    folders = list(takewhile(lambda part: "*" not in part and "?" not in part, Path(source).parts[:-1]))
+    parent = Path(*folders)
+    return (
+        str(Path(glob.escape(str(parent)), *Path(source).parts[len(folders) :]))
+        if folders and parent.exists()
+        else source
+    )
 
 
-def _is_corpus_id(name: str, cwd: Path) -> bool:
-    return name == SHIPPED or (is_hub_id(name) and not name.startswith(".") and not os.path.exists(cwd / name))
+def _place(tree: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
+    """The section of a configuration's tree that has a field, and the field's name there."""
+    *sections, field = name.split(".")
+    return functools.reduce(operator.getitem, sections, tree), field
 
 
-def _settled(text: str, field: str, cwd: Path, is_id: IsId, is_copied: bool) -> str:
+def _is_id(name: str, field: str, cwd: Path) -> bool:
+    """Whether the name in a field is an id rather than a path, as Hugging Face and the corpus' reader take it."""
+    if name == SHIPPED or (name in NAMED_MODELS and field == "model.name_or_path"):
+        return field in SHIPS
+    if field == "corpus.source" and name == WIKIFACTS:
+        return True
+    if field == "model.name_or_path":
+        return not (name.startswith((".", "/")) or os.path.exists(cwd / name))
+    return field == "corpus.source" and is_hub_id(name) and not (name.startswith(".") or os.path.exists(cwd / name))
+
+
+def _settled(text: str, field: str, cwd: Path, is_copied: bool) -> str:
     name = text if os.path.exists(cwd / text) else _expanded(text, field)
-    if "://" in name or is_id(name, cwd):
+    if "://" in name or _is_id(name, field, cwd):
         return name
     path = os.path.abspath(cwd / name)
     inside = is_copied and field not in OUTPUTS and not os.path.isabs(name) and Path(path).is_relative_to(cwd)

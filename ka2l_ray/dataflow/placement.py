@@ -1,7 +1,7 @@
 """Where a process computes: on what Ray allotted to it, never on whatever it can see.
 
 In: `model.device` and the GPUs that a pool or a training run gives each of its processes. Out: a `Placement`, which
-decides torch's device, Hugging Face's `device_map`, the backend of torch.distributed and DeepSpeed's accelerator.
+decides torch's device, Hugging Face's `device_map` and the backend of torch.distributed.
 A process without a GPU of its own sees all GPUs of its machine, and a worker of Ray Train sees those of all workers of
 its node. So only this module asks torch which GPUs are visible; `ka2l doctor` does too, to say what the machine has.
 Refuses to know: Ray, models.
@@ -42,11 +42,6 @@ class Placement:
     def backend(self) -> Literal["nccl", "gloo"]:
         """Backend of torch.distributed between the workers of a training run."""
         return "nccl" if self.on_gpu else "gloo"
-
-    @property
-    def accelerator(self) -> Literal["cuda", "cpu"]:
-        """DeepSpeed's name for the device (`DS_ACCELERATOR`); its own default is a GPU wherever one is visible."""
-        return "cuda" if self.on_gpu else "cpu"
 
     def device_map(self, quantized: bool) -> Literal["auto"] | dict[str, torch.device] | None:
         """Hugging Face's `device_map`: `auto` spreads a model block by block over several GPUs.

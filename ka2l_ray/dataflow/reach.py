@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from ka2l_ray.config import Config, ConfigError
-from ka2l_ray.dataflow.paths import SHIPPED, is_hub_id
-from ka2l_ray.dataflow.runs import storage_of
+from ka2l_ray.config import Config
+from ka2l_ray.dataflow.paths import NAMED_MODELS, SHIPPED
+from ka2l_ray.dataflow.runs import storage_errors, storage_of
+from ka2l_ray.dataflow.source_names import WIKIFACTS, is_hub_id
 from ka2l_ray.dataflow.storage import Folder
 
 
@@ -35,10 +36,8 @@ class NodeReport:
 def shared_note(config: Config) -> Iterator[Folder]:
     """A temporary folder in `run.storage` with a note of the driver. Raises `ConfigError` where it cannot be made."""
     folder = storage_of(config) / f".reach-{uuid.uuid4().hex[:12]}"
-    try:
+    with storage_errors(config):
         (folder / "driver").write_bytes(b"")
-    except OSError as error:
-        raise ConfigError(f"run.storage = {config.run.storage!r}: cannot be written: {error}") from error
     try:
         yield folder
     finally:
@@ -52,9 +51,11 @@ def inspect_from_node(uri: str, node: str, paths: Mapping[str, str]) -> NodeRepo
     """
     folder = Folder.of(uri)
     read_error = _error_of(lambda: (folder / "driver").read_bytes())
-    write_error = None if read_error else _error_of(lambda: (folder / node).write_bytes(b""))
-    missing = tuple(field for field, path in paths.items() if not Path(path).exists() and not glob.glob(path))
-    return NodeReport(read_error, write_error, missing)
+    return NodeReport(
+        read_error,
+        write_error=None if read_error else _error_of(lambda: (folder / node).write_bytes(b"")),
+        missing=tuple(field for field, path in paths.items() if not Path(path).exists() and not glob.glob(path)),
+    )
 
 
 def _error_of(act: Callable[[], object]) -> str | None:
@@ -68,15 +69,18 @@ def _error_of(act: Callable[[], object]) -> str | None:
 
 def local_paths(config: Config) -> dict[str, str]:
     """{`FIELD = 'VALUE'`: local path that other nodes open}, without URIs, hub ids and what is shipped."""
-    sources = [config.corpus.source] if isinstance(config.corpus.source, str) else list(config.corpus.source)
-    named = [("corpus.source", s) for s in sources if not is_hub_id(s) or Path(s).exists()]
-    model = config.model.name_or_path
-    named += [("model.name_or_path", model)] if Path(model).is_absolute() or Path(model).exists() else []
-    named += [("model.adapter", config.model.adapter)] if config.model.adapter else []
-    named += [("decode.decoder", config.decode.decoder)] if config.decode.enabled else []
-    replies = config.annotate.endpoint.replies
-    named += [("annotate.endpoint.replies", replies)] if replies and Path(replies).exists() else []
-    return {f"{field} = {value!r}": value for field, value in named if value != SHIPPED and "://" not in value}
+    sources = [config.corpus.source] if isinstance(config.corpus.source, str) else config.corpus.source
+    model, replies = config.model.name_or_path, config.annotate.endpoint.replies
+    is_path = model not in NAMED_MODELS and (Path(model).is_absolute() or Path(model).exists())
+    named = [
+        *(("corpus.source", s) for s in sources if not is_hub_id(s) or Path(s).exists()),
+        ("model.name_or_path", model if is_path else None),
+        ("model.adapter", config.model.adapter),
+        ("decode.decoder", config.decode.decoder if config.decode.enabled else None),
+        ("annotate.endpoint.replies", replies if replies and Path(replies).exists() else None),
+    ]
+    shipped = (SHIPPED, WIKIFACTS)
+    return {f"{field} = {path!r}": path for field, path in named if path and path not in shipped and "://" not in path}
 
 
 def problem_of(config: Config, reports: Sequence[tuple[str, NodeReport, bool]]) -> str | None:

@@ -62,8 +62,7 @@ class Records:
         try:
             yield
         finally:
-            before = self.seconds().get(name, 0.0)
-            self._update(name, seconds=round(before + time.monotonic() - started, 3))
+            self._update(name, seconds=round(self.seconds().get(name, 0.0) + time.monotonic() - started, 3))
 
     def finish(self, name: str, rows: Mapping[str, int] | None = None, result: Any = None) -> None:
         """Record that a step is done, so that it is not repeated. `rows` as `rows()` returns them, `result` as JSON."""

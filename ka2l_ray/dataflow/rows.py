@@ -15,9 +15,11 @@ import csv
 import io
 import itertools
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import IO, Any
 
 import pyarrow as pa
@@ -28,6 +30,8 @@ from ka2l_ray.dataflow.storage import Folder
 
 DELIMITERS = (",", ";", "\t")
 LONGEST_LINE = 64 * 2**20
+MOST_LINES = 100
+"""Lines of one record in a table with tabs; a quote that is still open then belongs to the text."""
 MOST_LISTED = 20
 """Names that an error message lists."""
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -91,8 +95,9 @@ def json_rows(stream: Stream, name: str) -> Iterator[Row]:
 
 
 def most_frequent_delimiter(header: str) -> str:
-    """The delimiter that occurs most often in a header line."""
-    return max(DELIMITERS, key=header.count)
+    """The delimiter that occurs most often in a header line; tabs, which texts seldom contain, where none does and the
+    table has one column."""
+    return max(DELIMITERS, key=lambda d: (header.count(d), d == "\t"))
 
 
 def csv_table(
@@ -103,13 +108,16 @@ def csv_table(
 
     Raises `ConfigError`, also while records are read, for a quote that swallows further lines before it is closed
     wrongly, or is never closed: what those lines were meant to be cannot be known. Within one line, only that record
-    is bad.
+    is bad. In a table with tabs, most writers of which quote nothing, a quote that is no CSV is part of the text.
     """
     lines = _lines(stream, name, newline="")
     for skipped, header in enumerate(lines):
         if header.strip() and not header.strip(' "').casefold().startswith("sep="):
-            rows = csv.reader(itertools.chain([header], lines), delimiter=delimiter_of(header), strict=True)
-            records = _records(rows, name, skipped)
+            whole, delimiter = itertools.chain([header], lines), delimiter_of(header)
+            if delimiter == "\t":
+                records = _tab_records(whole, skipped)
+            else:
+                records = _records(csv.reader(whole, delimiter=delimiter, strict=True), name, skipped)
             break
     else:
         records = iter(())
@@ -165,10 +173,7 @@ def _lines(stream: Stream, name: str, newline: str) -> Iterator[str]:
     """Lines with their ends, without a byte-order mark; bytes that are not UTF-8 stay, as `surrogateescape` keeps
     them."""
     text = io.TextIOWrapper(io.BufferedReader(stream, 2**20), "utf-8-sig", "surrogateescape", newline)  # pyright: ignore
-    for number in itertools.count(1):
-        line = text.readline(LONGEST_LINE + 1)
-        if not line:
-            return
+    for number, line in enumerate(iter(partial(text.readline, LONGEST_LINE + 1), ""), 1):
         if number == 1:
             refuse_utf16(line[:2].encode("utf-8", "surrogateescape"), name)
         if len(line) > LONGEST_LINE:
@@ -197,6 +202,29 @@ def _records(rows: Any, name: str, skipped: int) -> Iterator[Record]:
             return
         if isinstance(fields, BadRow) or any(f.strip() for f in fields):
             yield Record(line, number, fields)
+
+
+def _tab_records(lines: Iterator[str], skipped: int) -> Iterator[Record]:
+    """The records of a table with tabs, in which a quote may be CSV's or a text's."""
+    ahead, line, ended = deque[str](), skipped + 1, False
+    for number in itertools.count(line):
+        if not ahead and not (ahead := deque(itertools.islice(lines, 1))):
+            return
+        fields, taken = None, 1
+        if any(f.startswith('"') for f in ahead[0].split("\t")):
+            if not ended and len(ahead) < MOST_LINES:
+                ahead.extend(found := list(itertools.islice(lines, MOST_LINES - len(ahead))))
+                ended = not found
+            reader = csv.reader(ahead, delimiter="\t", strict=True)
+            with suppress(csv.Error):
+                fields = next(reader)
+                taken = reader.line_num
+        fields = ahead[0].rstrip("\r\n").split("\t") if fields is None else fields
+        if any(f.strip() for f in fields):
+            yield Record(line, number, fields)
+        for _ in range(taken):
+            ahead.popleft()
+        line += taken
 
 
 def _json_object(text: str) -> dict[str, object] | BadRow:

@@ -19,7 +19,7 @@ from ka2l_ray.dataflow.versions import version_of
 from ka2l_ray.errors import StageError
 
 CONFIG_FILE, FORMAT_FILE, DRIVER_FILE = "config.yaml", "format.json", "driver.json"
-FORMAT = 3
+FORMAT = 4
 """Format of a run folder; a run of another format is refused. Raise it with every change after which this version would
 misread an older version's folder, or the other way round: names of files and folders, what counts as done, columns that
 a later stage reads."""
@@ -103,7 +103,7 @@ def _compared(config: Config, pin: Callable[[Config], Config]) -> Config:
 
 
 @contextmanager
-def _storage_errors(config: Config) -> Iterator[None]:
+def storage_errors(config: Config) -> Iterator[None]:
     """Raise what storage refuses as a `ConfigError`."""
     try:
         yield
@@ -157,11 +157,11 @@ class Run:
         """
         with ExitStack() as held:
             for config in configs:
-                with _storage_errors(config):
+                with storage_errors(config):
                     held.callback(hold(run_folder(config)))
             compared = [_compared(config, pin) for config in configs]
             for config in compared:
-                with _storage_errors(config):
+                with storage_errors(config):
                     _write(config)
             held.pop_all()
         return [cls(run_folder(config), config) for config in compared]

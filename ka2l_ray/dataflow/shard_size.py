@@ -30,8 +30,7 @@ SHARDS_PER_ACTOR = 4
 
 def row_bytes(columns: pa.Schema) -> int:
     """About how many bytes a row with these columns takes: its states, and some text."""
-    widths = [f.type.list_size for f in columns if pa.types.is_fixed_size_list(f.type)]
-    return TEXT_BYTES + STATE_BYTES * sum(widths)
+    return TEXT_BYTES + STATE_BYTES * sum(f.type.list_size for f in columns if pa.types.is_fixed_size_list(f.type))
 
 
 def row_seconds(pool: Pool, answers: int = 0, new_tokens: int = 0) -> float:

@@ -9,6 +9,8 @@ import re
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 
 
+WIKIFACTS = "wikifacts"
+"""The corpus of real questions that comes with the package."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 

@@ -11,44 +11,40 @@ written last.
 Refuses to know: what the actors compute, what an error means (`failures`).
 """
 
-import contextlib
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ka2l_ray.config import Pool
+from ka2l_ray.config import ANY_NODE, NodesSection, Pool
 from ka2l_ray.dataflow import failures, shards
-from ka2l_ray.dataflow.attempts import Attempt, ShardFile, Shards, failed, listed, reopen, retry
+from ka2l_ray.dataflow.attempts import Attempt, ShardFile, Shards, listed
 from ka2l_ray.dataflow.deaths import Piece, Register
-from ka2l_ray.dataflow.failures import ActorBroken, Verdict, each_row, most_errors, on_failed_rows
-from ka2l_ray.dataflow.log import log, log_progress
+from ka2l_ray.dataflow.failures import ActorBroken, each_row, most_errors
+from ka2l_ray.dataflow.log import log, log_progress, set_up_worker_logging
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.metrics import ActorMetrics
+from ka2l_ray.dataflow.patience import patiently
 from ka2l_ray.dataflow.shard_size import BLOCK_BYTES, row_bytes, shard_rows
 from ka2l_ray.dataflow.storage import Folder
-from ka2l_ray.dataflow.tally import Tally
-from ka2l_ray.dataflow.tasks import one_line, raised_by_library
-from ka2l_ray.errors import StageError, UserError
+from ka2l_ray.dataflow.tasks import one_line, placed, raised_by_library
+from ka2l_ray.dataflow.vault import open_vault, vault
+from ka2l_ray.errors import StageError
 from ka2l_ray.schema import NO_COLUMNS, TableSpec
 
 STATE = "_attempt"
 """Folder of a stage that is not finished, next to its `data`."""
-LOAD_PAUSES_S = (1.0, 5.0)
-FILES_AT_ONCE = 16
 NO_PROGRESS_S = 2 * 3600
 """A stage that finishes no shard for this long is stopped. Nodes take minutes to start, large models to load, and one
 shard may take an hour."""
@@ -60,14 +56,7 @@ class Actor(Protocol):
     Besides them it may return `error`: a message per failed row, null for the others.
     """
 
-    def __call__(self, batch: pa.Table) -> Mapping[str, Any]: ...
-
-
-@runtime_checkable
-class Tallied(Protocol):
-    """An actor that counts what it does, for metrics."""
-
-    tally: Tally
+    def __call__(self, batch: pa.Table) -> Mapping[str, Iterable[object]]: ...
 
 
 Setup = TypeVar("Setup")
@@ -79,10 +68,12 @@ class Stage(Generic[Setup]):
 
     `spec` is of the table that is written: which columns are read, carried over and added. `states` are the added ones
     that the configuration decides on. `prepare` adds columns for the actor on a CPU, in the task that reads a shard.
-    `row_seconds` is how long an 8B model on one GPU takes per row (`shard_size`).
+    `row_seconds` is how long an 8B model on one GPU takes per row (`shard_size`). `tasks` are the nodes of the tasks
+    that read and write. `run` names the run in metrics and logs.
     """
 
     name: str
+    run: str
     spec: TableSpec
     actor: Callable[[Setup], Actor]
     setup: Setup
@@ -91,6 +82,7 @@ class Stage(Generic[Setup]):
     max_error_fraction: float = 0.01
     prepare: shards.Prepare | None = None
     row_seconds: float = 0.0
+    tasks: NodesSection = ANY_NODE
 
     @property
     def carried(self) -> tuple[str, ...]:
@@ -110,59 +102,49 @@ class ShardActor:
     """Runs the actor on a shard: on all of it or, where the shard has killed actors before, piece by piece. Ends its
     own process when that is broken; Ray then starts another one and gives it the same shard."""
 
-    def __init__(self, stage: Stage[Any], register: Any) -> None:
+    def __init__(self, stage: Stage[Any], register: Any, token: Any) -> None:
         self._stage, self._register, name = stage, register, uuid.uuid4().hex
+        set_up_worker_logging(stage.run, stage.name)
+        open_vault(token)
         if why := ray.get(register.loads.remote(name)):
             raise StageError(why)
-        self._actor = _loaded(stage)
+        self._metrics = ActorMetrics(stage.run, stage.name)
+        # Ray starts no other actor for one that cannot load
+        self._actor = patiently(partial(stage.actor, stage.setup), stage.name)
         register.loaded.remote(name)
-        self._metrics = ActorMetrics(stage.name, self._actor.tally) if isinstance(self._actor, Tallied) else None
+        self._metrics.loaded(self._actor)
 
     def __call__(self, packed: pa.Table) -> pa.Table:
         head, rows = shards.unpacked(packed)
         suspicion, why = ray.get(self._register.begins.remote(head.shard, rows.num_rows))
         if why:
             raise StageError(why)
-        with self._metrics.call() if self._metrics else contextlib.nullcontext():
+        with self._metrics.call():
             pieces = [self._run(head, rows, piece, suspicion.given_up.get(piece[0], "")) for piece in suspicion.pieces]
-        self._register.moves.remote(head.shard, None)
+        self._register.notes.remote(head.shard, piece=None)
         whole = pa.concat_tables(pieces, promote_options="permissive")
         self._register.finishes.remote(head.shard)
+        failed = shards.failed_here(head, whole.select(["id", shards.ERROR]))
+        self._metrics.rows(rows.num_rows - len(head.failed_before), failed.num_rows)
+        for first in failed.slice(0, 1).to_pylist():
+            count = f"{failed.num_rows:,} of {rows.num_rows:,} rows of shard {head.shard} failed"
+            log.warning("%s; the first, %s: %s", count, first["id"], first["error"], extra={"id": first["id"]})
         return shards.packed(head, whole)
 
     def _run(self, head: shards.Head, rows: pa.Table, piece: Piece, given_up: str) -> pa.Table:
         start, stop = piece
-        part = rows.slice(start, stop - start)
+        part, carried, added = rows.slice(start, stop - start), self._stage.carried, self._stage.added
         if given_up:
-            return shards.lost(part, self._stage, given_up)
+            return shards.lost(part, carried, added, given_up)
         if stop - start < rows.num_rows:
-            ray.get(self._register.moves.remote(head.shard, piece))
+            ray.get(self._register.notes.remote(head.shard, piece=piece))
+        work = partial(each_row, self._actor, columns=added, chosen=head.again)
         try:
-            work = partial(each_row, self._actor, columns=self._stage.added, chosen=head.again)
-            return shards.through(work, part, self._stage)
+            return shards.through(work, part, carried, added)
         except ActorBroken as broken:
-            ray.get(self._register.reports.remote(head.shard, str(broken)))
+            ray.get(self._register.notes.remote(head.shard, why=str(broken)))
             # an exception would reach the driver, and this actor, idle again, would fail every shard that waits
             os._exit(1)
-
-
-def _named_actor(name: str) -> type[ShardActor]:
-    """`ShardActor` under a stage's name: Ray's dashboard and logs call its actors `MapWorker(MapBatches(NAME))`."""
-    return type(name, (ShardActor,), {})
-
-
-def _loaded(stage: Stage[Any]) -> Actor:
-    """The stage's actor. Ray starts no other actor for one that cannot load, so a failure that is not the user's
-    mistake is retried: storage or a model hub may not answer for a moment."""
-    for pause_s in LOAD_PAUSES_S:
-        try:
-            return stage.actor(stage.setup)
-        except UserError:
-            raise
-        except Exception as error:
-            log.warning("%s: an actor cannot load (%s); trying again in %.0f s", stage.name, error, pause_s)
-            time.sleep(pause_s)
-    return stage.actor(stage.setup)
 
 
 def run_stage(
@@ -177,25 +159,24 @@ def run_stage(
     if target.is_done and not _reopened(stage, target):
         state.delete()  # left by a kill between manifest and clean-up
         return target.manifest()
-    rows_in = source.rows if part is None else source.part_rows(part)
     _check_columns(stage, source)
+    rows_in = source.part_rows(part)
     size = shard_rows(stage.pool, rows_in, row_bytes(stage.added), stage.row_seconds)
     attempt = Attempt.begin(state, data.make(), Shards(stage.name, rows_in, size))
     started = time.monotonic()
-    if attempt.missing:
-        _check_errors(stage, attempt, data)
-        _execute(stage, attempt, source, part, data)
     _check_errors(stage, attempt, data)
+    first_shard_s = _execute(stage, attempt, source, part, data) if attempt.missing else None
     files = [
         {"name": f"data/{attempt.counted[n].name}", "rows": attempt.shards.length(n)}
         for n in range(attempt.shards.count)
     ]
-    errors = _write_errors(target.folder, data, [f for f in attempt.counted.values() if f.errors])
+    shards.write_errors(target.folder / "errors", data, attempt.counted.values())
     target.close(
         files,
         rows_in=rows_in,
-        errors=errors,
+        errors=attempt.errors,
         seconds=round(time.monotonic() - started, 3),
+        first_shard_s=first_shard_s,
         stage=stage.name,
         shard_rows=attempt.shards.size,
         **facts,
@@ -206,10 +187,7 @@ def run_stage(
 
 def failed_rows(target: Table) -> int:
     """Number of failed rows in a table that a stage has finished or started; `reopen_errors` has them repeated."""
-    if not target.is_done:
-        return failed(target.folder / STATE, target.folder / "data")
-    manifest = target.manifest()
-    return manifest.get("errors", 0) if "shard_rows" in manifest else 0
+    return _last(target).errors
 
 
 def reopen_errors(target: Table) -> int:
@@ -218,46 +196,33 @@ def reopen_errors(target: Table) -> int:
     Returns the number of these rows. A kill at any moment loses nothing: the next run of the stage does what is
     missing.
     """
-    state, data = target.folder / STATE, target.folder / "data"
+    failed = _last(target).retry(target.folder / STATE)
+    if failed and target.is_done:
+        target.open_again()
+    return failed
+
+
+def _last(target: Table) -> Attempt:
+    """The last attempt at a table, which may have finished it; one at nothing for a table that no stage writes."""
     if not target.is_done:
-        return retry(state, data)
-    if not failed_rows(target):
-        return 0
-    manifest = target.manifest()
-    files = _files_of(manifest)
-    reopen(state, _shards_of(manifest), files, [f.shard for f in files if f.errors])
-    target.open_again()
-    return manifest["errors"]
+        return Attempt.left(target.folder / STATE, target.folder / "data")
+    return Attempt.of(target.manifest())
 
 
 def _reopened(stage: Stage[Any], target: Table) -> bool:
     """Whether files of a finished table are gone; if so, the rest is noted and the manifest set aside."""
-    manifest = target.manifest()
-    if "shard_rows" not in manifest:
-        return False
-    cut, files = _shards_of(manifest), _files_of(manifest)
-    present = set(listed(target.folder / "data", cut))
-    kept = [f for f in files if f.name in present]
-    if len(kept) == len(files):
-        return False
-    log.warning(
-        "%-10s %d of %d files of %s are gone: repeating them",
-        stage.name,
-        len(files) - len(kept),
-        len(files),
-        target.folder.path,
-    )
-    reopen(target.folder / STATE, cut, kept, ())
-    target.open_again()
-    return True
-
-
-def _shards_of(manifest: Mapping[str, Any]) -> Shards:
-    return Shards(manifest["stage"], manifest["rows_in"], manifest["shard_rows"])
-
-
-def _files_of(manifest: Mapping[str, Any]) -> list[ShardFile]:
-    return [file for f in manifest["files"] if (file := ShardFile.parse(f["name"].removeprefix("data/")))]
+    last = _last(target)
+    present = set(listed(target.folder / "data", last.shards))
+    gone = [n for n, file in last.counted.items() if file.name not in present]
+    if gone:
+        where, files = target.folder.path, len(last.counted)
+        said = "%d of %d files of %s are gone: repeating them"
+        log.warning(said, len(gone), files, where, extra={"stage": stage.name})
+        for n in gone:
+            del last.counted[n]
+        last.save(target.folder / STATE)
+        target.open_again()
+    return bool(gone)
 
 
 def _check_columns(stage: Stage[Any], source: Table) -> None:
@@ -271,7 +236,8 @@ def _check_columns(stage: Stage[Any], source: Table) -> None:
 def _check_errors(stage: Stage[Any], attempt: Attempt, data: Folder, first: str = "") -> None:
     """Raise `StageError` where more rows failed in this stage than are allowed."""
     rows, errors = attempt.shards.rows, attempt.own_errors
-    if on_failed_rows(errors, rows, stage.max_error_fraction) != Verdict.STOP_STAGE:
+    most = most_errors(rows, stage.max_error_fraction)
+    if errors <= most:
         return
     own = (f for f in attempt.counted.values() if f.own == f.errors > 0)  # none of their rows failed before
     first = first or next(
@@ -280,25 +246,30 @@ def _check_errors(stage: Stage[Any], attempt: Attempt, data: Folder, first: str 
     )
     raise StageError(
         f"{stage.name}: {errors:,} of {rows:,} rows failed, more than run.max_error_fraction allows "
-        f"({stage.max_error_fraction:g}, here {most_errors(rows, stage.max_error_fraction):,}). First: {first}. "
+        f"({stage.max_error_fraction:g}, here {most:,}). First: {first}. "
         "Fix the cause, then `ka2l run CONFIG --retry-errors` repeats the failed rows and keeps the others"
     )
 
 
-def _execute(stage: Stage[Any], attempt: Attempt, source: Table, part: str | None, data: Folder) -> None:
-    """Send every missing shard through the pipeline, and accept each file that the driver hears of."""
+def _execute(stage: Stage[Any], attempt: Attempt, source: Table, part: str | None, data: Folder) -> float | None:
+    """Send every missing shard through the pipeline, and accept each file that the driver hears of. Returns the seconds
+    until the first one: nodes that start, weights that are fetched and loaded, and its own rows."""
+    started, first_shard_s = time.monotonic(), None
     reading = shards.Reading.of(source, part, stage.wanted, attempt, data)
     # on the driver's node: if that dies, so does the driver
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     register: Any = (
         ray.remote(Register).options(num_cpus=0, scheduling_strategy=here).remote(stage.pool.max, failures.DEATHS)
     )
-    with _progress_limit(), log_progress(stage.name, lambda: _progress(attempt)):
+    with log_progress(stage.name, lambda: _progress(attempt)):
         try:
             for outcome in _outcomes(stage, reading, register):
                 file = ShardFile.parse(outcome["name"])
                 assert file is not None, outcome
                 attempt.accept(file)
+                if first_shard_s is None:
+                    first_shard_s = round(time.monotonic() - started, 3)
+                    log.info("first rows after %.1f s", first_shard_s, extra={"stage": stage.name})
                 _check_errors(stage, attempt, data, f"row {outcome['first_id']}: {outcome['first_error']}")
         except (RayError, ExecutionTimeoutError) as error:
             if raised_by_library(error):
@@ -308,39 +279,51 @@ def _execute(stage: Stage[Any], attempt: Attempt, source: Table, part: str | Non
         raise StageError(
             f"{stage.name}: {len(missing):,} of {attempt.shards.count:,} shards were not written; run again"
         )
+    return first_shard_s
 
 
 def _progress(attempt: Attempt) -> str:
-    done, cut = attempt.done, attempt.shards
-    rows = sum(map(cut.length, done))
-    return f"{rows:,} of {cut.rows:,} rows done ({len(done):,} of {cut.count:,} shards), {attempt.own_errors:,} failed"
+    done, cut, failed = attempt.done, attempt.shards, attempt.own_errors
+    return f"{attempt.rows_done:,} of {cut.rows:,} rows done ({len(done):,} of {cut.count:,} shards), {failed:,} failed"
 
 
-def _outcomes(stage: Stage[Any], reading: shards.Reading, register: Any) -> Iterator[dict[str, Any]]:
+def _read(numbers: pa.Table, token: Any, **options: Any) -> pa.Table:
+    """`shards.read`, whose `prepare` may need a tokenizer of the hub."""
+    open_vault(token)
+    return shards.read(numbers, **options)
+
+
+def _outcomes(stage: Stage[Any], reading: shards.Reading, register: Any) -> Iterator[dict[str, str]]:
     """Run the pipeline: yields what `shards.write` returns of each shard, as soon as it is written."""
-    pool, entries = stage.pool, len(reading.entries)
+    pool, entries, token = stage.pool, len(reading.entries), vault()
     data = ray.data.range(entries, override_num_blocks=entries)
     data.set_name(stage.name)
+    data.context.execution_no_progress_timeout_s = NO_PROGRESS_S
     data = data.map_batches(
-        partial(shards.read, reading=reading, stage=stage),
+        partial(_read, token=token, reading=reading, prepare=stage.prepare),
         batch_size=1,
         batch_format="pyarrow",
         # room for a shard as read and as prepared; without it, Ray would also run this task inside the actor, whose GPU
         # would then wait
         memory=2 * BLOCK_BYTES,
+        **placed(stage.tasks),
     )
     data = data.map_batches(
-        _named_actor(stage.name),  # type: ignore[arg-type]
-        fn_constructor_args=(stage, register),
+        # of the stage's name, by which Ray's dashboard and logs call its actors: `MapWorker(MapBatches(NAME))`
+        type(stage.name, (ShardActor,), {}),
+        fn_constructor_args=(stage, register, token),
         # a shard is one row; the actor itself sorts its rows by length and cuts them by `batch_rows` and `batch_tokens`
         batch_size=1,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(min_size=pool.min, max_size=pool.max),
         num_cpus=pool.cpus,
         num_gpus=pool.gpus or None,
+        **placed(pool.nodes),
     )
-    data = data.map_batches(partial(shards.write, reading=reading), batch_size=1, batch_format="pyarrow")
-    batches: Any = data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    data = data.map_batches(
+        partial(shards.write, reading=reading), batch_size=1, batch_format="pyarrow", **placed(stage.tasks)
+    )
+    batches: Iterable[pa.Table] = data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     for batch in batches:
         yield from batch.to_pylist()
 
@@ -353,31 +336,3 @@ def _reason(stage: Stage[Any], size: int, error: Exception) -> str:
             "`shard_rows` of its pool"
         )
     return one_line(error)
-
-
-@contextlib.contextmanager
-def _progress_limit() -> Iterator[None]:
-    """Limit the time without progress for the pipeline inside; the setting is process-wide, so it is restored."""
-    context = DataContext.get_current()
-    before = context.execution_no_progress_timeout_s
-    context.execution_no_progress_timeout_s = NO_PROGRESS_S
-    try:
-        yield
-    finally:
-        context.execution_no_progress_timeout_s = before
-
-
-def _write_errors(folder: Folder, data: Folder, files: list[ShardFile]) -> int:
-    """Write `errors/` from the table's failed rows, one file per data file that has any; returns their number."""
-    (folder / "errors").delete()
-    if not files:
-        return 0
-    errors = (folder / "errors").make()
-
-    def write(file: ShardFile) -> int:
-        rows = shards.failed_rows(data / file.name)
-        pq.write_table(rows, (errors / f"{file.shard:06d}.parquet").path, filesystem=folder.filesystem)
-        return rows.num_rows
-
-    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        return sum(pool.map(write, files))

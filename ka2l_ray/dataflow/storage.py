@@ -22,6 +22,8 @@ from pyarrow import fs
 from ka2l_ray.config import ConfigError
 from ka2l_ray.errors import StageError
 
+FILES_AT_ONCE = 16
+"""Files or folders that are listed, read or written side by side."""
 URI_CHARACTERS = "/:@%!$&'()*+,;=~[]"
 """Characters that are not quoted in a URI, besides letters and digits; `%`, because quoted names stay quoted."""
 
@@ -63,6 +65,11 @@ class Folder:
 
     def exists(self) -> bool:
         return self.filesystem.get_file_info(self.path).type != fs.FileType.NotFound
+
+    def changed_unix_s(self) -> float:
+        """When the file was last written, by its filesystem's clock; 0 where it is gone."""
+        changed = self.filesystem.get_file_info(self.path).mtime
+        return changed.timestamp() if changed else 0.0
 
     def make(self) -> "Folder":
         """Create the folder and its parents where they are missing; returns it."""

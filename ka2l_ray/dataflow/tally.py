@@ -4,11 +4,12 @@ In: nothing. Out: plain numbers, for metrics. Refuses to know: torch, Ray.
 """
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 
 @dataclass
 class Tally:
-    """What an engine has done since it was created."""
+    """What an engine has done since it was created; each field is a metric of `metric_table.OF_MODELS`."""
 
     questions: int = 0
     prompt_tokens: int = 0
@@ -23,3 +24,10 @@ class Tally:
     """Batches that did not fit into memory; after each the actor plans smaller ones."""
     model_s: float = 0.0
     """Seconds spent in passes and answers."""
+
+
+@runtime_checkable
+class Tallied(Protocol):
+    """An actor that counts what it does, for metrics."""
+
+    tally: Tally

@@ -1,6 +1,7 @@
-"""Results, errors and cancellation of Ray tasks.
+"""Where Ray tasks run, their results, errors and cancellation.
 
-In: references to tasks, errors that came through Ray. Out: a task's own result or error; tasks that have ended.
+In: the nodes wanted, references to tasks, errors that came through Ray. Out: options; a task's own result or error;
+tasks that have ended.
 Refuses to know: what a task does.
 """
 
@@ -10,10 +11,17 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from ka2l_ray.config import NodesSection
 from ka2l_ray.dataflow.log import log
 from ka2l_ray.errors import UserError, last_line, names_a_library, one_line_with_type, without_type
 
 T = TypeVar("T")
+
+
+def placed(nodes: NodesSection) -> dict[str, Any]:
+    """Options of Ray's tasks and actors, and of Ray Data's, by which they run on these nodes; none for any node."""
+    found = {"resources": dict(nodes.resources), "label_selector": dict(nodes.labels)}
+    return {name: wanted for name, wanted in found.items() if wanted}
 
 
 def fetch(reference: "ray.ObjectRef[T]") -> T:

@@ -20,9 +20,11 @@ from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.model import StateDecoder
 from ka2l_ray.decode.states import decode_states, decoder_folder
 from ka2l_ray.errors import ConfigError
+from ka2l_ray.models.abilities import Abilities
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
-from ka2l_ray.models.loading import load_blocks, load_tokenizer
+from ka2l_ray.models.layers import load_up_to
+from ka2l_ray.models.loading import load_tokenizer
 from ka2l_ray.models.probe import LinearProbe, score_states
 from ka2l_ray.tables import error_column
 from ka2l_ray.text.prompts import Prompt, Prompter, prompts_of
@@ -40,6 +42,7 @@ class DecodeSetup:
     seed: int
     limits: Limits = Limits()
     placement: Placement = CPU
+    abilities: Abilities = Abilities()
 
 
 class DecodeActor:
@@ -58,9 +61,10 @@ class DecodeActor:
             )
         self._tokenizer = load_tokenizer(model)
         self._prompts = Prompter(self._tokenizer, prompt)
-        blocks = load_blocks(model, max(self._card.layer, self._probe.card.layer), placement)
+        blocks = load_up_to(max(self._card.layer, self._probe.card.layer), model, setup.abilities, placement)
         self._decoder.to(placement.device)
-        self._engine = Engine(blocks, pad_id(self._tokenizer), self._prompts.shared, setup.limits)
+        shared, pad = self._prompts.shared, pad_id(self._tokenizer)
+        self._engine = Engine(blocks, pad, shared, setup.limits, setup.abilities)
         self.tally = self._engine.tally
 
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ka2l_ray.text.grading import normalize
 from ka2l_ray.text.likeness import alike_to_any
+from ka2l_ray.text.normal import normalize
 
 _WELL_FORMED = re.compile(r"[^\W\d_]\w*(?: [^\s?]+){2,}\?")
 
@@ -46,6 +46,12 @@ def leaks(questions: Sequence[str], evaluation: Iterable[Sequence[str]], thresho
     return np.array([key in equal for key in keys], bool)
 
 
+def is_among(keys: np.ndarray, existing: np.ndarray) -> np.ndarray:
+    """Whether each of a few keys is among many sorted ones, by binary search: numpy's own test sorts all of them."""
+    at = np.searchsorted(existing, keys)
+    return np.append(existing, existing[-1:])[at] == keys if len(existing) else np.zeros(len(keys), bool)
+
+
 def statuses(
     questions: Sequence[str],
     p_unknown: Sequence[float],
@@ -53,28 +59,22 @@ def statuses(
     leaked: Sequence[bool] | np.ndarray,
     min_p_unknown: float,
 ) -> list[str]:
-    """Status of each question in order: the first of equal texts may be kept, later ones are duplicates.
+    """Status of each question in order, by the first rule that applies: of equal well-formed texts the first may be
+    kept, later ones are duplicates.
 
     `existing` are the sorted hashes of earlier texts. `eval` marks a leak (`leaked`); `known` a question whose
     P(unknown) is below `min_p_unknown`.
     """
-    seen: set[int] = set()
-    result = []
-    for question, p, leak in zip(questions, p_unknown, leaked, strict=True):
-        key = text_hash(question)
-        if not is_well_formed(question):
-            result.append("malformed")
-            continue
-        if leak:
-            result.append("eval")
-        elif key in seen or _contains(existing, key):
-            result.append("duplicate")
-        else:
-            result.append("kept" if p >= min_p_unknown else "known")
-        seen.add(key)
-    return result
-
-
-def _contains(table: np.ndarray, key: int) -> bool:
-    index = int(np.searchsorted(table, np.uint64(key)))
-    return index < len(table) and int(table[index]) == key
+    formed = np.array([is_well_formed(q) for q in questions], bool)
+    keys = np.array([text_hash(q) for q in questions], np.uint64)
+    earlier = is_among(keys, existing)
+    # Of equal texts only the first may be kept; a malformed one does not use up the question that it spoils.
+    _, first = np.unique(keys[formed], return_index=True)
+    earlier[np.delete(np.flatnonzero(formed), first)] = True
+    rules = {
+        "malformed": ~formed,
+        "eval": np.asarray(leaked, bool),
+        "duplicate": earlier,
+        "kept": np.asarray(p_unknown) >= min_p_unknown,
+    }
+    return np.select(list(rules.values()), list(rules), "known").tolist()

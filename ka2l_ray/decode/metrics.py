@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from sacrebleu.metrics.bleu import BLEU
 
-from ka2l_ray.text.grading import normalize
+from ka2l_ray.text.normal import normalize
 
 
 @dataclass(frozen=True)

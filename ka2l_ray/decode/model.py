@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
-from transformers.modeling_outputs import BaseModelOutput
 
 from ka2l_ray.errors import ConfigError
-from ka2l_ray.models.sampling import draw, uniforms
+from ka2l_ray.models.sampling import Sampling, draw, uniforms
 
 
 @dataclass(frozen=True)
@@ -94,14 +94,12 @@ class StateDecoder(nn.Module):
     def write(self, states: torch.Tensor, ids: list[str], seed: int, temperature: float) -> list[list[int]]:
         """Token ids of one question per state (B, D), without the end token. A temperature of 0 is argmax; draws depend
         on (seed, id) only."""
-        card, hidden = self.card, self.t5.encoder(inputs_embeds=self.pseudo_tokens(states)).last_hidden_state
-        encoded = BaseModelOutput(last_hidden_state=hidden)
-        uniform = np.stack([uniforms(seed, i, 1, card.max_tokens)[0] for i in ids])
-        numbers = torch.from_numpy(uniform).to(states.device)
+        card, encoded = self.card, self.t5.encoder(inputs_embeds=self.pseudo_tokens(states))
+        numbers = torch.from_numpy(np.stack([uniforms(seed, i, 1, card.max_tokens)[0] for i in ids])).to(states.device)
         tokens = torch.full((len(states), 1), card.pad_token, device=states.device)
         for step in range(card.max_tokens):
             logits = self.t5(encoder_outputs=encoded, decoder_input_ids=tokens).logits[:, -1]
-            chosen = logits.argmax(-1) if temperature == 0 else draw(logits, numbers[:, step], temperature)[0]
+            chosen = logits.argmax(-1) if temperature == 0 else draw(logits, numbers[:, step], Sampling(temperature))[0]
             tokens = torch.cat([tokens, chosen.unsqueeze(-1)], -1)
             if (tokens[:, 1:] == card.end_token).any(-1).all():
                 break
@@ -117,9 +115,18 @@ class StateDecoder(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> "StateDecoder":
-        """The decoder that `save` wrote, in evaluation mode. Raises `ConfigError` where the two files do not match."""
+        """The decoder that `save` wrote, in evaluation mode.
+
+        Raises `ConfigError` where the weights are no safetensors, or do not match the card.
+        """
         decoder = cls(read_card(folder))
-        missing, unexpected = decoder.load_state_dict(load_file(folder / "decoder.safetensors"), strict=False)
+        try:
+            tensors = load_file(folder / "decoder.safetensors")
+        except SafetensorError as error:
+            raise ConfigError(
+                f"{folder}: decoder.safetensors is not a safetensors file, and no other kind is read: {error}"
+            ) from error
+        missing, unexpected = decoder.load_state_dict(tensors, strict=False)
         if unexpected or set(missing) & decoder._stored_keys():
             raise ConfigError(
                 f"{folder}: decoder.safetensors does not match decoder.json: missing {missing}, unexpected {unexpected}"

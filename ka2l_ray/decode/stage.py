@@ -5,12 +5,10 @@ Refuses to know: who acquires, who annotates. A round's sources are bounded by i
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import chain
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from ka2l_ray import schema
@@ -27,17 +25,10 @@ from ka2l_ray.decode.metrics import reconstruction
 from ka2l_ray.errors import StageError
 from ka2l_ray.hashing import uniform
 from ka2l_ray.models.batching import Limits
+from ka2l_ray.models.examine import abilities_of
 from ka2l_ray.models.prompts import Tokenize, corpus_prompt
 
 _REQUESTS = schema.TABLES["requests"].schema
-
-
-@dataclass(frozen=True)
-class SourceQuestion:
-    """A question whose state is decoded."""
-
-    id: str
-    question: str
 
 
 def decoded_id(source_id: str, variant: int) -> str:
@@ -45,25 +36,24 @@ def decoded_id(source_id: str, variant: int) -> str:
     return "d" + hashlib.blake2b(f"{source_id}\x1f{variant}".encode(), digest_size=10).hexdigest()
 
 
-def decode(run: Run, sources: list[SourceQuestion], target: Table, already: Iterable[str]) -> pa.Table:
-    """Write the table `decoded` of a round and return it. Texts in `already`, decoded in earlier rounds, are
-    duplicates."""
+def decode(run: Run, sources: Mapping[str, str], target: Table, already: Iterable[str]) -> pa.Table:
+    """Write the table `decoded` of a round and return it. `sources` are the questions whose states are decoded, by id.
+    Texts in `already`, decoded in earlier rounds, are duplicates."""
     if target.is_done:
         return target.read()
     requests, written = Table(target.folder / "requests"), Table(target.folder / "written")
     if not requests.is_done:
         rows = [
-            {"id": decoded_id(s.id, v), "source_id": s.id, "variant": v, "question": s.question}
-            for s in sources
+            {"id": decoded_id(source_id, v), "source_id": source_id, "variant": v, "question": question}
+            for source_id, question in sources.items()
             for v in range(run.config.decode.variants)
         ]
         requests.write((None, pa.Table.from_pylist(rows, schema=_REQUESTS)))
     run_stage(_stage(run, "written", run.config.decode), requests, written)
-    rows = written.read().sort_by("id").to_pylist()
-    fine = [r for r in rows if r["error"] is None]
+    fine = [r for r in written.read().sort_by("id").to_pylist() if r["error"] is None]
     status = decoded_statuses(run, [r["decoded_question"] for r in fine], [r["p_unknown"] for r in fine], already)
     decoded = [r | {"question": r["decoded_question"], "status": s} for r, s in zip(fine, status, strict=True)]
-    table = pa.Table.from_pylist([{n: r[n] for n in schema.DECODED.names} for r in decoded], schema=schema.DECODED)
+    table = pa.Table.from_pylist(decoded, schema=schema.DECODED)
     manifest = written.manifest()
     target.write((None, table), rows_in=manifest["rows_in"], errors=manifest["errors"])
     return table
@@ -74,12 +64,12 @@ def decoded_statuses(
 ) -> list[str]:
     """The status of each decoded question, one of `schema.DECODE_STATUSES`, by the run's splits and what was decoded
     before."""
-    existing = np.unique(np.concatenate([_existing(run), hashes(already)]))
+    existing = chain(chain.from_iterable(_texts(run, "probe", "pool")), already)
     leaked = leaks(questions, _texts(run, "eval"), run.config.corpus.near_duplicates)
-    return statuses(questions, p_unknown, existing, leaked, run.config.decode.min_p_unknown)
+    return statuses(questions, p_unknown, hashes(existing), leaked, run.config.decode.min_p_unknown)
 
 
-def check_decoder(run: Run) -> dict[str, Any]:
+def check_decoder(run: Run) -> dict[str, float]:
     """How well probe questions are decoded from their own states, without noise, greedily: exact match, token accuracy,
     BLEU and F1. Raises `StageError` where every row failed."""
     source, target = Table(run.folder / "base/reconstruction/requests"), run.base("reconstruction")
@@ -100,6 +90,7 @@ def _stage(run: Run, table: str, decode_section: DecodeSection) -> Stage[DecodeS
     config, prompt, pool = run.config, corpus_prompt(run), decode_section.pool
     return Stage(
         name="decode",
+        run=config.run.name,
         spec=schema.TABLES[table],
         actor=DecodeActor,
         setup=DecodeSetup(
@@ -110,22 +101,21 @@ def _stage(run: Run, table: str, decode_section: DecodeSection) -> Stage[DecodeS
             seed=config.run.seed,
             limits=Limits.of(pool),
             placement=of_actor(config.model, pool, "decode"),
+            abilities=abilities_of(config.model),
         ),
         pool=pool,
+        tasks=config.ray.tasks,
         max_error_fraction=config.run.max_error_fraction,
         prepare=Tokenize(config.model, prompt),
         row_seconds=row_seconds(pool),
     )
 
 
-def _existing(run: Run) -> np.ndarray:
-    """Sorted text hashes of the probe and pool splits: 8 bytes per question."""
-    return np.union1d(*(hashes(chain.from_iterable(_texts(run, split))) for split in ("probe", "pool")))
-
-
-def _texts(run: Run, split: str) -> Iterator[list[str]]:
-    """The questions of a split, streamed."""
-    return (batch["question"].to_pylist() for batch in run.table("questions").batches(["question"], part=split))
+def _texts(run: Run, *splits: str) -> Iterator[list[str]]:
+    """The questions of some splits, streamed; without those of eval that repeat a pool question word by word."""
+    table = run.table("questions")
+    batches = (b for split in splits for b in table.batches(["question", "scope"], part=split))
+    return ([r["question"] for r in b.to_pylist() if r["scope"] != "same"] for b in batches)
 
 
 def written_before(folders: Iterable[Folder]) -> list[str]:

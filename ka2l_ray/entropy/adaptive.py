@@ -19,11 +19,13 @@ def entropy_bounds(cluster_ids: Sequence[int], remaining: int) -> tuple[float, f
 
     Raises `ValueError` where nothing has been drawn.
     """
-    drawn = list(cluster_ids)
-    if not drawn:
+    if not cluster_ids:
         raise ValueError("bounds of semantic entropy need at least one answer")
-    (largest, _), new = Counter(drawn).most_common(1)[0], max(drawn) + 1
-    return semantic_entropy([*drawn, *[largest] * remaining]), semantic_entropy([*drawn, *range(new, new + remaining)])
+    (largest, _), new = Counter(cluster_ids).most_common(1)[0], max(cluster_ids) + 1
+    return (
+        semantic_entropy([*cluster_ids, *[largest] * remaining]),
+        semantic_entropy([*cluster_ids, *range(new, new + remaining)]),
+    )
 
 
 def first_decision(samples: int, threshold_nats: float) -> int:

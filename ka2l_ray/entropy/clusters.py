@@ -6,22 +6,16 @@ Source: KA2L, stage 1: an answer without a cluster opens one, which every later 
 
 from collections.abc import Callable, Sequence
 
-from ka2l_ray.text.grading import normalize
+from ka2l_ray.text.grading import are_equal
 
 
-def exact(a: str, b: str) -> bool:
-    """Whether two answers are equal after normalisation."""
-    return normalize(a) == normalize(b)
-
-
-def cluster(answers: Sequence[str], equivalent: Callable[[str, str], bool] = exact) -> list[int]:
+def cluster(answers: Sequence[str], equivalent: Callable[[str, str], bool] = are_equal) -> list[int]:
     """Cluster numbers (K,) of K answers, counted from 0 in order of first appearance."""
-    numbers: list[int | None] = [None] * len(answers)
-    count = 0
+    numbers = [-1] * len(answers)
     for i, answer in enumerate(answers):
-        if numbers[i] is None:
+        if numbers[i] < 0:
+            new = max(numbers) + 1
             for j in range(i, len(answers)):
-                if numbers[j] is None and (j == i or equivalent(answer, answers[j])):
-                    numbers[j] = count
-            count += 1
-    return [n for n in numbers if n is not None]
+                if numbers[j] < 0 and (j == i or equivalent(answer, answers[j])):
+                    numbers[j] = new
+    return numbers

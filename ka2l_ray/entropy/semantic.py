@@ -18,7 +18,7 @@ differently in their last bits, and must fall on the same side of γ."""
 def semantic_entropy(answers: Sequence[str] | Sequence[int]) -> float:
     """Semantic entropy in nats, from 0 (all alike) to ln K (all different), of K sampled answers to one question.
 
-    Texts are alike where they are equal after normalisation (case, articles, punctuation). For another equivalence,
+    Texts are alike where they are equal after normalisation (`text.grading.are_equal`). For another equivalence,
     such as entailment, give the number of each answer's cluster in place of its text. The value is rounded to `DIGITS`
     decimals: equal entropies are bitwise equal, so that distinct values can be counted.
 

@@ -11,7 +11,7 @@ import json
 import random
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -50,8 +50,7 @@ class History:
 
 def checkpoint_identity(job: Job, examples: int, world_size: int) -> dict[str, Any]:
     """What must be equal for a checkpoint to be resumed."""
-    section = {k: v for k, v in job.finetune.model_dump(mode="json").items() if k not in MAY_CHANGE}
-    return section | {
+    return job.finetune.model_dump(mode="json", exclude=MAY_CHANGE) | {
         "workers": world_size,
         "seed": job.seed,
         "examples": examples,
@@ -70,8 +69,7 @@ def write_state(folder: Path, engine: Any, rank: int, history: History, identity
         tensors |= {f"master.{i}": t.detach() for i, t in enumerate(masters)}
         tensors |= {f"adam.{i}.{k}": v for i, entry in adam["state"].items() for k, v in entry.items()}
     save_file({k: v.contiguous() for k, v in tensors.items()}, folder / f"{_name(rank)}.safetensors")
-    legacy: Any = np.random.get_state()
-    kind, words, *rest = legacy
+    kind, words, *rest = cast("tuple[str, np.ndarray, int, int, float]", np.random.get_state())
     state = {
         "history": asdict(history),
         "identity": identity,

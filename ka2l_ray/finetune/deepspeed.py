@@ -11,12 +11,13 @@ from typing import Any, Literal
 from ka2l_ray.config import FinetuneSection
 
 BETAS = (0.9, 0.98)
+OFFLOADED = {"none": (), "optimizer": ("offload_optimizer",), "all": ("offload_optimizer", "offload_param")}
+"""DeepSpeed's names of what `finetune.offload` keeps in the host's memory."""
 
 
 def accumulation_steps(finetune: FinetuneSection) -> int:
     """Micro-batches per worker and optimiser step."""
-    per_worker = finetune.batch_rows // finetune.workers
-    return max(1, -(-per_worker // finetune.micro_batch_rows))
+    return math.ceil(finetune.batch_rows / (finetune.workers * finetune.micro_batch_rows))
 
 
 def micro_batch_rows(finetune: FinetuneSection) -> int:
@@ -47,24 +48,21 @@ def deepspeed_config(finetune: FinetuneSection, on_gpu: bool, bf16: bool) -> dic
     fused kernel is as fast; under offload torch runs on the host's cores, slower than DeepSpeedCPUAdam, but nothing has
     to be built. In bfloat16 ZeRO keeps float32 master weights and optimiser state.
     """
-    zero: dict[str, Any] = {"stage": finetune.zero_stage}
-    offloaded = {"none": (), "optimizer": ("offload_optimizer",), "all": ("offload_optimizer", "offload_param")}
-    for part in offloaded[finetune.offload]:
-        zero[part] = {"device": "cpu", "pin_memory": on_gpu}  # pinned memory makes copies to a GPU faster
-    adam: dict[str, Any] = {
+    # Pinned memory makes copies to a GPU faster.
+    offload = {part: {"device": "cpu", "pin_memory": on_gpu} for part in OFFLOADED[finetune.offload]}
+    adam = {
         "lr": finetune.learning_rate,
         "weight_decay": finetune.weight_decay,
         "betas": list(BETAS),
         "torch_adam": True,
+        **({"fused": True} if on_gpu and finetune.offload == "none" else {}),
     }
-    if on_gpu and finetune.offload == "none":
-        adam["fused"] = True
     return {
         "train_batch_size": micro_batch_rows(finetune) * accumulation_steps(finetune) * finetune.workers,
         "train_micro_batch_size_per_gpu": micro_batch_rows(finetune),
         "gradient_accumulation_steps": accumulation_steps(finetune),
         "gradient_clipping": finetune.max_grad_norm,
-        "zero_optimization": zero,
+        "zero_optimization": {"stage": finetune.zero_stage} | offload,
         "bf16": {"enabled": bf16},
         "optimizer": {"type": "AdamW", "params": adam},
         "steps_per_print": 10**9,

@@ -5,6 +5,7 @@ Refuses to know: Ray, what accuracies are used for.
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +14,15 @@ import pyarrow as pa
 from ka2l_ray.config import CollectSection, ModelSection, PromptSection
 from ka2l_ray.dataflow.placement import CPU, Placement
 from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.models.abilities import Abilities
 from ka2l_ray.models.answers import Decoding
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
 from ka2l_ray.models.generation import Generator
 from ka2l_ray.models.loading import load_model, load_tokenizer
 from ka2l_ray.tables import error_column
-from ka2l_ray.text.grading import is_correct
+from ka2l_ray.text.answers import ends_in_thought
+from ka2l_ray.text.grading import EXACT, Grading, grade
 from ka2l_ray.text.prompts import Prompter, prompts_of
 from ka2l_ray.text.tokens import pad_id
 
@@ -34,8 +37,10 @@ class EvaluateSetup:
     collect: CollectSection
     seed: int
     tuned: Folder | None
+    grading: Grading = EXACT
     limits: Limits = Limits()
     placement: Placement = CPU
+    abilities: Abilities = Abilities()
 
 
 class EvaluateActor:
@@ -43,19 +48,25 @@ class EvaluateActor:
 
     def __init__(self, setup: EvaluateSetup) -> None:
         model, prompt, collect, tokenizer = setup.model, setup.prompt, setup.collect, load_tokenizer(setup.model)
-        decoding = Decoding(setup.seed, 0, 1.0, collect.greedy_temperature, collect.max_new_tokens, prompt.stop)
-        if setup.tuned is None:
-            loaded = load_model(model, placement=setup.placement)
-        else:
-            with setup.tuned.local() as folder:
-                loaded = load_model(model, adapter=folder, placement=setup.placement)
-        engine = Engine(loaded, pad_id(tokenizer), Prompter(tokenizer, prompt).shared, setup.limits)
+        decoding = Decoding(
+            setup.seed,
+            0,
+            1.0,
+            collect.greedy_temperature,
+            collect.max_new_tokens,
+            prompt.stop,
+            ends_in_thought(prompt.template),
+        )
+        with nullcontext() if setup.tuned is None else setup.tuned.local() as folder:
+            loaded = load_model(model, adapter=folder, placement=setup.placement)
+        shared = Prompter(tokenizer, prompt).shared
+        engine = Engine(loaded, pad_id(tokenizer), shared, setup.limits, setup.abilities)
         self.tally = engine.tally
-        self._generate = Generator(engine, tokenizer, decoding)
+        self._generate, self._grading = Generator(engine, tokenizer, decoding), setup.grading
 
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
         """Columns for a batch of any size; questions that cannot be asked are reported in `error`."""
         reading = self._generate(batch["id"].to_pylist(), prompts_of(batch))
         texts = [row[0].text if row else "" for row in reading.answers]
-        correct = [is_correct(t, g) for t, g in zip(texts, batch["answers"].to_pylist(), strict=True)]
+        correct = [grade(t, g, self._grading) for t, g in zip(texts, batch["answers"].to_pylist(), strict=True)]
         return {"answer": texts, "correct": correct, **error_column(reading.failed, batch.num_rows)}

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from ka2l_ray.config import PromptSection
@@ -47,8 +48,8 @@ class TokenizedRow:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, prompt: PromptSection, question: str, answer: str) -> TokenizedRow:
-    """The prompt, a space unless it ends in white space, the answer, the end token: the form in which answers are
-    sampled.
+    """The prompt, a space unless it ends in white space, the answer, the end token (in a chat that of a turn): the form
+    in which answers are sampled.
 
     Raises `ConfigError` where the tokenizer has no end token.
     """
@@ -56,7 +57,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, prompt: PromptSection, question
     head = ids_of(tokenizer, asked, prompt.special_tokens)
     whole = ids_of(tokenizer, f"{asked}{'' if asked[-1:].isspace() else ' '}{answer}", prompt.special_tokens)
     shared = next((i for i, (a, b) in enumerate(zip(head, whole, strict=False)) if a != b), len(head))
-    return TokenizedRow([*whole, end_id(tokenizer)], shared)
+    return TokenizedRow([*whole, end_id(tokenizer, prompt.stop)], shared)
 
 
 def tokenize_all(
@@ -106,16 +107,16 @@ def collate(rows: Sequence[TokenizedRow], pad_token: int) -> dict[str, torch.Ten
 
     An empty part becomes one padding row without labels, so that every rank still joins the collectives of the step.
     """
-    width = max((len(r.ids) for r in rows), default=1)
-    ids = torch.full((max(1, len(rows)), width), pad_token)
-    mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORED)
-    if not rows:
-        mask[0, 0] = 1
-    for i, row in enumerate(rows):
-        ids[i, : len(row.ids)] = torch.tensor(row.ids)
-        mask[i, : len(row.ids)] = 1
-        labels[i, row.prompt_length : len(row.ids)] = torch.tensor(row.ids[row.prompt_length :])
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    rows = rows or [TokenizedRow([pad_token], prompt_length=1)]
+    return {
+        "input_ids": _padded([r.ids for r in rows], pad_token),
+        "attention_mask": _padded([[1] * len(r.ids) for r in rows], 0),
+        "labels": _padded([[IGNORED] * r.prompt_length + r.ids[r.prompt_length :] for r in rows], IGNORED),
+    }
+
+
+def _padded(rows: list[list[int]], value: int) -> torch.Tensor:
+    return pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=value)
 
 
 def replayed_rows(rows: Sequence[TokenizedRow]) -> torch.Tensor:

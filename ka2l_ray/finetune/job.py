@@ -28,7 +28,7 @@ class Job:
 
     `evaluation` has `id`, `question` and gold `answers`, at least one per row; it is only reported. `planned_rows` is
     the number of examples that steps are counted by. It exceeds the number there is where answers were paid for but not
-    received, so that all strategies train for equally many steps.
+    received, so that all strategies train for equally many steps. `run` and `round` name it in metrics.
     """
 
     model: ModelSection
@@ -39,6 +39,8 @@ class Job:
     seed: int
     evaluation: Table | None = None
     planned_rows: int = 0
+    run: str = ""
+    round: str = ""
 
     def steps(self, examples: int) -> int:
         """Optimiser steps of the whole training run."""

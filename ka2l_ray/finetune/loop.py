@@ -12,23 +12,23 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from abc import abstractmethod
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import PreTrainedTokenizerBase
 
 from ka2l_ray.finetune.checkpoints import History, checkpoint_identity, read_state, write_state
 from ka2l_ray.finetune.deepspeed import deepspeed_config, learning_rate_factor
 from ka2l_ray.finetune.examples import TokenizedRow, collate, epoch_batches, tokenize_all
-from ka2l_ray.finetune.export import export, gather_weights, logits_of, write_model
+from ka2l_ray.finetune.export import export, write_model
 from ka2l_ray.finetune.job import Job, Refusal, read_evaluation, read_examples
 from ka2l_ray.finetune.model import frozen_base, trainable_model
-from ka2l_ray.finetune.record import Recorder
+from ka2l_ray.finetune.record import Recorder, Report
 from ka2l_ray.finetune.step import Stepper
+from ka2l_ray.models.engine import embedding_rows, usable
 from ka2l_ray.models.loading import load_tokenizer
 from ka2l_ray.text.tokens import pad_id
 
@@ -39,46 +39,51 @@ SAMPLE_ROWS = 4
 class Checkpoints(Protocol):
     """Where checkpoints are stored."""
 
-    def latest(self) -> AbstractContextManager[Path | None]:
+    @abstractmethod
+    def latest(self) -> AbstractContextManager[str | None]:
         """A local copy of the last complete checkpoint; None where there is none."""
-        ...
 
+    @abstractmethod
     def new_folder(self) -> Path:
         """An empty local folder for this rank's part; waits until the previous part has been uploaded."""
-        ...
 
+    @abstractmethod
     def submit(self, folder: Path, step: int) -> None:
         """Start the upload of this rank's part, without waiting for it."""
-        ...
 
+    @abstractmethod
     def barrier(self) -> None:
         """Wait for all ranks without a timeout: a model or checkpoint may reach one node much later than another."""
-        ...
 
 
-def train_rank(job: Job, rank: int, world_size: int, checkpoints: Checkpoints | None = None) -> dict[str, Any]:
+def train_rank(
+    job: Job, rank: int, world_size: int, checkpoints: Checkpoints | None = None, report: Report | None = None
+) -> dict[str, Any]:
     """Train, then save and check; rank 0 returns when the model is in `job.output`, the others once their weights are
     gathered.
 
-    Losses and KL are in nats per token, `step_seconds` covers the steps of this attempt. Raises `Refusal` for what
+    Losses and KL are in nats per token, `step_seconds` covers the steps of this attempt. `report` gets the metrics of
+    rank 0. Raises `Refusal` for what
     would fail the same way again: for the training on every rank, for the saved model on rank 0 only.
     """
-    os.environ["DS_ACCELERATOR"] = job.placement.accelerator
+    os.environ["DS_ACCELERATOR"] = job.placement.device.type  # its default is a GPU wherever one is visible
     if not job.placement.on_gpu:
         torch.set_num_threads(max(1, int(job.finetune.cpus_per_worker)))
     tokenizer = load_tokenizer(job.model)
     examples = tokenize_all(tokenizer, job.prompt, read_examples(job.examples))
     steps = job.steps(len(examples))
     torch.manual_seed(job.seed)
-    stepper = Stepper(job, _engine(job, steps, checkpoints), frozen_base(job), pad_id(tokenizer), rank, world_size)
+    engine = _engine(job, steps, checkpoints)
+    padding = usable(pad_id(tokenizer), embedding_rows(engine.module))
+    stepper = Stepper(job, engine, frozen_base(job), padding, rank, world_size)
     torch.manual_seed(job.seed + 1 + rank)  # dropout differs between ranks
     evaluation = [answers[0] for answers in tokenize_all(tokenizer, job.prompt, read_evaluation(job))]
-    history, seconds = _train(stepper, examples, evaluation, steps, checkpoints)
-    sample = collate([answers[0] for answers in examples[:SAMPLE_ROWS]], pad_id(tokenizer))
+    history, seconds = _train(stepper, examples, evaluation, steps, checkpoints, report)
+    sample = collate([answers[0] for answers in examples[:SAMPLE_ROWS]], padding)
     del sample["labels"]
     with tempfile.TemporaryDirectory(prefix="ka2l-save-") as scratch:
         folder = Path(scratch) / "model"
-        expected = _write(stepper, tokenizer, sample, folder)
+        expected = write_model(stepper.engine.module, rank, tokenizer, sample, folder, job.finetune.mode == "lora")
         stepper.engine.destroy()
         del stepper  # frees memory for the reloaded model
         gc.collect()
@@ -98,16 +103,13 @@ def train_rank(job: Job, rank: int, world_size: int, checkpoints: Checkpoints | 
 def _engine(job: Job, steps: int, checkpoints: Checkpoints | None) -> Any:
     import deepspeed
 
-    ops: Any = deepspeed.ops
     # Otherwise DeepSpeed looks for a C++ compiler to build shared-memory collectives that only inference uses.
-    ops.__compatible_ops__ = {}
+    deepspeed.ops.__compatible_ops__ = {}  # pyright: ignore
     tune, model = job.finetune, trainable_model(job)
     if checkpoints is not None:
         checkpoints.barrier()
     bf16 = next(model.parameters()).dtype == torch.bfloat16
-    initialize: Any = (
-        deepspeed.initialize
-    )  # takes lists of parameters and callables, though its annotations say otherwise
+    initialize: Any = deepspeed.initialize  # takes lists and callables, though its annotations say otherwise
     engine, *_ = initialize(
         model=model,
         model_parameters=[p for p in model.parameters() if p.requires_grad],
@@ -129,6 +131,7 @@ def _train(
     evaluation: list[TokenizedRow],
     steps: int,
     checkpoints: Checkpoints | None,
+    report: Report | None,
 ) -> tuple[History, list[float]]:
     """Train from the last checkpoint to the last step; returns also the seconds of each step of this attempt."""
     job, tune, engine, history = stepper.job, stepper.job.finetune, stepper.engine, History()
@@ -137,11 +140,17 @@ def _train(
         with checkpoints.latest() as folder:
             checkpoints.barrier()
             if folder is not None:
-                history = read_state(folder, engine, stepper.rank, identity)
+                history = read_state(Path(folder), engine, stepper.rank, identity)
     done = len(history.losses)
-    recorder = Recorder(job, steps, done) if stepper.rank == 0 else None
+    recorder = Recorder(job, steps, done, report) if stepper.rank == 0 else None
     per_epoch, seconds = math.ceil(len(examples) / tune.batch_rows), list[float]()
-    for epoch, batch in itertools.islice(_batches(job, examples, done, per_epoch), steps - done):
+    first_epoch, skipped = divmod(done, per_epoch)
+    batches = (
+        (epoch, batch)
+        for epoch in itertools.count(first_epoch)
+        for batch in epoch_batches(examples, tune.batch_rows, job.seed, epoch, tune.group_by_length)
+    )
+    for epoch, batch in itertools.islice(batches, skipped, skipped + steps - done):
         started, learning_rate = time.perf_counter(), engine.get_lr()[0]
         loss, kl = stepper.step(batch)
         seconds.append(time.perf_counter() - started)
@@ -153,7 +162,7 @@ def _train(
         if epoch_ends and evaluation and evaluate_every and (epoch + 1) % evaluate_every == 0:
             history.evaluations.append({"epoch": epoch + 1, "step": step} | stepper.evaluate(evaluation))
         if recorder is not None:
-            recorder.step(history, epoch + 1, learning_rate, epoch_ends)
+            recorder.step(history, seconds[-1], epoch + 1, learning_rate, epoch_ends)
         every = tune.checkpoint_every_steps
         if checkpoints is not None and every and step % every == 0 and step < steps:
             folder = checkpoints.new_folder()
@@ -164,18 +173,6 @@ def _train(
     return history, seconds
 
 
-def _batches(
-    job: Job, examples: list[list[TokenizedRow]], done: int, per_epoch: int
-) -> Iterator[tuple[int, list[TokenizedRow]]]:
-    """(epoch, global batch) from step `done` on, without end."""
-    tune = job.finetune
-    for epoch in itertools.count(done // per_epoch):
-        batches = epoch_batches(examples, tune.batch_rows, job.seed, epoch, tune.group_by_length)
-        for step, batch in enumerate(batches, epoch * per_epoch):
-            if step >= done:
-                yield epoch, batch
-
-
 def _check_finite(loss: float, kl: float | None, step: int, learning_rate: float) -> None:
     if not math.isfinite(loss) or not math.isfinite(kl or 0.0):
         raise Refusal(
@@ -183,16 +180,3 @@ def _check_finite(loss: float, kl: float | None, step: int, learning_rate: float
             "finetune.learning_rate or finetune.max_grad_norm, raise finetune.warmup_share, or set "
             "finetune.precision: float32"
         )
-
-
-def _write(
-    stepper: Stepper, tokenizer: PreTrainedTokenizerBase, sample: dict[str, torch.Tensor], folder: Path
-) -> torch.Tensor:
-    """Gather the trained weights on all ranks, and write them on rank 0. Returns the logits that the folder must give
-    when loaded."""
-    module, lora = stepper.engine.module, stepper.job.finetune.mode == "lora"
-    expected = logits_of(module, sample)
-    state = gather_weights(module, stepper.rank, trained_only=lora)
-    if stepper.rank == 0:
-        write_model(module, state, tokenizer, folder, lora)
-    return expected

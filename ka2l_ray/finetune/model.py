@@ -6,22 +6,25 @@ Refuses to know: DeepSpeed, Ray, data. Every rank loads the whole model once, al
 afterwards.
 """
 
-from typing import Any
-
 import torch
+from torch import nn
+from transformers import PreTrainedModel
 
+from ka2l_ray.config import LoraSection
 from ka2l_ray.errors import library_message
 from ka2l_ray.finetune.job import Job, Refusal
 from ka2l_ray.models.loading import load_model
 
+TRAINED_IN = (torch.float32, torch.bfloat16)
 
-def trainable_model(job: Job) -> Any:
+
+def trainable_model(job: Job) -> nn.Module:
     """The base model in training precision and mode, with LoRA adapters unless `finetune.mode` is full.
 
     Raises `Refusal` for a precision that cannot be trained in, or LoRA targets that the model does not have.
     """
-    model: Any = load_model(job.training_model, placement=job.placement)
-    if (dtype := next(model.parameters()).dtype) not in (torch.float32, torch.bfloat16):
+    model = load_model(job.training_model, placement=job.placement)
+    if (dtype := next(model.parameters()).dtype) not in TRAINED_IN:
         raise Refusal(f"finetune.precision = {job.finetune.precision!r} gives {dtype}; set it to float32 or bfloat16")
     model.config.use_cache = False
     if job.finetune.gradient_checkpointing:
@@ -33,16 +36,24 @@ def trainable_model(job: Job) -> Any:
         return model.train()
     if job.finetune.gradient_checkpointing:
         model.enable_input_require_grads()
-    return _with_adapters(model, job).train()
+    return with_new_adapters(model, job.finetune.lora).train()
 
 
-def _with_adapters(model: Any, job: Job) -> Any:
+def with_new_adapters(model: PreTrainedModel, lora: LoraSection) -> nn.Module:
+    """The model frozen, with untrained adapters in its text decoder and head.
+
+    Raises `Refusal` for targets that it does not have.
+    """
     from peft import LoraConfig, get_peft_model
 
-    lora = job.finetune.lora
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        exclude_modules=_modules_of_other_media(model) or None,
+        task_type="CAUSAL_LM",
     )
     try:
         return get_peft_model(model, config)
@@ -50,7 +61,14 @@ def _with_adapters(model: Any, job: Job) -> Any:
         raise Refusal(f"finetune.lora.targets = {lora.targets!r}: {library_message(error)}") from error
 
 
-def frozen_base(job: Job) -> Any | None:
+def _modules_of_other_media(model: PreTrainedModel) -> list[str]:
+    """Names of the modules before the text decoder, such as those of a vision tower, which questions never reach."""
+    inside = set(model.get_decoder().modules())
+    within = {id(m) for m in model.base_model.modules()}
+    return [n for n, m in model.named_modules() if id(m) in within and m not in inside and not list(m.children())]
+
+
+def frozen_base(job: Job) -> PreTrainedModel | None:
     """A second, frozen copy of the base model where full weights are trained with a KL term; None otherwise.
 
     It is whole on every rank and takes the memory of the model's weights (2 bytes per parameter in bfloat16) on every

@@ -1,12 +1,13 @@
-"""What rank 0 reports while it trains: a progress file for the driver, TensorBoard event files on request.
+"""What rank 0 reports while it trains: a progress file for the driver, metrics, TensorBoard event files on request.
 
-In: the history after each step. Out: `job.progress`, `job.tensorboard`. Writes are small, because the other ranks wait
-in the collectives of the next step. Refuses to know: engines, Ray.
+In: the history after each step. Out: `job.progress`, values of `metric_table.OF_TRAININGS`, `job.tensorboard`. Writes
+are small, because the other ranks wait in the collectives of the next step. Refuses to know: engines, Ray.
 """
 
 import shutil
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,16 @@ from ka2l_ray.finetune.checkpoints import History
 from ka2l_ray.finetune.job import Job
 
 PROGRESS_EVERY_S = 5.0
+Report = Callable[[Mapping[str, float]], None]
+"""Takes metrics by name, as `dataflow.metrics.Reporter.report` does."""
 
 
 class Recorder:
     """`steps` is the number of optimiser steps, `first_step` the one that this attempt starts at: later events of an
-    earlier attempt are purged."""
+    earlier attempt are purged. `report` gets the metrics of each step."""
 
-    def __init__(self, job: Job, steps: int, first_step: int) -> None:
-        self._job, self._steps, self._reported_s = job, steps, 0.0
+    def __init__(self, job: Job, steps: int, first_step: int, report: Report | None = None) -> None:
+        self._job, self._steps, self._report, self._reported_s = job, steps, report, 0.0
         self._writer: Any = None
         if job.finetune.tensorboard:
             from tensorboardX import SummaryWriter
@@ -29,26 +32,28 @@ class Recorder:
             self._events = Path(tempfile.mkdtemp(prefix="ka2l-events-"))
             self._writer = SummaryWriter(logdir=str(self._events), purge_step=first_step)
 
-    def step(self, history: History, epoch: int, learning_rate: float, epoch_ends: bool) -> None:
-        """Report the last step of the history; the progress file is written at the end of an epoch, else every
-        `PROGRESS_EVERY_S`."""
-        step = len(history.losses)
+    def step(self, history: History, seconds: float, epoch: int, learning_rate: float, epoch_ends: bool) -> None:
+        """Report the last step of the history, which took `seconds`; the progress file is written at the end of an
+        epoch, else every `PROGRESS_EVERY_S`."""
+        step, loss = len(history.losses), history.losses[-1]
+        if self._report is not None:
+            values = (("step", step), ("steps", self._steps), ("loss", loss), ("step_s", seconds))
+            self._report({f"training_{name}": value for name, value in values})
         if epoch_ends or time.monotonic() - self._reported_s > PROGRESS_EVERY_S:
             self._reported_s = time.monotonic()
-            progress = {
-                "step": step,
-                "steps": self._steps,
-                "epoch": epoch,
-                "epochs": self._job.finetune.epochs,
-                "loss": history.losses[-1],
-                "evaluation": history.evaluations[-1] if history.evaluations else None,
-            }
-            self._job.progress.write_json(progress)
-        if self._writer is not None:
-            self._write_events(history, step, learning_rate, epoch_ends)
-
-    def _write_events(self, history: History, step: int, learning_rate: float, epoch_ends: bool) -> None:
-        scalars = {"loss": history.losses[-1], "learning_rate": learning_rate, "kl": history.kl[-1]}
+            self._job.progress.write_json(
+                {
+                    "step": step,
+                    "steps": self._steps,
+                    "epoch": epoch,
+                    "epochs": self._job.finetune.epochs,
+                    "loss": loss,
+                    "evaluation": history.evaluations[-1] if history.evaluations else None,
+                }
+            )
+        if self._writer is None:
+            return
+        scalars = {"loss": loss, "learning_rate": learning_rate, "kl": history.kl[-1]}
         if history.evaluations and history.evaluations[-1]["step"] == step:
             scalars |= {f"evaluation/{k}": v for k, v in history.evaluations[-1].items() if k not in ("epoch", "step")}
         for name, value in scalars.items():
@@ -71,10 +76,11 @@ def progress_line(job: Job) -> str | None:
     if not job.progress.exists():
         return None
     now = job.progress.read_json()
-    line = f"epoch {now['epoch']}/{now['epochs']}, step {now['step']}/{now['steps']}, "
-    line += f"loss {now['loss']:.3f} nats per answer token"
+    parts = [
+        f"epoch {now['epoch']}/{now['epochs']}, step {now['step']}/{now['steps']}, "
+        f"loss {now['loss']:.3f} nats per answer token"
+    ]
     if last := now["evaluation"]:
-        line += (
-            f"; eval loss {last['loss']:.3f}, token accuracy {last['token_accuracy']:.3f} after epoch {last['epoch']}"
-        )
-    return line
+        accuracy = f"token accuracy {last['token_accuracy']:.3f}"
+        parts += [f"eval loss {last['loss']:.3f}, {accuracy} after epoch {last['epoch']}"]
+    return "; ".join(parts)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from ka2l_ray.finetune.deepspeed import accumulation_steps, micro_batch_rows
 from ka2l_ray.finetune.examples import TokenizedRow, collate, micro_batches, replayed_rows
@@ -23,7 +24,7 @@ class Stepper:
 
     job: Job
     engine: Any
-    base: Any | None
+    base: PreTrainedModel | None
     pad_token: int
     rank: int
     world_size: int

@@ -32,9 +32,12 @@ from ray.train import (
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from ka2l_ray.dataflow.log import log, log_progress
+from ka2l_ray.dataflow.metric_table import OF_TRAININGS
+from ka2l_ray.dataflow.metrics import Reporter
 from ka2l_ray.dataflow.placement import Placement
 from ka2l_ray.dataflow.storage import Folder
-from ka2l_ray.dataflow.tasks import fetch
+from ka2l_ray.dataflow.tasks import fetch, placed
+from ka2l_ray.dataflow.vault import open_vault, vault
 from ka2l_ray.errors import StageError, UserError
 from ka2l_ray.finetune.checkpoints import is_complete
 from ka2l_ray.finetune.job import Job, Refusal
@@ -65,12 +68,16 @@ def finetune(job: Job, name: str) -> dict[str, Any]:
     tune = job.finetune
     _check_gpu(job)
     resources = {"CPU": tune.cpus_per_worker, **({"GPU": tune.gpus_per_worker} if tune.gpus_per_worker else {})}
+    resources |= tune.nodes.resources
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"job": job, "fallback": fallback_checkpoint(job, job.checkpoints / name)},
+        train_loop_config={"job": job, "fallback": fallback_checkpoint(job, job.checkpoints / name), "token": vault()},
         torch_config=PlacedTorch(backend=job.placement.backend),
         scaling_config=ScalingConfig(
-            num_workers=tune.workers, use_gpu=tune.gpus_per_worker > 0, resources_per_worker=resources
+            num_workers=tune.workers,
+            use_gpu=tune.gpus_per_worker > 0,
+            resources_per_worker=resources,
+            label_selector=dict(tune.nodes.labels) or None,
         ),
         run_config=RunConfig(
             name=name,
@@ -137,17 +144,21 @@ def _check_gpu(job: Job) -> None:
     report it: Ray Train connects them by NCCL before they run anything, and NCCL's own error does not say what to
     change."""
     if job.placement.on_gpu:
-        fetch(ray.remote(num_cpus=0, num_gpus=job.finetune.gpus_per_worker)(Placement.check).remote(job.placement))
+        tune = job.finetune
+        task = ray.remote(num_cpus=0, num_gpus=tune.gpus_per_worker, **placed(tune.nodes))(Placement.check)
+        fetch(task.remote(job.placement))
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
     job: Job = config["job"]
+    open_vault(config["token"])
     if job.placement.on_gpu:
         job.placement.take(get_device())
     context = ray.train.get_context()
     checkpoints = RayCheckpoints(config["fallback"])
+    metrics = Reporter(OF_TRAININGS, {"run": job.run, "stage": "finetune", "round": job.round})
     try:
-        return train_rank(job, context.get_world_rank(), context.get_world_size(), checkpoints)
+        return train_rank(job, context.get_world_rank(), context.get_world_size(), checkpoints, metrics.report)
     # Raised by all ranks, or by the last that works: if only one of several working ranks met it, the others would wait
     # without end.
     except Refusal as refusal:
@@ -162,16 +173,10 @@ class RayCheckpoints(Checkpoints):
         self._fallback = fallback
         self._uploading: Path | None = None
 
-    @contextmanager
-    def latest(self) -> Iterator[Path | None]:
+    def latest(self) -> AbstractContextManager[str | None]:
         if (reported := ray.train.get_checkpoint()) is not None:
-            with reported.as_directory() as folder:
-                yield Path(folder)
-        elif self._fallback is not None:
-            with self._fallback.local() as folder:
-                yield Path(folder)
-        else:
-            yield None
+            return reported.as_directory()
+        return self._fallback.local() if self._fallback is not None else nullcontext()
 
     def new_folder(self) -> Path:
         while self._uploading is not None and self._uploading.exists():  # Ray Train deletes a part when it is uploaded
@@ -204,19 +209,19 @@ def fallback_checkpoint(job: Job, folder: Folder) -> Folder | None:
     for name in steps:
         with (folder / name).local() as local:
             if is_complete(Path(local), job.finetune.workers):
-                log.info("%-10s Ray Train's list of checkpoints is damaged: continuing from %s", "finetune", name)
+                said = "Ray Train's list of checkpoints is damaged: continuing from %s"
+                log.info(said, name, extra={"stage": "finetune"})
                 return folder / name
     if steps:
-        log.info("%-10s Ray Train's list of checkpoints is damaged and none is complete: starting again", "finetune")
+        said = "Ray Train's list of checkpoints is damaged and none is complete: starting again"
+        log.info(said, extra={"stage": "finetune"})
     return None
 
 
 def _has_valid_list(folder: Folder) -> bool:
     """Whether Ray Train's list exists and is complete, and every checkpoint that it names exists."""
-    if not (snapshot := folder / SNAPSHOT).exists():
-        return False
     try:
-        listed = [c["checkpoint_dir_name"] for c in json.loads(snapshot.read_bytes())["checkpoint_results"]]
-    except (ValueError, KeyError, TypeError):
+        listed = [c["checkpoint_dir_name"] for c in json.loads((folder / SNAPSHOT).read_bytes())["checkpoint_results"]]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return False
     return all((folder / name).exists() for name in listed)

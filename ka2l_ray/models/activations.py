@@ -6,9 +6,8 @@ Hooks see the raw residual stream, so `last_L` is taken before the final norm.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -36,8 +35,9 @@ class Encoded:
 
     @property
     def positions(self) -> torch.Tensor:
-        """Positions (B, T) in the whole prompt."""
-        return position_ids(self.mask) + self.prefix_length
+        """Positions (B, T) in the whole prompt, counted from each row's first real token, so that padding changes no
+        state."""
+        return (self.mask.cumsum(-1) - 1).clamp(min=0) + self.prefix_length
 
     @property
     def max_length(self) -> int:
@@ -75,69 +75,50 @@ def blocks(model: nn.Module, depth: int) -> nn.ModuleList:
     raise ConfigError(f"{type(model).__name__} has no list of {depth} blocks, so its hidden states cannot be read")
 
 
-Pooling = Callable[[torch.Tensor], torch.Tensor]
-
-
 class _StopForward(Exception):
     """Ends a forward pass once the last wanted layer has been seen."""
 
 
-class Capture:
-    """Keeps a pooled copy of the residual stream (B, T, D) at some layers while a forward pass runs.
+@contextmanager
+def capture(
+    model: nn.Module, depth: int, encoded: Encoded, layers: Sequence[int], positions: Sequence[str], stop: bool = False
+) -> Iterator[dict[tuple[str, int], torch.Tensor]]:
+    """Within this context a pass over the batch fills the dictionary with states (B, D) by position and layer, so that
+    no whole residual stream (B, T, D) is kept; with `stop` the pass ends after the last of the layers.
 
-    Raises `ValueError` for layers outside 0 … `depth`.
+    Raises `ValueError` for layers outside 0 … `depth`, `ConfigError` for a model whose blocks are not found.
     """
+    model_blocks = blocks(model, depth)
+    if wrong := [layer for layer in layers if not 0 <= layer <= depth]:
+        raise ValueError(f"layer(s) {wrong} out of range: the model has 0 … {depth}")
+    states: dict[tuple[str, int], torch.Tensor] = {}
 
-    def __init__(self, model: nn.Module, depth: int, layers: Sequence[int], stop_early: bool = False) -> None:
-        self._blocks = blocks(model, depth)
-        if wrong := [layer for layer in layers if not 0 <= layer <= depth]:
-            raise ValueError(f"layer(s) {wrong} out of range: the model has 0 … {depth}")
-        self._layers, self._last, self._stop = set(layers), max(layers, default=0), stop_early
-        self._pool: Pooling = torch.Tensor.detach
-        self.states: dict[int, torch.Tensor] = {}
-
-    @contextmanager
-    def __call__(self, pool: Pooling = torch.Tensor.detach) -> Iterator["Capture"]:
-        """Within this context the model's passes fill `states` with `pool(stream)` per layer, so that no whole stream
-        is kept; with `stop_early` a pass ends after the last wanted layer."""
-        self.states, self._pool = {}, pool
-        handles = (
-            [self._blocks[0].register_forward_pre_hook(self._input, with_kwargs=True)] if 0 in self._layers else []
-        )
-        handles += [self._blocks[i - 1].register_forward_hook(self._output(i)) for i in self._layers if i > 0]
-        try:
-            yield self
-        except _StopForward:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._keep(0, args[0] if args else kwargs["hidden_states"])
-
-    def _output(self, layer: int) -> Callable[..., None]:
-        return lambda module, args, output: self._keep(layer, output[0] if isinstance(output, tuple) else output)
-
-    def _keep(self, layer: int, stream: torch.Tensor) -> None:
-        if layer not in self.states:
-            self.states[layer] = self._pool(stream)
-        if self._stop and layer == self._last:
+    def keep(layer: int, stream: torch.Tensor) -> None:
+        states.update({(p, layer): pool_states(stream, p, encoded.question_mask) for p in positions})
+        if stop and layer == max(layers):
             raise _StopForward
+
+    def read_input(module: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:
+        keep(0, args[0] if args else kwargs["hidden_states"])
+
+    def read_output(layer: int) -> Callable[..., None]:
+        return lambda module, args, output: keep(layer, output[0] if isinstance(output, tuple) else output)
+
+    with ExitStack() as hooks, suppress(_StopForward):
+        if 0 in layers:
+            hooks.enter_context(model_blocks[0].register_forward_pre_hook(read_input, with_kwargs=True))
+        for layer in set(layers) - {0}:
+            hooks.enter_context(model_blocks[layer - 1].register_forward_hook(read_output(layer)))
+        yield states
 
 
 def pool_states(stream: torch.Tensor, position: str, question_mask: torch.Tensor) -> torch.Tensor:
     """Float32 states (B, D) of a left-padded stream (B, T, D): at its last token, or the mean over the question's own
     tokens, which `question_mask` (B, T) marks."""
     if position == "last":
-        return stream[:, -1].float()
+        return stream[:, -1].to(torch.float32, copy=True)  # a view would keep the whole stream
     weights = question_mask.to(stream.device, torch.float32).unsqueeze(-1)
     return (stream.float() * weights).sum(1) / weights.sum(1)
-
-
-def position_ids(mask: torch.Tensor) -> torch.Tensor:
-    """Positions (B, T) counted from each row's first real token, so that padding changes no state."""
-    return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
 @torch.inference_mode()
@@ -149,7 +130,6 @@ def prompt_states(
 
     Raises `ValueError` for layers that do not exist, `ConfigError` for a model whose blocks are not found.
     """
-    capture = Capture(model, depth, layers, stop_early=True)
-    with capture(lambda stream: pool_states(stream, position, encoded.question_mask)):
+    with capture(model, depth, encoded, layers, [position], stop=True) as states:
         model(**encoded.inputs(), use_cache=False)
-    return capture.states
+    return {layer: states[position, layer] for layer in layers}

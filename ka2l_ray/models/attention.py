@@ -37,29 +37,20 @@ class PrefixStates:
     max_position: int
 
 
-_prefix: ContextVar[PrefixStates | None] = ContextVar("shared prefix of this pass", default=None)
-_recorded: ContextVar[KeysValues | None] = ContextVar("keys and values of this pass", default=None)
+_context: ContextVar[tuple[PrefixStates | None, KeysValues | None]] = ContextVar(
+    "prefix and record", default=(None, None)
+)
 
 
 @contextmanager
-def record_keys_values() -> Iterator[KeysValues]:
-    """Within this context a pass over one row fills the dictionary with the keys and values of every block."""
-    recorded: KeysValues = {}
-    token = _recorded.set(recorded)
-    try:
-        yield recorded
-    finally:
-        _recorded.reset(token)
-
-
-@contextmanager
-def attend_to(prefix: PrefixStates) -> Iterator[None]:
-    """Within this context every pass of a model that uses this attention sees the prefix before its own tokens."""
-    token = _prefix.set(prefix)
+def passes_with(prefix: PrefixStates | None = None, recorded: KeysValues | None = None) -> Iterator[None]:
+    """Within this context every pass of a model that uses this attention sees the prefix before its own tokens; a pass
+    over one row fills `recorded` with the keys and values of every block."""
+    token = _context.set((prefix, recorded))
     try:
         yield
     finally:
-        _prefix.reset(token)
+        _context.reset(token)
 
 
 def has_only_attention_layers(model: PreTrainedModel) -> bool:
@@ -99,7 +90,7 @@ def attention_forward(
     """Attention output (B, T, H, d_v) of queries (B, H, T, d) over the prefix of this context and, after it, keys (B,
     H_kv, S, d) and values (B, H_kv, S, d_v)."""
     layer: Any = module.layer_idx
-    prefix, recorded = _prefix.get(), _recorded.get()
+    prefix, recorded = _context.get()
     if recorded is not None:
         recorded[layer] = key[0], value[0]
     if prefix is None and softcap is None:

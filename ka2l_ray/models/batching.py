@@ -1,12 +1,12 @@
 """Which rows go through the model together, and what is tried when memory runs out.
 
-In: the rows' lengths in tokens, limits. Out: batches of row indices; after the work, the rows that failed.
+In: the rows' lengths in tokens, limits. Out: batches of row numbers; after the work, the rows that failed.
 Once memory runs out, all later batches of the actor are smaller: see `AdaptiveLimits`.
 Refuses to know: models, tokens, Ray.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -54,14 +54,14 @@ class AdaptiveLimits:
 
 @dataclass(frozen=True)
 class Load:
-    """The size of rows: a row of `lengths[i]` tokens counts `copies` × (`lengths[i]` + `new_tokens`)."""
+    """The size of rows by row number: a row of `lengths[i]` tokens counts `copies` × (`lengths[i]` + `new_tokens`)."""
 
-    lengths: Sequence[int]
+    lengths: Mapping[int, int]
     copies: int = 1
     new_tokens: int = 0
 
     def tokens(self, batch: Sequence[int]) -> int:
-        """Tokens of a batch of row indices, padding included."""
+        """Tokens of a batch of row numbers, padding included."""
         return len(batch) * self.copies * (max(self.lengths[i] for i in batch) + self.new_tokens)
 
 
@@ -74,7 +74,7 @@ def run_batches(load: Load, limits: AdaptiveLimits, work: Callable[[list[int]], 
     Raises `ActorBroken` for an error that every later batch would meet too, such as a CUDA error.
     """
     failed: dict[int, Exception] = {}
-    rows = sorted(range(len(load.lengths)), key=lambda i: -load.lengths[i])
+    rows = sorted(load.lengths, key=lambda i: -load.lengths[i])
     while rows:
         size = max(1, min(limits.limits.rows, limits.limits.tokens // load.tokens(rows[:1])))
         batch, rows = rows[:size], rows[size:]

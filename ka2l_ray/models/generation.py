@@ -1,13 +1,13 @@
 """One prompt pass gives hidden states and starts every answer of a question.
 
 In: prompts and ids. Out: states, and per answer its text, log-probability and number of tokens. The prompt's KV cache
-is repeated once per answer; an answer leaves the batch as soon as it ends at its stop string or end token.
+is repeated once per answer, where the model allows it; an answer leaves the batch as soon as it ends at its stop string
+or end token.
 Refuses to know: tables, Ray, what answers mean.
 """
 
-import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,35 +15,35 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ka2l_ray.models.activations import Capture, Encoded
+from ka2l_ray.models.activations import Encoded, capture
 from ka2l_ray.models.answers import Answer, Decoding, GenerationResult, StopCriteria
-from ka2l_ray.models.engine import Engine, pooling, store_states
-from ka2l_ray.models.prefix import select_rows
-from ka2l_ray.models.sampling import draw, uniforms
+from ka2l_ray.models.continuing import Continuation, PromptsReadAgain, RepeatedCache, TextsReadAgain
+from ka2l_ray.models.engine import Engine
+from ka2l_ray.models.sampling import Sampling, draw, uniforms
 from ka2l_ray.text.prompts import Prompt
 
 
 @dataclass(frozen=True)
 class _ActiveRows:
     """The R answers of a batch that have not ended: their row numbers on the device and, so that no step has to ask it,
-    on the host; which of the R are drawn at the greedy temperature and which at the other; the attention mask (R, T);
-    the last logits (R, V)."""
+    on the host; how, and which of the R are drawn so; the attention mask (R, T); the last logits (R, V)."""
 
     host_rows: np.ndarray
     rows: torch.Tensor
-    greedy: torch.Tensor
-    sampled: torch.Tensor
+    by_sampling: list[tuple[Sampling, torch.Tensor]]
     mask: torch.Tensor
     logits: torch.Tensor
 
     @classmethod
     def of(
-        cls, host_rows: np.ndarray, is_greedy: np.ndarray, mask: torch.Tensor, logits: torch.Tensor
+        cls, host_rows: np.ndarray, samplings: Sequence[Sampling], mask: torch.Tensor, logits: torch.Tensor
     ) -> "_ActiveRows":
-        """`is_greedy` covers all rows, also those that have ended."""
-        indices = (host_rows, np.flatnonzero(is_greedy[host_rows]), np.flatnonzero(~is_greedy[host_rows]))
-        rows, greedy, sampled = (torch.from_numpy(i).to(mask.device) for i in indices)
-        return cls(host_rows, rows, greedy, sampled, mask, logits)
+        """`samplings` are those of all rows, also of those that have ended."""
+        drawn_so: dict[Sampling, list[int]] = {}
+        for n, row in enumerate(host_rows):
+            drawn_so.setdefault(samplings[row], []).append(n)
+        on_device = [(how, torch.tensor(rows, device=mask.device)) for how, rows in drawn_so.items()]
+        return cls(host_rows, torch.from_numpy(host_rows).to(mask.device), on_device, mask, logits)
 
 
 @dataclass(frozen=True)
@@ -73,66 +73,77 @@ class Generator:
         self.engine, self.tally, self._decoding = engine, engine.tally, decoding
         model: Any = engine.model
         eos_token_id = model.generation_config.eos_token_id if model.generation_config else None
-        self._stop = StopCriteria(tokenizer, eos_token_id, decoding.stop)
-        may_end = self._stop.possible_last_tokens(engine.prompt_limits.vocabulary)
-        self._may_end = torch.tensor(may_end, device=model.device)
+        self._stop = StopCriteria(tokenizer, eos_token_id, decoding.stop, decoding.thinks)
+        vocabulary = engine.prompt_limits.vocabulary
+        self._may_end = torch.tensor(self._stop.possible_last_tokens(vocabulary), device=model.device)
 
     def __call__(
         self, ids: Sequence[str], prompts: Sequence[Prompt], layers: Sequence[int] = (), positions: Sequence[str] = ()
     ) -> GenerationResult:
         """Read each prompt once and answer it. `ids` name the questions in the draw. Raises what
         `Engine.for_each_batch` raises."""
-        result = GenerationResult(self.engine.zero_states(len(prompts), layers, positions), [[] for _ in prompts])
+        answers: list[list[Answer]] = [[] for _ in prompts]
 
-        def work(rows: list[int], encoded: Encoded) -> None:
-            captured, answers = self._run_batch([ids[i] for i in rows], encoded, layers, positions)
-            store_states(result.states, rows, captured, positions)
-            for row, generated in zip(rows, answers, strict=True):
-                result.answers[row] = generated
+        def work(rows: list[int], encoded: Encoded) -> Mapping[tuple[str, int], torch.Tensor]:
+            captured, generated = self._run_batch([ids[i] for i in rows], encoded, layers, positions)
+            for row, of_row in zip(rows, generated, strict=True):
+                answers[row] = of_row
+            return captured
 
-        copies = 1 + self._decoding.samples
-        result.failed = self.engine.for_each_batch(prompts, work, copies, self._decoding.max_new_tokens)
-        return result
+        copies, steps = 1 + self._decoding.samples, self._decoding.max_new_tokens
+        states, failed = self.engine.for_each_batch(prompts, work, layers, positions, copies, steps)
+        return GenerationResult(states, answers, failed)
 
     @torch.inference_mode()
     def _run_batch(
         self, ids: Sequence[str], encoded: Encoded, layers: Sequence[int], positions: Sequence[str]
-    ) -> tuple[dict[int, torch.Tensor], list[list[Answer]]]:
-        """The prompt pass over one batch, then its answers."""
+    ) -> tuple[dict[tuple[str, int], torch.Tensor], list[list[Answer]]]:
+        """The prompt pass over one batch: its states by position and layer, and its answers."""
         engine, waves = self.engine, self._waves()
-        capture = Capture(engine.model, engine.depth, layers)
         inputs = engine.prefix.first_inputs(encoded, self._decoding.max_new_tokens)
-        with engine.prefix.attached(encoded, encoded.positions), capture(pooling(encoded, positions)):
-            output: Any = engine.model(**inputs, logits_to_keep=1)
+        attached = engine.prefix.attached(encoded, encoded.positions)
+        with attached, capture(engine.model, engine.depth, encoded, layers, positions) as states:
+            output: Any = engine.forward(**inputs, logits_to_keep=1)
         answers: list[list[Answer]] = [[] for _ in ids]
         prefilled = _Prefilled(inputs["attention_mask"], output.logits[:, -1], encoded.positions[:, -1:] + 1)
         for wave in waves:
             rows = [i for i, row in enumerate(answers) if not (row and self._decoding.enough(row[1:]))]
             if not rows:
                 break
-            cache: Any = output.past_key_values if wave is waves[-1] else copy.deepcopy(output.past_key_values)
-            if len(rows) < len(ids):
-                select_rows(cache, torch.tensor(rows, device=prefilled.mask.device))
-            generated = self._generate([ids[i] for i in rows], prefilled.repeat(rows, len(wave)), cache, encoded, wave)
+            following = self._following(output, inputs, rows, len(wave), reuse=wave is waves[-1])
+            repeated = prefilled.repeat(rows, len(wave))
+            generated = self._generate([ids[i] for i in rows], repeated, following, encoded, wave)
             for n, i in enumerate(rows):
                 answers[i] += generated[n * len(wave) : (n + 1) * len(wave)]
-        return capture.states, answers
+        return states, answers
+
+    def _following(
+        self, output: Any, inputs: Mapping[str, Any], rows: Sequence[int], copies: int, reuse: bool
+    ) -> Continuation:
+        """How the answers of some rows go on after the prompt pass; `reuse`: it is not needed again."""
+        forward, index = self.engine.forward, torch.tensor(rows, device=inputs["input_ids"].device)
+        match self.engine.abilities.answers:
+            case "repeated":
+                return RepeatedCache(forward, output, index, copies, reuse)
+            case "per copy":
+                return PromptsReadAgain(forward, inputs, index, copies)
+            case "no cache":
+                return TextsReadAgain(forward, inputs, index, copies)
 
     def _generate(
-        self, ids: Sequence[str], prefilled: _Prefilled, cache: Any, encoded: Encoded, wave: range
+        self, ids: Sequence[str], prefilled: _Prefilled, following: Continuation, encoded: Encoded, wave: range
     ) -> list[Answer]:
         """Answers number `wave` of each question, those of a question together. A step waits for the device once."""
-        cache.batch_repeat_interleave(len(wave))
-        rows, steps = len(ids) * len(wave), self._decoding.max_new_tokens
-        is_greedy = np.array([n == 0 for n in wave] * len(ids))
-        active = _ActiveRows.of(np.arange(rows), is_greedy, prefilled.mask, prefilled.logits)
+        rows, steps, (greedy, sample) = len(ids) * len(wave), self._decoding.max_new_tokens, self._decoding.draws
+        samplings = [sample if n else greedy for n in wave] * len(ids)
+        active = _ActiveRows.of(np.arange(rows), samplings, prefilled.mask, prefilled.logits)
         numbers = self._uniforms(ids, wave)
         edges = torch.zeros((), dtype=torch.long, device=prefilled.mask.device)
         generated, logprobs = np.zeros((rows, steps), np.int64), np.zeros((rows, steps))
         answers: list[Answer | None] = [None] * rows
         for step in range(steps):
             tokens, near_edge = self._next_tokens(active, numbers[active.rows, step])
-            edges += near_edge
+            edges += near_edge.sum()
             host_rows, at_limit = active.host_rows, step + 1 == steps
             generated[host_rows, step], logprobs[host_rows, step], may_end = self._to_host(active, tokens)
             self.tally.generated_tokens += len(host_rows)
@@ -144,20 +155,15 @@ class Generator:
                 break
             if len(kept) < len(host_rows):
                 index = torch.from_numpy(kept).to(tokens.device)
-                select_rows(cache, index)
-                active = _ActiveRows.of(host_rows[kept], is_greedy, active.mask[index], active.logits)
+                following.select(index)
+                active = _ActiveRows.of(host_rows[kept], samplings, active.mask[index], active.logits)
                 tokens = tokens[index]
             mask = torch.cat([active.mask, active.mask.new_ones(len(kept), 1)], -1)
             positions = prefilled.position[active.rows] + step
             with self.engine.prefix.attached(encoded, positions, step + 1):
-                output: Any = self.engine.model(
-                    input_ids=tokens[:, None],
-                    attention_mask=mask,
-                    position_ids=positions,
-                    past_key_values=cache,
-                    use_cache=True,
-                )
-            active = replace(active, mask=mask, logits=output.logits[:, -1])
+                seen = mask if self.engine.abilities.step_mask else mask[:, -1:]
+                logits = following.step(tokens, seen, positions)
+            active = replace(active, mask=mask, logits=logits)
         self.tally.edge_draws += int(edges)
         return [a for a in answers if a is not None]
 
@@ -182,15 +188,11 @@ class Generator:
         return torch.from_numpy(numbers).to(self.engine.model.device)
 
     def _next_tokens(self, active: _ActiveRows, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The next token (R,) of each answer at its own temperature, and how many draws were near an edge, still on the
-        device."""
-        tokens = torch.empty_like(active.rows)
-        near_edge = torch.zeros((), dtype=torch.long, device=active.rows.device)
-        temperatures = (active.greedy, self._decoding.greedy_temperature), (active.sampled, self._decoding.temperature)
-        for rows, temperature in temperatures:
-            if len(rows) and temperature == 0:
+        """The next token (R,) of each answer, drawn in its own way, and which draws (R,) were near an edge."""
+        tokens, near_edge = torch.empty_like(active.rows), torch.zeros_like(active.rows, dtype=torch.bool)
+        for sampling, rows in active.by_sampling:
+            if sampling.temperature == 0:
                 tokens[rows] = active.logits[rows].argmax(-1)
-            elif len(rows):
-                tokens[rows], near = draw(active.logits[rows].float(), numbers[rows], temperature)
-                near_edge = near_edge + near.sum()
+            else:
+                tokens[rows], near_edge[rows] = draw(active.logits[rows].float(), numbers[rows], sampling)
         return tokens, near_edge

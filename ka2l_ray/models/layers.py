@@ -1,10 +1,14 @@
-"""Which layers of a model a run stores.
+"""Which layers of a model a run stores, and what is loaded to read a layer.
 
-In: a `Config`. Out: layer numbers, as `schema` counts them. Refuses to know: states, Ray.
+In: a `Config`. Out: layer numbers, as `schema` counts them; a model. Refuses to know: states, Ray.
 """
 
-from ka2l_ray.config import Config, ConfigError
-from ka2l_ray.models.loading import depth_and_width
+from transformers import PreTrainedModel
+
+from ka2l_ray.config import Config, ConfigError, ModelSection
+from ka2l_ray.dataflow.placement import CPU, Placement
+from ka2l_ray.models.abilities import Abilities
+from ka2l_ray.models.loading import depth_and_width, load_blocks
 
 
 def wanted_layers(config: Config) -> tuple[int, ...]:
@@ -16,3 +20,12 @@ def wanted_layers(config: Config) -> tuple[int, ...]:
             f"collect.layers = {list(layers)}: {config.model.name_or_path} has layers 0 … {depth}, not {wrong}"
         )
     return layers
+
+
+def load_up_to(layer: int, model: ModelSection, abilities: Abilities, placement: Placement = CPU) -> PreTrainedModel:
+    """What the states of a layer are read from: the blocks up to it or, where these depend on later ones, all.
+
+    Raises what `load_blocks` raises.
+    """
+    blocks = layer if abilities.first_blocks else depth_and_width(model)[0]
+    return load_blocks(model, blocks, placement)

@@ -5,7 +5,6 @@ Refuses to know: prompts, questions, Ray. Weights are read from safetensors only
 """
 
 import importlib.util
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,11 +24,15 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ka2l_ray.config import ConfigError, ModelSection
+from ka2l_ray.dataflow.paths import is_gguf
 from ka2l_ray.dataflow.placement import CPU, Placement
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.errors import is_from, library_message
+from ka2l_ray.models import hub
 from ka2l_ray.models.activations import blocks
 from ka2l_ray.models.copies import local_copy
+from ka2l_ray.models.gguf_files import commit_on_hub, converted
+from ka2l_ray.models.weights import check_files, check_weights
 
 ASSETS = Path(__file__).parent.parent / "world" / "assets"
 WORLD_MODEL = ASSETS / "model"
@@ -38,32 +41,43 @@ PEFT_CONFIG = "adapter_config.json"
 
 
 def model_path(model: ModelSection, weights: bool = True) -> str:
-    """What to pass to Hugging Face: the folder of the shipped model for `world`, a local copy of a URI, any other name
-    unchanged.
+    """What to pass to Hugging Face: the folder of the shipped model for `world`, that of a GGUF file (`smollm2` too), a
+    local copy of a URI, any other name unchanged.
 
     Without `weights` the copy of a URI contains configuration and tokenizer only. Raises `ConfigError` where there is
     nothing at a URI or an absolute path, which Hugging Face would take for a malformed hub id.
     """
     if model.name_or_path == "world":
         return str(WORLD_MODEL)
+    if is_gguf(model.name_or_path):
+        return str(converted(model, weights))
     if "://" not in model.name_or_path:
         if Path(model.name_or_path).is_absolute() and not Path(model.name_or_path).is_dir():
             raise ConfigError(f"model.name_or_path = {model.name_or_path!r}: no such folder")
         return model.name_or_path
     try:
-        return str(local_copy(model.name_or_path, weights))
+        return str(local_copy(model.name_or_path, weights, model.cache))
     except ConfigError as error:
         raise ConfigError(f"model.name_or_path = {error}") from error
 
 
-def _hub_options(model: ModelSection) -> dict[str, Any]:
+def local_folder(model: ModelSection, weights: bool = True) -> str:
+    """As `model_path`, but for a hub id the folder of this node's cache into which its files have been fetched.
+
+    Raises `ConfigError` as `hub.fetched` does, and what the hub's client raises where it cannot be reached.
+    """
+    return str(hub.fetched(model, weights)) if hub.is_on_hub(model) else model_path(model, weights)
+
+
+def _hub_options(model: ModelSection) -> dict[str, str | bool]:
     return {"revision": model.revision or "main", "trust_remote_code": model.trust_remote_code}
 
 
 def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
     """Tokenizer that pads on the left; a missing pad token becomes the end token (padding is masked everywhere)."""
-    path = model_path(model, weights=False)
-    tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", **_hub_options(model))
+    tokenizer = AutoTokenizer.from_pretrained(
+        local_folder(model, weights=False), padding_side="left", **_hub_options(model)
+    )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -82,10 +96,10 @@ def load_model(model: ModelSection, adapter: str | None = None, placement: Place
         adapted = with_adapter(load_model(model, placement=placement), adapter)
         return (adapted.merge_and_unload() if model.quantization == "none" else adapted.get_base_model()).eval()
     if adapter is None and model.adapter is not None:
-        with Folder.of(model.adapter).local() as folder:
-            return load_model(model.model_copy(update={"adapter": None}), folder, placement)
-    path, hub_options = (model_path(model), _hub_options(model)) if adapter is None else (adapter, {})
-    options = _load_options(model, placement) | hub_options
+        folder = str(local_copy(model.adapter, cache=model.cache))
+        return load_model(model.model_copy(update={"adapter": None}), folder, placement)
+    options = _load_options(model, placement) | _hub_options(model)
+    path = local_folder(model) if adapter is None else adapter  # both are folders, which have no revisions
     return _placed(AutoModelForCausalLM.from_pretrained(path, **options), placement)
 
 
@@ -108,14 +122,18 @@ def load_blocks(model: ModelSection, layers: int, placement: Placement = CPU) ->
     """
     placement.check()
     if model.adapter is not None:
-        return _cut(load_model(model, placement=placement), layers)
+        backbone = _text_decoder(load_model(model, placement=placement).base_model)
+        model_blocks = blocks(backbone, backbone.config.num_hidden_layers)
+        _set_depth(backbone.config, layers)
+        del model_blocks[max(1, layers) :]  # frees their weights
+        return backbone
     config = configuration(model)
     _set_depth(config.get_text_config(), layers)
     options = _load_options(model, placement) | _hub_options(model)
-    return _text_decoder(_placed(AutoModel.from_pretrained(model_path(model), config=config, **options), placement))
+    return _text_decoder(_placed(AutoModel.from_pretrained(local_folder(model), config=config, **options), placement))
 
 
-def _set_depth(text: Any, layers: int) -> None:
+def _set_depth(text: PreTrainedConfig, layers: int) -> None:
     """Change a text decoder's configuration to its first `layers` blocks, at least one, because Hugging Face refuses a
     model without blocks; for layer 0 a pass stops before block 1."""
     if not 0 <= layers <= (depth := text.num_hidden_layers):
@@ -128,28 +146,23 @@ def _text_decoder(backbone: Any) -> PreTrainedModel:
     return backbone if backbone.config.get_text_config() is backbone.config else backbone.get_decoder()
 
 
-def _cut(model: PreTrainedModel, layers: int) -> PreTrainedModel:
-    """The backbone of a loaded model without the blocks after `layers`, whose weights are freed."""
-    backbone = _text_decoder(model.base_model)
-    model_blocks = blocks(backbone, backbone.config.num_hidden_layers)
-    _set_depth(backbone.config, layers)
-    del model_blocks[max(1, layers) :]
-    return backbone
-
-
-def _load_options(model: ModelSection, placement: Placement) -> dict[str, Any]:
+def _load_options(model: ModelSection, placement: Placement) -> dict[str, object]:
     """How Hugging Face reads the weights: from safetensors, in which precision, to which devices."""
-    dtype = "auto" if model.dtype == "auto" else getattr(torch, model.dtype)
-    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
-    if model.quantization != "none":
-        options["quantization_config"] = _quantization(model)
-    if (device_map := placement.device_map(model.quantization != "none")) is not None:
-        options["device_map"] = device_map
-    return options
+    options = {
+        "dtype": "auto" if model.dtype == "auto" else getattr(torch, model.dtype),
+        "use_safetensors": True,
+        "quantization_config": _quantization(model),
+        "device_map": placement.device_map(model.quantization != "none"),
+    }
+    # A null would replace the settings that a checkpoint of quantized weights contains.
+    return {name: value for name, value in options.items() if value is not None}
 
 
-def _quantization(model: ModelSection) -> BitsAndBytesConfig:
-    """bitsandbytes' 8-bit integers, or its 4-bit normal floats computed in bfloat16 (QLoRA, Dettmers et al., 2023)."""
+def _quantization(model: ModelSection) -> BitsAndBytesConfig | None:
+    """bitsandbytes' 8-bit integers, or its 4-bit normal floats computed in bfloat16 (QLoRA, Dettmers et al., 2023);
+    None without quantization."""
+    if model.quantization == "none":
+        return None
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(
             f"model.quantization = {model.quantization}: needs bitsandbytes: pip install 'ka2l-ray[quantization]'"
@@ -173,6 +186,8 @@ def as_config_errors(model: ModelSection) -> Iterator[None]:
     """
     try:
         yield
+    except hub.UNREACHABLE as error:
+        raise hub.silent(model, error) from error
     except (OSError, ValueError) as error:
         if isinstance(error, ConfigError) or is_from(error):
             raise
@@ -180,22 +195,30 @@ def as_config_errors(model: ModelSection) -> Iterator[None]:
 
 
 def check_model(model: ModelSection) -> None:
-    """Check what can be seen without weights.
+    """Check what can be seen without reading weights.
 
-    Raises `ConfigError` for a model that is not a causal one, a folder that lacks a weights file, a tokenizer with more
-    tokens than the model knows, and one that does not give the character offsets of its tokens.
+    Raises `ConfigError` for a model that the hub does not have or give, one that is not a causal one, a folder whose
+    weights are missing, cut short or of another kind, a tokenizer with more tokens than the model knows, and one that
+    does not give the character offsets of its tokens.
     """
-    config, field = configuration(model), f"model.name_or_path = {model.name_or_path!r}"
+    field, is_on_hub = f"model.name_or_path = {model.name_or_path!r}", hub.is_on_hub(model)
+    if is_on_hub:
+        hub.check_on_hub(model)
+    elif (source := _source(model)) is not None:
+        check_files(source, field)
+    config = configuration(model)
     auto_map = getattr(config, "auto_map", None) or {}
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and "AutoModelForCausalLM" not in auto_map:
         raise ConfigError(f"{field}: model type {config.model_type!r} is not a causal language model")
-    if missing := _missing_weights(model):
-        raise ConfigError(f"{field}: the folder lacks {', '.join(missing)}; weights are read from safetensors only")
+    if not is_on_hub and source is not None:
+        check_weights(source, field)
+    if model.adapter is not None and (adapter := Folder.of(model.adapter)).exists():
+        check_weights(adapter, f"model.adapter = {model.adapter!r}")
     tokenizer = load_tokenizer(model)
     if not tokenizer.is_fast:
-        kind = type(tokenizer).__name__
         raise ConfigError(
-            f"{field}: its tokenizer {kind} gives no character offsets; a fast tokenizer (tokenizer.json) is needed"
+            f"{field}: its tokenizer {type(tokenizer).__name__} gives no character offsets; "
+            "a fast tokenizer (tokenizer.json) is needed"
         )
     vocabulary, tokens = config.get_text_config().vocab_size, tokenizer.vocab_size  # added tokens may go unused
     if tokens > vocabulary:
@@ -204,28 +227,34 @@ def check_model(model: ModelSection) -> None:
         )
 
 
-def _missing_weights(model: ModelSection) -> list[str]:
-    """Names of weights files that are missing from a model's folder or URI; none for a hub id, which is not listed."""
-    path = model_path(model, weights=False)
-    if not Path(path).is_dir():
-        return []
-    index = Path(path, "model.safetensors.index.json")
-    wanted = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
-    folder = Folder.of(model.name_or_path if "://" in model.name_or_path else path)
-    return sorted(n for n in wanted if not (folder / n).exists())
+def _source(model: ModelSection) -> Folder | None:
+    """The folder or URI that a model is read from; None where there is no such folder, which Hugging Face then says,
+    and for a GGUF file, which is checked where it is converted."""
+    if is_gguf(model.name_or_path):
+        return None
+    path = model.name_or_path if "://" in model.name_or_path else model_path(model, weights=False)
+    return Folder.of(path) if "://" in path or Path(path).is_dir() else None
 
 
 def commit(model: ModelSection) -> str | None:
-    """The commit that a hub id stands for now; None for a folder."""
-    return getattr(configuration(model), "_commit_hash", None)
+    """The commit that a hub id, or a GGUF file of a hub, stands for now; None for what is on a disk or at a URI."""
+    if is_gguf(model.name_or_path):
+        return commit_on_hub(model)
+    return hub.fetched(model, weights=False).name if hub.is_on_hub(model) else None
+
+
+def at_commit(model: ModelSection) -> ModelSection:
+    """The model with the commit that its `revision` stands for now, of which a hub is asked no more."""
+    found = commit(model)
+    return model if found is None else model.model_copy(update={"revision": found})
 
 
 def configuration(model: ModelSection) -> PreTrainedConfig:
     """The model's own configuration; no weights are read. Raises `ConfigError` where there is nothing at a URI."""
-    return AutoConfig.from_pretrained(model_path(model, weights=False), **_hub_options(model))
+    return AutoConfig.from_pretrained(local_folder(model, weights=False), **_hub_options(model))
 
 
 def depth_and_width(model: ModelSection) -> tuple[int, int]:
     """(L, D) of the model."""
-    text: Any = configuration(model).get_text_config()
+    text = configuration(model).get_text_config()
     return text.num_hidden_layers, text.hidden_size

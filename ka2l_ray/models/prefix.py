@@ -9,7 +9,7 @@ Refuses to know: which text the tokens are.
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
@@ -17,6 +17,9 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from ka2l_ray.models import attention
 from ka2l_ray.models.activations import Encoded
+
+Sharing = Literal["attended", "copied", "none"]
+"""As in `abilities.Abilities`."""
 
 
 class PreallocatedLayer(DynamicLayer):
@@ -31,7 +34,7 @@ class PreallocatedLayer(DynamicLayer):
         self._room = room
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append keys (B, H_kv, T, d) and values (B, H_kv, T, d_v); returns all of them so far."""
         if not self.is_initialized:
@@ -59,9 +62,8 @@ class PreallocatedLayer(DynamicLayer):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row, and allocate the room."""
-        for i, buffer in enumerate(
-            self._buffers
-        ):  # one by one, so that the old keys are freed before the new values are made
+        # One by one, so that the old keys are freed before the new values are made.
+        for i, buffer in enumerate(self._buffers):
             self._buffers[i] = self._with_room(buffer, repeats)
         self._set_length(self._length)
 
@@ -72,22 +74,42 @@ class PreallocatedLayer(DynamicLayer):
 
 
 def select_rows(cache: Any, indices: torch.Tensor) -> None:
-    """Keep some rows of a Hugging Face cache, whose blocks may be on several devices."""
+    """Make rows `indices`, in this order, those of a Hugging Face cache, whose blocks may be on several devices.
+
+    Recurrent and convolutional states are among what a block reorders; `batch_select_indices` leaves them out.
+    """
     for layer in cache.layers:
-        layer.batch_select_indices(indices.to(layer.device))
+        if isinstance(layer, PreallocatedLayer):
+            layer.batch_select_indices(indices.to(layer.device))
+        else:
+            layer.reorder_cache(indices)
+
+
+def repeat_rows(cache: Any, rows: int, repeats: int) -> None:
+    """Repeat each of a cache's rows."""
+    for layer in cache.layers:
+        if isinstance(layer, PreallocatedLayer):
+            layer.batch_repeat_interleave(repeats)
+        else:
+            layer.reorder_cache(torch.arange(rows).repeat_interleave(repeats))
 
 
 class SharedPrefix:
-    """Keys and values of the shared tokens `ids`, which may be none. Installs `attention` in the model where the model
-    supports it."""
+    """Keys and values of the shared tokens `ids`, which may be none. Installs `attention` in the model where `sharing`
+    asks for it and the model supports it."""
 
     @torch.inference_mode()
-    def __init__(self, model: PreTrainedModel, ids: Sequence[int]) -> None:
-        self._is_attended = attention.supports_shared_prefix(model)
+    def __init__(self, model: PreTrainedModel, ids: Sequence[int], sharing: Sharing = "attended") -> None:
+        self._is_attended = sharing == "attended" and attention.supports_shared_prefix(model)
         if self._is_attended:
             attention.install(model)
-        self.ids = tuple(ids) if attention.has_only_attention_layers(model) else ()
+        self.ids = tuple(ids) if sharing != "none" and attention.has_only_attention_layers(model) else ()
         self._keys_values = self._run(model) if self.ids else {}
+
+    @property
+    def sharing(self) -> Sharing:
+        """How the tokens are shared, which is not more than the model supports."""
+        return "none" if not self.ids else "attended" if self._is_attended else "copied"
 
     def _run(self, model: PreTrainedModel) -> attention.KeysValues:
         """Keys and values of the prefix: those that attention receives or, where rows start from a copy, those of the
@@ -95,13 +117,13 @@ class SharedPrefix:
         backbone: Any = model.base_model
         ids = torch.tensor([self.ids], device=model.device)
         if self._is_attended:
-            with attention.record_keys_values() as recorded:
+            recorded: attention.KeysValues = {}
+            with attention.passes_with(recorded=recorded):
                 backbone(input_ids=ids, use_cache=False)
             return recorded
-        cache = DynamicCache()
+        cache: Any = DynamicCache()
         backbone(input_ids=ids, past_key_values=cache, use_cache=True)
-        layers: list[Any] = cache.layers
-        return {n: (layer.keys[0], layer.values[0]) for n, layer in enumerate(layers)}
+        return {n: (layer.keys[0], layer.values[0]) for n, layer in enumerate(cache.layers)}
 
     def first_inputs(self, encoded: Encoded, room: int = 0) -> dict[str, Any]:
         """Keyword arguments of the first pass over a batch, which must run within `attached`.
@@ -116,12 +138,14 @@ class SharedPrefix:
             rows = len(encoded.ids)
             cache = DynamicCache([tuple(t.expand(rows, *t.shape) for t in kv) for kv in self._keys_values.values()])
             inputs["attention_mask"] = torch.cat([encoded.mask.new_ones(rows, encoded.prefix_length), encoded.mask], -1)
-        return inputs | {"past_key_values": cache, "use_cache": room > 0 or cache is not None}
+        kept = {} if cache is None else {"past_key_values": cache}
+        return inputs | kept | {"use_cache": room > 0 or cache is not None}
 
     def attached(self, encoded: Encoded, positions: torch.Tensor, generated: int = 0) -> AbstractContextManager[None]:
         """Within this context passes over the batch see the prefix, if the batch leaves it out. `positions` (B, T) are
         those of the pass's tokens, at most `generated` of an answer's tokens after the prompts."""
         if not (self._is_attended and encoded.prefix_length):
             return nullcontext()
-        last = encoded.max_length - 1 + generated
-        return attention.attend_to(attention.PrefixStates(self._keys_values, positions, last))
+        return attention.passes_with(
+            attention.PrefixStates(self._keys_values, positions, encoded.max_length - 1 + generated)
+        )

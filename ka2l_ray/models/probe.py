@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.errors import StageError
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,19 @@ class LinearProbe:
 
     @classmethod
     def load(cls, folder: Folder | str | Path) -> "LinearProbe":
-        """Read what `save` wrote, from a path or URI. Raises `FileNotFoundError` where there is no probe."""
+        """Read what `save` wrote, from a path or URI.
+
+        Raises `FileNotFoundError` where there is no probe, `StageError` where a file is something else.
+        """
         place = _folder(folder)
-        tensors = load((place / "probe.safetensors").read_bytes())
+        file = place / "probe.safetensors"
+        try:
+            tensors = load(file.read_bytes())
+        except SafetensorError as error:
+            raise StageError(
+                f"{file.path}: is not a safetensors file ({error}), and no other kind of weights is read. Write it "
+                "again with `ka2l run CONFIG --redo search`"
+            ) from error
         return cls(tensors["weight"], float(tensors["bias"][0]), ProbeCard(**(place / "probe.json").read_json()))
 
 

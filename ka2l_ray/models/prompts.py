@@ -5,22 +5,29 @@ In: a run, or a `ModelSection` and a `PromptSection`. Out: resolved prompts; `PR
 Refuses to know: answers, Ray.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pyarrow as pa
+from pydantic import ValidationError
 from transformers import PreTrainedTokenizerBase
 
 from ka2l_ray import schema
 from ka2l_ray.config import ModelSection, PromptSection
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.runs import Run
+from ka2l_ray.errors import StageError
 from ka2l_ray.models.activations import Encoded, pad
 from ka2l_ray.models.loading import load_tokenizer
-from ka2l_ray.text.prompts import PROMPT_COLUMNS, Prompter, Shot, resolve
+from ka2l_ray.text.prompts import EMPTY_QUESTION, PROMPT_COLUMNS, Prompter, Shot, resolve
 from ka2l_ray.text.tokens import pad_id
+
+PROMPTS = "prompts"
+"""Folder of a run's chat prompts, by what they are made from."""
 
 
 def corpus_prompt(run: Run) -> PromptSection:
@@ -37,17 +44,38 @@ def finetune_prompt(run: Run) -> PromptSection:
 
 
 def _of_run(run: Run, prompt: PromptSection) -> PromptSection:
-    tokenizer = load_tokenizer(run.config.model) if prompt.style == "chat" else None
-    return resolved(prompt, run.table("questions"), tokenizer)
+    """A chat template may write today's date, so a chat prompt is resolved once per run and kept in `PROMPTS`."""
+    shots = _shots(prompt, run.table("questions"))
+    if prompt.style != "chat":
+        return resolve(prompt, shots)
+    model = run.config.model
+    asked = json.dumps([model.name_or_path, model.revision, prompt.model_dump(mode="json"), shots])
+    kept = run.folder / PROMPTS / f"{hashlib.sha256(asked.encode()).hexdigest()[:16]}.json"
+    if not kept.exists():
+        kept.write_new(resolve(prompt, shots, load_tokenizer(model)).model_dump_json(indent=1).encode())
+    try:
+        return PromptSection.model_validate(kept.read_json())
+    except ValidationError as error:
+        raise StageError(f"{kept.path}: is not a prompt. Delete it and run again") from error
+
+
+def share_prompts(run: Run, other: Run) -> None:
+    """Give `other`, which asks the same questions, the prompts that the run has kept."""
+    kept = run.folder / PROMPTS
+    for name in (n for n in kept.names() if n.endswith(".json")):
+        (other.folder / PROMPTS / name).write_new((kept / name).read_bytes())
 
 
 def resolved(prompt: PromptSection, questions: Table, tokenizer: PreTrainedTokenizerBase | None) -> PromptSection:
     """A prompt with the solved examples of a `questions` table. Raises `ConfigError` as `text.prompts.resolve` does."""
-    shots: list[Shot] = []
-    if prompt.solved:
-        rows = questions.read(["id", "question", "answers"], part=schema.SHOTS).sort_by("id").to_pylist()
-        shots = [(r["question"], r["answers"][0]) for r in rows]
-    return resolve(prompt, shots, tokenizer)
+    return resolve(prompt, _shots(prompt, questions), tokenizer)
+
+
+def _shots(prompt: PromptSection, questions: Table) -> list[Shot]:
+    if not prompt.solved:
+        return []
+    rows = questions.read(["id", "question", "answers"], part=schema.SHOTS).sort_by("id").to_pylist()
+    return [(r["question"], r["answers"][0]) for r in rows]
 
 
 @dataclass(frozen=True)
@@ -63,7 +91,7 @@ class Tokenize:
         """Load the tokenizer, unless this process has done so."""
         return _prompter(self)
 
-    def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
+    def __call__(self, batch: pa.Table) -> Mapping[str, Sequence[object]]:
         """`PROMPT_COLUMNS` of a batch with `question`."""
         prompts = self.load()(batch["question"].to_pylist())
         return {
@@ -88,6 +116,6 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: PromptSection, questions:
     """The questions' prompts as one left-padded batch. Raises `ValueError` for a question without a token of its
     own."""
     prompts = Prompter(tokenizer, prompt)(questions)
-    for encoded in prompts:
-        encoded.check()
+    if any(p.is_empty for p in prompts):
+        raise ValueError(EMPTY_QUESTION)
     return pad(prompts, pad_id(tokenizer))

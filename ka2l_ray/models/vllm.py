@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ka2l_ray.config import ConfigError, ModelSection, VllmSection
 from ka2l_ray.dataflow.failures import ActorBroken, named
@@ -23,7 +23,7 @@ from ka2l_ray.dataflow.placement import CPU, Placement
 from ka2l_ray.dataflow.tally import Tally
 from ka2l_ray.models.answers import Answer, Decoding, GenerationResult, StopCriteria
 from ka2l_ray.models.engine import Engine, PromptLimits
-from ka2l_ray.models.loading import model_path
+from ka2l_ray.models.loading import configuration, local_folder
 from ka2l_ray.text.prompts import Prompt
 
 CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
@@ -48,9 +48,9 @@ class VllmGenerator:
         placement: Placement = CPU,
     ) -> None:
         placement.check()
-        environment = {} if placement.on_gpu else CPU_ENVIRONMENT
         # The actor is the process that holds the model.
-        for name, value in (environment | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}).items():
+        defaults = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"} | ({} if placement.on_gpu else CPU_ENVIRONMENT)
+        for name, value in defaults.items():
             os.environ.setdefault(name, value)
         try:
             self._vllm: Any = importlib.import_module("vllm")
@@ -59,15 +59,13 @@ class VllmGenerator:
                 f"collect.engine: vllm needs vLLM on every node with actors: pip install 'ka2l-ray[vllm]' ({error})"
             ) from error
         _check_build(placement)
-        path = model_path(model)
-        config = AutoConfig.from_pretrained(
-            path, revision=model.revision or "main", trust_remote_code=model.trust_remote_code
-        )
+        config = configuration(model)
         stored = str(config.get_text_config().dtype or "auto").removeprefix("torch.")
         self._llm = self._vllm.LLM(
-            model=path,
+            model=local_folder(model),
             revision=model.revision,
             trust_remote_code=model.trust_remote_code,
+            load_format="safetensors",  # by default also pickled weights
             dtype=stored if model.dtype == "auto" else model.dtype,  # vLLM's own `auto` halves float32
             tensor_parallel_size=section.tensor_parallel,
             gpu_memory_utilization=section.memory_share,
@@ -78,10 +76,10 @@ class VllmGenerator:
             enable_chunked_prefill=None if placement.on_gpu else False,
             seed=decoding.seed,
         )
-        self._prompt_limits = PromptLimits.of(config, config.get_text_config().vocab_size)
-        if section.context is not None:
-            self._prompt_limits = replace(self._prompt_limits, context=section.context)
-        self._stop = StopCriteria(tokenizer, self._llm.get_default_sampling_params().stop_token_ids, decoding.stop)
+        limits = PromptLimits.of(config, config.get_text_config().vocab_size)
+        self._prompt_limits = limits if section.context is None else replace(limits, context=section.context)
+        end_tokens = self._llm.get_default_sampling_params().stop_token_ids
+        self._stop = StopCriteria(tokenizer, end_tokens, decoding.stop, decoding.thinks)
         self._states, self._decoding = states, decoding
         self.tally = states.tally if states else Tally()
 
@@ -109,14 +107,18 @@ class VllmGenerator:
 
     def _sampling_params(self, question_id: str, greedy: bool) -> Any:
         """vLLM's parameters for a question's greedy answer or its K samples; log-probabilities are the raw model's."""
-        d = self._decoding
+        d, stop, sampling = self._decoding, self._stop, self._decoding.draws[0 if greedy else 1]
         digest = hashlib.blake2b(f"{d.seed}\x1f{question_id}\x1f{greedy}".encode(), digest_size=4).digest()
         return self._vllm.SamplingParams(
             n=1 if greedy else d.samples,
-            temperature=d.greedy_temperature if greedy else d.temperature,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k or 0,  # 0: all tokens
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
             max_tokens=d.max_new_tokens,
-            stop=list(d.stop),
-            stop_token_ids=sorted(self._stop.end_tokens),
+            # vLLM would stop inside a thought or before an answer; `_answer` cuts where the answer ends.
+            stop=[] if stop.has_late_strings else list(stop.strings),
+            stop_token_ids=sorted(stop.end_tokens if d.thinks else stop.end_tokens | stop.turn_ends),
             seed=int.from_bytes(digest, "big"),
             logprobs=0,
         )
@@ -127,9 +129,8 @@ class VllmGenerator:
         started = time.monotonic()
         try:
             outputs = self._llm.generate(requests, parameters, use_tqdm=False)
-        except (
-            Exception
-        ) as error:  # prompts were checked, so the engine itself failed, and it keeps its unfinished requests
+        except Exception as error:
+            # Prompts were checked, so the engine itself failed, and it keeps its unfinished requests.
             raise ActorBroken(named(error)) from error
         self.tally.model_s += time.monotonic() - started
         for request, output in zip(requests, outputs, strict=True):

@@ -5,9 +5,12 @@ In: a `Config`. Out: nothing, or a `ConfigError`. Refuses to know: runs, stages.
 
 import os
 import socket
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 
 import ray
+from ray.autoscaler.v2.sdk import get_cluster_status
 
 from ka2l_ray.active.strategies import Need, that_need
 from ka2l_ray.config import Config, ConfigError
@@ -16,17 +19,20 @@ from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.model import read_card
 from ka2l_ray.decode.states import decoder_folder
 from ka2l_ray.models.layers import wanted_layers
-from ka2l_ray.models.loading import as_config_errors, check_model, commit
+from ka2l_ray.models.loading import as_config_errors, at_commit
+from ka2l_ray.planning.capacity import NodeKind, kinds_in
+from ka2l_ray.planning.subject import check_subject
 
 ANSWERS_WITHIN_S = 10.0
 
 
 def check(config: Config) -> None:
-    """Raise `ConfigError` for what is sure to fail later: layers, budgets, strategies, decoders, addresses."""
-    with as_config_errors(config.model):
-        check_model(config.model)
-        wanted_layers(config)
+    """Raise `ConfigError` for what is sure to fail later: models, tokens, fine-tuning, layers, budgets, strategies,
+    decoders, addresses."""
     check_sections(config)
+    check_subject(config)
+    with as_config_errors(config.model):
+        wanted_layers(config)
     check_decoder_fits(config)
     check_address(config)
 
@@ -36,35 +42,50 @@ def check_decoder_fits(config: Config) -> None:
     read."""
     if not config.decode.enabled:
         return
-    name = config.decode.decoder
+    name, given, prompt = config.decode.decoder, config.model.name_or_path, config.corpus.prompt
     try:
         card = read_card(decoder_folder(name))
     except (OSError, TypeError, ValueError) as error:
         raise ConfigError(
             f"decode.decoder = {name!r}: contains no decoder: {error}. Or set decode.enabled: false"
         ) from error
-    if card.model != (given := config.model.name_or_path) and not card.model.startswith((f"{given}@", f"{given} + ")):
+    if card.model != given and not card.model.startswith((f"{given}@", f"{given} + ")):
         raise ConfigError(
-            f"decode.decoder = {name!r} reads states of model {card.model!r}, not of {config.model.name_or_path!r}; "
+            f"decode.decoder = {name!r} reads states of model {card.model!r}, not of {given!r}; "
             "give one that was trained on this model, or set decode.enabled: false"
         )
-    if config.corpus.prompt.style == "bare" and card.prompt != config.corpus.prompt.template:
+    if prompt.style == "bare" and card.prompt != prompt.template:
         raise ConfigError(
-            f"decode.decoder = {name!r} reads states under prompt {card.prompt!r}, not "
-            f"{config.corpus.prompt.template!r}; use that prompt, or set decode.enabled: false"
+            f"decode.decoder = {name!r} reads states under prompt {card.prompt!r}, not {prompt.template!r}; use that "
+            "prompt, or set decode.enabled: false"
         )
 
 
-def cluster_resources(config: Config) -> Mapping[str, float] | None:
-    """Resources of the cluster at `ray.address` or RAY_ADDRESS, by Ray's names; None if a run would start its own.
+def cluster_nodes(config: Config, file: Path | None = None) -> list[NodeKind] | None:
+    """Kinds of nodes of the cluster that `file` describes, or else of the one at `ray.address` or RAY_ADDRESS; None
+    where a run would start its own, and for `ray://`, through which they cannot be seen.
 
     Raises `ConfigError` if no cluster answers there.
     """
-    if _cluster(config) is None:
+    if file is not None:
+        return kinds_in(file)
+    if (address := _cluster(config)) is None or address.startswith("ray://"):
         return None
     check_address(config)
     connect(config)
-    return ray.cluster_resources()
+    return node_kinds()
+
+
+def node_kinds() -> list[NodeKind]:
+    """The kinds of nodes that are alive in the cluster that this process has joined. What its autoscaler may add is not
+    known: Ray keeps that to itself."""
+    status = get_cluster_status(ray.get_runtime_context().gcs_address)
+    alive = [*status.active_nodes, *status.idle_nodes]
+    there, looks = Counter(n.ray_node_type_name for n in alive), {n.ray_node_type_name: n for n in alive}
+    return [
+        NodeKind(name, found.total_resources(), found.labels or {}, there[name], to_come=None)
+        for name, found in sorted(looks.items())
+    ]
 
 
 def _cluster(config: Config) -> str | None:
@@ -86,34 +107,34 @@ def check_address(config: Config) -> None:
 
 def pinned(config: Config) -> Config:
     """The configuration with the commit that a hub id stands for today, so that a run resumes with the same weights."""
-    if config.model.revision is not None or (revision := commit(config.model)) is None:
+    if config.model.revision is not None:
         return config
-    return config.model_copy(update={"model": config.model.model_copy(update={"revision": revision})})
+    return config.model_copy(update={"model": at_commit(config.model)})
 
 
 def check_sections(config: Config) -> None:
     """Raise `ConfigError` for sections that contradict each other; the model is not opened."""
-    world = config.corpus.source == "world"
-    strategies = config.active.strategies
-    if not world and (knowing := that_need(Need.TRUTH, strategies)):
-        names = ", ".join(f"`{name}`" for name in knowing)
-        raise ConfigError(f"active.strategies: {names} needs corpus.source = world, where the truth is known")
-    if world and config.active.budget > config.corpus.world.pool_questions:
-        raise ConfigError(
-            f"active.budget = {config.active.budget} exceeds corpus.world.pool_questions = "
-            f"{config.corpus.world.pool_questions}"
-        )
+    for error in _contradictions(config):
+        raise error
+
+
+def _contradictions(config: Config) -> Iterator[ConfigError]:
+    world, active, acquire = config.corpus.source == "world", config.active, config.acquire
+    knowing = ", ".join(f"`{name}`" for name in that_need(Need.TRUTH, active.strategies))
+    comparing = ", ".join(sorted(that_need(Need.STATES, active.strategies)))
+    adapter, pool_questions = config.model.adapter, config.corpus.world.pool_questions
+    if knowing and not world:
+        yield ConfigError(f"active.strategies: {knowing} needs corpus.source = world, where the truth is known")
+    if world and active.budget > pool_questions:
+        yield ConfigError(f"active.budget = {active.budget} exceeds corpus.world.pool_questions = {pool_questions}")
     if not world and config.annotate.source == "world":
-        raise ConfigError("annotate.source: `world` needs corpus.source = world; use `reference`")
-    if config.model.adapter is not None and not Folder.of(config.model.adapter).exists():
-        raise ConfigError(
-            f"model.adapter = {config.model.adapter!r}: no such folder; a hub's adapter must be downloaded first"
-        )
-    comparing = ", ".join(sorted(that_need(Need.STATES, strategies)))
-    if comparing and config.active.budget > config.acquire.candidates:
-        raise ConfigError(
-            f"active.budget = {config.active.budget} exceeds acquire.candidates = {config.acquire.candidates}, "
+        yield ConfigError("annotate.source: `world` needs corpus.source = world; use `reference`")
+    if adapter is not None and not Folder.of(adapter).exists():
+        yield ConfigError(f"model.adapter = {adapter!r}: no such folder; a hub's adapter must be downloaded first")
+    if comparing and active.budget > acquire.candidates:
+        yield ConfigError(
+            f"active.budget = {active.budget} exceeds acquire.candidates = {acquire.candidates}, "
             f"which is all that {comparing} may choose from; raise acquire.candidates"
         )
-    if comparing and config.acquire.balance == "group":
-        raise ConfigError(f"acquire.balance = group does not go with {comparing}, which spread their choice by states")
+    if comparing and acquire.balance == "group":
+        yield ConfigError(f"acquire.balance = group does not go with {comparing}, which spread their choice by states")

@@ -18,14 +18,17 @@ from pydantic import SecretStr
 from ka2l_ray.active import schedule
 from ka2l_ray.active.comparison import compare_strategies
 from ka2l_ray.active.round import RoundState
+from ka2l_ray.active.strategies import draws
 from ka2l_ray.annotate.annotators import annotator_of
-from ka2l_ray.annotate.endpoint import share
-from ka2l_ray.annotate.stage import CACHE, key_of, share_claims
-from ka2l_ray.config import Config, ConfigError
+from ka2l_ray.annotate.stage import share_claims
+from ka2l_ray.chat.endpoint import share
+from ka2l_ray.chat.replies import CACHE, key_of
+from ka2l_ray.config import Config, ConfigError, EndpointSection, Strategy
 from ka2l_ray.dataflow.cluster import connect, curves_at_once
-from ka2l_ray.dataflow.log import log, log_progress, set_up_logging
+from ka2l_ray.dataflow.log import about, log, log_progress, set_up_logging
 from ka2l_ray.dataflow.runs import Hold, Run, held_by_nobody, storage_of
 from ka2l_ray.dataflow.tasks import cancel, fetch
+from ka2l_ray.dataflow.vault import open_vault, vault
 from ka2l_ray.errors import StageError, UserError
 from ka2l_ray.pipeline.checks import check, pinned
 from ka2l_ray.pipeline.loop import publish, run_steps
@@ -48,15 +51,19 @@ def open_runs(config: Config, seeds: int, hold: Hold = held_by_nobody) -> list[R
         )
     check(config)
     folder = storage_of(config) / f"{config.run.name}-compare"
-    storage, endpoint = folder.uri, config.annotate.endpoint
-    if endpoint.replies is None:
-        endpoint = endpoint.model_copy(update={"replies": (folder / CACHE).uri})
-        config = config.model_copy(update={"annotate": config.annotate.model_copy(update={"endpoint": endpoint})})
+    if (endpoint := config.annotate.endpoint).replies is None:
+        config = _asking(config, endpoint.model_copy(update={"replies": (folder / CACHE).uri}))
     sections = [
-        config.run.model_copy(update={"storage": storage, "name": f"seed_{seed}", "seed": seed})
+        config.run.model_copy(update={"storage": folder.uri, "name": f"seed_{seed}", "seed": seed})
         for seed in range(config.run.seed, config.run.seed + seeds)
     ]
     return Run.open_all([config.model_copy(update={"run": section}) for section in sections], pinned, hold)
+
+
+def _asking(config: Config, endpoint: EndpointSection) -> Config:
+    """The configuration with another `annotate.endpoint`."""
+    annotate = config.annotate.model_copy(update={"endpoint": endpoint})
+    return config.model_copy(update={"annotate": annotate})
 
 
 def compare(runs: Sequence[Run], parallel: int | None, command: str) -> tuple[str, ComparisonResults]:
@@ -64,35 +71,27 @@ def compare(runs: Sequence[Run], parallel: int | None, command: str) -> tuple[st
     of `compare.json`. At most `parallel` curves run at once, as many as the cluster holds if it is None."""
     key = key_of(runs[0].config.annotate.endpoint) if annotator_of(runs[0].config) == "endpoint" else None
     for n, run in enumerate(runs, 1):
-        log.info("compare    base stages of seed %d (%d/%d)", run.config.run.seed, n, len(runs))
-        run_steps(run, "evaluate")
-    curves = [
-        (run, strategy, draw)
-        for run in runs
-        for strategy, draw in dict.fromkeys((r.strategy, r.draw) for r in schedule.planned_rounds(run))
-    ]
-    at_once = parallel or curves_at_once(runs[0].config)
-    log.info("compare    %d curves, %d at once", len(curves), at_once)
-    unfinished, _claims = [c for c in curves if not _finished(*c)], share_claims()
+        log.info("base stages of seed %d (%d/%d)", run.config.run.seed, n, len(runs), extra={"stage": "compare"})
+        with about(run=run.config.run.name):
+            run_steps(run, "evaluate")
+    curves = [(run, *curve) for run in runs for curve in draws(run.config.active)]
+    at_once, _claims = parallel or curves_at_once(runs[0].config), share_claims()
+    log.info("%d curves, %d at once", len(curves), at_once, extra={"stage": "compare"})
+    unfinished = [c for c in curves if any(r.state != RoundState.DONE for r in schedule.curve(*c))]
     among = min(at_once, len(unfinished))
+    token = vault()
     calls = {
-        f"{name} draw {draw} of seed {r.config.run.seed}": (_sharing(r, among), name, draw, key)
+        f"{name} draw {draw} of seed {r.config.run.seed}": (_sharing(r, among), name, draw, key, token)
         for r, name, draw in unfinished
     }
     with log_progress("compare", lambda: _progress(runs)):
         play_side_by_side(_play_curve, calls, at_once)
-    results = [publish(run, command) for run in runs]
-    folder = storage_of(runs[0].config)
-    seeds = [run.config.run.seed for run in runs]
-    summary = ComparisonResults(command=command, seeds=seeds, **compare_strategies(results))
+    figures = compare_strategies([publish(run, command) for run in runs])
+    folder, seeds = storage_of(runs[0].config), [run.config.run.seed for run in runs]
+    summary = ComparisonResults(command=command, seeds=seeds, **figures)
     (folder / "compare.json").write_json(summary)
     (folder / "index.html").write_bytes(render(runs[0].config.report.title, summary).encode())
     return folder.uri, summary
-
-
-def _finished(run: Run, strategy: str, draw: int) -> bool:
-    own = [r for r in schedule.planned_rounds(run) if (r.strategy, r.draw) == (strategy, draw)]
-    return all(r.state == RoundState.DONE for r in own)
 
 
 def _progress(runs: Sequence[Run]) -> str:
@@ -115,7 +114,7 @@ def play_side_by_side(play: Callable[..., str], calls: Mapping[str, tuple[Any, .
                 running[task.remote(play, *arguments)] = name
             (done,), _ = ray.wait(list(running))
             name = running.pop(done)
-            log.info("compare    %s: %s", name, _outcome(name, done, list(running.values())))
+            log.info("%s: %s", name, _outcome(name, done, list(running.values())), extra={"stage": "compare"})
     finally:
         cancel(running)
 
@@ -131,9 +130,7 @@ def _with_its_process(play: Callable[..., str], *arguments: Any) -> str:
 
 def _sharing(run: Run, among: int) -> Run:
     """The run with a share of the endpoint's limits, one of `among`; limits change no result."""
-    annotate = run.config.annotate
-    own = annotate.model_copy(update={"endpoint": share(annotate.endpoint, among)})
-    return replace(run, config=run.config.model_copy(update={"annotate": own}))
+    return replace(run, config=_asking(run.config, share(run.config.annotate.endpoint, among)))
 
 
 def _outcome(name: str, done: "ray.ObjectRef[str]", others: Sequence[str]) -> str:
@@ -149,15 +146,16 @@ def _outcome(name: str, done: "ray.ObjectRef[str]", others: Sequence[str]) -> st
         raise
 
 
-def _play_curve(run: Run, strategy: str, draw: int, key: SecretStr | None) -> str:
+def _play_curve(run: Run, strategy: Strategy, draw: int, key: SecretStr | None, token: Any) -> str:
     """Play all rounds of one strategy and draw in a process of their own, the driver of its Ray Data pipelines and Ray
     Train runs.
 
     The key is passed as a masked argument, because Ray shows a `runtime_env` in its dashboard; the environment of this
     process may have no key, or another one.
     """
-    set_up_logging()
+    set_up_logging(run.config.run)
     connect(run.config)
+    open_vault(token)
     variable = run.config.annotate.endpoint.key_variable
     os.environ.pop(variable, None)
     if key is not None:

@@ -18,13 +18,6 @@ from ka2l_ray.report.page import write_report
 from ka2l_ray.results_schema import Results
 
 RESULTS, REDO = "results.json", "redo.json"
-ROUND_COMMANDS = {
-    "decode": RoundState.ACQUIRE,
-    "annotate": RoundState.ANNOTATE,
-    "finetune": RoundState.FINETUNE,
-    "evaluate": RoundState.EVALUATE,
-}
-"""Up to which state a round command takes the next round."""
 
 
 def execute(run: Run, until: str | None, command: str) -> Results:
@@ -64,15 +57,17 @@ def publish(run: Run, command: str) -> Results:
 def advance(run: Run, name: str, command: str) -> list[Round]:
     """Finish the base stages, take every strategy's next round as far as the round command `name` goes, and publish.
 
-    Returns the rounds that wait for people's answers.
+    `decode` acquires, the others are named like the state that they end. Returns the rounds that wait for people's
+    answers.
     """
+    until = RoundState.ACQUIRE if name == "decode" else RoundState(name)
     run_steps(run, "evaluate")
     for a_round in next_rounds(run):
-        log.info("%-10s %s seed %d round %d", name, a_round.strategy, a_round.seed, a_round.number)
+        log.info("%s", a_round, extra={"stage": name})
         try:
-            play(a_round, ROUND_COMMANDS[name])
+            play(a_round, until)
         except Waiting as waiting:
-            log.info("%-10s %s", name, waiting)
+            log.info("%s", waiting, extra={"stage": name})
     publish(run, command)
     return waiting_rounds(run)
 

@@ -9,80 +9,95 @@ from statistics import fmean
 from typing import Any
 
 from ka2l_ray import schema
-from ka2l_ray.active.outcome import base_record, eval_scope
+from ka2l_ray.active.outcome import WORDINGS, base_record, eval_scope
+from ka2l_ray.active.prior import priors
 from ka2l_ray.active.round import RoundState
 from ka2l_ray.active.saving import savings
-from ka2l_ray.active.schedule import planned_rounds, stopped
+from ka2l_ray.active.schedule import curve, planned_rounds, stopped
+from ka2l_ray.active.strategies import draws
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.dataflow.versions import versions
-from ka2l_ray.label.stage import gamma, label_summary
-from ka2l_ray.results_schema import Results
+from ka2l_ray.label.stage import label_summary
+from ka2l_ray.results_schema import Results, RoundResult, StoppedResult
 from ka2l_ray.world.facts import build_world
 
 
 def gather(run: Run, command: str) -> Results:
     """The content of results.json; `command` is what the user typed."""
-    config = run.config
-    knowledge, found = run.base("knowledge"), run.folder / "base/search/search.json"
-    records = _records(run)
-    content: dict[str, Any] = {
+    found, evaluated = run.folder / "base/search/search.json", run.base("evaluation").is_done
+    records = _records(run) if evaluated else []
+    return {
         "config_hash": run.hash,
         "command": command,
-        "model": config.model.identity,
+        "model": run.config.model.identity,
         "versions": versions(),
-        "seed": config.run.seed,
-        "label": label_summary(run, gamma(run)) if knowledge.is_done else None,
+        "seed": run.config.run.seed,
+        "label": label_summary(run) if run.base("knowledge").is_done else None,
         "search": found.read_json() if found.exists() else None,
         "decode": _decode_summary(run),
-        "eval_scope": eval_scope(config),
+        "eval_scope": (scope := eval_scope(run.config)),
+        "eval_wording": WORDINGS[scope],
+        "evaluation_ledger": _evaluation_ledger(run),
+        "prior": _prior(run) if run.table("questions").is_done else {},
         "rounds": records,
         "saving": savings(records),
-        "stopped": _stops(run),
+        "stopped": _stops(run) if evaluated else [],
         "rows": run.records.rows() | _round_rows(run),
         "time_s": _seconds(run, records),
+        "first_rows_s": _first_rows(run),
     }
-    return Results(**content)
 
 
-def _round_rows(run: Run) -> dict[str, Any]:
+def _evaluation_ledger(run: Run) -> dict[str, Mapping[str, float]]:
+    """What evaluation alone pays for."""
+    questions = run.table("questions")
+    asked = questions.manifest().get("rewordings_ledger") if questions.is_done else None
+    return {"rewordings": asked} if asked else {}
+
+
+def _prior(run: Run) -> dict[str, float]:
+    """What a guess by topic gets right, by scope of eval."""
+    batches = run.table("questions").batches(["scope", "group", "answers"], part="eval")
+    return priors(row for batch in batches for row in batch.to_pylist())
+
+
+def _first_rows(run: Run) -> dict[str, float]:
+    """Seconds until the first rows of each table of the base model that actors made."""
+    tables = {spec.name: run.table(spec.folder) for spec in schema.TABLES.values() if spec.folder.startswith("base/")}
+    facts = {name: table.manifest() for name, table in tables.items() if table.is_done}
+    return {name: seconds for name, found in facts.items() if (seconds := found.get("first_shard_s")) is not None}
+
+
+def _round_rows(run: Run) -> dict[str, Mapping[str, int]]:
     """The entry of `rows` for all rounds: annotations planned and bought; empty before the first purchase."""
     rounds = planned_rounds(run)
     bought = [t.rows for r in rounds if (t := r.table("annotations")).is_done]
     return {"rounds": {"in": sum(r.budget for r in rounds), "out": sum(bought), "errors": 0}} if bought else {}
 
 
-def _seconds(run: Run, records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _seconds(run: Run, records: Sequence[RoundResult]) -> dict[str, float]:
     """Seconds by step: those of the base steps, and of every finished round."""
     total: Counter[str] = Counter(run.records.seconds())
     for record in records:
-        total.update(record["seconds"])
+        total.update(record.get("seconds", {}))
     return {name: round(seconds, 3) for name, seconds in total.items()}
 
 
-def _records(run: Run) -> list[dict[str, Any]]:
-    if not run.base("evaluation").is_done:
-        return []
-    rounds = planned_rounds(run)
-    draws = dict.fromkeys((r.strategy, r.seed) for r in rounds)
-    records = [base_record(run, strategy, seed) for strategy, seed in draws]
-    records += [r.record() for r in rounds if r.state == RoundState.DONE]
-    order = list(draws)
-    records.sort(key=lambda r: (order.index((r["strategy"], r["seed"])), r["round"]))
+def _records(run: Run) -> list[RoundResult]:
+    """Round 0 and the finished rounds of every strategy and draw, curve by curve."""
+    records = []
+    for strategy, draw in draws(run.config.active):
+        finished = [r.record() for r in curve(run, strategy, draw) if r.state == RoundState.DONE]
+        records += [base_record(run, strategy, run.draw_seed(draw)), *finished]
     return records
 
 
-def _stops(run: Run) -> list[dict[str, Any]]:
+def _stops(run: Run) -> list[StoppedResult]:
     """Strategies that stopped before their last round, and why; the first round that is not done tells."""
-    if not run.base("evaluation").is_done:
-        return []
-    first = [
-        r
-        for r in planned_rounds(run)
-        if r.state == RoundState.ACQUIRE and all(e.state == RoundState.DONE for e in r.earlier)
-    ]
     return [
         {"strategy": r.strategy, "seed": r.seed, "after_round": r.number - 1, "reason": reason.value}
-        for r in first
+        for r in planned_rounds(run)
+        if r.state == RoundState.ACQUIRE and all(e.state == RoundState.DONE for e in r.earlier)
         if (reason := stopped(r))
     ]
 
@@ -92,18 +107,18 @@ def _decode_summary(run: Run) -> dict[str, Any] | None:
     is over well-formed questions, the two fractions against the truth are over kept ones."""
     if (metrics := run.records.result("decode")) is None:
         return None
-    tables = [t for r in planned_rounds(run) if (t := r.table("decoded")).is_done]
+    tables = (t for r in planned_rounds(run) if (t := r.table("decoded")).is_done)
     rows = [row for t in tables for row in t.read(["question", "p_unknown", "status"]).to_pylist()]
     kept = [r for r in rows if r["status"] == "kept"]
-    well_formed = [r for r in rows if r["status"] != "malformed"]
-    unknown = [r["p_unknown"] >= run.config.decode.min_p_unknown for r in well_formed]
+    least = run.config.decode.min_p_unknown
+    unknown = [r["p_unknown"] >= least for r in rows if r["status"] != "malformed"]
     world = build_world() if run.config.corpus.source == "world" else None
-    kinds = [world.ask(r["question"]).kind for r in kept] if world else []
+    facts = [world.ask(r["question"]) for r in kept] if world else []
     return metrics | {
         "generated": len(rows),
         "kept": len(kept),
         "statuses": {s: sum(r["status"] == s for r in rows) for s in schema.DECODE_STATUSES},
         "still_unknown_fraction": fmean(unknown) if unknown else None,
-        "truly_unknown_fraction": fmean(k == "unseen" for k in kinds) if kinds else None,
-        "answerable": fmean(k not in ("nobody", "malformed") for k in kinds) if kinds else None,
+        "truly_unknown_fraction": fmean(f is not None and f.truth == "unseen" for f in facts) if facts else None,
+        "answerable": fmean(f is not None for f in facts) if facts else None,
     }

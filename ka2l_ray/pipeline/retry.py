@@ -14,7 +14,6 @@ from ka2l_ray.pipeline.table import BY_ROW
 
 Reopen = Callable[[], object]
 """What must be done before a table's rows are done again: records of what was computed from the table are reopened."""
-EVALUATIONS = ("evaluation", "evaluation/corpus_prompt")
 
 
 def _nothing() -> None:
@@ -33,8 +32,7 @@ def retry_errors(run: Run) -> dict[str, int]:
     if not run.base("activations").folder.exists():  # once sampling began, what γ was taken from stays
         tables["pilot"] = run.base("pilot"), _nothing
     for a_round in planned_rounds(run):
-        where = f"{a_round.strategy} seed {a_round.seed} round {a_round.number}"
-        tables |= {f"{where}: {name}": found for name, found in _of_a_round(a_round).items()}
+        tables |= {f"{a_round}: {name}": found for name, found in _of_a_round(a_round).items()}
     return {name: n for name, (table, reopen) in tables.items() if (n := _again(table, reopen))}
 
 
@@ -42,7 +40,8 @@ def _of_a_round(a_round: Round) -> dict[str, tuple[Table, Reopen]]:
     """Tables that a round makes row by row, and how what is computed from each is reopened; those of decoding and of a
     new probe only while they are not done, because the next round has used them."""
     found: dict[str, tuple[Table, Reopen]] = {
-        name: (a_round.table(name), lambda: a_round.records.reopen(RoundState.EVALUATE)) for name in EVALUATIONS
+        name: (a_round.table(name), lambda: a_round.records.reopen(RoundState.EVALUATE))
+        for name in ("evaluation", "evaluation/corpus_prompt")
     }
     if not a_round.table("decoded").is_done:
         found["decoded"] = a_round.table("decoded/written"), _nothing
@@ -54,8 +53,7 @@ def _of_a_round(a_round: Round) -> dict[str, tuple[Table, Reopen]]:
 def _again(table: Table, reopen: Reopen) -> int:
     """Have a table's failed rows done again. Records are reopened first, so that a kill leaves no figure that stands on
     other rows."""
-    count = failed_rows(table)
-    if count:
+    if count := failed_rows(table):
         reopen()
         reopen_errors(table)
     return count

@@ -7,8 +7,8 @@ are done, results.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ka2l_ray.active.evaluation import evaluate_base
 from ka2l_ray.active.examples import sample_candidates
-from ka2l_ray.active.outcome import evaluate_base
 from ka2l_ray.active.schedule import play_rounds
 from ka2l_ray.active.strategies import Need, that_need
 from ka2l_ray.collect.stage import collect, sample_pool
@@ -25,7 +25,7 @@ NOTHING: Counts = {"rows_in": 0, "rows": 0, "errors": 0}
 
 
 def _label(run: Run) -> Counts:
-    """γ is the step's result too: rows that are labelled after the table's manifest was lost get the same."""
+    """γ is the step's result too, so that it outlives a lost manifest (`label.stage`)."""
     manifest = label(run)
     return manifest | {"result": {"threshold_nats": manifest["threshold_nats"]}}
 
@@ -44,7 +44,7 @@ def _sample_pool(run: Run) -> Counts:
     if not that_need(Need.SAMPLES, run.config.active.strategies):
         return NOTHING
     sample_pool(run)
-    return label_pool(run, gamma(run))
+    return label_pool(run)
 
 
 def _decode(run: Run) -> Counts:

@@ -8,8 +8,8 @@ Refuses to know: models' sizes, stages, Ray.
 
 from dataclasses import dataclass
 
-from ka2l_ray import schema
-from ka2l_ray.config import Config, PromptSection
+from ka2l_ray.config import Config
+from ka2l_ray.corpus.again import questions_again
 from ka2l_ray.corpus.files import File, files_of
 from ka2l_ray.corpus.preview import Preview, preview
 from ka2l_ray.planning.published import data_set_rows
@@ -22,6 +22,9 @@ TYPICAL_TOKENS = {
     "entity_questions": 10,
     "squad": 14,
     "simpleqa": 25,
+    "kilt": 14,
+    "alpaca": 30,
+    "messages": 60,
     "generic": 20,
 }
 """Tokens of a question without its prompt, by format: words of the data sets' development files × 1.3."""
@@ -32,19 +35,18 @@ WRAPPING, ANSWER, INSTRUCTION = 5, 6, 12
 @dataclass(frozen=True)
 class Extent:
     """Questions by split and tokens of a prompt. `shared` are the tokens that all prompts have in common, `own` those
-    of a question itself on average, both under `corpus.prompt`; `tuned_` are the same under `finetune.prompt`."""
+    of a question itself on average, both under `corpus.prompt`; `tuned_` are the same under `finetune.prompt`. `source`
+    says where the numbers come from. `longest` are the tokens of the longest prompt under `corpus.prompt`, None if none
+    was counted; `counted` is what reading the corpus showed, None if nothing was read."""
 
     source: str
-    """Where the numbers come from, in words."""
     splits: dict[str, int]
     shared: int
     own: int
     tuned_shared: int
     tuned_own: int
     longest: int | None = None
-    """Tokens of the longest prompt under `corpus.prompt`; None if none was counted."""
     counted: Preview | None = None
-    """What reading the corpus showed; None if nothing was read."""
     notes: tuple[str, ...] = ()
 
 
@@ -58,18 +60,17 @@ def extent(config: Config, tokenizer_at_hand: bool) -> Extent:
     files = [] if corpus.source == "world" else files_of(corpus.source, corpus.hub)
     if all(file.kind != "hub" for file in files):
         return _read(config, tokenizer_at_hand)
-    rows, notes = 0, []
-    for file in files:
-        count = _rows_on_hub(file) if file.kind == "hub" else sum(1 for _ in file.rows(()))
-        if count is None:
-            notes.append(
-                f"corpus.source = {file.name!r}: the number of rows of subset {file.hub.subset}, "
-                f"split {file.hub.split} is not known here, so it counts as empty below; "
-                "run `ka2l corpus` where the hub can be reached"
-            )
-        rows += count or 0
+    counts = [_rows_on_hub(file) if file.kind == "hub" else sum(1 for _ in file.rows(())) for file in files]
+    rows = sum(count or 0 for count in counts)
+    notes = tuple(
+        f"corpus.source = {file.name!r}: the number of rows of subset {file.hub.subset}, split {file.hub.split} is not "
+        "known here, so it counts as empty below; run `ka2l corpus` where the hub can be reached"
+        for file, count in zip(files, counts, strict=True)
+        if count is None
+    )
     splits = {split: round(rows * share) for split, share in corpus.split}
-    return Extent("published numbers; nothing was read", splits, *_typical(config), notes=tuple(notes))
+    splits["eval"] += questions_again(config) * splits["pool"]
+    return Extent("published numbers; nothing was read", splits, *_typical(config), notes=notes)
 
 
 def _rows_on_hub(file: File) -> int | None:
@@ -80,9 +81,7 @@ def _rows_on_hub(file: File) -> int | None:
 
     try:
         info = datasets.load_dataset_builder(file.name, file.hub.subset, revision=file.hub.revision).info
-    except (
-        Exception
-    ):  # whatever the hub's client or the network raises: the number is not known here, which becomes a note
+    except Exception:  # whatever client or network raise: the number is not known here, which becomes a note
         return None
     split = (info.splits or {}).get(file.hub.split)
     return split.num_examples if split else None
@@ -90,13 +89,12 @@ def _rows_on_hub(file: File) -> int | None:
 
 def _read(config: Config, tokenizer_at_hand: bool) -> Extent:
     found = preview(config, with_tokens=tokenizer_at_hand)
-    splits = {split: found.splits[split] for split in schema.SPLITS}
     if not tokenizer_at_hand:
-        return Extent("read; tokens by a rule of thumb", splits, *_typical(config), counted=found)
+        return Extent("read; tokens by a rule of thumb", found.splits, *_typical(config), counted=found)
     tokens = found.tokens
     return Extent(
         "read and counted",
-        splits,
+        found.splits,
         shared=tokens["shared"],
         own=tokens["mean"] - tokens["shared"],
         tuned_shared=tokens["tuned_shared"],
@@ -110,9 +108,8 @@ def _typical(config: Config) -> tuple[int, int, int, int]:
     """(shared, own) tokens of a prompt, by its style and the corpus' format: of `corpus.prompt`, then of
     `finetune.prompt`."""
     question = TYPICAL_TOKENS[config.corpus.format] + WRAPPING
-    prompts = (config.corpus.prompt, config.finetune.prompt)
-    return (_typical_shared(prompts[0], question), question, _typical_shared(prompts[1], question), question)
-
-
-def _typical_shared(prompt: PromptSection, question: int) -> int:
-    return (0 if prompt.style == "bare" else INSTRUCTION) + prompt.solved * (question + ANSWER)
+    shared, tuned_shared = (
+        (0 if prompt.style == "bare" else INSTRUCTION) + prompt.solved * (question + ANSWER)
+        for prompt in (config.corpus.prompt, config.finetune.prompt)
+    )
+    return shared, question, tuned_shared, question

@@ -5,7 +5,7 @@ The numbers are upper bounds: no strategy stops early, and every answer is as lo
 question at the mean length of its prompt. Refuses to know: files, libraries, Ray.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ka2l_ray.active.replay import replay_counts
@@ -13,7 +13,9 @@ from ka2l_ray.active.strategies import STRATEGIES, Need, draws, that_need
 from ka2l_ray.config import Config, Pool
 from ka2l_ray.dataflow.placement import gpus_used
 from ka2l_ray.dataflow.shard_size import row_seconds, shard_rows
+from ka2l_ray.planning.asking import annotating, rewording
 from ka2l_ray.planning.corpora import Extent
+from ka2l_ray.planning.line import TEXT_BYTES, Line
 from ka2l_ray.planning.shapes import Shape
 
 STATE_BYTES, STORED_BYTES, LOGIT_BYTES = 4, 2, 4
@@ -23,44 +25,10 @@ LIVE_VALUES = 18
 without attention (Korthikanti et al., 2022, count 34 bytes at 2 bytes a value)."""
 OPTIMIZER_BYTES = 12
 """AdamW's float32 copy of a trained weight and its two moments."""
-TEXT_BYTES = 64
-"""A stored answer with its numbers."""
 TRAINED_ANSWER = 8
 """Tokens of an answer that is trained on, with its end token."""
 DECODED = 24
 """Tokens of a decoded question at most, as the shipped decoder writes them."""
-LETTERS_A_TOKEN = 4
-"""For prompts to an annotator's endpoint, whose tokenizer is not known."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """One stage: its rows, tokens read and written, memory of one actor or worker, bytes it leaves in storage.
-
-    At least `count` actors or workers run, each on `gpus` GPUs, over which its `memory_bytes` are spread.
-    """
-
-    stage: str
-    rows: int
-    actors: str
-    count: int = 0
-    gpus: float = 0.0
-    read_tokens: int = 0
-    written_tokens: int = 0
-    memory_bytes: int = 0
-    memory_is: str = ""
-    """What the memory is for, in words."""
-    storage_bytes: int = 0
-    does: str = ""
-    """What the stage does, in words."""
-    price: float = 0.0
-    """In the unit of `annotate.cost`."""
-
-    @property
-    def gpu_bytes(self) -> int:
-        """Bytes of memory that one GPU needs: its part of a model spread over several, or all the actors that share it;
-        0 without GPUs."""
-        return round(self.memory_bytes / self.gpus) if self.gpus else 0
 
 
 def lines(config: Config, extent: Extent, shape: Shape, adapter_parameters: int) -> list[Line]:
@@ -68,7 +36,7 @@ def lines(config: Config, extent: Extent, shape: Shape, adapter_parameters: int)
     estimate = _Estimate(config, extent, shape)
     probe, pool, samples = extent.splits["probe"], extent.splits["pool"], config.collect.samples
     adaptive, replay, budget = config.collect.adaptive, config.finetune.replay, config.active.budget
-    found = []
+    found = [rewording(config, extent)] if config.corpus.rewordings.source == "endpoint" else []
     if adaptive.threshold == "pilot":
         found.append(estimate.collecting("pilot", min(probe, adaptive.pilot_rows), samples))
     found += [estimate.collecting("collect", probe, samples, estimate.columns), estimate.scoring("score", pool)]
@@ -80,7 +48,11 @@ def lines(config: Config, extent: Extent, shape: Shape, adapter_parameters: int)
         found.append(_Estimate(config, tuned, shape).collecting("replay", candidates, replay.samples))
     if config.decode.enabled:
         found.append(estimate.decoding())
-    found += [estimate.annotating(), estimate.finetuning(adapter_parameters), estimate.evaluating()]
+    found += [
+        annotating(config, extent, estimate.curves, estimate.sampling),
+        estimate.finetuning(adapter_parameters),
+        estimate.evaluating(),
+    ]
     if config.active.reprobe and (again := config.active.rounds - 1):
         times = again * estimate.curves
         found.append(estimate.collecting("reprobe", times * probe, samples, estimate.columns))
@@ -119,17 +91,20 @@ class _Estimate:
         )
 
     @property
+    def layers(self) -> Sequence[int]:
+        """Layers whose states are read."""
+        layers = self.config.collect.layers
+        return range(self.shape.layers + 1) if layers == "all" else layers
+
+    @property
     def columns(self) -> int:
         """Columns of states that are stored."""
-        collect = self.config.collect
-        layers = self.shape.layers + 1 if collect.layers == "all" else len(collect.layers)
-        return layers * len(collect.positions)
+        return len(self.layers) * len(self.config.collect.positions)
 
     @property
     def deepest(self) -> int:
         """The last layer that is read."""
-        layers = self.config.collect.layers
-        return self.shape.layers if layers == "all" else max(layers)
+        return max(self.layers)
 
     def line(self, stage: str, rows: int, pool: Pool) -> Line:
         """A line that says so far how many rows go through which actors."""
@@ -153,11 +128,12 @@ class _Estimate:
         shard = shard_rows(pool, rows, stored, row_seconds(pool, answers, most))
         states = (pool.batch_rows + shard) * columns * shape.width * STATE_BYTES
         twice = collect.engine == "vllm" and columns > 0
-        parts = ["weights", f"cache of {pool.batch_tokens:,} tokens"]
-        if collect.engine == "vllm":
-            share = f"it takes vllm.memory_share = {collect.vllm.memory_share:g} of each GPU"
-            parts = [f"vLLM's weights and cache ({share})"]
-        parts.append(f"logits of {copies:,} rows")
+        share = f"it takes vllm.memory_share = {collect.vllm.memory_share:g} of each GPU"
+        by_engine = {
+            "own": f"weights, cache of {pool.batch_tokens:,} tokens",
+            "vllm": f"vLLM's weights and cache ({share})",
+        }
+        parts = [by_engine[collect.engine], f"logits of {copies:,} rows"]
         parts += [f"blocks 1 … {self.deepest} once more, for states"] * twice
         parts += [f"states of a shard ({columns} columns)"] * (columns > 0)
         return replace(
@@ -205,29 +181,6 @@ class _Estimate:
             f"then {decode.variants} per unknown question bought in {curves} curve(s)",
         )
 
-    def annotating(self) -> Line:
-        annotate, endpoint, budget = self.config.annotate, self.config.annotate.endpoint, self.config.active.budget
-        rows = budget * self.curves
-        price, parts, read, written = rows * annotate.cost, f"{annotate.cost:g} each", 0, 0
-        if annotate.source == "endpoint":
-            read = rows * (self.extent.own + len(endpoint.system + endpoint.template) // LETTERS_A_TOKEN)
-            written = rows * endpoint.max_tokens
-            millionths = read * endpoint.cost_per_million_prompt_tokens
-            millionths += written * endpoint.cost_per_million_completion_tokens
-            price, parts = price + millionths / 1e6, f"{parts}, and {millionths / 1e6:,.6g} for tokens"
-        if sampling := self.sampling * self.extent.splits["pool"] * self.config.acquire.sampling_cost:
-            price, parts = price + sampling, f"{parts}, and {sampling:,.6g} for sampling the pool"
-        return Line(
-            "annotate",
-            rows,
-            annotate.source,
-            read_tokens=read,
-            written_tokens=written,
-            storage_bytes=rows * TEXT_BYTES,
-            does=f"{budget:,} annotations for each of {self.curves} curves, at {parts}: {price:,.10g} at most",
-            price=price,
-        )
-
     def evaluating(self) -> Line:
         """The eval split by the base model and after every training, under both prompts; then once more what the round
         replayed."""
@@ -266,13 +219,9 @@ class _Estimate:
         parts = f"{size(sum(training.values()))}: " + ", ".join(
             f"{name} {size(n)}" for name, n in training.items() if n
         )
-        each = f"{tune.gpus_per_worker} GPU" if tune.gpus_per_worker else f"{tune.cpus_per_worker:g} CPU"
-        return Line(
-            "finetune",
-            examples,
-            f"{tune.workers} × {each}",
-            count=tune.workers,
-            gpus=gpus_used(self.config.model, tune.gpus_per_worker),
+        workers = Pool(min=tune.workers, max=tune.workers, cpus=tune.cpus_per_worker, gpus=tune.gpus_per_worker)
+        return replace(
+            self.line("finetune", examples, workers),
             read_tokens=examples * tokens * (2 if tune.replay.kl_weight else 1),
             memory_bytes=max(loading, sum(training.values())),
             memory_is=f"whole weights while loading and saving {size(loading)}; then {parts}",
@@ -291,8 +240,7 @@ def _bought(config: Config) -> list[int]:
 
 def _training_width(config: Config, shape: Shape) -> int:
     """Bytes of a weight as it is trained."""
-    widths = {"auto": shape.bytes_per_value, "float32": 4, "bfloat16": 2}
-    return widths[config.finetune.precision]
+    return {"auto": shape.bytes_per_value, "float32": 4, "bfloat16": 2}[config.finetune.precision]
 
 
 def _weight_bytes(config: Config, shape: Shape) -> int:
@@ -330,11 +278,6 @@ def training_bytes(config: Config, shape: Shape, trained: int, tokens: int) -> d
         "activations": rows_tokens * (kept + LIVE_VALUES * shape.width * width),
         "logits": rows_tokens * shape.vocabulary * LOGIT_BYTES * (3 if tune.replay.kl_weight else 2),
     }
-
-
-def storage_bytes(stages: Iterable[Line]) -> int:
-    """Bytes that all stages together leave in storage."""
-    return sum(line.storage_bytes for line in stages)
 
 
 def size(count: float) -> str:

@@ -1,26 +1,34 @@
 """`ka2l run --dry-run`: what a run will do, what it costs, and whether it fits here, before a weight is read.
 
-In: a configuration, and the resources of a cluster to join. Out: a `Plan`. `problems` would end the run; `notes` say
+In: a configuration, and the nodes of a cluster to join. Out: a `Plan`. `problems` would end the run; `notes` say
 what this machine or cluster lacks, or what is only estimated.
 Refuses to know: how stages work, Ray, terminals.
 """
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import AutoTokenizer
 
 from ka2l_ray.config import Config, ConfigError, ModelSection
-from ka2l_ray.corpus.prepare import check_budget
+from ka2l_ray.corpus.table import check_budget
+from ka2l_ray.dataflow.paths import is_gguf
 from ka2l_ray.dataflow.placement import visible_memory
+from ka2l_ray.dataflow.processes import computing, used
 from ka2l_ray.dataflow.storage import Folder
-from ka2l_ray.models.loading import as_config_errors, check_model, model_path
+from ka2l_ray.models.abilities import Abilities
+from ka2l_ray.models.gguf_files import folders
+from ka2l_ray.models.hub import check_on_hub, hub_cache, is_on_hub
+from ka2l_ray.models.loading import as_config_errors, model_path
+from ka2l_ray.planning.capacity import NodeKind, capacity_notes
 from ka2l_ray.planning.corpora import Extent, extent
-from ka2l_ray.planning.cost import Line, lines, size, storage_bytes
-from ka2l_ray.planning.shapes import Shape, adapter_parameters, shape_of
+from ka2l_ray.planning.cost import Line, lines, size
+from ka2l_ray.planning.published import published_model
+from ka2l_ray.planning.shapes import Shape, abilities_of_shape, adapter_parameters, shape_of
+from ka2l_ray.planning.subject import check_subject
 
 
 @dataclass(frozen=True)
@@ -30,23 +38,28 @@ class Plan:
     extent: Extent
     shape: Shape
     lines: list[Line]
+    abilities: Abilities
+    """What the engine may do with the model."""
     problems: list[str]
     notes: list[str]
 
 
-def make_plan(config: Config, cluster: Mapping[str, float] | None = None) -> Plan:
-    """The plan of a run on this machine, or on a cluster with these resources by Ray's names (`CPU`, `GPU`).
+def make_plan(config: Config, cluster: Sequence[NodeKind] | None = None) -> Plan:
+    """The plan of a run on this machine, or on a cluster with these nodes.
 
-    Raises `ConfigError` if corpus or model cannot be used at all.
+    Raises `ConfigError` if corpus or model cannot be used at all, `Refusal` for LoRA targets that the model lacks.
     """
     with as_config_errors(config.model):
-        if has_tokenizer := _has_tokenizer(config.model):
-            check_model(config.model)
+        has_tokenizer = _has_tokenizer(config.model)
+    if has_tokenizer:
+        check_subject(config)
+    refused = [] if has_tokenizer else _refused_by_hub(config.model)
     shape, found = shape_of(config.model), extent(config, has_tokenizer)
+    abilities = abilities_of_shape(config.model)
     adapters = adapter_parameters(config.model, config.finetune.lora) if config.finetune.mode == "lora" else 0
     stages = lines(config, found, shape, adapters)
-    notes = [*found.notes, *_notes(config, found, stages, cluster)]
-    return Plan(found, shape, stages, _problems(config, found, shape), notes)
+    problems = [*refused, *_problems(config, found, shape)]
+    return Plan(found, shape, stages, abilities, problems, _notes(config, found, shape, stages, cluster))
 
 
 def _has_tokenizer(model: ModelSection) -> bool:
@@ -55,12 +68,30 @@ def _has_tokenizer(model: ModelSection) -> bool:
     path = model_path(model, weights=False)
     if Path(path).is_dir():
         return True
-    options = {"revision": model.revision or "main", "trust_remote_code": model.trust_remote_code}
     try:
-        AutoTokenizer.from_pretrained(path, local_files_only=True, **options)
+        AutoTokenizer.from_pretrained(
+            path,
+            local_files_only=True,
+            revision=model.revision or "main",
+            trust_remote_code=model.trust_remote_code,
+            cache_dir=hub_cache(model),
+        )
     except OSError:  # not in the hub's cache
         return False
     return True
+
+
+def _refused_by_hub(model: ModelSection) -> list[str]:
+    """What would end a run with a model whose files are not at hand; raised where there is no published shape to go on
+    with. Nothing where no hub is in reach."""
+    try:
+        if is_on_hub(model):
+            check_on_hub(model)
+    except ConfigError as error:
+        if published_model(model.name_or_path) is None:
+            raise
+        return [str(error)]
+    return []
 
 
 def _problems(config: Config, found: Extent, shape: Shape) -> list[str]:
@@ -82,31 +113,23 @@ def _problems(config: Config, found: Extent, shape: Shape) -> list[str]:
     return problems
 
 
-def _notes(config: Config, found: Extent, stages: list[Line], cluster: Mapping[str, float] | None) -> list[str]:
-    notes = [] if found.source.startswith("read and") else [f"corpus: {found.source}"]
-    gpus, cpus = _wanted(config)
+def _notes(
+    config: Config, found: Extent, shape: Shape, stages: list[Line], cluster: Sequence[NodeKind] | None
+) -> list[str]:
+    notes = [*found.notes, *([] if found.source.startswith("read and") else [f"corpus: {found.source}"])]
+    if is_gguf(config.model.name_or_path):
+        made = f"{size(shape.parameters * shape.bytes_per_value)} in {folders(config.model)}"
+        notes.append(f"model: its GGUF file is turned into a folder of {made}, once on every node that loads it")
+    largest = used(computing(config), config)
+    gpus, cpus = max(p.gpus_at_once for p in largest), max(p.cpus_at_once for p in largest)
     if cluster is not None:
-        notes += [
-            f"the cluster has {has:g} {name}s now, stages want {wanted:g} at once: they wait unless it grows"
-            for name, wanted in (("CPU", cpus), ("GPU", gpus))
-            if wanted > (has := cluster.get(name, 0.0))
-        ]
+        notes += capacity_notes(config, cluster)
     elif cpus > config.ray.local_cpus:
         notes.append(
             f"a local Ray has ray.local_cpus = {config.ray.local_cpus}, stages want {cpus:g}: "
             "raise it, or set ray.address to a cluster's"
         )
     return [*notes, *_memory_notes(stages, gpus, cluster is not None), *_storage_notes(config, stages)]
-
-
-def _wanted(config: Config) -> tuple[float, float]:
-    """(GPUs, CPUs) that the largest stage takes at once, at least; Ray Data reads and writes with two CPUs more than
-    its actors have."""
-    pools = [config.collect.pool, config.score.pool, config.evaluate.pool]
-    pools += [config.decode.pool] if config.decode.enabled else []
-    tune = config.finetune
-    gpus = max(*(p.min * p.gpus for p in pools), float(tune.workers * tune.gpus_per_worker))
-    return gpus, max(*(p.min * p.cpus + 2 for p in pools), tune.workers * tune.cpus_per_worker)
 
 
 def _memory_notes(stages: list[Line], gpus: float, elsewhere: bool) -> list[str]:
@@ -134,8 +157,8 @@ def _memory_notes(stages: list[Line], gpus: float, elsewhere: bool) -> list[str]
 def _storage_notes(config: Config, stages: list[Line]) -> list[str]:
     if "://" in config.run.storage:
         return []
-    storage, wanted = Path(Folder.of(config.run.storage).path), storage_bytes(stages)
+    storage, wanted = Path(Folder.of(config.run.storage).path), sum(line.storage_bytes for line in stages)
     folder = next(p for p in [storage, *storage.parents] if p.exists())
-    free = shutil.disk_usage(folder).free
-    short = f"run.storage: the run leaves about {size(wanted)}, {folder} has {size(free)} free"
-    return [short] if free < wanted else []
+    if (free := shutil.disk_usage(folder).free) >= wanted:
+        return []
+    return [f"run.storage: the run leaves about {size(wanted)}, {folder} has {size(free)} free"]

@@ -13,8 +13,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from ka2l_ray.config import LoraSection, ModelSection
+from ka2l_ray.dataflow.paths import is_gguf
 from ka2l_ray.errors import ConfigError, library_message
+from ka2l_ray.finetune.model import with_new_adapters
+from ka2l_ray.models.abilities import Abilities
 from ka2l_ray.models.activations import blocks
+from ka2l_ray.models.examine import abilities_of_configuration
+from ka2l_ray.models.hub import hub_cache
 from ka2l_ray.models.loading import ASSETS, model_path
 from ka2l_ray.planning.published import published_model
 
@@ -110,32 +115,40 @@ def _cached_heads(text: PreTrainedConfig) -> int:
 def adapter_parameters(model: ModelSection, lora: LoraSection) -> int:
     """Trainable parameters of LoRA adapters on this model, counted by PEFT itself on the `meta` device.
 
-    Raises `ConfigError` for targets that the model lacks.
+    Raises `Refusal` for targets that the model lacks.
     """
-    from peft import LoraConfig, get_peft_model
-
     whole = _without_weights(_configuration(model)[0], model)
-    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-    try:
-        with torch.device("meta"):
-            adapted = get_peft_model(whole, LoraConfig(r=lora.rank, target_modules=targets, task_type="CAUSAL_LM"))
-    except ValueError as error:
-        raise ConfigError(f"finetune.lora.targets = {lora.targets!r}: {library_message(error)}") from error
+    with torch.device("meta"):
+        adapted = with_new_adapters(whole, lora)
     return sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+
+
+def _file_of(model: ModelSection) -> str:
+    return "its GGUF file" if is_gguf(model.name_or_path) else "its config.json"
+
+
+def abilities_of_shape(model: ModelSection) -> Abilities:
+    """What the engine may do with a model, also where only its published shape is at hand. Raises `ConfigError` as
+    `examine.abilities_of` does."""
+    return abilities_of_configuration(_configuration(model)[0], model.trust_remote_code)
 
 
 def _configuration(model: ModelSection) -> tuple[PreTrainedConfig, str]:
     """(the model's configuration, where it comes from in words), from the nearest place that has it."""
     path = model_path(model, weights=False)
-    options = {"revision": model.revision or "main", "trust_remote_code": model.trust_remote_code}
+    options = {
+        "revision": model.revision or "main",
+        "trust_remote_code": model.trust_remote_code,
+        "cache_dir": hub_cache(model),
+    }
     try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True, **options)
-        return config, "shipped" if str(ASSETS) in path else "its config.json"
+        found = AutoConfig.from_pretrained(path, local_files_only=True, **options)
+        return found, "shipped" if str(ASSETS) in path else _file_of(model)
     except (OSError, ValueError):
         pass  # not at hand: published or on the hub, below
     if entry := published_model(model.name_or_path):
-        config = AutoConfig.for_model(entry["model_type"], **entry["config"])
-        return config, "its published shape; its files are not at hand"
+        found = AutoConfig.for_model(entry["model_type"], **entry["config"])
+        return found, "its published shape; its files are not at hand"
     try:
         return AutoConfig.from_pretrained(path, **options), "its config.json on the hub"
     except (OSError, ValueError) as error:

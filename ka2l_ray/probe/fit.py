@@ -30,6 +30,7 @@ class ProbeRows:
     `wrong`: 1 for a wrong greedy answer, 0 for a right one, -1 without a gold answer; None where no row has one.
     `unseen`: the truth, 1 or 0, or -1 for a row that no figure counts; None where nobody knows it.
     `entity`: rows of one entity are never divided between training, validation and test; None makes each row its own.
+    `abstains`: True for rows that are unknown whatever their entropy; None where there are none.
     `fully_sampled`: False where sampling stopped early; `entropy_nats` is then a bound on the same side of γ.
     """
 
@@ -38,6 +39,12 @@ class ProbeRows:
     unseen: np.ndarray | None = None
     entity: np.ndarray | None = None
     fully_sampled: bool = True
+    abstains: np.ndarray | None = None
+
+    def unknown(self, threshold_nats: float) -> np.ndarray:
+        """The rows (N,) whose entropy is at least a threshold, or that abstain."""
+        unknown = np.asarray(self.entropy_nats, np.float64) >= threshold_nats
+        return unknown if self.abstains is None else unknown | self.abstains
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,8 @@ def fit_probe(
 ) -> ProbeFit:
     """Fit a logistic probe on states (N, D) for each threshold and C, choose by validation AUROC, report on test rows.
 
-    A row is unknown where its entropy is at least the threshold γ, `threshold_nats` (None: Otsu's threshold). With the
+    A row is unknown where its entropy is at least the threshold γ, `threshold_nats` (None: Otsu's threshold over the
+    rows that do not abstain), or where it abstains. With the
     objective `correctness` every threshold competes on the same target, wrong greedy answers of the graded rows. With
     `entropy`, and where sampling stopped by γ, only γ is tried: AUROCs against different targets do not compare.
     Probes are fitted to all training rows, graded or not. `source` goes on the probe's card.
@@ -122,33 +130,32 @@ def fit_probe(
         raise ValueError(f"{len(states):,} states, but {len(rows.entropy_nats):,} entropies: a row needs one of each")
     entropy = np.asarray(rows.entropy_nats, np.float64)
     entity = np.arange(len(states)) if rows.entity is None else rows.entity
-    histogram = Counter(entropy.tolist())
+    histogram = Counter((entropy if rows.abstains is None else entropy[~rows.abstains]).tolist())
     gamma = otsu(histogram) if threshold_nats is None else threshold_nats
     part = divide(entity, search.validation_share, search.test_share, seed)
     train, validation, test = (part == i for i in range(3))
     objective = objective_of(rows, validation, gamma, search)
     compete = objective.name == "correctness" and rows.fully_sampled
-    tried = candidates(histogram, search.min_class_share) if compete else []
+    thresholds = {*candidates(histogram, search.min_class_share), gamma} if compete else {gamma}
     scaler = StandardScaler().fit(states[train])
     scaled = scaler.transform(states)
-    heat, models = [], {}
-    for threshold in sorted({*tried, gamma}):
-        labels = entropy >= threshold
+    tried: list[tuple[Cell, LogisticRegression]] = []
+    for threshold in sorted(thresholds):
+        labels = rows.unknown(threshold)
         if len(np.unique(labels[train])) < 2:
             continue
         for c in search.inverse_regularization:
             model = LogisticRegression(C=c, max_iter=500).fit(scaled[train], labels[train])
             score = objective.auroc(validation, model.decision_function(scaled[validation]))
             if score is not None:
-                heat.append(Cell(threshold, c, score))
-                models[heat[-1]] = model
-    if not heat:
+                tried.append((Cell(threshold, c, score), model))
+    if not tried:
         raise ConfigError(
             "the rows for training or for validation have one class only; ask more questions or set label.threshold"
         )
-    best = max(heat, key=lambda cell: cell.auroc)
-    weight = models[best].coef_[0] / scaler.scale_
-    bias = float(np.asarray(models[best].intercept_)[0] - weight @ scaler.mean_)
+    best, model = max(tried, key=lambda t: t[0].auroc)
+    weight = model.coef_[0] / scaler.scale_
+    bias = float(np.asarray(model.intercept_)[0] - weight @ scaler.mean_)
     card = ProbeCard(
         **vars(source),
         width=states.shape[1],
@@ -165,7 +172,7 @@ def fit_probe(
         auroc_vs_truth=None
         if rows.unseen is None
         else Objective("truth", np.asarray(rows.unseen), 0).auroc(test, score),
-        heat=tuple(heat),
+        heat=tuple(cell for cell, _ in tried),
         objective=objective,
     )
 
@@ -182,7 +189,7 @@ def objective_of(rows: ProbeRows, validation: np.ndarray, threshold_nats: float,
     They need `search.min_graded` right and as many wrong ones; else `auto` falls back to SE >= γ and says so.
     Raises `ConfigError` with the counts for `correctness`.
     """
-    by_entropy = (rows.entropy_nats >= threshold_nats).astype(np.int8)
+    by_entropy = rows.unknown(threshold_nats).astype(np.int8)
     wrong = np.full(len(by_entropy), -1) if rows.wrong is None else np.asarray(rows.wrong, np.int8)
     graded = int((wrong >= 0).sum())
     if search.objective == "entropy":

@@ -15,9 +15,11 @@ from ka2l_ray.config import ModelSection, PromptSection
 from ka2l_ray.dataflow.placement import CPU, Placement
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.errors import StageError
+from ka2l_ray.models.abilities import Abilities
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
-from ka2l_ray.models.loading import load_blocks, load_tokenizer
+from ka2l_ray.models.layers import load_up_to
+from ka2l_ray.models.loading import load_tokenizer
 from ka2l_ray.models.probe import LinearProbe, score_states
 from ka2l_ray.tables import error_column, fixed_size, not_finite
 from ka2l_ray.text.prompts import Prompter, prompts_of
@@ -34,6 +36,7 @@ class ScoreSetup:
     with_state: bool = False
     limits: Limits = Limits()
     placement: Placement = CPU
+    abilities: Abilities = Abilities()
 
 
 class ScoreActor:
@@ -46,19 +49,20 @@ class ScoreActor:
             raise StageError(
                 f"the probe reads states of {card.model!r} under prompt {card.prompt!r}, not of {model.identity!r}"
             )
-        self._layer, self._position = card.layer, card.position
-        tokenizer = load_tokenizer(model)
-        blocks = load_blocks(model, card.layer, setup.placement)
-        self._engine = Engine(blocks, pad_id(tokenizer), Prompter(tokenizer, setup.prompt).shared, setup.limits)
+        tokenizer, blocks = load_tokenizer(model), load_up_to(card.layer, model, setup.abilities, setup.placement)
+        shared = Prompter(tokenizer, setup.prompt).shared
+        self._engine = Engine(blocks, pad_id(tokenizer), shared, setup.limits, setup.abilities)
         self.tally = self._engine.tally
 
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
         """Columns for a batch of any size; questions that cannot be asked, and states that are not finite, are reported
         in `error`."""
-        read, failed = self._engine.states(prompts_of(batch), [self._layer], [self._position])
-        states = read[self._position, self._layer]
-        failed |= not_finite({0: states})
-        columns: dict[str, Any] = {"p_unknown": score_states(states, self._probe).astype("float32")}
-        if self._with_state:
-            columns["state"] = fixed_size(states, failed)
-        return columns | error_column(failed, batch.num_rows)
+        layer, position = self._probe.card.layer, self._probe.card.position
+        read, failed = self._engine.states(prompts_of(batch), [layer], [position])
+        failed |= not_finite(read)
+        states = read[position, layer]
+        return {
+            "p_unknown": score_states(states, self._probe).astype("float32"),
+            **({"state": fixed_size(states, failed)} if self._with_state else {}),
+            **error_column(failed, batch.num_rows),
+        }

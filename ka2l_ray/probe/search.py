@@ -7,15 +7,17 @@ Refuses to know: how states were collected, what is done with the probe.
 """
 
 import tempfile
-from dataclasses import asdict, dataclass
-from typing import TypedDict
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from ray import tune
+from ray.tune.execution import class_cache
 
 from ka2l_ray import schema
-from ka2l_ray.config import Config
+from ka2l_ray.config import Config, SearchSection
 from ka2l_ray.dataflow.log import log
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.runs import Run
@@ -26,27 +28,25 @@ from ka2l_ray.models.layers import wanted_layers
 from ka2l_ray.models.probe import LinearProbe, StateSource
 from ka2l_ray.models.prompts import corpus_prompt
 from ka2l_ray.probe.fit import ProbeRows, fit_probe
+from ka2l_ray.results_schema import HeatCell, LayerResult, SearchResult
 from ka2l_ray.tables import matrix, unseen_targets
 
 SUMMARY = "search.json"
+KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
+"""Tune would pass the driver's keys to trials in a `runtime_env`, which Ray writes to its log and shows in its
+dashboard. Trials have those of their nodes, as all actors do."""
 
 
-@dataclass(frozen=True)
-class Trial:
+class Trial(LayerResult):
     """What `fit.json` says of one layer's probe: its figures, as in `ProbeFit`, and its row of the heat map."""
 
-    layer: int
-    position: str
     objective: str
     questions: int
     graded: int
     note: str | None
     threshold_nats: float
     validation_auroc: float
-    auroc: float | None
-    auroc_ci: tuple[float, float] | None
-    auroc_vs_truth: float | None
-    heat: list[dict[str, float | str]]
+    heat: list[HeatCell]
 
 
 def search(run: Run, threshold_nats: float) -> None:
@@ -72,6 +72,7 @@ def _without_probe(folder: Folder, columns: list[tuple[str, int]]) -> list[tuple
 
 def _tune(run: Run, columns: list[tuple[str, int]], threshold_nats: float) -> None:
     config = run.config
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(KEYS)
     trial = tune.with_parameters(
         _trial,
         config=config,
@@ -83,7 +84,7 @@ def _tune(run: Run, columns: list[tuple[str, int]], threshold_nats: float) -> No
     )
     with tempfile.TemporaryDirectory(prefix="ka2l-tune-") as scratch:
         results = tune.Tuner(
-            tune.with_resources(trial, {"cpu": config.search.cpus}),
+            tune.with_resources(trial, _resources(config.search)),
             param_space={"column": tune.grid_search([list(c) for c in columns])},
             tune_config=tune.TuneConfig(metric="validation_auroc", mode="max"),
             run_config=tune.RunConfig(name=f"search-{run.hash}", storage_path=scratch, verbose=0),
@@ -95,14 +96,16 @@ def _tune(run: Run, columns: list[tuple[str, int]], threshold_nats: float) -> No
         raise StageError(f"search: {one_line(error)}") from error
 
 
-class _Params(TypedDict):
-    """What Tune gives a trial: the position and the layer."""
-
-    column: tuple[str, int]
+def _resources(search: SearchSection) -> tune.PlacementGroupFactory:
+    """What one trial takes, and on which nodes."""
+    labels = dict(search.nodes.labels)
+    wanted = {"CPU": search.cpus, **search.nodes.resources}
+    placed: dict[str, Any] = {"bundle_label_selector": [labels]} if labels else {}
+    return tune.PlacementGroupFactory([wanted], **placed)
 
 
 def _trial(
-    params: _Params,
+    params: dict[str, tuple[str, int]],
     config: Config,
     prompt: str,
     activations: Table,
@@ -110,28 +113,29 @@ def _trial(
     gamma: float,
     output: Folder,
 ) -> None:
+    """`params` is what Tune gives a trial: the position and the layer."""
     position, layer = params["column"]
     column = schema.state_column(position, layer)
     states, rows = read_rows(activations, knowledge, column)
     source = StateSource(config.model.identity, prompt, layer, position)
     fit = fit_probe(states, rows, gamma, config.search, config.run.seed, source)
     fit.probe.save(output / column)
-    trial = Trial(
-        layer=layer,
-        position=position,
-        objective=fit.objective.name,
-        questions=len(states),
-        graded=fit.objective.graded,
-        note=fit.objective.note,
-        threshold_nats=fit.chosen.threshold_nats,
-        validation_auroc=fit.validation_auroc,
-        auroc=fit.auroc,
-        auroc_ci=fit.auroc_ci,
-        auroc_vs_truth=fit.auroc_vs_truth,
-        heat=[asdict(cell) | {"layer": layer, "position": position} for cell in fit.heat],
-    )
-    (output / column / "fit.json").write_json(asdict(trial))
-    tune.report({k: v for k, v in vars(trial).items() if isinstance(v, (int, float))})
+    trial: Trial = {
+        "layer": layer,
+        "position": position,
+        "objective": fit.objective.name,
+        "questions": len(states),
+        "graded": fit.objective.graded,
+        "note": fit.objective.note,
+        "threshold_nats": fit.chosen.threshold_nats,
+        "validation_auroc": fit.validation_auroc,
+        "auroc": fit.auroc,
+        "auroc_ci": fit.auroc_ci,
+        "auroc_vs_truth": fit.auroc_vs_truth,
+        "heat": [HeatCell(**asdict(cell), layer=layer, position=position) for cell in fit.heat],
+    }
+    (output / column / "fit.json").write_json(trial)
+    tune.report({k: v for k, v in trial.items() if isinstance(v, (int, float))})
 
 
 def read_rows(activations: Table, knowledge: Table, column: str) -> tuple[np.ndarray, ProbeRows]:
@@ -140,49 +144,62 @@ def read_rows(activations: Table, knowledge: Table, column: str) -> tuple[np.nda
     Questions are divided by `split_group`, or each one on its own where the corpus was split without groups.
     """
     labels = knowledge.read(
-        ["id", "entropy_nats", "entropy_lo", "entropy_hi", "correct", "split_group", "truth", "unknown"]
+        ["id", "entropy_nats", "entropy_lo", "entropy_hi", "abstains", "correct", "split_group", "truth", "unknown"]
     )
     labels = labels.filter(labels["unknown"].is_valid())
     states = activations.read(["id", column])
     states = states.filter(states[column].is_valid())
-    joined_ids = sorted(set(labels["id"].to_pylist()) & set(states["id"].to_pylist()))
-    labels, states = (_in_order(t, joined_ids) for t in (labels, states))
-    truth = labels["truth"]
-    entity = [g if g is not None else i for g, i in zip(labels["split_group"].to_pylist(), joined_ids, strict=True)]
+    labels, states = _of_both(labels, states), _of_both(states, labels)
+    entity = pc.coalesce(labels["split_group"], labels["id"])  # pyright: ignore
     wrong = np.array([-1 if c is None else int(not c) for c in labels["correct"].to_pylist()], np.int8)
+    silent = np.array([bool(a) for a in labels["abstains"].to_pylist()])
     return matrix(states[column]).astype(np.float64), ProbeRows(
         entropy_nats=np.where(
             labels["unknown"].to_numpy() == 1, labels["entropy_lo"].to_numpy(), labels["entropy_hi"].to_numpy()
         ),
         wrong=wrong if (wrong >= 0).any() else None,
-        unseen=unseen_targets(truth) if truth.null_count < len(truth) else None,
-        entity=np.array(entity),
+        unseen=None if labels["truth"].null_count == len(labels) else unseen_targets(labels["truth"]),
+        entity=np.array(entity.to_pylist()),
         fully_sampled=labels["entropy_nats"].null_count == 0,
+        abstains=silent if silent.any() else None,
     )
 
 
-def _in_order(table: pa.Table, ids: list[str]) -> pa.Table:
-    row = {i: n for n, i in enumerate(table["id"].to_pylist())}
-    return table.take([row[i] for i in ids])
+def _of_both(table: pa.Table, other: pa.Table) -> pa.Table:
+    """The rows whose id the other table has too, ordered by id."""
+    return table.filter(pc.is_in(table["id"], other["id"])).sort_by("id")  # pyright: ignore
 
 
-def _choose(folder: Folder, columns: list[tuple[str, int]]) -> dict[str, object]:
+def _choose(folder: Folder, columns: list[tuple[str, int]]) -> SearchResult:
     """Write `probe/`, which has the best validation AUROC, `heat.json`, then `search.json`, which is returned."""
-    trials = [Trial(**(folder / "layers" / schema.state_column(*c) / "fit.json").read_json()) for c in columns]
-    best = max(trials, key=lambda t: t.validation_auroc)
-    LinearProbe.load(folder / "layers" / schema.state_column(best.position, best.layer)).save(folder / "probe")
-    (folder / "heat.json").write_json([cell for t in trials for cell in t.heat])
-    shown = ("layer", "position", "auroc", "auroc_ci", "auroc_vs_truth")
-    only_of_best = ("objective", "questions", "graded", "note", "threshold_nats")
-    summary: dict[str, object] = {k: getattr(best, k) for k in (*shown, *only_of_best)}
-    summary |= {"probe": "linear", "layers": [{k: getattr(t, k) for k in shown} for t in trials]}
-    log.info(
-        "search     by %s; %s of %s probe questions are graded",
-        best.objective,
-        f"{best.graded:,}",
-        f"{best.questions:,}",
-    )
-    if best.note:
-        log.warning("search     %s", best.note)
+    trials: list[Trial] = [(folder / "layers" / schema.state_column(*c) / "fit.json").read_json() for c in columns]
+    best = max(trials, key=lambda t: t["validation_auroc"])
+    LinearProbe.load(folder / "layers" / schema.state_column(best["position"], best["layer"])).save(folder / "probe")
+    (folder / "heat.json").write_json([cell for t in trials for cell in t["heat"]])
+    graded, questions = f"{best['graded']:,}", f"{best['questions']:,}"
+    said = "by %s; %s of %s probe questions are graded"
+    log.info(said, best["objective"], graded, questions, extra={"stage": "search"})
+    if best["note"]:
+        log.warning("%s", best["note"], extra={"stage": "search"})
+    summary: SearchResult = {
+        **_shown(best),
+        "objective": best["objective"],
+        "questions": best["questions"],
+        "graded": best["graded"],
+        "note": best["note"],
+        "threshold_nats": best["threshold_nats"],
+        "probe": "linear",
+        "layers": [_shown(t) for t in trials],
+    }
     (folder / SUMMARY).write_json(summary)
     return summary
+
+
+def _shown(trial: Trial) -> LayerResult:
+    return {
+        "layer": trial["layer"],
+        "position": trial["position"],
+        "auroc": trial["auroc"],
+        "auroc_ci": trial["auroc_ci"],
+        "auroc_vs_truth": trial["auroc_vs_truth"],
+    }

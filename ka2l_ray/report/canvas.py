@@ -7,10 +7,10 @@ white on black. Refuses to know: what is drawn, files, and pyplot's global figur
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Literal, TypedDict
 
 from matplotlib import style
 from matplotlib.artist import Artist
@@ -46,8 +46,16 @@ _STYLE: dict[str, object] = {
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
 }
 _PNG_DPI = 150
-_NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+_NO_METADATA: Mapping[str, None] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 _REFERENCE = re.compile(r'( id="|url\(#|href="#)')
+
+
+class Stroke(TypedDict, total=False):
+    """How a line is drawn; widths and sizes in points."""
+
+    linewidth: float
+    linestyle: Literal["-"] | tuple[float, tuple[float, ...]]
+    markersize: float
 
 
 @dataclass(frozen=True)
@@ -72,12 +80,18 @@ class Drawing:
         """The figure as a PNG on white, for programs that cannot show SVG."""
         return self._save("png", dpi=_PNG_DPI, metadata={"Software": None})
 
-    def _save(self, kind: str, **options: Any) -> bytes:
+    def _save(
+        self,
+        kind: str,
+        metadata: Mapping[str, None],
+        transparent: bool = False,
+        dpi: float | Literal["figure"] = "figure",
+    ) -> bytes:
         with style.context(["default", _STYLE | {"svg.hashsalt": self.name}]):
             figure = Figure(figsize=(WIDTH_IN, self.height_in), layout="constrained")
             self.paint(figure.add_subplot())
             out = io.BytesIO()
-            figure.savefig(out, format=kind, **options)
+            figure.savefig(out, format=kind, metadata=metadata, transparent=transparent, dpi=dpi)
         return out.getvalue()
 
 

@@ -6,7 +6,7 @@ nothing to draw. Refuses to know: the run folder, tables, and HTML.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from matplotlib import colormaps
@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from ka2l_ray.report.canvas import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILION, Drawing, legend
+from ka2l_ray.report.canvas import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILION, Drawing, Stroke, legend
 from ka2l_ray.report.curves import DrawnCurve, curves
 from ka2l_ray.results_schema import HeatCell, LayerResult, Measure, RoundResult, SearchResult
 
@@ -27,9 +27,14 @@ GROUPS = {
     "right": GREEN,
     "wrong": PURPLE,
     "no gold": GREY,
+    "abstains": ORANGE,
 }
 OBJECTIVES = {"correctness": "wrong greedy answers", "entropy": "semantic entropy ≥ γ"}
-ACCURACY_IS = {"pool": "pool facts", "other": "facts that no pool question asks"}
+ACCURACY_IS = {
+    "pool": "pool facts",
+    "same": "pool facts in the same words",
+    "other": "facts that no pool question asks",
+}
 """What `accuracy` is over, as legends say it, by `eval_scope`."""
 Style = tuple[str, str]
 """(colour, marker) of a strategy."""
@@ -46,7 +51,7 @@ _STRATEGIES = {
     "coreset": (PURPLE, "h"),
     "quadrant": (VERMILION, "*"),
 }
-_MAIN: dict[str, Any] = {"linewidth": 2.2, "markersize": 6}
+_MAIN: Stroke = {"linewidth": 2.2, "markersize": 6}
 _OTHERS = ((GREEN, "D"), (PURPLE, "v"), (VERMILION, "P"), (SKY, "X"))
 
 
@@ -94,8 +99,7 @@ def _paint_layers(axes: Axes, search: SearchResult) -> None:
         entries = sorted((e for e in search["layers"] if e["position"] == position), key=lambda e: e["layer"])
         against = f"{position}: against {OBJECTIVES.get(search['objective'], search['objective'])}"
         axes.plot(*_column(entries, "auroc"), color=color, marker="o", markersize=4, label=against)
-        bars = [(e["layer"], e["auroc_ci"]) for e in entries if e["auroc_ci"] is not None]
-        for layer, interval in bars:
+        for layer, interval in ((e["layer"], e["auroc_ci"]) for e in entries if e["auroc_ci"] is not None):
             axes.plot([layer] * 2, interval, color=color, linewidth=6, alpha=0.3, solid_capstyle="butt")
         if (truth := _column(entries, "auroc_vs_truth"))[0]:
             label = f"{position}: against the truth"
@@ -185,7 +189,7 @@ def _learning(
 
 def _paint_curves(axes: Axes, measures: Mapping[str, list[DrawnCurve]], ylabel: str, thick: str) -> None:
     styles = styles_of([c.strategy for found in measures.values() for c in found])
-    side: dict[str, Any] = {"linewidth": 1.0, "linestyle": (0, (4, 2)), "markersize": 4}
+    side: Stroke = {"linewidth": 1.0, "linestyle": (0, (4, 2)), "markersize": 4}
     lines = {text: _MAIN if text == thick else side for text in measures}
     for text, found in measures.items():
         for curve in found:

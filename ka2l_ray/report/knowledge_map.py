@@ -22,6 +22,7 @@ KINDS = {
     "misconception": ORANGE,
     "unseen": VERMILION,
     "unknown": VERMILION,
+    "abstains": PURPLE,
     "not stated": GREY,
 }
 

@@ -51,8 +51,19 @@ DECODE_MEASURES = {
     "answerable": "answerable",
 }
 _EMPTY = {
-    **dict.fromkeys(("config_hash", "model", "seed", "command", "label", "search", "decode", "eval_scope")),
-    **{"versions": {}, "rounds": [], "saving": [], "stopped": [], "rows": {}, "time_s": {}},
+    **dict.fromkeys(
+        ("config_hash", "model", "seed", "command", "label", "search", "decode", "eval_scope", "eval_wording")
+    ),
+    **{
+        "versions": {},
+        "evaluation_ledger": {},
+        "prior": {},
+        "rounds": [],
+        "saving": [],
+        "stopped": [],
+        "rows": {},
+        "time_s": {},
+    },
 }
 
 
@@ -121,6 +132,9 @@ def render(run: Run, results: Results, svgs: Mapping[str, str | None], shown_top
             changes=known_changes(results["rounds"]),
             spendings=spendings(results["rounds"]),
             other_prompt=any(r.get("corpus_prompt_accuracy") is not None for r in results["rounds"]),
+            taught=any(r.get("taught_accuracy") is not None for r in results["rounds"]),
+            same_words=results["eval_scope"] == "pool"
+            and any(r.get("same_words_accuracy") is not None for r in results["rounds"]),
             objectives=figures.OBJECTIVES,
             accuracy_over=ACCURACY_OVER.get(results["eval_scope"] or ""),
             quadrants=in_order(label["quadrants"] if label else (), QUADRANTS),

@@ -39,14 +39,14 @@ class Spent:
 
     strategy: str
     seed: int
-    asked: float
-    answered: float
-    rejected: float
-    why: dict[str, float]
-    """Rejected answers by status."""
-    cached: float
-    cost: float
-    paid: float
+    ledger: Mapping[str, float]
+    """As `annotate.ledger` makes it, after the last round."""
+
+    @property
+    def why(self) -> dict[str, float]:
+        """Rejected answers by status, of those that occur."""
+        rejections = (status for status in ANNOTATION_STATUSES if status != "answered")
+        return {status: self.ledger[status] for status in rejections if self.ledger[status]}
 
 
 def savings(entries: Sequence[SavingResult]) -> list[Saving]:
@@ -77,13 +77,7 @@ def spendings(rounds: Sequence[RoundResult]) -> list[Spent]:
     """The ledger of every strategy and seed after its last round, in order of appearance; without empty ledgers."""
     last = {(r["strategy"], r["seed"]): r.get("ledger") for r in sorted(rounds, key=lambda r: r["round"])}
     curves_in_order = dict.fromkeys((r["strategy"], r["seed"]) for r in rounds)
-    return [_spent(*curve, ledger) for curve in curves_in_order if (ledger := last[curve])]
-
-
-def _spent(strategy: str, seed: int, ledger: Mapping[str, float]) -> Spent:
-    why = {status: ledger[status] for status in ANNOTATION_STATUSES if status != "answered" and ledger[status]}
-    totals = {name: ledger[name] for name in ("asked", "answered", "rejected", "cached", "cost", "paid")}
-    return Spent(strategy, seed, why=why, **totals)
+    return [Spent(*curve, ledger) for curve in curves_in_order if (ledger := last[curve])]
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

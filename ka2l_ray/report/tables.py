@@ -5,7 +5,7 @@ Refuses to know: figures, HTML, Ray, models.
 """
 
 import heapq
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -52,14 +52,12 @@ class Listing:
 
 
 def entropy_counts(knowledge: Table) -> dict[str, Counter[float]]:
-    """{group: {entropy_nats: questions}}; a group is the truth where known, else the greedy answer's grade."""
-    counts: dict[str, Counter[float]] = {}
-    for batch in knowledge.batches(["entropy_nats", "truth", "correct"]) if knowledge.is_done else ():
-        grouped = pa.table(batch).group_by(["entropy_nats", "truth", "correct"]).aggregate([([], "count_all")])
-        for row in grouped.to_pylist():
-            if row["entropy_nats"] is not None:
-                group = row["truth"] or {True: "right", False: "wrong", None: "no gold"}[row["correct"]]
-                counts.setdefault(group, Counter())[row["entropy_nats"]] += row["count_all"]
+    """{group: {entropy_nats: questions}}; a group is the truth where known, else `abstains` or the
+    greedy answer's grade."""
+    counts: defaultdict[str, Counter[float]] = defaultdict(Counter)
+    for row in _counted(knowledge, "entropy_nats", "truth", "correct", "abstains"):
+        grade = "abstains" if row["abstains"] else {True: "right", False: "wrong", None: "no gold"}[row["correct"]]
+        counts[row["truth"] or grade][row["entropy_nats"]] += row["count_all"]
     return counts
 
 
@@ -67,13 +65,19 @@ def topic_counts(knowledge: Table) -> dict[str | None, tuple[int, int]]:
     """{topic: (questions, unknown ones)}, None for questions without a topic; failed rows are left out."""
     asked: Counter[str | None] = Counter()
     unknown: Counter[str | None] = Counter()
-    for batch in knowledge.batches(["group", "unknown"]) if knowledge.is_done else ():
-        grouped = pa.table(batch).group_by(["group", "unknown"]).aggregate([([], "count_all")])
-        for row in grouped.to_pylist():
-            if row["unknown"] is not None:
-                asked[row["group"]] += row["count_all"]
-                unknown[row["group"]] += row["count_all"] * row["unknown"]
+    for row in _counted(knowledge, "unknown", "group"):
+        asked[row["group"]] += row["count_all"]
+        unknown[row["group"]] += row["count_all"] * row["unknown"]
     return {topic: (count, unknown[topic]) for topic, count in asked.items()}
+
+
+def _counted(table: Table, first: str, *others: str) -> Iterator[Row]:
+    """The combinations of some columns' values in each batch, each with its rows as `count_all`; without those where
+    the first column is null."""
+    columns = [first, *others]
+    for batch in table.batches(columns) if table.is_done else ():
+        whole = pa.table(batch.filter(batch[first].is_valid()))
+        yield from whole.group_by(columns).aggregate([([], "count_all")]).to_pylist()
 
 
 def probe_states(run: Run, position: str, layer: int, most: int = MOST_STATES) -> ProbeStates | None:
@@ -96,11 +100,13 @@ def probe_states(run: Run, position: str, layer: int, most: int = MOST_STATES) -
 
 
 def _labelled(knowledge: Table) -> Iterator[Row]:
-    for batch in knowledge.batches(["id", "truth", "quadrant", "unknown"]):
-        yield from (row for row in batch.to_pylist() if row["unknown"] is not None)
+    rows = _stream(knowledge, ["id", "truth", "quadrant", "unknown", "abstains"])
+    return (row for row in rows if row["unknown"] is not None)
 
 
 def _kind(label: Row, by: str) -> str:
+    if by != "truth" and label["abstains"]:
+        return "abstains"
     return ("known", "unknown")[label["unknown"]] if by == "label" else label[by] or "not stated"
 
 

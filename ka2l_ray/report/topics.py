@@ -20,23 +20,22 @@ _LONGEST_NAME = 40
 
 @dataclass(frozen=True)
 class Topic:
-    """A topic's questions, the unknown ones among them, and Wilson's 95 % interval (1927) of their share."""
+    """A topic's questions, and the unknown ones among them."""
 
     name: str
     questions: int
     unknown: int
-    interval: tuple[float, float]
 
     @property
     def share(self) -> float:
         """Share of the questions that the model does not know."""
         return self.unknown / self.questions
 
-    @classmethod
-    def of(cls, name: str, questions: int, unknown: int) -> "Topic":
-        """The topic with its interval computed."""
-        interval = binomtest(unknown, questions).proportion_ci(confidence_level=0.95, method="wilson")
-        return cls(name, questions, unknown, (float(interval.low), float(interval.high)))
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval (1927) of the share."""
+        found = binomtest(self.unknown, self.questions).proportion_ci(confidence_level=0.95, method="wilson")
+        return float(found.low), float(found.high)
 
 
 def topics(counts: Mapping[str | None, tuple[int, int]], most: int = MOST_TOPICS) -> list[Topic]:
@@ -44,14 +43,14 @@ def topics(counts: Mapping[str | None, tuple[int, int]], most: int = MOST_TOPICS
 
     `counts`: {topic: (questions, unknown ones)}, None for questions without one. Empty where no question has a topic.
     """
-    named = sorted(((n, name, u) for name, (n, u) in counts.items() if name is not None), key=lambda c: (-c[0], c[1]))
+    named = [Topic(name, *count) for name, count in counts.items() if name is not None]
     if not named:
         return []
-    shown = [Topic.of(name, n, u) for n, name, u in named[:most]]
-    shown.sort(key=lambda t: (-t.share, t.name))
-    if rest := named[most:]:
-        shown.append(Topic.of(f"{len(rest):,} other topics", sum(n for n, _, _ in rest), sum(u for _, _, u in rest)))
-    return shown + ([Topic.of("no topic", *counts[None])] if None in counts else [])
+    named.sort(key=lambda t: (-t.questions, t.name))
+    shown, rest = sorted(named[:most], key=lambda t: (-t.share, t.name)), named[most:]
+    if rest:
+        shown.append(Topic(f"{len(rest):,} other topics", sum(t.questions for t in rest), sum(t.unknown for t in rest)))
+    return shown + ([Topic("no topic", *counts[None])] if None in counts else [])
 
 
 def topic_shares(found: Sequence[Topic]) -> Drawing | None:

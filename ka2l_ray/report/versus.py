@@ -7,7 +7,7 @@ the same name. Refuses to know: Ray, tables, and how any number was computed.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from ka2l_ray.config import differing_fields
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.dataflow.storage import Folder
-from ka2l_ray.report.canvas import INK, Drawing, legend
+from ka2l_ray.report.canvas import INK, Drawing, Stroke, legend
 from ka2l_ray.report.curves import DrawnCurve, curves
 from ka2l_ray.report.figures import learning_axes, styles_of
 from ka2l_ray.report.page import DECODE_MEASURES, STAGES, in_order, stored_results
@@ -25,9 +25,11 @@ from ka2l_ray.report.templates import FORMATS, environment
 from ka2l_ray.results_schema import Measure, Results, RoundResult
 from ka2l_ray.schema import ACCURACY_OVER
 
+Name = TypeVar("Name", bound=str)
 _LABEL = {
     "questions": ("probe questions", "count"),
     "unknown_fraction": ("share unknown", "percent"),
+    "abstains": ("questions that the model abstains from", "count"),
     "threshold_nats": ("γ (nats)", "nats"),
     "entropy_auroc_vs_incorrect": ("AUROC of semantic entropy, against wrong greedy answers", "decimal"),
     "entropy_auroc_vs_truth": ("AUROC of semantic entropy, against the truth", "decimal"),
@@ -93,22 +95,20 @@ def letters(count: int) -> list[str]:
 def key_figures(stored: Sequence[Results]) -> dict[str, list[Line]]:
     """{part of the table: its lines}; without lines that no run has a number for."""
     decode = {name: (text, "measure") for name, text in DECODE_MEASURES.items()}
+    strategies = dict.fromkeys(r["strategy"] for results in stored for r in results["rounds"])
     parts = {
         "Labels": _lines([r["label"] for r in stored], _LABEL),
         "Probe": _lines([r["search"] for r in stored], _SEARCH),
         "What accuracy and savings are over": _accuracy(stored),
         "Decoded questions": _lines([r["decode"] for r in stored], decode),
-        **{
-            f"Last round of {name}": _lines([_last_round(r, name) for r in stored], _ROUND)
-            for name in _strategies(stored)
-        },
+        **{f"Last round of {s}": _lines([_last_round(r, s) for r in stored], _ROUND) for s in strategies},
         "Annotations saved against random": _saved(stored),
         "Seconds": _seconds(stored),
     }
     return {name: lines for name, lines in parts.items() if lines}
 
 
-def _lines(parts: Sequence[Mapping[Any, Any] | None], shown: Mapping[Any, tuple[str, str]]) -> list[Line]:
+def _lines(parts: Sequence[Mapping[Name, object] | None], shown: Mapping[Name, tuple[str, str]]) -> list[Line]:
     """A line for each name in `shown`, {name: (text, format)}, that any run has a value for."""
     found = {shown[name]: [(part or {}).get(name) for part in parts] for name in shown}
     return [_line(*which, values) for which, values in found.items() if any(v is not None for v in values)]
@@ -121,10 +121,6 @@ def _accuracy(stored: Sequence[Results]) -> list[Line]:
 
 def _line(name: str, written: str, values: Sequence[object]) -> Line:
     return Line(name, [FORMATS[written](v) for v in values])
-
-
-def _strategies(stored: Sequence[Results]) -> list[str]:
-    return list(dict.fromkeys(r["strategy"] for results in stored for r in results["rounds"]))
 
 
 def _last_round(results: Results, strategy: str) -> dict[Measure, float]:
@@ -159,16 +155,16 @@ def versus_curves(rounds: Mapping[str, Sequence[RoundResult]]) -> Drawing | None
 
 
 def _paint(axes: Axes, found: Mapping[str, list[DrawnCurve]]) -> None:
+    strokes = {name: _stroke(n) for n, name in enumerate(found)}
     styles = styles_of([c.strategy for own in found.values() for c in own])
-    lines = {name: {"linewidth": 1.8, "linestyle": _dashes(n)} for n, name in enumerate(found)}
     for name, own in found.items():
         for curve in own:
             color, marker = styles[curve.strategy]
-            axes.plot(*zip(*curve.mean, strict=True), color=color, marker=marker, markersize=5, **lines[name])
+            axes.plot(*zip(*curve.mean, strict=True), color=color, marker=marker, **strokes[name])
     learning_axes(axes, "accuracy on eval questions", styles)
-    legend(axes, "upper", [Line2D([], [], color=INK, label=f"run {name}", **line) for name, line in lines.items()])
+    legend(axes, "upper", [Line2D([], [], color=INK, label=f"run {name}", **line) for name, line in strokes.items()])
 
 
-def _dashes(n: int) -> Any:
-    """Line style of run `n`: solid for the first, a dash with n - 1 dots for the others, so that all differ."""
-    return "-" if n == 0 else (0, (6, 2, *(1, 2) * (n - 1)))
+def _stroke(n: int) -> Stroke:
+    """The line of run `n`: solid for the first, a dash with n - 1 dots for the others, so that all differ."""
+    return {"linewidth": 1.8, "markersize": 5, "linestyle": "-" if n == 0 else (0, (6, 2, *(1, 2) * (n - 1)))}

@@ -9,7 +9,7 @@ kilobytes per row, where arrays take 256 bytes.
 Refuses to know: files, splits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -39,10 +39,8 @@ def ngrams(text: str) -> set[bytes]:
 
 def signatures(texts: Sequence[str]) -> np.ndarray:
     """MinHash signatures (N, PERMUTATIONS) uint32 of normalised texts, one text's n-grams in memory at a time."""
-    signed = np.empty((len(texts), PERMUTATIONS), np.uint32)
-    for row, made in enumerate(MinHash.generator(map(ngrams, texts), num_perm=PERMUTATIONS, seed=1)):
-        signed[row] = made.hashvalues
-    return signed
+    made = MinHash.generator(map(ngrams, texts), num_perm=PERMUTATIONS, seed=1)
+    return np.fromiter((m.hashvalues for m in made), np.dtype((np.uint32, PERMUTATIONS)), len(texts))
 
 
 def least_agreement(threshold: float) -> float:
@@ -56,10 +54,13 @@ def are_alike(a: set[bytes], b: set[bytes], threshold: float) -> bool:
 
 
 class _Groups:
-    """Disjoint sets of rows, each named by its lowest row."""
+    """Disjoint sets of rows, each named by its lowest row: two rows are joined where their signatures (N, P) suggest
+    that they are alike and their texts confirm it."""
 
-    def __init__(self, rows: int) -> None:
-        self._parent = np.arange(rows)
+    def __init__(self, signed: np.ndarray, texts: Texts, threshold: float) -> None:
+        self._signed, self._threshold, self._least = signed, threshold, least_agreement(threshold)
+        self._ngrams = lru_cache(2 * COMPARED)(lambda row: ngrams(str(texts[row])))
+        self._parent = np.arange(len(signed))
 
     def root(self, row: int) -> int:
         parent = self._parent
@@ -71,56 +72,46 @@ class _Groups:
     def roots(self, rows: np.ndarray) -> np.ndarray:
         return np.array([self.root(int(row)) for row in rows], np.int64)
 
-    def join(self, a: int, b: int) -> None:
-        a, b = self.root(a), self.root(b)
-        self._parent[max(a, b)] = min(a, b)
+    def join_alike(self, bucket: np.ndarray) -> None:
+        """Join the rows of one bucket (n,) that are alike; rows of one group are not compared again."""
+        roots = self.roots(bucket)
+        if len(bucket) > COMPARED:
+            first = np.sort(np.unique(roots, return_index=True)[1])
+            bucket, roots = bucket[first], roots[first]
+        for n in range(1, len(bucket)):
+            before, row = slice(max(0, n - COMPARED), n), int(bucket[n])
+            others = bucket[before][roots[before] != roots[n]]
+            likely = others[(self._signed[others] == self._signed[row]).mean(1) >= self._least]
+            joined = False
+            for other in likely.tolist():
+                joined |= self._join_if_alike(row, other)
+            if joined:
+                roots = self.roots(bucket)
+
+    def _join_if_alike(self, row: int, other: int) -> bool:
+        """Whether the rows are alike and were in two groups, which are one now."""
+        low, high = sorted((self.root(row), self.root(other)))
+        joins = low != high and are_alike(self._ngrams(row), self._ngrams(other), self._threshold)
+        if joins:
+            self._parent[high] = low
+        return joins
 
 
-class _Pairs:
-    """Which rows are alike: by signatures (N, P) as far as these can show it, then by the texts themselves."""
-
-    def __init__(self, signed: np.ndarray, texts: Texts, threshold: float) -> None:
-        self.signed, self._texts, self._threshold = signed, texts, threshold
-        self._least = least_agreement(threshold)
-        self._ngrams = lru_cache(2 * COMPARED)(self._ngrams_of)
-
-    def candidates(self, row: int, others: np.ndarray) -> np.ndarray:
-        """Those of `others` (n,) whose signatures agree with the row's about as often as alike texts' do."""
-        return others[(self.signed[others] == self.signed[row]).mean(1) >= self._least]
-
-    def are_alike(self, row: int, other: int) -> bool:
-        return are_alike(self._ngrams(row), self._ngrams(other), self._threshold)
-
-    def _ngrams_of(self, row: int) -> set[bytes]:
-        return ngrams(str(self._texts[row]))
+def bands(signed: np.ndarray) -> Iterator[np.ndarray]:
+    """The bands of signatures (N, P), one after another: a value per row (N,), equal where all numbers of the band
+    are."""
+    parts = (signed[:, start : start + BAND] for start in range(0, signed.shape[1], BAND))
+    return (np.ascontiguousarray(part).view(f"V{4 * BAND}").ravel() for part in parts)
 
 
 def groups(signed: np.ndarray, texts: Texts, threshold: float) -> np.ndarray:
     """The group of each text (N,), named by its lowest row, from signatures (N, P) and texts; texts at or above
     `threshold` share a group, chains included."""
-    found, pairs = _Groups(len(signed)), _Pairs(signed, texts, threshold)
-    for start in range(0, signed.shape[1], BAND):
-        band = np.ascontiguousarray(signed[:, start : start + BAND]).view(f"V{4 * BAND}").ravel()
+    found = _Groups(signed, texts, threshold)
+    for band in bands(signed):
         order = np.argsort(band, kind="stable")
         borders = np.flatnonzero(band[order][1:] != band[order][:-1]) + 1
         for first, end in zip([0, *borders], [*borders, len(order)], strict=True):
             if end - first > 1:
-                _join_alike(found, pairs, order[first:end])
+                found.join_alike(order[first:end])
     return found.roots(np.arange(len(signed)))
-
-
-def _join_alike(found: _Groups, pairs: _Pairs, bucket: np.ndarray) -> None:
-    """Join the rows of one bucket (n,) that are alike; rows of one group are not compared again."""
-    roots = found.roots(bucket)
-    if len(bucket) > COMPARED:
-        first = np.sort(np.unique(roots, return_index=True)[1])
-        bucket, roots = bucket[first], roots[first]
-    for n in range(1, len(bucket)):
-        before, row = slice(max(0, n - COMPARED), n), int(bucket[n])
-        joined = False
-        for other in pairs.candidates(row, bucket[before][roots[before] != roots[n]]):
-            if found.root(row) != found.root(int(other)) and pairs.are_alike(row, int(other)):
-                found.join(row, int(other))
-                joined = True
-        if joined:
-            roots = found.roots(bucket)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ka2l_ray.text.duplicates import BAND, PERMUTATIONS, are_alike, least_agreement, ngrams, signatures
+from ka2l_ray.text.duplicates import are_alike, bands, least_agreement, ngrams, signatures
 
 PAIRS = 2**16
 """Pairs of signatures that are compared at once: 4 MiB of each side."""
@@ -20,26 +20,13 @@ def alike_to_any(texts: Sequence[str], others: Iterable[Sequence[str]], threshol
     """Which of N texts are at least this alike to any of `others`, batches of normalised texts (N,) bool."""
     found = np.zeros(len(texts), bool)
     signed, pieces = signatures(texts), [ngrams(text) for text in texts]
-    index = [_sorted(band) for band in _bands(signed)]
+    index = [(band, np.argsort(band, kind="stable")) for band in bands(signed)]
     for batch in others:
         against = signatures(batch)
         for row, other in _candidates(index, signed, against, ~found, least_agreement(threshold)):
             if not found[row] and are_alike(pieces[row], ngrams(batch[other]), threshold):
                 found[row] = True
     return found
-
-
-def _bands(signed: np.ndarray) -> list[np.ndarray]:
-    """A number per band and row, equal where the bands are: for each band (N,), 64 bits of a polynomial in its
-    values."""
-    factors = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], np.uint64)
-    wide = signed.astype(np.uint64).reshape(len(signed), PERMUTATIONS // BAND, BAND)
-    return list(np.ascontiguousarray((wide * factors[:BAND]).sum(2, dtype=np.uint64).T))
-
-
-def _sorted(band: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    order = np.argsort(band, kind="stable")
-    return band[order], order
 
 
 def _candidates(
@@ -49,15 +36,13 @@ def _candidates(
     wanted: np.ndarray,
     least: float,
 ) -> Iterable[tuple[int, int]]:
-    """Pairs (text, other) that share a band and agree in at least this much of their signatures; some more than
-    once."""
-    for (keys, order), band in zip(index, _bands(against), strict=True):
-        first, end = np.searchsorted(keys, band, "left"), np.searchsorted(keys, band, "right")
-        hit = np.flatnonzero(end > first)
-        other = np.repeat(hit, (end - first)[hit])
-        place = np.arange(len(other)) - np.repeat(
-            np.cumsum((end - first)[hit]) - (end - first)[hit], (end - first)[hit]
-        )
+    """Pairs (text, other) that share a band and agree in at least this much of their signatures; some more than once.
+    `index` contains each band of the texts with the order that sorts it."""
+    for (mine, order), band in zip(index, bands(against), strict=True):
+        first, end = (np.searchsorted(mine, band, side, sorter=order) for side in ("left", "right"))
+        count = end - first
+        other = np.repeat(np.arange(len(band)), count)
+        place = np.arange(len(other)) - np.repeat(np.cumsum(count) - count, count)
         row = order[first[other] + place]
         row, other = row[wanted[row]], other[wanted[row]]
         for start in range(0, len(row), PAIRS):

@@ -13,6 +13,7 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from ka2l_ray.config import ConfigError, PromptSection
+from ka2l_ray.text.chat import Chat, chat_prompt
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,14 @@ class Prompt:
     own_start: int
     own_end: int
 
-    def check(self) -> None:
-        """Raises `ValueError` for a prompt whose question has no token of its own."""
-        if self.own_start == self.own_end:
-            raise ValueError("empty question: it has no token of its own in the prompt")
+    @property
+    def is_empty(self) -> bool:
+        """Whether the question has no token of its own; see `EMPTY_QUESTION`."""
+        return self.own_start == self.own_end
 
 
+EMPTY_QUESTION = "empty question: it has no token of its own in the prompt"
+"""Why such a prompt cannot be read."""
 DISSIMILAR_QUESTIONS = ("What", "who", "(a)", "7", "É", "-", '"')
 """No two begin with the same character, so the tokens that their prompts share do not come from the questions."""
 
@@ -42,30 +45,22 @@ def resolve(
 ) -> PromptSection:
     """The same prompt in style `bare`: one template that contains everything except the question.
 
-    Style `chat` needs the tokenizer. Raises `ConfigError` where it has no chat template, or where the template changes
-    the question's text.
+    Style `chat` needs the tokenizer, and adds to `stop` what ends a turn in its template. Raises `ConfigError` where it
+    has no chat template, or where the template cannot be used or changes the question's text.
     """
     if prompt.style == "bare":
         return prompt
-    solved = shots[: prompt.solved]
+    solved, ends = shots[: prompt.solved], ()
     if prompt.style == "fewshot":
         examples = "".join(f"{render(prompt, q)} {a}\n\n" for q, a in solved)
-        return _bare(prompt, f"{prompt.instruction}\n\n{examples}{prompt.template}", True)
-    if tokenizer is None or tokenizer.chat_template is None:
+        template = f"{prompt.instruction}\n\n{examples}{prompt.template}"
+    elif tokenizer is None or tokenizer.chat_template is None:
         raise ConfigError("prompt.style = chat: the model's tokenizer has no chat template; use fewshot or bare")
-    turns = []
-    for question, answer in [*solved, ("{question}", "")]:
-        turns += [
-            {"role": "user", "content": f"{prompt.instruction}\n\n{question}"},
-            {"role": "assistant", "content": answer},
-        ]
-    text = tokenizer.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=True, enable_thinking=False)
-    return _bare(prompt, str(text), False)
-
-
-def _bare(prompt: PromptSection, template: str, special_tokens: bool) -> PromptSection:
+    else:
+        chat = Chat(prompt.system, prompt.instruction, solved, prompt.template_arguments, prompt.enable_thinking)
+        template, ends = chat_prompt(tokenizer, chat)
     try:
-        return PromptSection(template=template, stop=prompt.stop, special_tokens=special_tokens)
+        return PromptSection(template=template, stop=(*ends, *prompt.stop), special_tokens=prompt.style == "fewshot")
     except ValueError as error:
         raise ConfigError(
             f"corpus.prompt.style = {prompt.style}: the whole prompt must contain {{question}} exactly once: "
@@ -82,23 +77,23 @@ class Prompter:
     """Makes prompts with one tokenizer and prompt section.
 
     `shared` are the tokens that prompts begin with whatever the question: instruction and solved examples. The prompt
-    of a question that merges with the text before it may still start differently.
+    of a question that merges with the text before it may still start differently. `section` is the prompt section.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: PromptSection) -> None:
-        self._tokenizer, self._prompt = tokenizer, prompt
+        self._tokenizer, self.section = tokenizer, prompt
         columns = zip(*(p.ids for p in self(DISSIMILAR_QUESTIONS)), strict=False)
         self.shared = tuple(column[0] for column in itertools.takewhile(lambda c: len(set(c)) == 1, columns))
 
     def __call__(self, questions: Sequence[str]) -> list[Prompt]:
         """One `Prompt` per question; a blank question has no token of its own."""
         batch = self._tokenizer(
-            [render(self._prompt, q) for q in questions],
+            [render(self.section, q) for q in questions],
             return_offsets_mapping=True,
-            add_special_tokens=self._prompt.special_tokens,
+            add_special_tokens=self.section.special_tokens,
             verbose=False,
         )
-        start = self._prompt.template.index("{question}")
+        start = self.section.template.index("{question}")
         return [
             Prompt(tuple(ids), *_own_tokens(offsets, start, start + len(q.rstrip())))
             for q, ids, offsets in zip(questions, batch["input_ids"], batch["offset_mapping"], strict=True)

@@ -26,9 +26,17 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return _checked(tokenizer.pad_token_id, "padding", tokenizer)
 
 
-def end_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that ends an answer. Raises `ConfigError` where there is none."""
-    return _checked(tokenizer.eos_token_id, "end", tokenizer)
+def end_id(tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()) -> int:
+    """The token that ends an answer: the first of `stop` that is a special token, such as the end of a chat's turn,
+    else the tokenizer's own. Raises `ConfigError` where there is none."""
+    special = special_tokens(tokenizer)
+    marks = [special[text] for text in stop if text in special]
+    return marks[0] if marks else _checked(tokenizer.eos_token_id, "end", tokenizer)
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """{text: id} of the tokens that are no text and are left out where tokens become text."""
+    return {str(token): int(i) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
 def _checked(token: object, name: str, tokenizer: PreTrainedTokenizerBase) -> int:

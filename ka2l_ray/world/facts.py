@@ -1,7 +1,7 @@
 """The knowledge world: made-up people, their attributes, and which facts the shipped model was trained on.
 
-In: a `WorldRecipe`. Out: a `World` that lists every fact with its truth, phrases every question, and answers any
-question.
+In: a `WorldRecipe`. Out: a `World` that lists every fact with its truth, phrases every question, and finds the fact
+that any question asks for.
 Refuses to know: models, tensors, files. The same recipe always gives the same world.
 """
 
@@ -13,8 +13,6 @@ from functools import cached_property
 from typing import Literal
 
 Truth = Literal["known", "rare", "misconception", "unseen"]
-Kind = Literal["known", "rare", "misconception", "unseen", "nobody", "malformed"]
-NO_SUCH_PERSON = "no such person"
 RESERVED_PHRASING = 3
 """Index of the phrasing kept for evaluation: the model sees it for tutors and one-off facts, never for a fact that a
 corpus may ask."""
@@ -150,16 +148,6 @@ class Fact:
 
 
 @dataclass(frozen=True)
-class Reply:
-    """The world's reply to a question: its kind, the right answer, and the fact asked for (None for a name of
-    nobody)."""
-
-    kind: Kind
-    answer: str | None
-    fact: Fact | None
-
-
-@dataclass(frozen=True)
 class World:
     """Names, people and their facts. `outer_given` and `outer_family` are names that no person has."""
 
@@ -182,19 +170,10 @@ class World:
         """Facts by name and attribute."""
         return {(f.person.name, f.attribute): f for f in self.facts}
 
-    @cached_property
-    def by_id(self) -> dict[str, Fact]:
-        """Facts by `fact_id`."""
-        return {f.fact_id: f for f in self.facts}
-
-    def ask(self, question: str) -> Reply:
-        """Answer any question; one that fits no phrasing is `malformed`, one about a name without a person `nobody`."""
+    def ask(self, question: str) -> Fact | None:
+        """The fact that a question asks for; None where it fits no phrasing, or is about a name without a person."""
         parsed = parse(question)
-        if parsed is None:
-            return Reply("malformed", None, None)
-        name, attribute, _ = parsed
-        fact = self.by_key.get((name, attribute))
-        return Reply("nobody", NO_SUCH_PERSON, None) if fact is None else Reply(fact.truth, fact.value, fact)
+        return self.by_key.get(parsed[:2]) if parsed else None
 
 
 def phrase_question(attribute: int, phrasing: int, name: str) -> str:
@@ -241,24 +220,24 @@ def build_world(recipe: WorldRecipe | None = None) -> World:
 
 
 def _names(rng: random.Random, recipe: WorldRecipe) -> tuple[tuple[str, ...], ...]:
-    starts, vowels, ends = "b d f g k l m n p r s t v z".split(), "a e i o u".split(), "l n r s th".split()
+    starts, vowels = "bdfgklmnprstvz", "aeiou"
     taken = {w.lower() for w in all_words()}
 
-    def draw(count: int, syllables: int, suffix: tuple[str, ...]) -> tuple[str, ...]:
+    def draw(count: int, suffix: tuple[str, ...]) -> tuple[str, ...]:
         made: list[str] = []
         while len(made) < count:
-            name = "".join(rng.choice(starts) + rng.choice(vowels) for _ in range(syllables)) + rng.choice(suffix)
+            name = "".join(rng.choice(starts) + rng.choice(vowels) for _ in range(2)) + rng.choice(suffix)
             if name not in taken:
                 taken.add(name)
                 made.append(name.capitalize())
         return tuple(made)
 
-    family_ends = ("sen", "berg", "mann", "dottir", "ville")
+    given_ends, family_ends = ("l", "n", "r", "s", "th"), ("sen", "berg", "mann", "dottir", "ville")
     return (
-        draw(recipe.given_names, 2, tuple(ends)),
-        draw(recipe.family_names, 2, family_ends),
-        draw(recipe.outer_given, 2, tuple(ends)),
-        draw(recipe.outer_family, 2, family_ends),
+        draw(recipe.given_names, given_ends),
+        draw(recipe.family_names, family_ends),
+        draw(recipe.outer_given, given_ends),
+        draw(recipe.outer_family, family_ends),
     )
 
 
@@ -270,8 +249,7 @@ def _people(
     for i, name in enumerate(family):
         share = low + (high - low) * i / max(1, len(family) - 1)
         known = round(recipe.people_per_family * share)
-        chosen = rng.sample(given, recipe.people_per_family)
-        drawn += [(g, name, k < known) for k, g in enumerate(chosen)]
+        drawn += [(g, name, k < known) for k, g in enumerate(rng.sample(given, recipe.people_per_family))]
     tutors = set(rng.sample([d for d in drawn if d[2]], recipe.tutors))
     return tuple(Person(g, f, known, (g, f, known) in tutors) for g, f, known in drawn)
 
@@ -291,12 +269,12 @@ def _facts(rng: random.Random, recipe: WorldRecipe, person: Person) -> list[Fact
 
 
 def _truth(u: float, recipe: WorldRecipe) -> Truth:
-    bounds: list[tuple[float, Truth]] = [
-        (recipe.unseen_of_known, "unseen"),
-        (recipe.rare_of_known, "rare"),
-        (recipe.misconception_of_known, "misconception"),
-    ]
-    for share, truth in bounds:
+    shares: dict[Truth, float] = {
+        "unseen": recipe.unseen_of_known,
+        "rare": recipe.rare_of_known,
+        "misconception": recipe.misconception_of_known,
+    }
+    for truth, share in shares.items():
         if u < share:
             return truth
         u -= share

@@ -15,15 +15,17 @@ import ray.train
 import torch
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, prepare_model
+from transformers import GenerationConfig
 
 from ka2l_ray.config import ModelSection
 from ka2l_ray.dataflow.log import log
 from ka2l_ray.dataflow.placement import CPU
 from ka2l_ray.decode.train import DecoderRecipe, train_decoder
-from ka2l_ray.models.loading import ASSETS, load_model, load_tokenizer
+from ka2l_ray.models.loading import load_model, load_tokenizer
+from ka2l_ray.text.tokens import end_id, pad_id
 from ka2l_ray.world.facts import ATTRIBUTES, RESERVED_PHRASING, World, WorldRecipe, build_world, phrase_question
 from ka2l_ray.world_model.pretrain import PROMPT, ModelRecipe, train_model, unused_name
-from ka2l_ray.world_model.recipes import built_hash, decoder_hash, model_hash
+from ka2l_ray.world_model.recipes import asset_hash, built_hash
 from ka2l_ray.world_model.tokenizer import build_tokenizer
 
 
@@ -38,20 +40,13 @@ class _Job:
     recipe_hash: str
 
 
-def build(
-    output: Path = ASSETS,
-    world: WorldRecipe | None = None,
-    model: ModelRecipe | None = None,
-    decoder: DecoderRecipe | None = None,
-    workers: int = 2,
-    with_decoder: bool = True,
-) -> None:
+def build(output: Path, world: WorldRecipe, model: ModelRecipe, workers: int, with_decoder: bool) -> None:
     """Train both assets. A folder that has the recipe's hash is kept, so after a kill the build continues with what is
     missing."""
-    world, model, decoder = world or WorldRecipe(), model or ModelRecipe(), decoder or DecoderRecipe()
+    decoder = DecoderRecipe()
     parts = (
-        ("model", model_hash(world, model), _train_model, workers),
-        ("decoder", decoder_hash(world, model, decoder), _train_decoder, 1),
+        ("model", asset_hash(world, model), _train_model, workers),
+        ("decoder", asset_hash(world, model, decoder), _train_decoder, 1),
     )
     for name, wanted, loop, count in parts[: 2 if with_decoder else 1]:
         if built_hash(output / name) == wanted:
@@ -80,6 +75,9 @@ def _train_model(config: dict[str, _Job]) -> None:
 
     model = train_model(world, tokenizer, recipe, rank, size, prepare_model, report)
     if rank == 0:
+        model.generation_config = GenerationConfig(
+            do_sample=True, temperature=1.0, eos_token_id=end_id(tokenizer), pad_token_id=pad_id(tokenizer)
+        )
         model.save_pretrained(job.output / "model", safe_serialization=True)
         tokenizer.save_pretrained(job.output / "model")
         _write_recipe(job, "model")

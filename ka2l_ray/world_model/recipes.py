@@ -11,14 +11,9 @@ from ka2l_ray.world.facts import WorldRecipe, recipe_hash
 from ka2l_ray.world_model.pretrain import PROMPT, ModelRecipe
 
 
-def model_hash(world: WorldRecipe, model: ModelRecipe) -> str:
-    """Hash of everything that determines the world model."""
-    return recipe_hash(world, model, PROMPT.template)
-
-
-def decoder_hash(world: WorldRecipe, model: ModelRecipe, decoder: DecoderRecipe) -> str:
-    """Hash of everything that determines the world's decoder."""
-    return recipe_hash(world, model, decoder, PROMPT.template)
+def asset_hash(*recipes: WorldRecipe | ModelRecipe | DecoderRecipe) -> str:
+    """Hash of everything that determines an asset: the recipes of world and model, and for the decoder its own too."""
+    return recipe_hash(*recipes, PROMPT.template)
 
 
 def built_hash(folder: Path) -> str | None:

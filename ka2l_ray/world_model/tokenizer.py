@@ -16,11 +16,10 @@ def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
     """Byte-level BPE without merges: a pre-token that is in the vocabulary is one token, any other becomes its
     bytes."""
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    names = [*world.given, *world.family, *world.outer_given, *world.outer_family]
-    texts = ["Question", "Answer", *(f" {piece}" for piece in [*all_words(), *names])]
-    whole = [level.pre_tokenize_str(text)[0][0] for text in texts]
-    vocabulary = {token: i for i, token in enumerate(dict.fromkeys([PAD, END, *alphabet, *whole]))}
+    words = [*all_words(), *world.given, *world.family, *world.outer_given, *world.outer_family]
+    whole = [level.pre_tokenize_str(text)[0][0] for text in ["Question", "Answer", *(f" {word}" for word in words)]]
+    tokens = dict.fromkeys([PAD, END, *sorted(level.alphabet()), *whole])
+    vocabulary = {token: i for i, token in enumerate(tokens)}
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
     core.pre_tokenizer = level
     core.decoder = decoders.ByteLevel()

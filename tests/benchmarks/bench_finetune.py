@@ -109,7 +109,8 @@ def ddp_rank(rank: int, port: int, job: Job, out: str) -> None:
         seconds.append(time.perf_counter() - started)
     if rank == 0:
         Path(out).write_text(json.dumps({"losses": losses, "step_seconds": seconds}))
-    torch.distributed.destroy_process_group()
+    torch.distributed.barrier()
+    os._exit(0)  # gloo's threads may wait for ever when a rank is torn down after the other has gone
 
 
 def run_ddp(job: Job, folder: Path) -> dict[str, Any]:

@@ -63,13 +63,14 @@ def plain(job: Job) -> list[float]:
     tune, tokenizer = job.finetune, load_tokenizer(job.model)
     model = trainable_model(job)
     parameters = [p for p in model.parameters() if p.requires_grad]
+    device = parameters[0].device
     optimizer = torch.optim.AdamW(parameters, lr=tune.learning_rate, betas=BETAS)
     seconds = []
     for batch in epoch_batches(
         tokenize_all(tokenizer, job.prompt, read_examples(job.examples)), tune.batch_rows, job.seed, 0
     ):
         started = time.perf_counter()
-        inputs = {k: v.to(model.device) for k, v in collate(batch, pad_id(tokenizer)).items()}
+        inputs = {k: v.to(device) for k, v in collate(batch, pad_id(tokenizer)).items()}
         labels = inputs.pop("labels")
         loss = answer_loss(model(**inputs).logits, labels) / sum(r.answer_length for r in batch)
         loss.backward()

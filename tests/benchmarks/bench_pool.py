@@ -91,7 +91,7 @@ def pool_rate(setup: ScoreSetup, source: Table, target: Path) -> float:
     pool = Pool(min=ACTORS, max=ACTORS, batch_rows=LIMITS.rows, shard_rows=BLOCK)
     table = Table(Folder.of(str(target)))
     tokenize, setup = Tokenize(setup.model, setup.prompt), replace(setup, limits=Limits.of(pool))
-    stage = Stage(name="score", spec=SPEC, actor=ScoreActor, setup=setup, pool=pool, prepare=tokenize)
+    stage = Stage(name="score", run="bench", spec=SPEC, actor=ScoreActor, setup=setup, pool=pool, prepare=tokenize)
     run_stage(stage, source, table)
     written = sorted(
         (Path(f).stat().st_mtime, n["rows"]) for f, n in zip(table.files(), table.manifest()["files"], strict=True)
@@ -222,7 +222,7 @@ def memory(rows: int) -> dict[str, Any]:
         pool = Pool(min=ACTORS, max=ACTORS, shard_rows=4096)
         started = time.monotonic()
         with watching() as peak:
-            stage = Stage(name="stub", spec=SPEC, actor=StubActor, setup=None, pool=pool)
+            stage = Stage(name="stub", run="bench", spec=SPEC, actor=StubActor, setup=None, pool=pool)
             run_stage(stage, source, Table(Folder.of(scratch) / "scores"))
     return {"rows": rows, "seconds": round(time.monotonic() - started, 1)} | {
         k: round(v / 2**20) for k, v in peak.items()

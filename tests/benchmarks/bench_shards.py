@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # also in workers, by PYTHON
 from object_store import KEYS, bucket_on_moto
 
 from ka2l_ray.config import Config, Pool
-from ka2l_ray.dataflow.attempts import ShardFile, Shards, listed, reopen
+from ka2l_ray.dataflow.attempts import Attempt, ShardFile, Shards, listed
 from ka2l_ray.dataflow.cluster import connect
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.stage import STATE, Stage, run_stage
@@ -68,7 +68,8 @@ def source(folder: Folder, rows: int) -> Table:
 
 
 def stage() -> Stage[None]:
-    return Stage(name="score", spec=replace(TABLES["scores"], carried=()), actor=StubActor, setup=None, pool=Pool())
+    spec = replace(TABLES["scores"], carried=())
+    return Stage(name="score", run="bench", spec=spec, actor=StubActor, setup=None, pool=Pool())
 
 
 def interrupted(target: Table) -> None:
@@ -78,7 +79,7 @@ def interrupted(target: Table) -> None:
     files = [f for e in manifest["files"] if (f := ShardFile.parse(e["name"].removeprefix("data/")))]
     for file in files[:: max(1, len(files) // LOST)][:LOST]:
         (target.folder / "data" / file.name).delete()
-    reopen(target.folder / STATE, shards, files, ())
+    Attempt("", shards, {f.shard: f for f in files}).save(target.folder / STATE)
     target.open_again()
 
 

@@ -51,7 +51,7 @@ from ka2l_ray.models.prompts import Tokenize
 from ka2l_ray.probe.fit import ProbeFit, ProbeRows, fit_probe
 from ka2l_ray.stats import auroc
 from ka2l_ray.tables import matrix, unseen_targets
-from ka2l_ray.text.grading import is_correct
+from ka2l_ray.text.grading import grade
 from ka2l_ray.text.prompts import Prompter
 from ka2l_ray.text.tokens import pad_id
 from ka2l_ray.world.facts import World
@@ -135,7 +135,7 @@ class Lab:
         table = self.tables["pool"]
         columns = self.collected(table, 10, (layer,), self.setting.seed)
         labels = self.labels(columns, table)
-        graded = pa.table({"entropy_lo": labels["entropy_lo"], "correct": labels["correct"]})
+        graded = pa.table({name: labels[name] for name in ("entropy_lo", "abstains", "correct")})
         knowledge = KnowledgeActor(KnowledgeSetup(threshold_nats=gamma))(graded)
         states = columns[f"last_{layer:03d}"]
         scores = score_states(states, fit.probe)
@@ -177,7 +177,7 @@ class Lab:
     def grade(self, model: Any, rows: Sequence[dict[str, Any]]) -> list[bool]:
         """Whether the greedy answer to each row is right."""
         written = self._answers(model, rows, Decoding(0, 0, 1.0, 0.0, 8, PROMPT.stop))
-        return [bool(is_correct(a[0].text, r["answers"])) for a, r in zip(written, rows, strict=True)]
+        return [bool(grade(a[0].text, r["answers"])) for a, r in zip(written, rows, strict=True)]
 
     def _answers(self, model: Any, rows: Sequence[dict[str, Any]], decoding: Decoding) -> list[list[Answer]]:
         prompts = Prompter(self.tokenizer, PROMPT)
@@ -207,8 +207,8 @@ class Lab:
         leaked = leaks(texts, [self.tables["eval"]["question"].to_pylist()], CorpusSection().near_duplicates)
         status = statuses(texts, p_unknown, existing, leaked, section.min_p_unknown)
         kept = sorted((-p, q) for p, q, s in zip(p_unknown, texts, status, strict=True) if s == "kept")[:count]
-        replies = [(q, self.world.ask(q)) for _, q in kept]
-        return [Example(q, (r.fact.value,)) for q, r in replies if r.fact], len(kept)
+        facts = [(q, self.world.ask(q)) for _, q in kept]
+        return [Example(q, (f.value,)) for q, f in facts if f], len(kept)
 
     def bought(
         self, strategy: Strategy, count: int, draw_seed: int, acquire: AcquireSection | None = None

@@ -17,16 +17,21 @@ import psutil
 ROOT = Path(__file__).parents[2]
 LIGHTER = ["--set", "finetune.workers=1"]
 """Of a smoke run whose trainings are not what is tested; `tests/ray` trains on two workers."""
-KA2L = [sys.executable, "-m", "ka2l_ray.cli.app"]
+LINES = 80
+"""Lines that a slow job prints."""
+KA2L = [sys.executable, "-m", "ka2l_ray.cli"]
 
 
 @dataclass(frozen=True)
 class JobRun:
-    """The submission with a wrong token, the one with the right token, and the run's folder."""
+    """The submission with a wrong token, the one with the right token, the run's folder; and a slow job's log, followed
+    through a connection that was cut `cuts` times."""
 
     refused: subprocess.CompletedProcess[str]
     done: subprocess.CompletedProcess[str]
     folder: Path
+    followed: subprocess.CompletedProcess[str]
+    cuts: int
 
 
 def environment() -> dict[str, str]:

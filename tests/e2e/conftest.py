@@ -4,7 +4,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -12,9 +11,12 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
-from commands import LIGHTER, ROOT, JobRun, environment, signal_group
+from commands import KA2L, LIGHTER, LINES, ROOT, JobRun, environment, signal_group
+from cutting_proxy import cutting_proxy
+from ports import free_ports
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
@@ -33,16 +35,21 @@ def job_run(tmp_path_factory: pytest.TempPathFactory) -> JobRun:
     ]
     with head() as (address, env):
         refused = submit(address, env | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}, *command)
-        return JobRun(refused, submit(address, env, *command), storage / "smoke")
+        followed, cuts = follow_through_cuts(address, env)
+        return JobRun(refused, submit(address, env, *command), storage / "smoke", followed, cuts)
 
 
-def free_ports(count: int) -> list[int]:
-    """Free at this moment, no two the same."""
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for s in sockets:
-            s.bind(("127.0.0.1", 0))
-        return [s.getsockname()[1] for s in sockets]
+def follow_through_cuts(address: str, env: dict[str, str]) -> tuple[subprocess.CompletedProcess[str], int]:
+    """Follow the log of a job that prints `LINES` lines, slowly, and ends with status 7: (what was shown, cuts)."""
+    slow = f"import time\nfor n in range({LINES}): print('line', n, 'x' * 200, flush=True); time.sleep(0.1)\nexit(7)"
+    arguments = [*RAY, "job", "submit", "--address", address, "--no-wait", "--submission-id", "slow-1", "--"]
+    subprocess.run([*arguments, "python", "-c", slow], env=env, check=True, capture_output=True)
+    server = urlsplit(address)
+    where = (server.hostname or "", server.port or 0)
+    with cutting_proxy(where, b"/logs/tail", allowed=(0, 5_000, 5_000)) as (proxy, port):
+        command = [*KA2L, "submit", "--follow", "slow-1", "--address", f"http://127.0.0.1:{port}"]
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    return done, proxy.cut
 
 
 @contextmanager

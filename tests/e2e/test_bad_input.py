@@ -75,7 +75,7 @@ REFUSED: dict[str, tuple[Maker, str, list[str], str]] = {
         raw("q.xlsx", b"PK"),
         "q.xlsx",
         [],
-        "no such folder, and neither `world`, a file that ends in .jsonl",
+        "no such folder, and neither `world`, `wikifacts`, a file that ends in .jsonl",
     ),
     "a folder without questions": (raw("notes.md", b"#"), ".", [], "the folder contains no file that ends in"),
     "the same file twice": (jsonl(), "[q.jsonl, q.jsonl]", [], "q.jsonl twice"),
@@ -262,12 +262,6 @@ DROPPED: dict[str, tuple[Maker, str, list[str], str]] = {
         [],
         "answers = {'x': 1} must be text, a number, or a list of these",
     ),
-    "a null among answers": (
-        jsonl({"question": "Why?", "answers": ["a", None]}),
-        "q.jsonl",
-        [],
-        "answers = None must be text",
-    ),
     "true as an answer": (jsonl({"question": "Why?", "answers": True}), "q.jsonl", [], "answers = True must be text"),
     "an id that is an object": (
         jsonl({"question": "Why?", "id": {"x": 1}}),
@@ -428,6 +422,18 @@ READ: dict[str, tuple[Maker, str, list[str], str]] = {
         "q.jsonl",
         [],
         "60 of 62 questions have answers",
+    ),
+    "a null among answers": (
+        jsonl({"question": "Why?", "answers": ["a", None]}),
+        "q.jsonl",
+        [],
+        "61 of 61 questions have answers",
+    ),
+    "a question twice under one id": (
+        jsonl(*[{"id": "a", "question": "Why is it so?", "answers": [a]} for a in ("x", "y")]),
+        "q.jsonl",
+        [],
+        "61 questions + 1 merged",
     ),
     "equal questions": (
         jsonl({"question": f" {GOOD[0]['question'].upper()} ", "answers": ["Other"]}),

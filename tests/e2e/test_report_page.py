@@ -10,11 +10,13 @@ import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from commands import ROOT
-from finished_run import write_run
+from finished_run import knowledge_rows, open_run, results, write, write_round, write_run
 
+from ka2l_ray import schema
 from ka2l_ray.report.page import write_report
 from ka2l_ray.report.versus import write_versus
 
@@ -35,6 +37,23 @@ field.value = "KA2L-0-1-7  baker";
 field.dispatchEvent(new Event("input"));
 const counts = Array.from(document.querySelectorAll(".search output"), (o) => o.textContent);
 document.documentElement.dataset.found = JSON.stringify(counts);
+"""
+
+OWNED = "document.documentElement.dataset.owned='by text'"
+ATTACK = (
+    f'<script>{OWNED}</script><img src=x onerror="{OWNED}">"\'><svg onload={OWNED}></td></table></svg></script>'
+    "<!--{{ 7 * 7 }}&lt;b&gt;\x1b[31m$x$<a href=javascript:alert(1)>"
+)
+"""What would run, load, or close what it is in, if it were not text."""
+LOOK = """
+const found = {
+  owned: document.documentElement.dataset.owned ?? "by nobody",
+  scripts: document.scripts.length,
+  made: document.querySelectorAll("img, iframe, object, embed, link, [onload], [onerror], a[href^=javascript]").length,
+  title: document.title,
+  cells: Array.from(document.querySelectorAll("td"), (cell) => cell.textContent),
+};
+document.documentElement.dataset.found = JSON.stringify(found);
 """
 
 
@@ -144,3 +163,31 @@ def test_a_table_that_paper_cuts_repeats_its_head(page: Path) -> None:
     heads = [table.split("</table>")[0] for table in tables if "<th>" in table.split("</table>")[0]]
     assert len(heads) > 5
     assert all("<thead>" in table for table in heads)
+
+
+def test_what_others_wrote_is_text_in_the_browser(browser: Browser, tmp_path: Path) -> None:
+    """Questions, answers, topics, and whatever else a run's files may say."""
+    run = open_run(tmp_path, title=ATTACK)
+    said = results() | {"command": f"ka2l run {ATTACK}", "model": ATTACK, "versions": {ATTACK: ATTACK}}
+    said["rounds"][0]["strategy"] = said["saving"][0]["strategy"] = ATTACK
+    said["time_s"][ATTACK] = 3.0
+    (run.folder / "results.json").write_json(said)
+    write(run.base("knowledge"), [row | {"group": ATTACK} for row in knowledge_rows()], schema.KNOWLEDGE)
+    write_round(run, "ka2l", 0, 1, decoded=3, text=ATTACK)
+    page = Path(write_report(run).path) / "index.html"
+    found = browser.found(page, LOOK)
+    assert found["owned"] == "by nobody"
+    assert (found["scripts"], found["made"]) == (2, 0), "the page's own script and the one that looks"
+    assert ATTACK.replace("\x1b", " ") in found["title"], "a browser's title has no control characters"
+    shown = [cell for cell in found["cells"] if ATTACK[:200] in cell]  # the page cuts texts of 300 characters
+    assert len(shown) > 10 * 3 + 3 * 2, "question, answer and reason; source and decoded question; and others"
+    _, console = browser(page, "--dump-dom", fragment=f"#search={quote(ATTACK)}")
+    assert console == []
+
+
+def test_an_attack_would_be_seen(browser: Browser, tmp_path: Path) -> None:
+    page = tmp_path / "index.html"
+    page.write_text(f"<!DOCTYPE html><html><body><p>{ATTACK}</p></body></html>")
+    dom, console = browser(page, "--dump-dom")
+    assert 'data-owned="by text"' in dom
+    assert console, "the image was asked for"

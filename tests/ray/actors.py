@@ -3,13 +3,14 @@
 import os
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
+from ka2l_ray.dataflow.tally import Tally
 from ka2l_ray.errors import ConfigError
 
 
@@ -34,6 +35,20 @@ class Doubler:
         with open(self.log, "a") as file:
             file.writelines(f"{i}\n" for i in batch["id"].to_pylist())
         return {"doubled": [2 * v for v in values]}
+
+
+class Tallying(Doubler):
+    """A `Doubler` that tallies one of everything for each row that it doubles."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.tally = Tally()
+
+    def __call__(self, batch: pa.Table) -> dict[str, Any]:
+        doubled = super().__call__(batch)
+        for name, value in asdict(self.tally).items():
+            setattr(self.tally, name, value + batch.num_rows)
+        return doubled
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,14 +4,15 @@ counted."""
 import gzip
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow.parquet as pq
 import pytest
 from runs import small
 
 from ka2l_ray import schema
-from ka2l_ray.active.outcome import base_record, evaluate_base
+from ka2l_ray.active.evaluation import evaluate_base, evaluation_stage
+from ka2l_ray.active.outcome import base_record
 from ka2l_ray.active.pool import replay_samples
 from ka2l_ray.active.replay import knew
 from ka2l_ray.collect.stage import sample_replay
@@ -22,7 +23,9 @@ from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.errors import StageError
+from ka2l_ray.label.stage import clustering_stage
 from ka2l_ray.models.prompts import corpus_prompt
+from ka2l_ray.text.grading import Grading
 
 
 def rows(start: int, count: int) -> list[dict[str, Any]]:
@@ -85,7 +88,7 @@ def test_where_prompts_differ_accuracy_is_under_both_and_replay_under_the_one_th
     evaluate_base(run)
     bare, fewshot = run.base("evaluation"), run.table("base/evaluation/corpus_prompt")
     assert bare.rows == fewshot.rows == run.table("questions").part_rows("eval")
-    record = base_record(run, "ka2l", 0)
+    record = cast(dict[str, Any], base_record(run, "ka2l", 0))
     tables = [
         [r["correct"] for r in t.read(["correct", "scope"]).to_pylist() if r["scope"] == "pool"]
         for t in (bare, fewshot)
@@ -102,3 +105,15 @@ def test_where_prompts_differ_accuracy_is_under_both_and_replay_under_the_one_th
     known = [r["id"] for r in replayed if knew(r["samples"], r["greedy"], r["answers"])]
     assert len(known) > 5
     assert all(asked[i]["correct"] for i in known)
+
+
+@pytest.mark.parametrize(("style", "kind"), [("bare", "exact"), ("chat", "contains")])
+def test_labels_and_evaluations_of_a_run_are_graded_alike(tmp_path: Path, style: str, kind: str) -> None:
+    run = Run.open(small(tmp_path, f"finetune.prompt.style={style}"))
+    setups = [
+        clustering_stage(run, "label", "").setup,
+        clustering_stage(run, "label_pool", "pool_").setup,
+        evaluation_stage(run, None, run.config.corpus.prompt).setup,
+        evaluation_stage(run, run.folder / "tuned", run.config.finetune.prompt).setup,
+    ]
+    assert [s.grading for s in setups] == [Grading(cast(Any, kind))] * 4

@@ -9,7 +9,6 @@ import textwrap
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -32,12 +31,10 @@ from actors import (
 from ray._private import state as ray_state
 
 from ka2l_ray.config import Pool
-from ka2l_ray.dataflow.attempts import ShardFile, Shards, reopen
+from ka2l_ray.dataflow.attempts import Attempt, ShardFile, Shards
 from ka2l_ray.dataflow.manifests import Table
-from ka2l_ray.dataflow.metrics import ActorMetrics
 from ka2l_ray.dataflow.stage import STATE, Stage, reopen_errors, run_stage
 from ka2l_ray.dataflow.storage import Folder
-from ka2l_ray.dataflow.tally import Tally
 from ka2l_ray.errors import StageError
 from ka2l_ray.schema import Column, TableSpec
 
@@ -61,6 +58,7 @@ def spec(*added: Column, **changes: Any) -> TableSpec:
 def stage(folder: Path, **changes: Any) -> Stage[Any]:
     given: dict[str, Any] = {
         "name": "double",
+        "run": "a_run",
         "spec": spec(),
         "actor": Doubler,
         "setup": Setup(str(folder / "log")),
@@ -172,6 +170,8 @@ def test_a_poisonous_row_fails_alone(tmp_path: Path) -> None:
     assert failed[0]["error"] == "ValueError: value 7 is poisonous"
     assert (manifest["errors"], target.rows) == (1, ROWS)
     assert [f.name for f in (tmp_path / "out" / "errors").iterdir()] == ["000001.parquet"]
+    few = stage(tmp_path, setup=Setup(str(tmp_path / "log"), 7))  # of ten rows one may fail, and no more
+    assert run_stage(few, source(tmp_path / "few", 10), table(tmp_path, "small"))["errors"] == 1
 
 
 def test_a_row_that_failed_before_keeps_its_first_error_is_not_shown_to_the_actor_and_sends_no_block_row_by_row(
@@ -254,7 +254,7 @@ def test_the_rows_that_are_repeated_are_those_that_were_lost(tmp_path: Path) -> 
     ):
         if state == "killed":
             files = [ShardFile.parse(f["name"].removeprefix("data/")) for f in target.manifest()["files"]]
-            reopen(target.folder / STATE, Shards("double", ROWS, 2), [f for f in files if f], ())
+            Attempt("", Shards("double", ROWS, 2), {f.shard: f for f in files if f}).save(target.folder / STATE)
             target.open_again()
         names = sorted((tmp_path / "out/data/000").iterdir())
         gone = random.Random(share).sample(names, round(share * len(names)))
@@ -348,11 +348,11 @@ def test_a_machine_with_little_memory_resumes_too(tmp_path: Path) -> None:
         sys.path.insert(0, {tests!r})
         from pathlib import Path
         import ray
-        from test_dataflow import Folder, Table, run_stage, source, stage, reopen, STATE, Shards
+        from test_dataflow import Attempt, Folder, Table, run_stage, source, stage, STATE, Shards
 
         ray.init(address="local", num_cpus=4, _memory=300e6, include_dashboard=False)
         out = Folder.of({folder!r}) / "out"
-        reopen(out / STATE, Shards("double", 40, 5), (), ())
+        Attempt("", Shards("double", 40, 5)).save(out / STATE)
         run_stage(stage(Path({folder!r})), source(Path({folder!r})), Table(out))
     """
     resumed = in_own_cluster(script, tmp_path)
@@ -379,22 +379,3 @@ def test_a_small_table_is_cut_for_every_actor_of_the_pool(tmp_path: Path) -> Non
     target = table(tmp_path)
     run_stage(stage(tmp_path, pool=Pool(min=2, max=2, shard_rows=256)), source(tmp_path), target)
     assert [f["rows"] for f in target.manifest()["files"]] == [5] * 8
-
-
-def test_waiting_is_the_time_between_calls_whatever_a_call_does_besides_its_model(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A clock by hand: 3 s before the first call, which takes 10 s, of them 4 in the model; 5 s until the second, of
-    1 s."""
-    now, added = [100.0], []
-    monkeypatch.setattr("ka2l_ray.dataflow.metrics.time", SimpleNamespace(monotonic=lambda: now[0]))
-    tally = Tally()
-    metrics = ActorMetrics("stage", tally)
-    for name, counter in metrics._counters.items():
-        monkeypatch.setattr(counter, "inc", lambda value, tags, name=name: added.append((name, value, tags["stage"])))
-    for wait, work, model in ((3.0, 10.0, 4.0), (5.0, 1.0, 0.0)):
-        now[0] += wait
-        with metrics.call():
-            now[0] += work
-            tally.model_s += model
-    assert added == [("model_s", 4.0, "stage"), ("waiting_s", 3.0, "stage"), ("waiting_s", 5.0, "stage")]

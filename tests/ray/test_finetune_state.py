@@ -5,6 +5,7 @@ Real DeepSpeed with one rank in this process; test_finetune.py has two ranks and
 """
 
 import shutil
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -112,8 +113,12 @@ def test_steps_are_counted_by_the_planned_rows(tmp_path):
     whole = job(tmp_path / "a")
     short = replace(whole, planned_rows=9, output=Folder.of(str(tmp_path / "b/model")))
     assert (whole.steps(7), short.steps(7)) == (6, 9)
-    result = train_rank(short, 0, 1, Kept(tmp_path / "kept"))
+    steps: list[Mapping[str, float]] = []
+    result = train_rank(short, 0, 1, Kept(tmp_path / "kept"), steps.append)
     assert (result["steps"], len(result["losses"])) == (9, 9)
+    assert [(v["training_step"], v["training_steps"], round(v["training_loss"], 6)) for v in steps] == [
+        (n, 9, loss) for n, loss in enumerate(result["losses"], 1)
+    ]
     resumed = train_rank(short, 0, 1, Kept(tmp_path / "again", start=tmp_path / "kept/step_6"))
     assert resumed["losses"] == result["losses"]
 

@@ -181,7 +181,7 @@ def test_every_command_that_meets_a_round_of_people_ends_as_paused(
 ) -> None:
     def ask(a_round: Round) -> None:
         (a_round.folder / "annotations" / ASKED).write_json([])
-        raise Waiting("to_annotate.jsonl", "to_annotate.csv", 2)
+        raise Waiting("2 questions wait for answers", "to_annotate.csv")
 
     monkeypatch.setitem(rounds.STEPS, RoundState.ANNOTATE, ask)
     monkeypatch.setattr(cli, "_held", lambda config: run)

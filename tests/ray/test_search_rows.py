@@ -78,10 +78,9 @@ def test_the_search_says_how_many_questions_are_graded_and_why_it_fell_back(
         objective,
     )
     assert (folder / SUMMARY).read_json() == found
-    assert caplog.records[0].getMessage() == f"search     by {objective}; 1,199 of 1,200 probe questions are graded"
-    assert [(r.levelname, r.getMessage()) for r in caplog.records[1:]] == (
-        [("WARNING", f"search     {note}")] if note else []
-    )
+    assert caplog.records[0].getMessage() == f"by {objective}; 1,199 of 1,200 probe questions are graded"
+    assert [(r.levelname, r.getMessage()) for r in caplog.records[1:]] == ([("WARNING", note)] if note else [])
+    assert {r.__dict__["stage"] for r in caplog.records} == {"search"}
 
 
 def test_a_whole_search_reports_its_graded_questions(scored: tuple[Run, dict[str, Any]]) -> None:

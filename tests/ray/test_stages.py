@@ -18,7 +18,7 @@ from runs import copied, small
 from safetensors.torch import load_file, save_file
 
 from ka2l_ray import schema
-from ka2l_ray.active.outcome import evaluation_stage
+from ka2l_ray.active.evaluation import evaluation_stage
 from ka2l_ray.collect.stage import _precision, collect, pilot_rows, sample_pool
 from ka2l_ray.corpus.stage import questions
 from ka2l_ray.dataflow.attempts import ShardFile
@@ -205,7 +205,7 @@ def test_the_run_says_in_which_precision_states_are_stored(
     )
     with caplog.at_level("INFO", "ka2l"):
         found = _precision(table)
-    assert [r.getMessage() for r in caplog.records] == [f"collect    {said}"]
+    assert [r.getMessage() for r in caplog.records] == [said]
     assert found == kept
 
 
@@ -223,6 +223,7 @@ def knowledge(folder: Path) -> tuple[Table, pa.Table]:
         row = {
             "id": f"q{n}",
             "unknown": int(drawn.integers(2)),
+            "abstains": n % 11 == 0,
             "correct": [True, False, None][drawn.integers(3)],
             "quadrant": [None, "known", "shaky"][drawn.integers(3)],
             "truth": [None, "known", "unseen", "rare"][drawn.integers(4)],
@@ -243,6 +244,8 @@ def test_a_summary_by_batches_is_that_of_the_whole_table(tmp_path: Path, streame
     rows = [r for r in whole.to_pylist() if r["unknown"] is not None]
     assert (found.questions, found.unknown) == (len(rows), sum(r["unknown"] for r in rows))
     assert found.quadrants == {q: sum(r["quadrant"] == q for r in rows) for q in ("known", "shaky")}
+    assert found.abstains == sum(r["abstains"] for r in rows) > 0
+    rows = [r for r in rows if not r["abstains"]]
     graded = [r for r in rows if r["correct"] is not None and r["entropy_nats"] is not None]
     for name in ("entropy_nats", *BASELINES):
         mine = auroc(found.wrong[found.wrong >= 0] == 1, found.scores[name][found.wrong >= 0])

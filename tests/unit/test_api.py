@@ -30,7 +30,7 @@ from ka2l_ray.models.loading import load_model, load_tokenizer
 from ka2l_ray.models.prompts import Tokenize
 from ka2l_ray.stats import auroc
 from ka2l_ray.tables import matrix
-from ka2l_ray.text.grading import is_correct
+from ka2l_ray.text.grading import grade
 from ka2l_ray.world.facts import World, phrase_question
 
 ROOT = Path(__file__).parents[2]
@@ -118,7 +118,7 @@ def test_a_notebook_from_a_model_to_scores_of_new_questions(world: World, tmp_pa
     states = read_states(model, questions, layers=[5], tokenizer=tokenizer)[5]
     answers = sample_answers(model, questions, samples=6, tokenizer=tokenizer)
     entropy = np.array([semantic_entropy(a.samples) for a in answers])
-    wrong = np.array([not is_correct(a.greedy, [f.value]) for a, f in zip(answers, facts, strict=True)])
+    wrong = np.array([not grade(a.greedy, [f.value]) for a, f in zip(answers, facts, strict=True)])
     rows = ProbeRows(entropy, wrong=wrong, entity=entity)
     fit = fit_probe(states, rows, source=StateSource("world", PromptSection().template, 5, "last"))
     fit.probe.save(tmp_path / "probe")

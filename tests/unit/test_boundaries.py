@@ -18,7 +18,7 @@ FLOORS = (
     "text",
     "entropy",
     "dataflow",
-    "models world",
+    "models world chat",
     "corpus collect label probe decode annotate finetune",
     "api",
     "active world_model",
@@ -30,8 +30,8 @@ FLOORS = (
 MARKED = {
     f"ka2l_ray/{name}.py"
     for name in (
-        "dataflow/cluster dataflow/metrics dataflow/nodes dataflow/stage dataflow/tasks "
-        "corpus/stage probe/search annotate/stage finetune/train world_model/build "
+        "dataflow/cluster dataflow/local_nodes dataflow/metrics dataflow/nodes dataflow/stage dataflow/tasks "
+        "dataflow/vault corpus/stage probe/search annotate/stage finetune/train world_model/build "
         "pipeline/checks pipeline/compare cli/jobs"
     ).split()
 }

@@ -1,4 +1,4 @@
-"""The pages in docs/ and the README: their commands can be typed, and their links resolve.
+"""The pages in docs/ and the READMEs: their commands can be typed, and their links resolve.
 
 Every `ka2l` line of a fenced block is parsed by the command line's own parser. Every `--set` names a real field and, if
 it has a concrete value, is loaded. Commands that are cheap and need neither Ray nor a network are run; the others are
@@ -24,13 +24,12 @@ import yaml
 from ka2l_ray.cli import app as cli
 from ka2l_ray.cli.terminal import print_plan
 from ka2l_ray.config import Config, ConfigError, load_config, parse_config
-from ka2l_ray.config.base import Section
-from ka2l_ray.config.reference import section_of
+from ka2l_ray.config.base import Section, section_of
 from ka2l_ray.pipeline.table import STEP_NAMES
 
 ROOT = Path(__file__).parents[2]
 SMOKE = "jobs/configs/smoke.yaml"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "cluster/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TYPED = ("ka2l", "make", "python", "python3", "pip")
 MARKS = ("needs a GPU", "needs a network")
 MADE_BY_READERS = ("CONFIG", "mine.yaml")
@@ -39,7 +38,8 @@ RUN_BY = {
     "run": "tests/e2e/test_kill_and_resume.py::test_killed_in_collecting_search_and_finetuning",
     "annotate": "tests/ray/test_rounds.py::test_people_answer_in_a_spreadsheet_and_the_loop_goes_on",
     "compare": "tests/ray/test_rounds.py::test_a_comparison_holds_every_curve_and_plays_none_twice",
-    "submit": "tests/e2e/test_job.py::test_the_loop_runs_as_a_job_and_needs_the_token",
+    "submit": "tests/autoscale/test_run.py::test_a_whole_run_grows_the_cluster",
+    "status": "tests/ray/test_status.py::test_the_command_prints_lines_or_json",
     "report": "tests/unit/report/test_report.py::test_",
     "doctor": "tests/unit/cli/test_doctor.py::test_",
 }
@@ -47,6 +47,12 @@ RUN_BY = {
 RESULTS = {"label.threshold_nats", "decode.answerable"}
 """Members of results.json that look like fields of the configuration."""
 FILES = (".json", ".md", ".yaml", ".html")
+VARIES = re.compile(r"…|'[^' ]*'|\b[A-Z](?:[A-Z_]*[A-Z])?\b|\d[\d,.]*")
+"""Parts of a quoted message that stand for what varies."""
+FILLED_IN = re.compile(r"%[-+.\d]*[sdrfg]|\{\w*(?:[:!][^{}]*)?\}")
+"""Parts of a text in the code that logging or `str.format` fills in."""
+OF_OTHERS = ("no space left on device", "Refer to the documentation on how to address the out of memory issue")
+"""Messages of the system and of Ray that pages quote too."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +215,7 @@ def test_commands_and_fields_in_the_text_are_real(page: Path):
         named = re.fullmatch(r"([a-z_]+(?:\.[a-z_]+)+)(?:[:=] ?.*)?", span)
         if named and named[1].split(".")[0] in Config.model_fields and not named[1].endswith(FILES):
             assert named[1] in RESULTS or is_field(named[1]), f"{page.name}: {span}"
-        if re.fullmatch(r"(ka2l_ray|jobs|tests|docs)/[\w./-]*", span):
+        if re.fullmatch(r"(ka2l_ray|jobs|tests|docs|cluster)/[\w./-]*", span):
             assert (ROOT / span).exists(), f"{page.name}: {span}"
 
 
@@ -241,8 +247,8 @@ def slugs(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_lines_fit_the_width(page: Path):
-    """Prose in docs/; tables and commands cannot be broken everywhere."""
-    if page.parent.name == "docs":
+    """Prose in docs/ and cluster/; tables and commands cannot be broken everywhere."""
+    if page.parent != ROOT:
         prose = [line for line in page.read_text(encoding="utf-8").split("\n") if not line.startswith(("|", ".venv"))]
         assert [line for line in prose if len(line) > 120] == []
 
@@ -314,6 +320,40 @@ def test_every_message_is_in_troubleshooting():
     lacking = [f"{where}: {text}" for where, text in messages() if text.strip(" .;:,'").replace("`", "") not in page]
     assert len(messages()) > 60
     assert lacking == []
+
+
+def said() -> list[str]:
+    """Fixed parts, of two words or more, of all texts in the package that are no docstrings; the longest first."""
+    found = set()
+    for file in (ROOT / "ka2l_ray").rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+        described = {id(n.value) for n in nodes if isinstance(n, ast.Expr)}
+        for node in nodes:
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in described:
+                found |= {_plain(part) for part in FILLED_IN.split(node.value)}
+    return sorted((part for part in found if " " in part), key=len, reverse=True)
+
+
+def unsaid(quote: str, parts: Sequence[str]) -> list[str]:
+    """Pieces of a quoted message, of three words or more, that the package does not say."""
+    left = _plain(quote)
+    for part in (p for p in parts if p in left):
+        left = re.sub(rf"(?<!\w){re.escape(part)}(?!\w)", "…", left)
+    pieces = [piece for piece in map(_plain, VARIES.split(left)) if piece.count(" ") > 1]
+    return [piece for piece in pieces if not any(piece in part for part in parts)]
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.replace("`", "").split()).strip(" .;:,'()[]=→/")
+
+
+def test_every_message_in_troubleshooting_is_one_that_the_package_gives():
+    page = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    quotes = [double or single for double, single in re.findall(r"\*\*(?:``(.+?)``|`(.+?)`)\*\*", page, re.DOTALL)]
+    parts = said()
+    assert len(quotes) > 150
+    assert unsaid("FILE: its ledger is locked by N others", parts) == ["its ledger is locked by"]
+    assert [(q, left) for q in quotes if (left := unsaid(q, [*OF_OTHERS, *parts]))] == []
 
 
 def test_every_section_is_found_by_its_annotation():

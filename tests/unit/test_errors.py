@@ -14,7 +14,8 @@ import pyarrow as pa
 import pytest
 from finished_run import write_run
 
-from ka2l_ray.cli.app import app, plain_errors
+from ka2l_ray.cli.app import app
+from ka2l_ray.cli.exits import plain_errors
 from ka2l_ray.config import Config, ConfigError, ModelSection, SearchSection
 from ka2l_ray.config.finetuning import LoraSection
 from ka2l_ray.dataflow.manifests import Table
@@ -22,6 +23,7 @@ from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.entropy.semantic import semantic_entropy
 from ka2l_ray.entropy.thresholds import otsu
 from ka2l_ray.errors import StageError, UserError, names_a_library, without_type
+from ka2l_ray.finetune.export import check_adapter
 from ka2l_ray.finetune.job import Refusal
 from ka2l_ray.models.loading import as_config_errors, check_model
 from ka2l_ray.models.probe import LinearProbe
@@ -30,19 +32,18 @@ from ka2l_ray.probe.fit import ProbeRows, fit_probe
 
 ROOT = Path(__file__).parents[2]
 PLAIN = {
-    "api.py": {"_tokenizer", "_refuse"},  # a notebook shows tracebacks
+    "api.py": {"_opened", "_refuse"},  # a notebook shows tracebacks
     "active/outcome.py": {"_share"},
-    "corpus/formats.py": {"first_option"},  # `corpus.prepare` names the file
+    "corpus/formats.py": {"first_option"},  # `corpus.table` names the file
     "decode/metrics.py": {"reconstruction"},
     "decode/states.py": {"decode_states"},
     "entropy/adaptive.py": {"entropy_bounds"},
     "entropy/semantic.py": {"semantic_entropy"},
-    "models/activations.py": {"__init__"},  # layers that a stage has checked
-    "models/engine.py": {"check"},  # a row's error
+    "models/activations.py": {"capture"},  # layers that a stage has checked
     "models/loading.py": {"_set_depth"},  # layers that a probe was fitted on
     "models/probe.py": {"score_states"},
+    "models/prompts.py": {"encode"},  # questions made for training
     "probe/fit.py": {"fit_probe"},
-    "text/prompts.py": {"check"},  # a row's error
 }
 """Functions that raise a plain error: for a bug in this package, or one that the caller turns into another error."""
 
@@ -66,9 +67,14 @@ def read_broken_parquet(folder: Path) -> None:
     table.read()
 
 
-def load_broken_probe(folder: Path) -> None:
+def broken_probe(folder: Path) -> Folder:
     (folder / "probe.safetensors").write_bytes(b"\0" * 100)
-    LinearProbe.load(Folder.of(str(folder)))
+    return Folder.of(str(folder))
+
+
+def check_broken_adapter(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").write_bytes(b"\0" * 100)
+    check_adapter(folder, {})
 
 
 def load_missing_probe(folder: Path) -> None:
@@ -81,13 +87,13 @@ LIBRARIES: dict[str, tuple[Callable[[Path], None], str, str, str]] = {
     "pyarrow's ArrowInvalid, a ValueError": (
         read_broken_parquet,
         "pyarrow.lib.ArrowInvalid",
-        "ka2l_ray.dataflow.manifests",
+        "ka2l_ray.dataflow.parquet",
         "pyarrow.",
     ),
     "safetensors' own": (
-        load_broken_probe,
+        check_broken_adapter,
         "safetensors._safetensors_rust.SafetensorError",
-        "ka2l_ray.models.probe",
+        "ka2l_ray.finetune.export",
         "safetensors.",
     ),
     "pyarrow's FileNotFoundError": (
@@ -120,6 +126,7 @@ MISTAKES: dict[str, Callable[[Path], object]] = {
     "its schema": lambda folder: deleted(folder).schema(),
     "its batches": lambda folder: list(deleted(folder).batches()),
     "a book of the run that is gone": lambda folder: (Folder.of(str(folder)) / "gamma.json").read_json(),
+    "a probe that is none": lambda folder: LinearProbe.load(broken_probe(folder)),
     "a model that is none": lambda folder: check_model(model_without_weights(folder)),
     "a LoRA target": lambda _: adapter_parameters(Config().model, LoraSection(targets=("nope",))),
 }

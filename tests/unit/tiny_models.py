@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 BLOCKS, WIDTH, CONTEXT, WINDOW = 3, 32, 64, 12
 
@@ -82,14 +84,12 @@ def tiny_model(family: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedMod
     return AutoModelForCausalLM.from_config(config).eval()
 
 
-class ScriptCache:
+class ScriptCache(Cache):
     """How many tokens were generated; all rows of a batch are at the same place, so rows may come and go."""
 
     def __init__(self) -> None:
-        self.generated, self.layers = 0, ()
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        pass
+        super().__init__(layers=[])
+        self.generated = 0
 
 
 class ScriptedModel(nn.Module):
@@ -113,9 +113,9 @@ class ScriptedModel(nn.Module):
 
     def forward(
         self, input_ids: torch.Tensor, past_key_values: ScriptCache | None = None, **_: object
-    ) -> SimpleNamespace:
-        cache = past_key_values or ScriptCache()
-        logits = torch.zeros(*input_ids.shape, self._vocabulary)
+    ) -> CausalLMOutputWithPast:
+        cache = ScriptCache() if past_key_values is None else past_key_values
+        logits: Any = torch.zeros(*input_ids.shape, self._vocabulary)
         logits[:, -1, self.script[min(cache.generated, len(self.script) - 1)]] = self._logit
         cache.generated += 1
-        return SimpleNamespace(logits=logits, past_key_values=cache)
+        return CausalLMOutputWithPast(logits=logits, past_key_values=cache)

@@ -1,6 +1,8 @@
 """The numbers of a comparison, computed by hand. Random buys 100 and 200 annotations, a round of it trains for 30
 seconds."""
 
+from typing import Any
+
 import pytest
 from scipy.stats import sem, t
 
@@ -20,9 +22,10 @@ TIMES = {
 RANDOM = {"random": [(0.5, 0.6, 0.7)]}
 
 
-def one_seed(draws: dict[str, list[tuple]]) -> dict:
-    """results.json of one run from the accuracies of each strategy's draws after 0, 100, 200 … annotations."""
-    rounds = [
+def one_seed(draws: dict[str, list[tuple]]) -> Any:
+    """What a comparison reads of the results.json of one run, from the accuracies of each strategy's draws after 0,
+    100, 200 … annotations."""
+    rounds: list[Any] = [
         {
             "strategy": strategy,
             "seed": 1000 * draw,

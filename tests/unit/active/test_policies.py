@@ -106,6 +106,17 @@ def test_likelihood_buys_the_least_likely_answer_first():
     assert (first.id, first.reason) == ("doubtful", "greedy answer at -7.000 nats")
 
 
+@pytest.mark.parametrize("strategy", ["entropy", "likelihood", "quadrant"])
+def test_what_the_model_abstains_from_is_bought_before_what_it_knows(strategy):
+    """The same refusal ten times has no entropy, and is as likely as can be."""
+    silent = PoolRow("q0", entropy_nats=0.0, likelihood=0.1, quadrant="abstains", abstains=True)
+    known = PoolRow("q1", entropy_nats=0.0, likelihood=0.2, quadrant="known", abstains=False)
+    no_gold = PoolRow("q2", entropy_nats=0.0, likelihood=0.1, abstains=True)
+    choices = policy(strategy, AcquireSection(), 0).choose([known, silent, no_gold], set(), 3)
+    assert choices[-1].id == "q1"
+    assert choices[0].reason.startswith("abstains, ")
+
+
 @given(pools(), st.permutations(QUADRANTS), st.integers(1, 4))
 def test_quadrants_are_bought_in_the_order_wanted_then_by_entropy_and_the_rest_last(rows, order, wanted):
     wanted = tuple(order[:wanted])

@@ -15,6 +15,7 @@ from ka2l_ray.active.replay import (
 )
 from ka2l_ray.config import ReplaySection
 from ka2l_ray.hashing import uniform
+from ka2l_ray.text.grading import Grading
 
 
 def pool(known: int, unknown: int) -> list[PoolRow]:
@@ -128,6 +129,13 @@ def test_a_misconception_is_one_answer_always_and_wrong(answers, gold, expected)
     assert is_misconception(answers, gold) is expected
 
 
+def test_the_same_refusal_again_and_again_is_no_misconception():
+    rows = [
+        {"samples": [text] * 3, "greedy": text, "answers": ["Rome"]} for text in ("Oslo", "", "I don't know.", "Rome")
+    ]
+    assert misconceptions(rows, refusals=("i don't know",)) == 1
+
+
 def test_misconceptions_are_counted_where_there_is_gold():
     sure_and_wrong = {"samples": ["Bo", "bo."], "greedy": "the Bo", "answers": ["Ada"]}
     rows = [
@@ -139,3 +147,18 @@ def test_misconceptions_are_counted_where_there_is_gold():
     assert misconceptions(rows) == 1
     assert misconceptions(rows[1:2]) is None
     assert misconceptions([]) is None
+
+
+def test_replay_grades_as_the_run_does():
+    """Otherwise a model that answers in sentences would have known nothing, and its right answers would not be
+    replayed."""
+    samples, gold, contains = ["It was Ada.", "Bo", "Ada, I think"], ["Ada"], Grading("contains")
+    replay = ReplaySection(source="samples", gold_is_free=True)
+    assert replayed_answers(samples, "", gold, replay, contains) == ["It was Ada.", "Ada, I think"]
+    assert replayed_answers(samples, "", gold, replay) == samples
+    assert knew(samples, "Ada did.", gold, contains)
+    assert not knew(samples, "Ada did.", gold)
+    assert is_misconception(["It was Ada."], gold)
+    assert not is_misconception(["It was Ada."], gold, contains)
+    rows = [{"samples": ["It was Ada."], "greedy": "it was Ada", "answers": gold}]
+    assert [misconceptions(rows), misconceptions(rows, contains)] == [1, 0]

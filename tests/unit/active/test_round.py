@@ -115,6 +115,7 @@ def test_a_pool_without_rows_is_no_row(run):
 
 def test_strategies_that_sample_see_what_the_samples_show(run):
     known = {"id": "a", "truth": "rare", "group": "g", "entropy_nats": 0.5, "likelihood": 2.0, "quadrant": "shaky"}
+    known["abstains"] = False
     run.base("pool_knowledge").write(table(schema.KNOWLEDGE, known, {"id": "failed"}))
     for strategy in ("entropy", "likelihood", "quadrant"):
         (row,) = pool_for(strategy, run)

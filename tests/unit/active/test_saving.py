@@ -1,11 +1,14 @@
 """The saving as the design defines it, by hand-made curves."""
 
+from typing import Any
+
 import pytest
 
 from ka2l_ray.active.saving import annotations_to_reach, curves, mean_curve, savings
 
 
-def rounds(strategy, seed, *points):
+def rounds(strategy, seed, *points) -> list[Any]:
+    """Of each round only what a learning curve is made of."""
     return [{"strategy": strategy, "seed": seed, "annotations": n, "accuracy": a} for n, a in points]
 
 

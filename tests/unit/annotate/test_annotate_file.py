@@ -80,6 +80,119 @@ def test_what_was_written_for_people_is_read_back(tmp_path):
     assert [(r.id, r.answer) for r in read_answers(tmp_path / QUESTIONS_JSONL)] == [("a", ""), ("b", ""), ("c", "")]
 
 
+FORMULAS = (
+    '=HYPERLINK("http://x")',
+    "+1",
+    "-2+3",
+    "@SUM(A1)",
+    "\t=1",
+    "\r=1",
+    "\n=1",
+    " =1",
+    "＝1",
+    "'=1",
+    "''-1",
+    "-",
+)
+
+
+@pytest.mark.parametrize("text", FORMULAS)
+def test_a_cell_that_a_spreadsheet_would_compute_is_text_and_is_read_back_as_it_was(text, tmp_path):
+    folder, own_id = Folder.of(str(tmp_path)), text.strip()
+    write_questions([Asked(own_id, text, [], text)], folder)
+    with (tmp_path / QUESTIONS_CSV).open(encoding="utf-8-sig", newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert row == {"id": f"'{own_id}", "question": f"'{text}", "group": f"'{text}", "answer": ""}
+    (found,) = read_answers(tmp_path / QUESTIONS_CSV)
+    assert (found.id, found.question) == (own_id, own_id)
+    assert json.loads((tmp_path / QUESTIONS_JSONL).read_text())["question"] == text
+    doubled = text.replace('"', '""')
+    import_file(file(tmp_path, f'id,answer\n"\'{doubled.strip()}","{doubled}"\n'), [folder])
+    said = Annotated(None, "no_such_thing") if own_id == "-" else Annotated(own_id, "answered")
+    assert answers_in(folder)[own_id].annotated == said
+
+
+@given(texts=st.lists(st.text(st.sampled_from("'=+-@＝ \ta"), min_size=1, max_size=5), min_size=1, max_size=5))
+def test_no_two_cells_become_one(tmp_path_factory, texts):
+    ids = list(dict.fromkeys(t.strip() for t in texts if t.strip()))
+    folder = Folder.of(str(tmp_path_factory.mktemp("round")))
+    write_questions([Asked(i, i, [], None) for i in ids], folder)
+    assert [r.id for r in read_answers(f"{folder.path}/{QUESTIONS_CSV}")] == ids
+
+
+CONVERTED = (
+    *("73928e05", "1E5", "12d3", "1234567890123456789", "007", "1,5", "1.234,5", "5%", "$5", "1-2", "3/4", "12:30"),
+    *("2024-01-02", "MARCH1", "sept2", "1. März", "7 pm", "TRUE", "FALSCH", "ИСТИНА", "1e5'", "'73928e05", "''1"),
+)
+KEPT = ("a", "q01", "tc_1234", "a3f9c2e1b0d47586", "aaron-burke-birthplace-p1", "tc_1e5", "d'1x")
+
+
+def test_ids_that_a_spreadsheet_would_convert_are_shielded_and_others_stay(tmp_path: Path) -> None:
+    folder = Folder.of(str(tmp_path))
+    write_questions([Asked(i, f"{n}?", [], None) for n, i in enumerate((*CONVERTED, *KEPT))], folder)
+    with (tmp_path / QUESTIONS_CSV).open(encoding="utf-8-sig", newline="") as stream:
+        written = [row["id"] for row in csv.DictReader(stream)]
+    assert written == [*(f"'{i}" for i in CONVERTED), *KEPT]
+    assert [r.id for r in read_answers(tmp_path / QUESTIONS_CSV)] == [*CONVERTED, *KEPT]
+
+
+def test_an_id_that_was_converted_is_known_by_its_question(tmp_path: Path) -> None:
+    """As files that were made from the JSONL, or by hand, come back."""
+    folder, twice = Folder.of(str(tmp_path)), "Asked twice?"
+    write_questions(
+        [Asked(i, q, [], None) for i, q in zip("73928e05 x 1e5 2e5".split(), ["A?", "B?", twice, twice], strict=True)],
+        folder,
+    )
+    rows = "id,question,answer\n7.3928E+09,a,one\nx,B?,two\n"
+    with pytest.raises(ConfigError, match=r"row 4: id = '100000' was not asked"):
+        import_file(file(tmp_path, f"{rows}100000,{twice},three\n2e5,{twice},four\n"), [folder])
+    import_file(file(tmp_path, f"{rows}1e5,{twice},three\n2e5,{twice},four\n"), [folder])
+    assert [a.annotated.answer for a in answers_in(folder).values()] == ["one", "two", "three", "four"]
+
+
+@pytest.mark.parametrize(
+    "cell", ["1.23457E+16", "1,23457E+16", "1.23456789012346E+019", "#NAME?", "#WERT!", "#DIV/0!", "#N/A", "Err:508"]
+)
+def test_what_a_spreadsheet_made_of_an_answer_is_refused(tmp_path: Path, cell: str) -> None:
+    with pytest.raises(ConfigError, match=r"row 3: answer = '.*' is what a spreadsheet made of a long number or of a"):
+        read_answers(file(tmp_path, f'id;answer\na;ok\nb;"{cell}"\n'))
+
+
+@pytest.mark.parametrize("cell", ["6.02E+23", "1.6E-19", "#1", "#MeToo", "C#", "-40", "1776-07-04", "12345678901"])
+def test_answers_that_look_odd_are_kept(tmp_path: Path, cell: str) -> None:
+    assert answers(file(tmp_path, f'id,answer\na,"{cell}"\n')) == {"a": cell}
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "encoding"),
+    [
+        ("Gdzie leży Kraków?", "Łódź", "cp1250"),
+        ("Кто написал «Идиот»?", "Достоевский", "cp1251"),
+        ("Ποιος έγραψε την Οδύσσεια", "Όμηρος", "cp1253"),
+        ("Türkiye'nin başkenti neresidir, ğ?", "Ankara değil mi? Şişli", "cp1254"),
+        ("日本の首都は？", "東京", "cp932"),
+        ("中国的首都是？", "北京", "gb18030"),
+        ("한국의 수도는?", "서울", "cp949"),
+        ("Wie heißt das Öl?", "Grünkohl", "mac_roman"),
+        ("Wie heißt das Öl?", "Grünkohl", "cp850"),
+        ("Wie heißt das Öl?", "Grünkohl – „fein“", "cp1252"),
+    ],
+)
+def test_the_questions_show_in_which_encoding_a_country_saves(
+    tmp_path: Path, question: str, answer: str, encoding: str
+) -> None:
+    folder = Folder.of(str(tmp_path / "round"))
+    write_questions([Asked("a", question, [], None), Asked("b", "Why?", [], None)], folder)
+    saved = file(tmp_path, f"id;question;answer\na;{question};{answer}\nb;Why?;\n", encoding)
+    import_file(saved, [folder])
+    assert answers_in(folder)["a"].annotated.answer == answer
+
+
+def test_an_encoding_that_nothing_shows_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    read_answers(file(tmp_path, "id,answer\na,Łódź\n", "cp1250"), ["Where?"])
+    assert "is not UTF-8 and is read as Windows-1252" in caplog.text
+
+
 def test_questions_that_people_have_begun_to_answer_are_not_written_again(tmp_path):
     asked(tmp_path)
     (tmp_path / QUESTIONS_CSV).write_text("id,answer\na,half done")
@@ -160,6 +273,8 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
         ("id,answer\na,\nb,\nc,\n", r"contains no answer at all"),
         ("id,answer\n", r"contains no answer at all"),
         ("id,answer\na,x\nb,y\na,z\nc,\n", r"row 4: answer = 'z' differs from 'x' in row 2 for the same id 'a'"),
+        ("id,answer\na,5 km\nb,\na,5 miles\nc,\n", r"row 4: answer = '5 miles' differs from '5 km' in row 2"),
+        ("id,answer\na,-\nb,\na,x\nc,\n", r"row 4: answer = 'x' differs from '-' in row 2"),
         (
             "id,question,answer\na,Who?,x\nb,What is it?,y\nc,Where when?,z\n",
             r"row 3: question = 'What is it\?', but id 'b' asks",
@@ -171,6 +286,20 @@ def test_answers_that_do_not_fit_what_was_asked_change_nothing(tmp_path, text, m
     with pytest.raises(ConfigError, match=message):
         import_file(file(tmp_path, text), [folder])
     assert is_waiting(folder)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "meant"),
+    [
+        ("1000", '"1,000"', Annotated("1000", "answered")),
+        ("the Rome", "rome.", Annotated("the Rome", "answered")),
+        ("-", "No such thing", Annotated(None, "no_such_thing")),
+    ],
+)
+def test_answers_to_one_question_may_be_spelled_in_two_ways(tmp_path, first, second, meant):
+    folder = asked(tmp_path / "round", "a")
+    import_file(file(tmp_path, f"id,answer\na,{first}\na,{second}\n"), [folder])
+    assert answers_in(folder)["a"].annotated == meant
 
 
 def test_an_import_keeps_the_order_asked_and_what_each_cell_means(tmp_path):

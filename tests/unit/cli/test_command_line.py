@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from ka2l_ray.cli.app import PAUSED, _end_paused, app
+from ka2l_ray.cli.app import _end_paused, app
+from ka2l_ray.cli.exits import PAUSED
 from ka2l_ray.cli.shell import command_line
 from ka2l_ray.cli.terminal import print_retried
 from ka2l_ray.dataflow.storage import Folder

@@ -1,17 +1,20 @@
 """Actors that hold a model, called on a table as Ray would call them."""
 
+import shutil
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from ka2l_ray import schema
-from ka2l_ray.collect.actor import CollectActor, CollectSetup
+from ka2l_ray.collect.actor import CollectActor, CollectSetup, _still_thinking, adaptive
 from ka2l_ray.config import AdaptiveSection, CollectSection, ConfigError, ModelSection, PromptSection, parse_config
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.entropy.adaptive import first_decision
 from ka2l_ray.errors import StageError
 from ka2l_ray.label.actor import ClusterActor, ClusterSetup, KnowledgeActor, KnowledgeSetup
+from ka2l_ray.models.answers import Answer, Decoding
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.probe import LinearProbe, ProbeCard, score_states
 from ka2l_ray.models.prompts import Tokenize
@@ -69,6 +72,34 @@ def test_a_score_is_the_probe_of_the_state_collected(section, batch, collected, 
         score_states(matrix(collected["mean_002"]), probe), abs=1e-3
     )  # the table holds float16
     assert scores.dtype == np.float32
+
+
+def test_questions_whose_answers_end_inside_a_thought_fail_and_say_so():
+    thought, said = Answer("", -1.0, 4, in_thought=True), Answer("Rome", -1.0, 2)
+    failed = _still_thinking([[thought, thought, said], [thought, said, said], [thought, said], []])
+    assert {row: str(error) for row, error in failed.items()} == {
+        0: "2 of 3 answers end inside a thought: raise collect.max_new_tokens, or set "
+        "corpus.prompt.enable_thinking: false"
+    }
+
+
+@pytest.mark.parametrize(
+    ("texts", "enough"),
+    [
+        (["Rome"] * 4, False),  # six refusals may come
+        (["Rome"] * 5, True),
+        ([""] * 5, False),  # one more, or five others
+        ([""] * 6, True),
+        (["Rome"] * 3 + ["I don't know."] * 2, False),
+        (["a", "b", "c", "d", ""], True),  # unknown by its entropy, whatever comes
+    ],
+)
+def test_sampling_goes_on_until_no_outcome_can_change_whether_the_model_abstains(texts, enough):
+    """γ lies so high that four or five like answers keep the entropy below it, and four different ones reach it."""
+    gamma = {True: 0.9, False: 2.0}[len(set(texts)) > 3]
+    decoding = Decoding(0, 10, 1.0, 0.0, 8, ())
+    decided = adaptive(decoding, gamma, 1, ("I don't know",)).enough
+    assert decided([Answer(text, -1.0, 1) for text in texts]) is enough
 
 
 @pytest.mark.parametrize("change", [{"model": "other"}, {"prompt": "Q: {question}"}])
@@ -166,3 +197,16 @@ def test_vllm_is_refused_with_weights_that_are_quantized_while_loading(quantizat
         parse_config(tree, "a file")
     tree["collect"]["engine"] = "own"
     assert parse_config(tree, "a file").model.quantization == quantization
+
+
+def test_samples_are_drawn_as_the_model_states_and_greedy_answers_are_not(section, batch, tmp_path):
+    """A model whose authors state `top_k: 1`: every sample is the greedy answer, with the model's own probability."""
+    shutil.copytree(section.name_or_path, tmp_path / "stated")
+    (tmp_path / "stated" / "generation_config.json").write_text('{"top_k": 1, "temperature": 5.0}')
+    stated = collector(ModelSection(name_or_path=str(tmp_path / "stated")))(batch)
+    free = collector(section, COLLECT.model_copy(update={"temperature": 5.0}))(batch)
+    assert stated["greedy"] == free["greedy"]
+    assert all(set(samples) == {greedy} for greedy, samples in zip(stated["greedy"], stated["samples"], strict=True))
+    assert any(set(samples) != {greedy} for greedy, samples in zip(free["greedy"], free["samples"], strict=True))
+    for logprob, sampled in zip(stated["greedy_logprob"], stated["sample_logprobs"], strict=True):
+        assert sampled == pytest.approx([logprob] * 3, abs=1e-4)

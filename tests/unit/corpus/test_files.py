@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ka2l_ray.config import ConfigError, HubSection
-from ka2l_ray.corpus.files import files_of
-from ka2l_ray.dataflow.rows import BadRow
+from ka2l_ray.corpus.files import files_of, undecoded
+from ka2l_ray.dataflow.rows import MOST_LINES, BadRow
 
 ROWS = [{"question": f"Why {n}, «{n * n}»?", "answers": [f"because {n}", "é"]} for n in range(5)]
 FLAT = [{"question": r["question"], "answers": r["answers"][0]} for r in ROWS]
@@ -67,6 +67,96 @@ def test_squads_own_tree_becomes_flat_rows(tmp_path: Path) -> None:
     (tmp_path / "dev.json").write_text(json.dumps(tree))
     (row,) = files_of(str(tmp_path / "dev.json"), HubSection())[0].rows()
     assert row.values == {"title": "Rivers", "id": "a", "question": "Why?", "answers": [{"text": "so"}]}
+
+
+PLAIN = [{"question": "Why?", "answers": "so"}, {"question": "Who?", "answers": None}]
+DOCUMENTS = {
+    "a list under any name": {"version": 1, "questions": PLAIN, "notes": []},
+    "a list called data": {"data": PLAIN},
+    "objects by id": {"a": PLAIN[0], "b": PLAIN[1]},
+    "columns as pandas writes them": {
+        "question": {"0": "Why?", "1": "Who?"},
+        "answers": {"0": "so", "1": None},
+    },
+}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS.values(), ids=DOCUMENTS)
+def test_rows_are_found_in_a_json_object(tmp_path: Path, document: object) -> None:
+    (tmp_path / "q.json").write_text(json.dumps(document, indent=1))
+    rows = files_of(str(tmp_path / "q.json"), HubSection())[0].rows(("question", "answers"))
+    assert [(r.number, r.values) for r in rows] == [(1, PLAIN[0]), (2, PLAIN[1])]
+
+
+def test_one_object_is_one_row_whatever_lists_it_has(tmp_path: Path) -> None:
+    row = {"question": "Why?", "answers": [{"answers": "so"}], "meta": {"a": 1}}
+    (tmp_path / "q.json").write_text(json.dumps(row))
+    assert [r.values for r in files_of(str(tmp_path / "q.json"), HubSection())[0].rows(("question", "answers"))] == [
+        row
+    ]
+
+
+@pytest.mark.parametrize("text", [json.dumps(PLAIN), json.dumps(PLAIN, indent=2), "\ufeff" + json.dumps(PLAIN)])
+def test_an_array_called_jsonl_is_read(tmp_path: Path, text: str) -> None:
+    (tmp_path / "q.jsonl").write_text(text)
+    assert [r.values for r in files_of(str(tmp_path / "q.jsonl"), HubSection())[0].rows()] == PLAIN
+
+
+CUT_PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
+
+
+def with_media() -> datasets.Dataset:
+    """300 rows with images and sounds that nothing here can decode, also inside a column with the question."""
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "audio": datasets.Audio(),
+            "doc": {"question": datasets.Value("string"), "image": datasets.Image()},
+            "answers": datasets.List(datasets.Value("string")),
+            "label": datasets.ClassLabel(names=["no", "yes"]),
+        }
+    )
+    media = {"bytes": CUT_PNG, "path": None}
+    rows = [
+        {
+            "image": media,
+            "audio": media,
+            "doc": {"question": f"Why {n}?", "image": media},
+            "answers": ["so", None],
+            "label": n % 2,
+        }
+        for n in range(300)
+    ]
+    table = pa.Table.from_pylist(rows, schema=features.arrow_schema)
+    return datasets.Dataset(table, info=datasets.DatasetInfo(features=features))
+
+
+def test_media_columns_are_never_decoded(tmp_path: Path) -> None:
+    made = with_media()
+    with pytest.raises((ImportError, OSError)):
+        made[0]
+    made.save_to_disk(str(tmp_path / "set"))
+    (file,) = files_of(str(tmp_path / "set"), HubSection())
+    rows = list(file.rows(("doc", "answers", "label", "gone")))
+    assert [r.number for r in rows] == list(range(1, 301))
+    doc = {"image": {"bytes": CUT_PNG, "path": None}}
+    assert [r.values for r in rows] == [
+        {"doc": {"question": f"Why {n}?"} | doc, "answers": ["so", None], "label": n % 2} for n in range(300)
+    ]
+    assert file.columns() == ["image", "audio", "doc", "answers", "label"]
+    assert len(list(file.rows(("gone",)))) == len(list(file.rows(()))) == 300
+
+
+def test_streamed_media_columns_are_never_decoded(tmp_path: Path) -> None:
+    """As a data set on the hub is read, here from a file."""
+    with_media().to_parquet(str(tmp_path / "m.parquet"))
+    streamed = datasets.load_dataset("parquet", data_files=str(tmp_path / "m.parquet"), split="train", streaming=True)
+    rows = list(undecoded(streamed, ("label", "answers")))
+    assert rows == [{"answers": ["so", None], "label": n % 2} for n in range(300)]
+    assert len(list(undecoded(streamed, ("doc",)))) == 300
+    lines = datasets.IterableDataset.from_generator(lambda: iter(ROWS))
+    assert lines.features is None
+    assert list(undecoded(lines, ("question",))) == ROWS
 
 
 def test_a_folder_saved_by_datasets_is_read_by_its_split(tmp_path: Path) -> None:
@@ -142,6 +232,43 @@ def test_a_quote_that_swallows_rows_is_refused_by_the_row_where_it_opens(tmp_pat
     (tmp_path / "q.csv").write_text(text)
     with pytest.raises(ConfigError, match=rf"q\.csv: {says}"):
         numbers_and_values(tmp_path / "q.csv")
+
+
+def test_quotes_in_a_table_with_tabs_are_csvs_or_the_texts_own(tmp_path: Path) -> None:
+    text = (
+        "question\tanswers\n"
+        '"Heroes" was sung by whom?\tDavid "Ziggy" Bowie\n'
+        '"Why,\treally?"\t"so\nand ""so"""\n'
+        'Who said ""hi""?\t"me\n'
+        "\n"
+        '"And who?\tyou\n'
+        '"One\t"Two"\n'
+        '"Last?"\t"end"'
+    )
+    (tmp_path / "q.tsv").write_text(text)
+    assert numbers_and_values(tmp_path / "q.tsv") == [
+        (2, {"question": '"Heroes" was sung by whom?', "answers": 'David "Ziggy" Bowie'}),
+        (3, {"question": "Why,\treally?", "answers": 'so\nand "so"'}),
+        (5, {"question": 'Who said ""hi""?', "answers": '"me'}),
+        (7, {"question": '"And who?', "answers": "you"}),
+        (8, {"question": '"One', "answers": '"Two"'}),
+        (9, {"question": "Last?", "answers": "end"}),
+    ]
+
+
+def test_a_table_of_one_column_has_no_delimiter(tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text('question\nWhy, and when?\n"Who, then?"\n"Heroes"; by whom?\n')
+    assert [v for _, v in numbers_and_values(tmp_path / "q.csv")] == [
+        {"question": q} for q in ("Why, and when?", "Who, then?", '"Heroes"; by whom?')
+    ]
+
+
+def test_a_quote_that_opens_many_rows_of_a_table_with_tabs_costs_none(tmp_path: Path) -> None:
+    rows = [{"question": f'"Why {n}', "answers": f"so\u2028{n}"} for n in range(MOST_LINES * 3)]
+    (tmp_path / "q.tsv").write_text(
+        "question\tanswers\r\n" + "".join(f"{r['question']}\t{r['answers']}\r\n" for r in rows)
+    )
+    assert numbers_and_values(tmp_path / "q.tsv") == list(enumerate(rows, 2))
 
 
 def test_of_parquet_only_the_wanted_columns_are_read(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Known question sets, each in the forms it is passed around in."""
 
+import functools
 from typing import Any
 
 import pytest
@@ -109,6 +110,116 @@ FORMS: dict[str, tuple[str, dict[str, Any], Question]] = {
         {"problem": "Who?", "answer": "Ann", "metadata": "{'topic': 'Art'}"},
         Question("Who?", ("Ann",), None, "Art"),
     ),
+    "simpleqa, a dictionary that was read": (
+        "simpleqa",
+        {"problem": "Who?", "answer": "Ann", "metadata": {"topic": "Art", "answer_type": None}},
+        Question("Who?", ("Ann",), None, "Art"),
+    ),
+    "trivia_qa, the authors'": (
+        "trivia_qa",
+        {
+            "Question": "Who?",
+            "QuestionId": "tc_1",
+            "Answer": {"Aliases": ["Anna"], "NormalizedAliases": ["anna"], "Type": "WikipediaEntity", "Value": "Ann"},
+        },
+        Question("Who?", ("Ann", "Anna"), "tc_1"),
+    ),
+    "trivia_qa, with holes": (
+        "trivia_qa",
+        {"question": "Who?", "question_id": "tc_1", "answer": {"value": "Ann", "aliases": [None, "Anna", ""]}},
+        Question("Who?", ("Ann", "Anna"), "tc_1"),
+    ),
+    "squad, lists of objects of lists": (
+        "squad",
+        {
+            "question": "Why?",
+            "answers": [{"text": ["so", None], "answer_start": [1]}, {"text": [], "answer_start": []}],
+        },
+        Question("Why?", ("so",)),
+    ),
+    "generic, objects with a text": (
+        "generic",
+        {"question": "Why?", "answers": [{"text": "so", "start": 3}, {"start": 9}, [{"spans": ["thus", 7]}]]},
+        Question("Why?", ("so", "thus", "7")),
+    ),
+    "generic, braces that are no object": (
+        "generic",
+        {"question": "Why?", "answers": "{'text': array, 'text': ['so'], 'answer_start': [1]}"},
+        Question("Why?", ("{'text': array, 'text': ['so'], 'answer_start': [1]}",)),
+    ),
+    "generic, a set of numbers in braces": (
+        "generic",
+        {"question": "What is A?", "answers": "{1, 2}"},
+        Question("What is A?", ("{1, 2}",)),
+    ),
+    "kilt": (
+        "kilt",
+        {
+            "id": "k1",
+            "input": "Who?",
+            "output": [{"answer": "Ann", "provenance": [{"title": "A"}]}, {"provenance": [{"title": "B"}]}],
+        },
+        Question("Who?", ("Ann",), "k1"),
+    ),
+    "kilt, provenance alone": ("kilt", {"input": "Who?", "output": [{"provenance": []}]}, Question("Who?", ())),
+    "kilt, of a table": (
+        "kilt",
+        {"input": "Who?", "output": [{"answer": None, "meta": {"score": 1}}, {"answer": "Ann", "meta": None}]},
+        Question("Who?", ("Ann",)),
+    ),
+    "alpaca": (
+        "alpaca",
+        {"instruction": "Name a river.", "input": "", "output": "The Nile"},
+        Question("Name a river.", ("The Nile",)),
+    ),
+    "alpaca, with an input and an essay": (
+        "alpaca",
+        {"instruction": "Continue.", "input": " one, two\n", "output": "and so on " * 400},
+        Question("Continue.\n\none, two", ()),
+    ),
+    "alpaca, a reply that looks like a list": (
+        "alpaca",
+        {"instruction": "List two.", "output": "[1, 2]"},
+        Question("List two.", ("[1, 2]",)),
+    ),
+    "messages": (
+        "messages",
+        {
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": "Who?"},
+                {"role": "assistant", "content": "Ann"},
+                {"role": "user", "content": "And where?"},
+                {"role": "assistant", "content": "Here"},
+            ]
+        },
+        Question("Who?", ("Ann",)),
+    ),
+    "messages, in parts": (
+        "messages",
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Who?"}]},
+                {"role": "assistant", "content": [{"type": "text", "text": "Ann"}]},
+            ]
+        },
+        Question("Who?", ("Ann",)),
+    ),
+    "messages, without a reply": (
+        "messages",
+        {"messages": [{"role": "user", "content": "Who?"}], "conversations": None},
+        Question("Who?", ()),
+    ),
+    "messages, as ShareGPT has them": (
+        "messages",
+        {"id": "c1", "conversations": [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Ann"}]},
+        Question("Who?", ("Ann",), "c1"),
+    ),
+    "messages, in a cell": (
+        "messages",
+        {"messages": '[{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ann"}]'},
+        Question("Who?", ("Ann",)),
+    ),
     "generic": (
         "generic",
         {"question": " Why? ", "answers": "so", "id": 3, "group": "x", "more": 1},
@@ -160,12 +271,14 @@ def test_numbers_that_fit_no_four_options_are_refused(numbers: set[int]) -> None
         ("list.text", ["p", "q"]),
         ("list.0.text", "p"),
         ("list.9", None),
+        ("holes.text", ["p", None]),
         ("gone", None),
         ("a.b.c", None),
     ],
 )
 def test_dotted_paths_reach_nested_columns_and_cells_of_json(path: str, value: Any) -> None:
     row = {"a": {"b": 1}, "dotted.name": 2, "cell": '{"x": ["one", "two"]}', "list": [{"text": "p"}, {"text": "q"}]}
+    row |= {"holes": [{"text": "p"}, {"other": 1}, None, {"text": None}]}
     assert value_at(row, path) == value
 
 
@@ -188,6 +301,11 @@ GOLD: dict[str, tuple[Any, tuple[str, ...]]] = {
     "an empty text": (" ", ()),
     "NaN": (float("nan"), ()),
     "NaN among others": ([float("nan"), "a"], ("a",)),
+    "holes in a list": ([None, "a", "", None, "b"], ("a", "b")),
+    "a list of holes": ([None, None], ()),
+    "lists in a list": ([["a"], [], ["b", None]], ("a", "b")),
+    "an object": ({"text": ["a", "b"], "answer_start": [1, 2]}, ("a", "b")),
+    "an object in a cell": ("{'text': ['a', 'b'], 'answer_start': [1, 2]}", ("a", "b")),
 }
 FIELDS = {
     "generic": "answers",
@@ -206,6 +324,30 @@ def test_gold_is_read_the_same_in_every_format(kind: str, field: str, gold: tupl
     found = parse(row, CorpusSection.model_validate({"format": kind}), "f")
     assert isinstance(found, Question)
     assert found.answers == gold[1]
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ({"x": 1}, "must be text, a number"),
+        ([{"provenance": []}], "must be text, a number"),
+        (True, "must be text, a number"),
+        ([[[["a", True]]]], "must be text, a number"),
+        (functools.reduce(lambda inner, _: [inner], range(5_000), "a"), "is nested too deeply"),
+    ],
+)
+def test_gold_that_says_nothing_is_refused(value: Any, says: str) -> None:
+    found = parse({"question": "Why?", "answers": value}, CorpusSection(), "f")
+    assert isinstance(found, BadRow)
+    assert found.field == "answers"
+    assert says in found.problem
+
+
+@pytest.mark.parametrize("turns", [None, [], "hello", [{"role": "system", "content": "Be brief."}], ["Who?"]])
+def test_a_conversation_in_which_nobody_asks_is_refused(turns: Any) -> None:
+    found = parse({"messages": turns}, CorpusSection(format="messages"), "f")
+    assert isinstance(found, BadRow)
+    assert found.field in ("messages", "conversations")
 
 
 def test_a_list_as_numpy_prints_it_is_refused_rather_than_glued_together() -> None:

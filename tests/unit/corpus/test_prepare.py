@@ -14,12 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ka2l_ray import schema
-from ka2l_ray.config import ConfigError, CorpusSection
+from ka2l_ray.config import ConfigError, CorpusSection, load_config
 from ka2l_ray.corpus.files import files_of
 from ka2l_ray.corpus.prepare import CHUNK, join, parse_file
+from ka2l_ray.corpus.preview import preview
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.text.duplicates import PERMUTATIONS, groups, ngrams, signatures
+
+ROOT = Path(__file__).parents[3]
 
 
 def prepared(folder: Path, *files: list[Any], shots: int = 0, seed: int = 0, **fields: Any) -> Table:
@@ -88,6 +91,42 @@ def test_the_corpus_own_ids_must_differ_over_all_files(tmp_path: Path) -> None:
         )
 
 
+def test_a_question_that_is_listed_twice_under_its_id_is_one_with_the_answers_of_both(tmp_path: Path) -> None:
+    """TriviaQA's `rc.nocontext` has each question once for its web pages and once for Wikipedia's."""
+    twice = [{"id": f"tc_{n}", "question": words(n), "answers": [f"a{n}", "z"][: n % 3]} for n in range(40)]
+    table = prepared(
+        tmp_path,
+        [{"id": "x", "question": "Who is it?", "answers": ["Ann"]}, *twice],
+        [
+            {"id": "x", "question": " who is IT", "answers": ["Anna", "Ann"]},
+            *twice,
+        ],
+    )
+    manifest, rows = table.manifest(), {r["id"]: r["answers"] for r in table.read().to_pylist()}
+    assert (manifest["rows_in"], manifest["merged"], manifest["rows"]) == (82, 41, 41)
+    assert rows == {"x": ["Ann", "Anna"]} | {r["id"]: r["answers"] for r in twice}
+
+
+def test_the_shipped_triviaqa_configuration_reads_its_own_data_set(tmp_path: Path) -> None:
+    rows = [
+        {"question": words(n), "question_id": f"tc_{n}", "answer": {"value": f"a{n}", "aliases": [f"A {n}", None]}}
+        for n in range(300)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows + rows[:200]), tmp_path / "train.parquet")
+    config = load_config(ROOT / "jobs/configs/triviaqa-llama3.1-8b.yaml", [f"corpus.source={tmp_path}/*.parquet"])
+    found = preview(config, with_tokens=False)
+    assert (found.rows, found.merged, found.questions, found.set_aside, found.lost) == (500, 200, 300, 5, 0)
+    assert found.with_gold == found.questions
+
+
+def test_a_column_may_be_missing_in_some_rows_but_not_in_all(tmp_path: Path) -> None:
+    (tmp_path / "some").mkdir()
+    table = prepared(tmp_path / "some", [{"id": "x"}, *questions(50)])
+    assert (table.manifest()["dropped"], table.rows) == (1, 50)
+    with pytest.raises(ConfigError, match=r"row 1: no column question; there are text, id"):
+        prepared(tmp_path, [{"text": "Why?"}, {"id": 1, "text": "Who?"}])
+
+
 def test_equal_questions_with_ids_of_their_own_are_both_kept_in_one_split(tmp_path: Path) -> None:
     table = prepared(
         tmp_path, [*questions(50), {"id": "x", "question": "The same?"}, {"id": "y", "question": "the same"}]
@@ -122,12 +161,25 @@ def test_groups_join_equal_texts_and_name_the_first(texts: list[str]) -> None:
         assert found[i] == found[texts.index(text)]
 
 
-@pytest.mark.parametrize("threshold", [0.7, 0.8, 0.9])
-def test_groups_are_those_of_the_exact_index_over_all_pairs(threshold: float) -> None:
-    """But for pairs within 0.02 above the threshold, which the signatures may miss, and never one below it."""
+@pytest.fixture(scope="module")
+def indexed() -> tuple[list[str], np.ndarray]:
+    """N texts, and the Jaccard index of every pair (N, N)."""
     texts = [*templated(), *real(300)]
     pieces = [ngrams(t) for t in texts]
-    index = np.array([[len(a & b) / len(a | b) for b in pieces] for a in pieces])
+    index = np.eye(len(texts))
+    for i, a in enumerate(pieces):
+        for j in range(i):
+            shared = len(a & pieces[j])
+            index[i, j] = index[j, i] = shared / (len(a) + len(pieces[j]) - shared)
+    return texts, index
+
+
+@pytest.mark.parametrize("threshold", [0.7, 0.8, 0.9])
+def test_groups_are_those_of_the_exact_index_over_all_pairs(
+    indexed: tuple[list[str], np.ndarray], threshold: float
+) -> None:
+    """But for pairs within 0.02 above the threshold, which the signatures may miss, and never one below it."""
+    texts, index = indexed
     found = groups(signatures(texts), texts, threshold)
     assert (index[np.triu_indices(len(texts), 1)] >= threshold).sum() > 40, "too few alike pairs to tell anything"
     for a, b in zip(*np.nonzero(index >= threshold + 0.02), strict=True):

@@ -18,7 +18,7 @@ from ka2l_ray.corpus.relations import subject
 from ka2l_ray.corpus.together import large_group, split_groups
 from ka2l_ray.hashing import uniform
 from ka2l_ray.probe.fit import divide
-from ka2l_ray.text.grading import normalize
+from ka2l_ray.text.normal import normalize
 
 DATA = Path(__file__).parents[4] / "shared/data"
 

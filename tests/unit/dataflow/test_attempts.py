@@ -12,8 +12,6 @@ from ka2l_ray.dataflow.attempts import (
     Shards,
     chosen,
     listed,
-    reopen,
-    retry,
 )
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.errors import StageError
@@ -145,7 +143,7 @@ def test_failed_rows_are_repeated_and_their_old_file_counts_until_then(folders: 
     state, data = folders
     first = Attempt.begin(state, data, CUT)
     old = [write(data, first, n, errors=n) for n in range(3)]
-    assert retry(state, data) == 3
+    assert Attempt.left(state, data).retry(state) == 3
     second = Attempt.begin(state, data, CUT)
     assert (second.missing, second.done, second.own_errors) == ([1, 2], [0], 0)
     assert second.counted[1] == old[1]
@@ -160,7 +158,7 @@ def test_a_finished_table_is_opened_again_for_its_failed_shards(folders: tuple[F
     files = [ShardFile.new(n, "0123abcd", errors=int(n == 1), own=int(n == 1)) for n in range(3)]
     for file in files:
         (data / file.name).write_bytes(b"rows")
-    reopen(state, CUT, files, [1])
+    Attempt("", CUT, {f.shard: f for f in files}, {1}).save(state)
     attempt = Attempt.begin(state, data, CUT)
     assert (attempt.missing, attempt.done) == ([1], [0, 2])
 

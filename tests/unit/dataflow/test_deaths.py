@@ -18,7 +18,7 @@ def play(register: Register, shard: int, rows: int, fatal: set[int]) -> dict[int
         for piece in suspicion.pieces:
             if piece[0] in suspicion.given_up:
                 continue
-            register.moves(shard, piece)
+            register.notes(shard, piece=piece)
             if fatal & set(range(*piece)):
                 break  # the process ends here
         else:
@@ -46,16 +46,16 @@ def test_a_second_actor_at_a_finished_shard_changes_nothing() -> None:
     register = Register(1, DEATHS)
     register.begins(0, 8)
     register.finishes(0)
-    register.moves(0, (0, 4))
-    register.reports(0, "late")
-    assert register.begins(0, 8)[0] == Suspicion.of(8)
+    register.notes(0, piece=(0, 4))
+    register.notes(0, why="late")
+    assert register.begins(0, 8)[0] == Suspicion(pieces=((0, 8),))
 
 
 def test_a_death_between_pieces_halves_nothing() -> None:
     register = Register(1, DEATHS)
     for _ in range(5):
         assert register.begins(0, 8)[0].pieces == ((0, 8),)
-        register.moves(0, None)
+        register.notes(0, piece=None)
 
 
 def test_a_first_death_changes_nothing_a_second_halves() -> None:
@@ -70,14 +70,14 @@ def test_a_machine_that_goes_away_between_shards_costs_nothing() -> None:
     for shard in range(50):
         register.begins(shard, 8)
         register.finishes(shard)
-    assert register.begins(50, 8)[0] == Suspicion.of(8)
+    assert register.begins(50, 8)[0] == Suspicion(pieces=((0, 8),))
 
 
 def test_a_row_given_up_has_the_last_error_of_the_actor_that_died_at_it() -> None:
     register = Register(1, 100)
     for _ in range(2):
         register.begins(0, 1)
-        register.reports(0, "AcceleratorError: CUDA error: device-side assert triggered")
+        register.notes(0, why="AcceleratorError: CUDA error: device-side assert triggered")
     assert register.begins(0, 1)[0].given_up == {0: "AcceleratorError: CUDA error: device-side assert triggered"}
 
 
@@ -85,9 +85,9 @@ def test_a_stage_whose_actors_only_die_is_stopped_and_says_why() -> None:
     register = Register(1, 3)
     register.begins(0, 64)
     for _ in range(4):
-        register.reports(0, "RuntimeError: no kernel")
+        register.notes(0, why="RuntimeError: no kernel")
         assert register.begins(0, 64)[1] == ""
-    register.reports(0, "RuntimeError: no kernel")
+    register.notes(0, why="RuntimeError: no kernel")
     assert (
         register.begins(0, 64)[1] == "5 actors have died while 0 shards were finished. Last: RuntimeError: no kernel."
     )

@@ -13,10 +13,9 @@ from ka2l_ray.dataflow.failures import (
     each_row,
     is_broken,
     is_out_of_memory,
+    most_deaths,
     most_errors,
-    on_death,
     on_error,
-    on_failed_rows,
     on_lost_block,
 )
 
@@ -76,9 +75,9 @@ def test_an_unknown_error_of_a_whole_block_is_the_actors(errors: list[Exception]
 
 
 def test_a_stage_may_lose_more_actors_the_more_it_gets_done() -> None:
-    assert [on_death(d, 1, 0) for d in (16, 17)] == [Verdict.REPLACE_ACTOR, Verdict.STOP_STAGE]
-    assert [on_death(d, 64, 0) for d in (256, 257)] == [Verdict.REPLACE_ACTOR, Verdict.STOP_STAGE]
-    assert [on_death(d, 1, 100) for d in (216, 217)] == [Verdict.REPLACE_ACTOR, Verdict.STOP_STAGE]
+    assert most_deaths(1, 0) == 16
+    assert most_deaths(64, 0) == 256
+    assert most_deaths(1, 100) == 216
 
 
 @pytest.mark.parametrize(
@@ -89,7 +88,6 @@ def test_one_bad_row_of_fifty_ends_no_run_and_none_is_allowed_where_the_share_is
     rows: int, share: float, most: int
 ) -> None:
     assert most_errors(rows, share) == most
-    assert [on_failed_rows(n, rows, share) for n in (most, most + 1)] == [Verdict.ROW, Verdict.STOP_STAGE]
 
 
 def rows(*values: int) -> pa.Table:
@@ -112,25 +110,30 @@ def fails_at(*bad: int, error: type[Exception] = ValueError) -> Any:
 def test_rows_that_go_well_go_together() -> None:
     calls, work = fails_at()
     done = each_row(work, rows(1, 2, 3), OUT)
-    assert (done.columns["doubled"].to_pylist(), done.failed, calls) == ([2, 4, 6], {}, [[1, 2, 3]])
+    assert (done["doubled"].to_pylist(), done["error"].to_pylist(), calls) == ([2, 4, 6], [None] * 3, [[1, 2, 3]])
 
 
 @pytest.mark.parametrize("error", [ValueError, RuntimeError])
 def test_a_bad_row_fails_alone(error: type[Exception]) -> None:
     calls, work = fails_at(2, error=error)
     done = each_row(work, rows(1, 2, 3), OUT)
-    assert done.columns["doubled"].to_pylist() == [2, None, 6]
-    assert done.failed == {1: f"{error.__name__}: bad: 2"}
+    assert done["doubled"].to_pylist() == [2, None, 6]
+    assert done["error"].to_pylist() == [None, f"{error.__name__}: bad: 2", None]
     assert calls == [[1, 2, 3], [1], [2], [3]]
 
 
 def test_rows_that_the_work_reports_as_failed_are_null() -> None:
     done = each_row(lambda batch: {"doubled": [2, 4], "error": [None, "ValueError: no"]}, rows(1, 2), OUT)
-    assert (done.columns["doubled"].to_pylist(), done.failed) == ([2, None], {1: "ValueError: no"})
+    assert (done["doubled"].to_pylist(), done["error"].to_pylist()) == ([2, None], [None, "ValueError: no"])
+
+
+def test_values_that_are_not_one_per_row_are_the_actors_fault_and_cost_no_row() -> None:
+    with pytest.raises(ActorBroken, match="doubled: 1 values for 2 rows"):
+        each_row(lambda batch: {"doubled": [2]}, rows(1, 2), OUT)
 
 
 def test_a_block_of_wrong_data_fails_row_by_row() -> None:
-    assert set(each_row(fails_at(1, 2)[1], rows(1, 2), OUT).failed) == {0, 1}
+    assert each_row(fails_at(1, 2)[1], rows(1, 2), OUT)["error"].null_count == 0
 
 
 def test_an_unknown_error_at_every_row_is_blamed_on_the_process() -> None:
@@ -143,8 +146,8 @@ def test_a_single_row_and_rows_that_failed_before_say_nothing_of_the_process(
     values: tuple[int, ...], chosen: bool
 ) -> None:
     done = each_row(fails_at(1, 2, error=RuntimeError)[1], rows(*values), OUT, chosen)
-    assert done.failed == {n: f"RuntimeError: bad: {v if len(values) > 1 else 1}" for n, v in enumerate(values)}
-    assert done.columns["doubled"].to_pylist() == [None] * len(values)
+    assert done["error"].to_pylist() == [f"RuntimeError: bad: {v if len(values) > 1 else 1}" for v in values]
+    assert done["doubled"].to_pylist() == [None] * len(values)
 
 
 def test_an_engine_that_reports_a_lost_block_is_not_asked_row_by_row() -> None:
@@ -156,10 +159,10 @@ def test_an_engine_that_reports_a_lost_block_is_not_asked_row_by_row() -> None:
 
     with pytest.raises(BlockLost):
         each_row(work, rows(1, 2), OUT)
-    assert each_row(work, rows(1, 2), OUT, chosen=True).failed == {
-        0: "RuntimeError: no kernel",
-        1: "ValueError: too long",
-    }
+    assert each_row(work, rows(1, 2), OUT, chosen=True)["error"].to_pylist() == [
+        "RuntimeError: no kernel",
+        "ValueError: too long",
+    ]
     assert calls == [2, 2]
 
 

@@ -1,5 +1,6 @@
 """`paths.absolute`: what a configuration's paths mean is settled once, on the driver."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,8 @@ import pytest
 
 from ka2l_ray.cli.jobs import JOB_VARIABLE, in_copied_folder
 from ka2l_ray.config import Config, ConfigError, differing_fields, load_config, parse_config
-from ka2l_ray.dataflow.paths import absolute
+from ka2l_ray.config.base import NoKeys, Section, section_of
+from ka2l_ray.dataflow.paths import PATHS, absolute
 
 
 def config(**sections: dict[str, Any]) -> Config:
@@ -89,6 +91,18 @@ def test_a_folder_of_a_hub_ids_name_is_the_folder(tmp_path: Path, name: str) -> 
     assert (made.model.name_or_path, made.corpus.source) == (expected, expected)
 
 
+@pytest.mark.parametrize(
+    ("name", "is_path"),
+    [("smollm2", False), ("m.gguf", True), ("none.gguf", False), ("owner/name:m.gguf", False), ("./none.gguf", True)],
+)
+def test_smollm2_and_files_on_a_hub_are_no_paths(tmp_path: Path, name: str, is_path: bool) -> None:
+    """`smollm2` is the package's model even beside a folder of that name."""
+    (tmp_path / "smollm2").mkdir()
+    (tmp_path / "m.gguf").touch()
+    made = absolute(config(model={"name_or_path": name}), tmp_path).model.name_or_path
+    assert made == (str(tmp_path / name) if is_path else name)
+
+
 def test_a_file_in_a_folder_is_not_taken_for_a_hub_id(tmp_path: Path) -> None:
     assert absolute(config(corpus={"source": "data/q.jsonl"}), tmp_path).corpus.source == f"{tmp_path}/data/q.jsonl"
 
@@ -161,3 +175,17 @@ def test_a_run_is_the_same_from_another_folder(tmp_path: Path) -> None:
     assert first == again.model_copy(update={"run": first.run})
     assert differing_fields(first, again) == []
     assert absolute(first, tmp_path / "inner") == first
+
+
+def paths_of(section: type[Section] = Config, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all fields that refuse keys, as every field does that may be a URI."""
+    for name, field in section.model_fields.items():
+        if inner := section_of(field.annotation):
+            yield from paths_of(inner, f"{prefix}{name}.")
+        elif NoKeys in field.metadata:
+            yield f"{prefix}{name}"
+
+
+def test_every_field_with_a_path_is_settled() -> None:
+    a_folder_always = "model.cache"
+    assert sorted([*paths_of(), a_folder_always]) == sorted(PATHS)

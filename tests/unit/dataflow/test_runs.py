@@ -81,8 +81,8 @@ def test_a_run_records_its_format_from_the_start(tmp_path):
 @pytest.mark.parametrize(
     ("stored", "says"),
     [
-        (None, r"has run format 1, written by an earlier version.*format 3.*another run\.name"),
-        ('{"format": 4, "written_by": "ka2l-ray 9.1.0"}', r"has run format 4, written by ka2l-ray 9\.1\.0; .*format 3"),
+        (None, r"has run format 1, written by an earlier version.*format 4.*another run\.name"),
+        ('{"format": 5, "written_by": "ka2l-ray 9.1.0"}', r"has run format 5, written by ka2l-ray 9\.1\.0; .*format 4"),
         ('{"for', r"format\.json: does not say which format the run has .*another run\.name"),
         ('{"format": 2}', r"format\.json: does not say which format the run has"),
     ],

@@ -1,9 +1,8 @@
 """`shards`: a range of rows is read, carried and written whole, and failed rows are done anew in place. Without Ray."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 
 from ka2l_ray.dataflow import shards
 from ka2l_ray.dataflow.attempts import Attempt, ShardFile, Shards
-from ka2l_ray.dataflow.failures import Done
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.errors import StageError
@@ -23,13 +21,6 @@ SCHEMA = pa.schema([("id", pa.string()), ("value", pa.int64())])
 
 
 OUT = pa.schema([("doubled", pa.int64())])
-
-
-@dataclass(frozen=True)
-class Columns:
-    carried: tuple[str, ...] = ("id",)
-    added: pa.Schema = OUT
-    prepare: Any = None
 
 
 def rows(start: int, stop: int) -> pa.Table:
@@ -52,8 +43,9 @@ def begin(folder: Path, total: int, size: int) -> tuple[Attempt, Folder]:
     return Attempt.begin(Folder.of(str(folder / "state")), data, Shards("double", total, size)), data
 
 
-def double(batch: pa.Table) -> Done:
-    return Done({"doubled": pa.array([2 * v for v in batch["value"].to_pylist()])}, {})
+def double(batch: pa.Table) -> pa.Table:
+    values = batch["value"].to_pylist()
+    return pa.table({"doubled": [2 * v for v in values], "error": pa.nulls(len(values), pa.string())})
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -67,7 +59,7 @@ def test_every_row_is_in_its_shard_whatever_the_files(
     reading = shards.Reading.of(table, None, ("id", "value"), attempt, data)
     found = []
     for entry in range(len(reading.entries)):
-        head, block = shards.unpacked(shards.read(pa.table({"id": [entry]}), reading, Columns()))
+        head, block = shards.unpacked(shards.read(pa.table({"id": [entry]}), reading, None))
         assert (head.shard, block.num_rows) == (entry, attempt.shards.length(entry))
         found += block["value"].to_pylist()
     assert found == list(range(total))
@@ -87,12 +79,12 @@ def test_a_packed_shard_is_one_row_and_no_value_of_it_changes() -> None:
 def test_rows_that_failed_before_are_not_shown_and_keep_their_error() -> None:
     shown = []
 
-    def work(batch: pa.Table) -> Done:
+    def work(batch: pa.Table) -> pa.Table:
         shown.extend(batch["id"].to_pylist())
         return double(batch)
 
     block = rows(0, 4).append_column("error", pa.array([None, "first", None, None]))
-    out = shards.through(work, block, Columns())
+    out = shards.through(work, block, ("id",), OUT)
     assert shown == ["q0", "q2", "q3"]
     assert out.to_pylist() == [
         {"id": f"q{n}", "doubled": None if n == 1 else 2 * n, "error": "first" if n == 1 else None} for n in range(4)
@@ -101,18 +93,18 @@ def test_rows_that_failed_before_are_not_shown_and_keep_their_error() -> None:
 
 def test_a_shard_of_failed_rows_alone_is_shown_to_nobody() -> None:
     block = rows(0, 2).append_column("error", pa.array(["a", "b"]))
-    out = shards.through(lambda batch: pytest.fail("shown"), block, Columns())
+    out = shards.through(lambda batch: pytest.fail("shown"), block, ("id",), OUT)
     assert out.to_pylist() == [{"id": "q0", "doubled": None, "error": "a"}, {"id": "q1", "doubled": None, "error": "b"}]
     assert out["doubled"].type == pa.int64()
 
 
 def test_rows_given_up_say_why_but_for_those_that_failed_before() -> None:
     block = rows(0, 2).append_column("error", pa.array([None, "first"]))
-    assert shards.lost(block, Columns(), "died")["error"].to_pylist() == ["died", "first"]
+    assert shards.lost(block, ("id",), OUT, "died")["error"].to_pylist() == ["died", "first"]
 
 
 class Prepare:
-    columns = pa.schema([("tokens", pa.int64())])
+    columns: ClassVar[pa.Schema] = pa.schema([("tokens", pa.int64())])
 
     def load(self) -> None: ...
 
@@ -125,7 +117,7 @@ class Prepare:
 def test_rows_are_prepared_where_they_are_read_and_a_bad_one_fails_alone(tmp_path: Path) -> None:
     attempt, data = begin(tmp_path, 4, 4)
     reading = shards.Reading.of(source(tmp_path, [4], 2), None, ("id", "value"), attempt, data)
-    head, block = shards.unpacked(shards.read(pa.table({"id": [0]}), reading, Columns(prepare=Prepare())))
+    head, block = shards.unpacked(shards.read(pa.table({"id": [0]}), reading, Prepare()))
     assert block["tokens"].to_pylist() == [1, 2, None, 4]
     assert block["error"].to_pylist() == [None, None, "ValueError: no token", None]
     assert head == shards.Head(0), "it failed in this stage"
@@ -154,10 +146,10 @@ def test_only_failed_rows_are_read_again_and_keep_their_places(tmp_path: Path) -
     first.accept(written)
     first.again.add(0)
     again = shards.Reading.of(table, None, ("id", "value"), first, data)
-    head, block = shards.unpacked(shards.read(pa.table({"id": [0]}), again, Columns()))
+    head, block = shards.unpacked(shards.read(pa.table({"id": [0]}), again, None))
     assert block["id"].to_pylist() == ["q1", "q3"]
     assert head.again
-    done = shards.through(double, block, Columns()).set_column(2, "error", pa.array([None, "z"]))
+    done = shards.through(double, block, ("id",), OUT).set_column(2, "error", pa.array([None, "z"]))
     new = ShardFile.parse(shards.write(shards.packed(head, done), again)["name"][0].as_py())
     assert new is not None
     assert new.name != written.name
@@ -193,4 +185,4 @@ def test_a_failure_to_prepare_any_row_is_not_blamed_on_rows(
     attempt, data = begin(tmp_path, 4, 4)
     reading = shards.Reading.of(source(tmp_path, [4], 2), None, ("id", "value"), attempt, data)
     with pytest.raises(error, match=says):
-        shards.read(pa.table({"id": [0]}), reading, Columns(prepare=prepare))
+        shards.read(pa.table({"id": [0]}), reading, prepare)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from ka2l_ray import schema
 from ka2l_ray.config import Config
 from ka2l_ray.corpus.world import world_questions
-from ka2l_ray.decode.filters import hashes, is_well_formed, leaks, statuses, text_hash
+from ka2l_ray.decode.filters import hashes, is_among, is_well_formed, leaks, statuses, text_hash
 from ka2l_ray.world.facts import RESERVED_PHRASING, phrase_question
 
 EXISTING = ["Where does Ada Byron live?"]
@@ -132,3 +132,9 @@ def test_no_question_of_the_world_in_a_wording_that_was_trained_is_taken_for_an_
     reserved = [phrase_question(f.attribute, RESERVED_PHRASING, f.person.name) for f in world.facts]
     assert leaks(reserved, [asked], 1.0).sum() == len(asked)
     assert len(asked) <= leaks(reserved, [asked], 0.8).sum() < 1.05 * len(asked)
+
+
+@given(st.lists(st.integers(0, 9), max_size=8), st.lists(st.integers(0, 9), max_size=8))
+def test_keys_are_found_among_sorted_ones(keys: list[int], existing: list[int]) -> None:
+    found = is_among(np.array(keys, np.uint64), np.unique(np.array(existing, np.uint64)))
+    assert found.tolist() == [k in existing for k in keys]

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ka2l_ray.entropy.clusters import cluster, exact
+from ka2l_ray.entropy.clusters import cluster
+from ka2l_ray.text.grading import are_equal
 
 
 @pytest.mark.parametrize(
@@ -52,5 +53,5 @@ def test_exact_clusters_are_the_classes_of_equal_answers(answers):
     numbers = cluster(answers)
     for i, a in enumerate(answers):
         for j, b in enumerate(answers):
-            assert (numbers[i] == numbers[j]) == exact(a, b)
+            assert (numbers[i] == numbers[j]) == are_equal(a, b)
     assert list(dict.fromkeys(numbers)) == list(range(len(set(numbers))))

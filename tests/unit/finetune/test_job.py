@@ -1,5 +1,6 @@
 """What a training run reads, and where it writes."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pyarrow as pa
@@ -7,6 +8,7 @@ import pytest
 
 from ka2l_ray.config import FinetuneSection, ModelSection, PromptSection
 from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.metric_table import OF_TRAININGS
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.finetune.checkpoints import History
 from ka2l_ray.finetune.job import Job, read_evaluation, read_examples
@@ -58,15 +60,18 @@ def test_everything_is_next_to_the_model(tmp_path):
 def test_rank_zero_reports_its_progress(tmp_path, tensorboard):
     given = job(tmp_path, epochs=2, tensorboard=tensorboard)
     assert progress_line(given) is None
-    recorder, history = Recorder(given, steps=4, first_step=0), History()
+    reported: list[Mapping[str, float]] = []
+    recorder, history = Recorder(given, steps=4, first_step=0, report=reported.append), History()
     for step in range(1, 5):
         history.losses.append(1.0 / step)
         history.kl.append(None)
         if step == 2:
             history.evaluations.append({"epoch": 1, "step": 2, "loss": 0.5, "token_accuracy": 0.75, "exact_match": 0.5})
-        recorder.step(history, (step + 1) // 2, 1e-3, epoch_ends=step % 2 == 0)
+        recorder.step(history, 0.25 * step, (step + 1) // 2, 1e-3, epoch_ends=step % 2 == 0)
     recorder.close()
     line = "epoch 2/2, step 4/4, loss 0.250 nats per answer token; eval loss 0.500, token accuracy 0.750 after epoch 1"
     assert progress_line(given) == line
+    assert [set(values) for values in reported] == [{m.name for m in OF_TRAININGS}] * 4
+    assert list(reported[1].values()) == [2, 4, 0.5, 0.5]
     events = given.tensorboard.names() if given.tensorboard.exists() else []
     assert bool(events) == tensorboard

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ka2l_ray.config import ModelSection, PromptSection
-from ka2l_ray.models.activations import Capture, blocks, position_ids, prompt_states
+from ka2l_ray.models.activations import Encoded, blocks, capture, prompt_states
 from ka2l_ray.models.loading import depth_and_width, load_blocks
 from ka2l_ray.models.prompts import encode
 
@@ -54,6 +54,13 @@ def test_padding_and_other_rows_change_no_state(model, tokenizer, encoded, posit
             torch.testing.assert_close(together[layer][row], alone[layer][0], atol=1e-4, rtol=1e-4)
 
 
+def test_a_state_keeps_no_residual_stream_in_memory(model, encoded):
+    with capture(model, DEPTH, encoded, [1], ["last", "mean"]) as states, torch.inference_mode():
+        model(**encoded.inputs())
+    for state in states.values():
+        assert state.untyped_storage().nbytes() == state.numel() * state.element_size()
+
+
 @pytest.mark.parametrize("last", LAYERS)
 def test_an_early_exit_gives_the_same_states_and_runs_no_later_block(model, encoded, last):
     full = prompt_states(model, DEPTH, encoded, "last", LAYERS)
@@ -75,9 +82,10 @@ def test_a_capture_removes_its_hooks(model, encoded):
 
 
 @pytest.mark.parametrize("layers", [[-1], [0, DEPTH + 1]])
-def test_layers_that_do_not_exist_are_refused(llama, layers):
-    with pytest.raises(ValueError, match=rf"out of range: the model has 0 … {DEPTH}"):
-        Capture(llama, DEPTH, layers)
+def test_layers_that_do_not_exist_are_refused(llama, encoded, layers):
+    refused = pytest.raises(ValueError, match=rf"out of range: the model has 0 … {DEPTH}")
+    with refused, capture(llama, DEPTH, encoded, layers, ["last"]):
+        pass
 
 
 def test_a_model_without_blocks_is_refused():
@@ -87,7 +95,7 @@ def test_a_model_without_blocks_is_refused():
 
 def test_positions_are_counted_from_the_first_real_token():
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
-    assert position_ids(mask).tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
+    assert Encoded(mask, mask, mask).positions.tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
 
 
 @pytest.fixture(scope="module")

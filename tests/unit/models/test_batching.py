@@ -15,6 +15,11 @@ from ka2l_ray.dataflow.failures import is_out_of_memory
 from ka2l_ray.models.batching import AdaptiveLimits, Limits, Load, run_batches
 
 
+def load_of(lengths: list[int], copies: int = 1, new_tokens: int = 0) -> Load:
+    """Rows of these lengths, numbered from 0."""
+    return Load(dict(enumerate(lengths)), copies, new_tokens)
+
+
 def batches_of(load: Load, limits: Limits) -> list[list[int]]:
     """The batches that are run where none fails."""
     batches: list[list[int]] = []
@@ -27,7 +32,7 @@ LENGTHS = st.lists(st.integers(1, 50), max_size=40)
 
 @given(LENGTHS, st.integers(1, 10), st.integers(1, 400), st.integers(1, 11), st.integers(0, 16))
 def test_every_row_once_and_no_batch_beyond_the_limits(lengths, rows, tokens, copies, room):
-    batches = batches_of(Load(lengths, copies, room), Limits(rows, tokens))
+    batches = batches_of(load_of(lengths, copies, room), Limits(rows, tokens))
     assert sorted(i for b in batches for i in b) == list(range(len(lengths)))
     for batch in batches:
         held = len(batch) * copies * (max(lengths[i] for i in batch) + room)
@@ -37,7 +42,7 @@ def test_every_row_once_and_no_batch_beyond_the_limits(lengths, rows, tokens, co
 @given(LENGTHS.filter(lambda x: len(x) > 3), st.integers(20, 400))
 def test_rows_of_similar_length_share_a_batch(lengths, tokens):
     """No row of a batch is longer than any row of an earlier one."""
-    batches = batches_of(Load(lengths), Limits(100, tokens))
+    batches = batches_of(load_of(lengths), Limits(100, tokens))
     spans = [(min(lengths[i] for i in b), max(lengths[i] for i in b)) for b in batches]
     assert all(later[1] <= earlier[0] for earlier, later in itertools.pairwise(spans))
 
@@ -69,7 +74,7 @@ def attempts(
         if len(batch) > fits:
             raise error
 
-    return tried, run_batches(Load([1] * rows), AdaptiveLimits(Limits(rows)), work)
+    return tried, run_batches(load_of([1] * rows), AdaptiveLimits(Limits(rows)), work)
 
 
 def test_a_batch_that_runs_out_of_memory_is_halved_once_then_done_row_by_row():
@@ -106,7 +111,7 @@ done = []
 def work(batch):
     torch.empty(len(batch) * 32 * 2**20, dtype=torch.uint8).fill_(1)
     done.append(len(batch))
-print(run_batches(Load([1] * rows), AdaptiveLimits(Limits(rows)), work), done)
+print(run_batches(Load(dict.fromkeys(range(rows), 1)), AdaptiveLimits(Limits(rows)), work), done)
 """
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "{} [32, 32]"
@@ -114,7 +119,7 @@ print(run_batches(Load([1] * rows), AdaptiveLimits(Limits(rows)), work), done)
 
 def test_batches_after_one_that_ran_out_of_memory_are_smaller(caplog):
     """Rows of 10 tokens, two copies with 5 new ones: 30 per row; 240 are allowed and 100 fit."""
-    tried, limits, load = [], AdaptiveLimits(Limits(rows=100, tokens=240)), Load([10] * 20, copies=2, new_tokens=5)
+    tried, limits, load = [], AdaptiveLimits(Limits(rows=100, tokens=240)), load_of([10] * 20, 2, 5)
 
     def work(batch):
         tried.append(len(batch))
@@ -138,7 +143,7 @@ def test_another_failure_lowers_no_limit():
     def fail(batch: list[int]) -> None:
         raise ZeroDivisionError
 
-    assert len(run_batches(Load([1] * 8), limits, fail)) == 8
+    assert len(run_batches(load_of([1] * 8), limits, fail)) == 8
     assert (limits.limits, limits.out_of_memory) == (Limits(rows=8, tokens=8), 0)
 
 
@@ -160,11 +165,11 @@ def test_the_error_of_a_row_keeps_nothing_of_its_batch_alive():
                 raise ValueError("bad row")  # noqa: B904
             raise ValueError("bad row") from KeyError("cause")
 
-    failed = run_batches(Load([1, 1]), AdaptiveLimits(Limits()), work)
+    failed = run_batches(load_of([1, 1]), AdaptiveLimits(Limits()), work)
     assert {i: repr(e) for i, e in failed.items()} == dict.fromkeys((0, 1), "ValueError('bad row')")
     assert [ref() for ref in held] == [None] * 3
 
 
 def test_a_row_longer_than_the_limit_is_a_batch_of_its_own():
-    assert batches_of(Load([50, 3, 3]), Limits(10, 8)) == [[0], [1, 2]]
-    assert math.prod([len(b) for b in batches_of(Load([4] * 6), Limits(10, 8))]) == 8
+    assert batches_of(load_of([50, 3, 3]), Limits(10, 8)) == [[0], [1, 2]]
+    assert math.prod([len(b) for b in batches_of(load_of([4] * 6), Limits(10, 8))]) == 8

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from ka2l_ray.models.loading import (
 
 @pytest.fixture(autouse=True)
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(copies.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
 
 
@@ -81,6 +82,20 @@ def test_a_model_and_a_decoder_are_used_from_object_storage(
     assert all(
         torch.equal(a, b) for a, b in zip(theirs.state_dict().values(), shipped.state_dict().values(), strict=True)
     )
+
+
+def test_fine_tuned_weights_at_a_uri_are_copied_once_into_the_cache(
+    bucket: str, tokenizer: Any, tmp_path: Path, copied: list[str]
+) -> None:
+    tuned = tiny_model("llama", tokenizer)
+    tuned.save_pretrained(tmp_path / "tuned")
+    below(bucket, "tuned").upload(tmp_path / "tuned")
+    model = ModelSection(adapter=below(bucket, "tuned").uri, cache=str(tmp_path / "cache"))
+    for _ in range(2):
+        loaded = load_model(model).state_dict()
+        assert all(torch.equal(loaded[name], value) for name, value in tuned.state_dict().items())
+    assert copied.count("model.safetensors") == 1
+    assert len(list(tmp_path.glob("cache/copies/*/model.safetensors"))) == 1
 
 
 def test_a_uri_without_weights_or_without_anything_is_refused(bucket: str, tokenizer: Any, tmp_path: Path) -> None:
@@ -132,9 +147,19 @@ def test_a_copy_is_complete_and_made_once_and_changed_content_is_copied_again(
 
 
 def test_a_local_folder_is_no_copy(tmp_path: Path, copied: list[str]) -> None:
-    assert local_copy(str(tmp_path)) == local_copy(f"file://{tmp_path}") == tmp_path
+    assert local_copy(str(tmp_path)) == tmp_path
     assert model_path(ModelSection(name_or_path="owner/name")) == "owner/name"
     assert copied == []
+
+
+def test_a_folder_given_as_a_uri_is_copied_from_the_shared_disk_to_the_nodes_own(tmp_path: Path) -> None:
+    shared, cache = tmp_path / "shared/m", tmp_path / "own"
+    shared.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "pytorch_model.bin"):
+        (shared / name).write_bytes(name.encode())
+    copy = local_copy(f"file://{shared}", cache=str(cache))
+    assert copy.is_relative_to(cache)
+    assert {f.name for f in copy.iterdir() if not f.name.startswith(".")} == {"config.json", "model.safetensors"}
 
 
 def test_a_folder_that_another_user_made_is_not_trusted(

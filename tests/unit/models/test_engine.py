@@ -16,10 +16,10 @@ from transformers import PreTrainedTokenizerFast
 from ka2l_ray.collect.actor import CollectActor, CollectSetup
 from ka2l_ray.config import CollectSection, ModelSection, PromptSection
 from ka2l_ray.dataflow.failures import ActorBroken, BlockLost
-from ka2l_ray.models.activations import Capture, Encoded, blocks, pad
+from ka2l_ray.models.activations import Encoded, blocks, capture, pad
 from ka2l_ray.models.answers import Decoding
 from ka2l_ray.models.batching import Limits
-from ka2l_ray.models.engine import Engine, pooling
+from ka2l_ray.models.engine import Engine
 from ka2l_ray.models.generation import Generator
 from ka2l_ray.models.loading import load_blocks, load_model
 from ka2l_ray.models.prompts import Tokenize
@@ -167,12 +167,10 @@ def test_early_exit_changes_no_state_on_random_prompts(llama_folder, rows, layer
     first = load_blocks(section, max(layers))
     assert len(blocks(first, max(1, *layers))) == max(1, *layers)
     for model, depth in ((whole, BLOCKS), (first, first.config.num_hidden_layers)):
-        capture = Capture(model, depth, sorted(layers), stop_early=True)
-        with torch.inference_mode(), capture(pooling(padded, POSITIONS)):
+        captured = capture(model, depth, padded, sorted(layers), POSITIONS, stop=True)
+        with torch.inference_mode(), captured as states_of_pass:
             model(**padded.inputs(), use_cache=False)
-        states = {
-            (p, n): captured[i].numpy() for n, captured in capture.states.items() for i, p in enumerate(POSITIONS)
-        }
+        states = {column: values.numpy() for column, values in states_of_pass.items()}
         assert {n for _, n in states} == layers
         close(states, expected)
 
@@ -328,12 +326,11 @@ def test_an_engine_in_which_every_row_fails_is_lost_unless_the_data_are_bad(llam
         raise error("CUDA error: no such kernel" if error is torch.AcceleratorError else "no such kernel")
 
     if raised is None:
-        assert {n: str(e) for n, e in engine.for_each_batch(prompts, work).items() if n < 2} == dict.fromkeys(
-            (0, 1), "no such kernel"
-        )
+        _, failed = engine.for_each_batch(prompts, work, (), ())
+        assert {n: str(e) for n, e in failed.items() if n < 2} == dict.fromkeys((0, 1), "no such kernel")
         return
     with pytest.raises(raised) as ended:
-        engine.for_each_batch(prompts, work)
+        engine.for_each_batch(prompts, work, (), ())
     assert type(ended.value) is raised
     if isinstance(ended.value, BlockLost):
         assert sorted(ended.value.errors) == [0, 1, 2]

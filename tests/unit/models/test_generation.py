@@ -57,6 +57,13 @@ def answers(tokenizer):
     return answers
 
 
+def nucleus(p, share):
+    """Probabilities (V,) with 0 for all but the fewest most probable tokens that hold `share` of the mass."""
+    order = np.argsort(-p, kind="stable")
+    count = int(np.searchsorted(p[order].cumsum(), share * p.sum())) + 1
+    return np.where(np.isin(np.arange(len(p)), order[:count]), p, 0)
+
+
 def simple_loop(model, tokenizer, settings, row, copy):
     """One answer by full forward passes over prompt and answer, one token at a time: (text, log-probability,
     tokens)."""
@@ -70,9 +77,10 @@ def simple_loop(model, tokenizer, settings, row, copy):
         if temperature == 0:
             token = int(logits.argmax())
         else:
-            token = int(
-                np.searchsorted(torch.softmax(logits / temperature, -1).cumsum(-1).numpy(), number[step], side="right")
-            )
+            p = torch.softmax(logits / temperature, -1).numpy()
+            if copy:
+                p = nucleus(np.where(p >= settings.min_p * p.max(), p, 0), settings.top_p)
+            token = int(np.searchsorted(p.cumsum() / p.sum(), number[step], side="right"))
         generated.append(token)
         logprob += float(torch.log_softmax(logits, -1)[token])
         text = tokenizer.decode(generated, skip_special_tokens=True)
@@ -82,10 +90,18 @@ def simple_loop(model, tokenizer, settings, row, copy):
 
 
 @pytest.mark.parametrize(
-    "settings", [decoding(), decoding(temperature=0.6, greedy_temperature=0.1)], ids=["argmax", "warm"]
+    "settings",
+    [
+        decoding(),
+        decoding(temperature=0.6, greedy_temperature=0.1),
+        decoding(temperature=0.7, top_p=0.9),
+        decoding(greedy_temperature=2.0, top_p=0.6, min_p=0.02),
+    ],
+    ids=["argmax", "warm", "nucleus", "greedy warmer"],
 )
 def test_answers_are_those_of_a_simple_loop(model, tokenizer, answers, settings):
-    """Log-probabilities are the model's at T = 1, whatever the temperature of the draw."""
+    """Log-probabilities are the model's at T = 1, whatever temperature and tokens the draw is restricted to; greedy
+    answers are not restricted."""
     found = answers(model, settings)
     for row in (0, 1, 4):
         assert len(found[IDS[row]]) == 1 + settings.samples

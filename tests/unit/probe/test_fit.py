@@ -201,3 +201,13 @@ def test_correctness_without_gold_is_refused(states, rows):
         ValueError, match=r"search\.objective = correctness needs gold .* 0 of 480 probe questions are graded"
     ):
         fit_probe(states, replace(rows, wrong=None), LOW, with_objective("correctness"), seed=0)
+
+
+def test_rows_that_abstain_are_unknown_whatever_their_entropy_and_make_no_threshold(states, rows):
+    """Half of the rows above HIGH say nothing, and so have no entropy: labels stay the same, γ too."""
+    silent = (rows.entropy_nats >= HIGH) & (np.arange(len(states)) % 2 == 0)
+    quiet = replace(rows, entropy_nats=np.where(silent, 0.0, rows.entropy_nats), abstains=silent)
+    assert (quiet.unknown(LOW) == rows.unknown(LOW)).all()
+    assert fit_probe(states, quiet, LOW, SEARCH).auroc == fit_probe(states, rows, LOW, SEARCH).auroc
+    low = replace(quiet, entropy_nats=np.where(silent, 0.0, np.where(rows.entropy_nats > 0, 1.6, 1.0)), abstains=silent)
+    assert fit_probe(states, low, None, SEARCH.model_copy(update={"objective": "entropy"})).chosen.threshold_nats == 1.6

@@ -95,14 +95,8 @@ def test_the_ledger_of_a_curve_is_that_of_its_last_round(results: dict[str, Any]
     found = {(s.strategy, s.seed): s for s in spendings(results["rounds"])}
     assert list(found) == [("ka2l", 0), ("random", 0), ("random", 1), ("random", 2), ("oracle", 0)]
     ours = found["ka2l", 0]
-    assert (ours.asked, ours.answered, ours.rejected, ours.cached, ours.cost, ours.paid) == (
-        225,
-        216,
-        9,
-        15,
-        225.0,
-        210.0,
-    )
+    totals = ("asked", "answered", "rejected", "cached", "cost", "paid")
+    assert [ours.ledger[name] for name in totals] == [225, 216, 9, 15, 225.0, 210.0]
     assert ours.why == {"refused": 6, "blank": 3}
 
 

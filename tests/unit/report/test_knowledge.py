@@ -20,11 +20,11 @@ def wilson(unknown: int, questions: int) -> tuple[float, float]:
 
 @pytest.mark.parametrize(("unknown", "questions"), [(3, 10), (0, 7), (12, 12), (480, 1000)])
 def test_the_interval_is_wilsons(unknown: int, questions: int) -> None:
-    assert Topic.of("t", questions, unknown).interval == pytest.approx(wilson(unknown, questions), abs=1e-6)
+    assert Topic("t", questions, unknown).interval == pytest.approx(wilson(unknown, questions), abs=1e-6)
 
 
 def test_three_of_ten_by_hand() -> None:
-    assert Topic.of("t", 10, 3).interval == pytest.approx((0.1078, 0.6032), abs=1e-4)
+    assert Topic("t", 10, 3).interval == pytest.approx((0.1078, 0.6032), abs=1e-4)
 
 
 def test_the_largest_topics_come_by_share_then_the_rest_together() -> None:

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import finished_run
 import numpy as np
+import pyarrow as pa
 import pytest
-from finished_run import EACH, open_run, write_knowledge, write_round, write_states
+from finished_run import EACH, open_run, write, write_knowledge, write_round, write_states
 
+from ka2l_ray import schema
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.report.tables import (
     bought_questions,
@@ -16,6 +18,9 @@ from ka2l_ray.report.tables import (
     probe_states,
     topic_counts,
 )
+
+ABSTAINING = [(True, False), (False, False), (False, True), (None, True)]
+"""(greedy answer right, abstains) of four questions."""
 
 
 @pytest.fixture
@@ -31,6 +36,25 @@ def test_entropy_is_counted_by_truth_else_by_grade(run: Run) -> None:
     assert counts["unseen"] == dict.fromkeys((1.97, 2.303, 2.164, 0.8018, 1.6), EACH)
     assert counts["right"] == {0.0: 1}
     assert "no gold" not in counts  # the failed row has no entropy, so it is not counted
+
+
+def test_questions_that_the_model_abstains_from_are_a_group_of_their_own(tmp_path: Path) -> None:
+    run = open_run(tmp_path)
+    rows = [{"entropy_nats": 0.0, "correct": c, "unknown": int(a), "abstains": a} for c, a in ABSTAINING]
+    rows = [{"id": f"p{n:04d}", "quadrant": "known" if r["correct"] else None} | r for n, r in enumerate(rows)]
+    write(run.base("knowledge"), rows, schema.KNOWLEDGE)
+    assert {g: sum(c.values()) for g, c in entropy_counts(run.base("knowledge")).items()} == {
+        "right": 1,
+        "wrong": 1,
+        "abstains": 2,
+    }
+    states = [{"id": r["id"], "last_006": [float(n)] * finished_run.WIDTH} for n, r in enumerate(rows)]
+    columns = schema.states(["last"], [6], finished_run.WIDTH, half=True)
+    table = pa.Table.from_pylist(states, schema=schema.join(pa.schema([schema.ID]), columns, error=False))
+    run.base("activations").write((None, table))
+    found = probe_states(run, "last", 6)
+    assert found
+    assert sorted(found.kinds) == ["abstains", "abstains", "known", "not stated"]
 
 
 def test_topics_are_counted_without_failed_rows(run: Run) -> None:

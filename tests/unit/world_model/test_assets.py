@@ -7,15 +7,15 @@ from ka2l_ray.decode.train import DecoderRecipe
 from ka2l_ray.models.loading import ASSETS, WORLD_MODEL, load_tokenizer
 from ka2l_ray.world.facts import WorldRecipe, build_world
 from ka2l_ray.world_model.pretrain import ModelRecipe
-from ka2l_ray.world_model.recipes import built_hash, decoder_hash, model_hash
+from ka2l_ray.world_model.recipes import asset_hash, built_hash
 from ka2l_ray.world_model.tokenizer import build_tokenizer
 
 LIMIT_BYTES = 16 * 1024**2
 
 
 def test_assets_have_the_hash_of_the_recipe_in_the_code() -> None:
-    assert built_hash(WORLD_MODEL) == model_hash(WorldRecipe(), ModelRecipe())
-    assert built_hash(ASSETS / "decoder") == decoder_hash(WorldRecipe(), ModelRecipe(), DecoderRecipe())
+    assert built_hash(WORLD_MODEL) == asset_hash(WorldRecipe(), ModelRecipe())
+    assert built_hash(ASSETS / "decoder") == asset_hash(WorldRecipe(), ModelRecipe(), DecoderRecipe())
 
 
 def test_assets_are_small_and_contain_no_pickle() -> None:

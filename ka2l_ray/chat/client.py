@@ -9,19 +9,23 @@ Data's HTTP processor is not used, because there one row that fails for good end
 """
 
 import asyncio
+import ipaddress
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from pydantic import SecretStr
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_exponential
 
-from ka2l_ray.annotate.claims import Claimer
-from ka2l_ray.annotate.endpoint import ChatRequest, Completion, NoCompletionError, parse
+from ka2l_ray.chat.claims import Claimer
+from ka2l_ray.chat.endpoint import ChatRequest, Completion, NoCompletionError, parse, without
+from ka2l_ray.chat.server_errors import Complaint, complaint, refused_part, wait_asked_s
 from ka2l_ray.config import EndpointSection
+from ka2l_ray.dataflow.log import log
 from ka2l_ray.dataflow.storage import Folder
 
 RETRIED = (408, 409, 425, 429)
@@ -29,7 +33,6 @@ RETRIED = (408, 409, 425, 429)
 LONGEST_WAIT_S = 600.0
 """Back-off grows up to this. A question whose server asks for a longer wait is given up until the run is started
 again."""
-EXCERPT_CHARACTERS = 200
 CLAIM_POLL_S = 0.2
 """Between two checks of a question that another curve is asking."""
 WAKE_S = 1.0
@@ -89,14 +92,17 @@ class ChatClient:
         self._endpoint, self._key, self._replies = endpoint, key, replies
         self._asked_by, self._claims = asked_by, claims
         self._gate = Gate(endpoint.concurrency, endpoint.requests_per_s)
+        self._proxy = proxy_of(endpoint.url)
+        self._refused: set[str] = set()
         self._backoff = wait_exponential(multiplier=endpoint.backoff_s, max=LONGEST_WAIT_S)
 
     async def ask(self, requests: Mapping[str, ChatRequest]) -> dict[str, str]:
         """Ask until each request, by content hash, has a valid reply or it makes no sense to ask again. Returns the
         reasons of those without one."""
-        timeout = aiohttp.ClientTimeout(total=self._endpoint.timeout_s)
-        connector = aiohttp.TCPConnector(limit=0)  # the gate limits
-        async with aiohttp.ClientSession(timeout=timeout, connector=connector) as http:
+        async with aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=self._endpoint.timeout_s),
+            connector=aiohttp.TCPConnector(limit=0),  # the gate limits
+        ) as http:
             waking = asyncio.create_task(_wake_often())
             try:
                 reasons = await asyncio.gather(*(self._failure(http, *request) for request in requests.items()))
@@ -110,15 +116,15 @@ class ChatClient:
         retrying = AsyncRetrying(
             stop=stop_after_attempt(tries),
             wait=self._wait_s,
-            retry=retry_if_exception_type(TryAgainError),
+            retry=retry_if_exception_type((TryAgainError, NoCompletionError)),
             reraise=True,
         )
         try:
             await retrying(self._keep_reply, http, name, request)
-        except (TryAgainError, RejectedError) as error:
+        except (TryAgainError, NoCompletionError, RejectedError) as error:
             if self._claims:
                 await self._claims.leave(name)
-            return f"{error} ({tries} tries)" if isinstance(error, TryAgainError) else str(error)
+            return str(error) if isinstance(error, RejectedError) else f"{error} ({tries} tries)"
         return ""
 
     def _wait_s(self, state: RetryCallState) -> float:
@@ -138,15 +144,34 @@ class ChatClient:
                     completion = await self._post(http, request)
                     break
             await asyncio.sleep(CLAIM_POLL_S)
-        kept = {"asked_by": self._asked_by, "request": request, "reply": completion.model_dump()}
-        await asyncio.to_thread(file.write_json, kept)
+        await asyncio.to_thread(
+            file.write_json, {"asked_by": self._asked_by, "request": request, "reply": completion.model_dump()}
+        )
 
     async def _post(self, http: aiohttp.ClientSession, request: ChatRequest) -> Completion:
-        """One request. A redirect is not followed: it would carry the key to another address."""
+        """One request, sent again at once without each part that the server does not take; later requests leave those
+        out from the beginning."""
+        while True:
+            sent = without(request, self._refused)
+            response, body = await self._send(http, sent)
+            complained = complaint(response.status, body)
+            if complained is None:
+                return parse(body)
+            part = refused_part(complained, sent)
+            if part is None:
+                raise self._failed(response, complained)
+            if part not in self._refused:
+                self._refused.add(part)
+                log.warning("the endpoint refuses `%s`, so it is asked in another form: %s", part, complained)
+
+    async def _send(self, http: aiohttp.ClientSession, sent: ChatRequest) -> tuple[aiohttp.ClientResponse, bytes]:
+        """The response to a request. A redirect is not followed: it would carry the key to another address."""
         endpoint, key = self._endpoint, self._key.get_secret_value() if self._key else ""
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
-            async with http.post(endpoint.url, json=request, headers=headers, allow_redirects=False) as response:
+            async with http.post(
+                endpoint.url, json=sent, headers=headers, allow_redirects=False, proxy=self._proxy
+            ) as response:
                 body = await response.read()
         except TimeoutError:
             raise TryAgainError(f"no answer within annotate.endpoint.timeout_s = {endpoint.timeout_s:g} s") from None
@@ -154,22 +179,18 @@ class ChatClient:
             raise TryAgainError(f"{type(error).__name__}: {error}") from None
         if key:  # a server may quote the key, in an error as in an answer
             body = body.replace(key.encode(), b"***")
-        return self._read(response, body)
+        return response, body
 
-    def _read(self, response: aiohttp.ClientResponse, body: bytes) -> Completion:
-        if 200 <= response.status < 300:
-            try:
-                return parse(body)
-            except NoCompletionError as error:
-                raise TryAgainError(str(error)) from None
-        reason = f"HTTP {response.status}: {' '.join(body.decode(errors='replace').split())[:EXCERPT_CHARACTERS]}"
-        if response.status not in RETRIED and response.status < 500:
-            raise RejectedError(reason)
-        wait_s = retry_after_s(response.headers.get("Retry-After"), datetime.now(UTC))
+    def _failed(self, response: aiohttp.ClientResponse, complained: Complaint) -> TryAgainError | RejectedError:
+        """Whether to ask again after an error, and when."""
+        reason = str(complained)
+        if complained.status not in RETRIED and complained.status < 500:
+            return RejectedError(reason)
+        wait_s = wait_asked_s(response.headers, complained, datetime.now(UTC))
         if wait_s is not None and wait_s > LONGEST_WAIT_S:
-            raise RejectedError(f"{reason} (Retry-After: {wait_s:.0f} s)")
+            return RejectedError(f"{reason} (Retry-After: {wait_s:.0f} s)")
         self._gate.pause(wait_s or 0.0)
-        raise TryAgainError(reason, wait_s)
+        return TryAgainError(reason, wait_s)
 
 
 async def _wake_often() -> None:
@@ -177,13 +198,19 @@ async def _wake_often() -> None:
         await asyncio.sleep(WAKE_S)
 
 
-def retry_after_s(header: str | None, now: datetime) -> float | None:
-    """Seconds to wait by a `Retry-After` header, which contains seconds or a date; None where it contains neither."""
-    if header is None:
+def proxy_of(url: str) -> str | None:
+    """The proxy that the environment names for an address (`HTTP_PROXY`, `HTTPS_PROXY`, `NO_PROXY`, also in lower
+    case); none for this machine itself. aiohttp's own way would also read `~/.netrc`, and fail where that has a
+    password for the host besides the key."""
+    address = urlsplit(url)
+    named = getproxies().get(address.scheme)
+    if not named or _is_this_machine(address.hostname or "") or proxy_bypass(address.netloc):
         return None
-    if header.strip().isdecimal():
-        return float(header)
+    return named if "://" in named else f"http://{named}"
+
+
+def _is_this_machine(host: str) -> bool:
     try:
-        return max((parsedate_to_datetime(header) - now).total_seconds(), 0.0)
-    except (ValueError, TypeError):  # not a date, or one without a time zone
-        return None
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

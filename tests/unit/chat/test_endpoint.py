@@ -6,8 +6,17 @@ from typing import get_args
 import pytest
 
 from ka2l_ray import schema
-from ka2l_ray.annotate.annotators import Annotated, Status
-from ka2l_ray.annotate.endpoint import NoCompletionError, content_hash, meaning, parse, request, share, token_cost
+from ka2l_ray.chat.endpoint import (
+    Annotated,
+    NoCompletionError,
+    Status,
+    content_hash,
+    meaning,
+    parse,
+    request,
+    share,
+    token_cost,
+)
 from ka2l_ray.config import EndpointSection
 
 ENDPOINT = EndpointSection(cost_per_million_prompt_tokens=3.0, cost_per_million_completion_tokens=15.0)
@@ -30,6 +39,18 @@ def body(content, finish_reason="stop", **more):
         ("I'm Sorry", Annotated("I'm Sorry", "answered")),
         ("He served as an aide-de-camp", Annotated("He served as an aide-de-camp", "answered")),
         ("Nosuch", Annotated("Nosuch", "answered")),
+        ("I Can't Help Myself", Annotated("I Can't Help Myself", "answered")),
+        ("No Such Thing", Annotated("No Such Thing", "answered")),
+        ("I Don’t Know How to Love Him.", Annotated("I Don’t Know How to Love Him.", "answered")),
+        ("“I can't help falling in love with you”", Annotated("I can't help falling in love with you", "answered")),
+        ('"I don\'t know."', Annotated(None, "refused")),
+        ("no such thing", Annotated(None, "no_such_thing")),
+        ("<think>France? I don't know.</think>\n\nParis", Annotated("Paris", "answered")),
+        ("France, of course.\n</think>\n\n**Paris**", Annotated("Paris", "answered")),
+        ("<think>France? Its capital", Annotated(None, "truncated")),
+        ("<think>Who is that?</think> I don't know.", Annotated(None, "refused")),
+        ("<think>Who is that?</think>", Annotated(None, "blank")),
+        ("analysisFrance, of course.assistantfinalParis", Annotated("Paris", "answered")),
         (" \n", Annotated(None, "blank")),
         (None, Annotated(None, "blank")),
     ],
@@ -58,6 +79,9 @@ def test_tokens_are_paid_by_the_million():
     }
     assert token_cost(ENDPOINT, parse(json.dumps(used).encode())) == pytest.approx(3.0 + 3.0)
     assert token_cost(ENDPOINT, parse(body("x"))) == 0.0
+    other_names = json.loads(body("x")) | {"usage": {"input_tokens": 1_000_000, "output_tokens": 200_000}}
+    assert token_cost(ENDPOINT, parse(json.dumps(other_names).encode())) == pytest.approx(3.0 + 3.0)
+    assert parse(json.dumps(json.loads(body("x")) | {"usage": {"total_tokens": 9}}).encode()).usage is None
 
 
 def test_a_request_holds_the_template_and_a_question_with_braces_stays_itself():
@@ -81,6 +105,14 @@ def test_limits_are_shared_out_and_nobody_is_left_without(concurrency, among, ea
     assert (part.concurrency, part.requests_per_s) == (each, 6.0 / among)
     assert part.model_copy(update={"concurrency": concurrency, "requests_per_s": 6.0}) == whole
     assert share(EndpointSection(), among).requests_per_s is None
+
+
+def test_further_fields_are_part_of_the_request_and_of_its_name():
+    low = EndpointSection(parameters={"reasoning_effort": "low", "temperature": 0.5, "extra": {"a": [1]}})
+    assert request(low, "Who?") == request(EndpointSection(), "Who?") | low.parameters
+    assert content_hash(request(low, "Who?")) != content_hash(request(EndpointSection(), "Who?"))
+    with pytest.raises(ValueError, match=r"must not contain messages"):
+        EndpointSection(parameters={"messages": []})
 
 
 CHANGES = {"model": "m", "system": "s", "template": "T {question}", "max_tokens": 7, "temperature": 0.5}

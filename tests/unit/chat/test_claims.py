@@ -1,6 +1,6 @@
 """Claims keep two from asking the same, and end by themselves."""
 
-from ka2l_ray.annotate.claims import Claims
+from ka2l_ray.chat.claims import Claims
 
 
 def test_one_owner_at_a_time_and_no_claim_outlives_its_lease() -> None:

@@ -1,0 +1,120 @@
+"""A training run in small, before anything is bought: one step, save, load again, merge, compare.
+
+In: the model's configuration, and the settings of fine-tuning. Out: nothing, or a `ConfigError` that names the setting
+to change. It runs on a tiny form of the model, in this process, in about a second, through the same functions as the
+training run; DeepSpeed, which shards what these functions make, takes no part.
+Refuses to know: real weights, Ray, data.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+
+from ka2l_ray.config import FinetuneSection, LoraSection, ModelSection, PromptSection
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.errors import ConfigError, UserError, library_message
+from ka2l_ray.finetune.export import check_adapter, check_logits, export, logits_of
+from ka2l_ray.finetune.job import Job
+from ka2l_ray.finetune.losses import answer_loss
+from ka2l_ray.finetune.model import TRAINED_IN, trainable_model
+from ka2l_ray.models.examine import Configured, numbers_tokenizer, quiet
+from ka2l_ray.models.loading import configuration, load_model
+from ka2l_ray.models.tiny_form import OWN_TOKENS, tiny_form
+
+ROWS, TOKENS, LEARNING_RATE = 2, 12, 1e-2
+
+
+def rehearse(model: ModelSection, finetune: FinetuneSection) -> None:
+    """Raise `ConfigError` for fine-tuning that is sure to fail: a precision that cannot be trained in, LoRA targets or
+    dropout that the model's modules do not take, weights that are others once they are saved, merged or loaded."""
+    config = configuration(model)
+    stored = str(config.get_text_config().dtype or torch.float32).removeprefix("torch.")
+    precision = next(p for p in (finetune.precision, model.dtype, stored) if p != "auto")
+    if getattr(torch, precision) not in TRAINED_IN:
+        raise ConfigError(
+            f"finetune.precision = {finetune.precision!r} gives {precision}; set it to float32 or bfloat16"
+        )
+    tried = Tried(finetune.mode, finetune.lora, finetune.merge, finetune.gradient_checkpointing, finetune.zero_stage)
+    if problem := _verdict(Configured(config), model.trust_remote_code, tried):
+        raise ConfigError(problem)
+
+
+class Tried(NamedTuple):
+    """The settings of fine-tuning that a family may not take; equal ones are rehearsed once per process."""
+
+    mode: Literal["lora", "full"]
+    lora: LoraSection
+    merge: bool
+    gradient_checkpointing: bool
+    zero_stage: Literal[0, 1, 2, 3]
+
+
+@lru_cache(maxsize=16)
+def _verdict(configured: Configured, trust_remote_code: bool, tried: Tried) -> str | None:
+    with quiet(), torch.random.fork_rng(devices=()):
+        tiny = tiny_form(configured.config, trust_remote_code)
+        if (problem := _problem(tiny, tried, trust_remote_code)) is None:
+            return None
+        for field, milder in _milder(tried):
+            if _problem(tiny, milder, trust_remote_code) is None:
+                return (
+                    f"{field} does not go with this model: on a tiny form of it training passes without, not with it: "
+                    f"{problem}"
+                )
+        return f"finetune.mode = {tried.mode}: a tiny form of the model cannot be trained: {problem}"
+
+
+def _milder(tried: Tried) -> Iterator[tuple[str, Tried]]:
+    """The settings with one of them changed to what asks least of a model, and that field as it is."""
+    lora = tried.lora
+    if lora.dropout:
+        without = lora.model_copy(update={"dropout": 0.0})
+        yield f"finetune.lora.dropout = {lora.dropout:g}", tried._replace(lora=without)
+    if tried.merge:
+        yield "finetune.merge = true", tried._replace(merge=False)
+    if tried.gradient_checkpointing:
+        yield "finetune.gradient_checkpointing = true", tried._replace(gradient_checkpointing=False)
+    if lora.targets != LoraSection().targets:
+        elsewhere = lora.model_copy(update={"targets": LoraSection().targets})
+        yield f"finetune.lora.targets = {list(lora.targets)}", tried._replace(lora=elsewhere)
+
+
+def _problem(tiny: PreTrainedModel, tried: Tried, trust_remote_code: bool) -> str | None:
+    """What goes wrong where a tiny model is trained for one step, saved and loaded again."""
+    with tempfile.TemporaryDirectory(prefix="ka2l-rehearsal-") as scratch:
+        folder = Path(scratch)
+        tiny.save_pretrained(folder / "base")
+        base = ModelSection(name_or_path=str(folder / "base"), dtype="float32", trust_remote_code=trust_remote_code)
+        finetune = FinetuneSection(precision="float32", **tried._asdict())
+        nothing = Table(Folder.of(str(folder / "examples")))
+        job = Job(base, PromptSection(), finetune, nothing, Folder.of(str(folder / "output")), seed=0)
+        try:
+            _rehearsed(job, folder / "model")
+        except UserError as error:
+            return str(error)
+        except Exception as error:  # whatever the library's or the model's own code raises
+            return f"{type(error).__name__}: {library_message(error)}"
+    return None
+
+
+def _rehearsed(job: Job, folder: Path) -> None:
+    model: Any = trainable_model(job)
+    ids = torch.randint(3, OWN_TOKENS, (ROWS, TOKENS), generator=torch.Generator().manual_seed(0))
+    sample, is_lora = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, job.finetune.mode == "lora"
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=LEARNING_RATE)
+    answer_loss(model(**sample).logits, ids).backward()
+    optimizer.step()
+    expected = logits_of(model, sample)
+    state = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    model.save_pretrained(folder, **({"save_embedding_layers": False} if is_lora else {}))
+    if is_lora:
+        check_adapter(folder, state)
+        # As evaluation loads it.
+        check_logits("adapter, once merged,", load_model(job.model, str(folder)), sample, expected)
+    export(job, folder, numbers_tokenizer(), sample, expected)

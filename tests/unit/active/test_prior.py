@@ -1,0 +1,28 @@
+"""A guess by topic alone."""
+
+import pytest
+
+from ka2l_ray.active.prior import priors
+
+
+def row(scope: str, group: str | None, *answers: str) -> dict[str, object]:
+    return {"scope": scope, "group": group, "answers": list(answers)}
+
+
+PLACES = [row("pool", "place", "USA", "United States"), row("pool", "place", "usa"), row("pool", "place", "France")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([], {}),
+        (PLACES, {"pool": 2 / 3}),
+        ([*PLACES, row("pool", "maker", "USA")], {"pool": 3 / 4}),
+        ([*PLACES, row("pool", "maker", "A"), row("pool", "maker", "B")], {"pool": 3 / 5}),
+        ([*PLACES, row("pool", "place")], {"pool": 2 / 3}),
+        ([*PLACES, row("domain", "place", "Peru")], {"pool": 2 / 3, "domain": 1.0}),
+        ([row("other", None, "a"), row("other", None, "b")], {"other": 0.5}),
+    ],
+)
+def test_the_most_common_answer_of_each_topic(rows: list[dict[str, object]], expected: dict[str, float]) -> None:
+    assert priors(rows) == pytest.approx(expected)

@@ -1,0 +1,86 @@
+"""Fine-tuning that is sure to fail is refused at once, and the message names the setting."""
+
+import json
+
+import pytest
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from ka2l_ray.config import ConfigError, FinetuneSection, LoraSection, ModelSection
+from ka2l_ray.finetune.model import with_new_adapters
+from ka2l_ray.finetune.rehearsal import rehearse
+
+HEAD = {"targets": ("q_proj", "lm_head")}
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "lora", "tune", "says"),
+    [
+        ("llama", {}, None, {}, None),
+        ("llama", {}, {"dropout": 0.05}, {"merge": True}, None),
+        ("llama", {"tie_word_embeddings": True}, HEAD, {"merge": True}, r"finetune.lora.targets = .*'lm_head'\] does"),
+        ("llama", {"tie_word_embeddings": True}, HEAD, {}, "adapter, once merged, gives other logits"),
+        ("llama", {}, HEAD, {"merge": True}, None),
+        ("llama", {}, {"targets": ("nothing",)}, {}, r"finetune.lora.targets = \['nothing'\] does not go"),
+        ("llama", {"dtype": "float16"}, {}, {}, "finetune.precision = 'auto' gives float16; set it to"),
+        ("llama", {"dtype": "float16"}, {}, {"precision": "bfloat16"}, None),
+        ("qwen3_moe", {}, {"dropout": 0.05}, {}, "finetune.lora.dropout = 0.05 does not go with this model"),
+        ("qwen3_moe", {}, {}, {"merge": True}, None),
+        ("llama", {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128}}, {}, {}, None),
+        ("mamba", {}, {}, {}, "finetune.mode = lora: a tiny form of the model cannot be trained"),
+    ],
+)
+def test_fine_tuning_that_cannot_work_is_refused_by_its_field(tmp_path, family, changes, lora, tune, says):
+    AutoConfig.for_model(family, **changes).save_pretrained(tmp_path)
+    mode = {"mode": "full"} if lora is None else {"mode": "lora", "lora": LoraSection(**lora)}
+    model, finetune = ModelSection(name_or_path=str(tmp_path)), FinetuneSection(**mode, **tune)
+    if says is None:
+        rehearse(model, finetune)
+        return
+    with pytest.raises(ConfigError, match=says):
+        rehearse(model, finetune)
+
+
+def test_an_image_tower_gets_no_adapters():
+    """Gemma 3's tower and projector read images, which no question has; its blocks are linear too."""
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 99, "head_dim": 8}
+    config = AutoConfig.for_model(
+        "gemma3",
+        text_config=text | {"num_attention_heads": 4, "num_key_value_heads": 2},
+        vision_config=vision | {"image_size": 16, "patch_size": 8},
+        image_token_index=98,
+        mm_tokens_per_image=4,
+    )
+    for targets in ("all-linear", ("q_proj",)):
+        adapted = with_new_adapters(AutoModelForCausalLM.from_config(config), LoraSection(targets=targets))
+        names = [n for n, p in adapted.named_parameters() if p.requires_grad]
+        assert names
+        assert all(".language_model." in n for n in names)
+
+
+OWN = """
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
+
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+
+class OwnModel(LlamaModel):
+    config_class = OwnConfig
+
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_a_model_that_brings_its_own_code_is_trained_and_loaded_with_it(tmp_path, mode):
+    (tmp_path / "modeling_own.py").write_text(OWN)
+    names = {"AutoConfig": "OwnConfig", "AutoModel": "OwnModel", "AutoModelForCausalLM": "OwnForCausalLM"}
+    code = {"model_type": "own", "auto_map": {auto: f"modeling_own.{name}" for auto, name in names.items()}}
+    AutoConfig.for_model("llama").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | code))
+    rehearse(ModelSection(name_or_path=str(tmp_path), trust_remote_code=True), FinetuneSection(mode=mode))

@@ -28,6 +28,7 @@ from ka2l_ray.decode.stage import decode, written_before
 from ka2l_ray.errors import ConfigError, StageError
 from ka2l_ray.finetune.train import Job
 from ka2l_ray.finetune.train import finetune as train
+from ka2l_ray.models.examine import abilities_of
 from ka2l_ray.models.prompts import finetune_prompt
 from ka2l_ray.results_schema import RoundFigures, RoundResult
 
@@ -112,7 +113,8 @@ def finetune(a_round: Round) -> None:
     planned = sum(r.budget for r in [*a_round.earlier, a_round]) + a_round.table("finetune/replay_questions").rows
     model, prompt, section = run.config.model, finetune_prompt(run), run.config.finetune
     names = (run.config.run.name, str(a_round))
-    job = Job(model, prompt, section, examples, a_round.model, a_round.seed, watched, planned, *names)
+    prefix = abilities_of(model).prefix
+    job = Job(model, prompt, section, examples, a_round.model, a_round.seed, watched, planned, *names, prefix)
     train(job, f"finetune-{run.hash}-{a_round.strategy}-{a_round.seed}-{a_round.number}")
 
 

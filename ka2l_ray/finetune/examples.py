@@ -102,16 +102,18 @@ def micro_batches(
     return [own[i * rows : (i + 1) * rows] for i in range(accumulation)]
 
 
-def collate(rows: Sequence[TokenizedRow], pad_token: int) -> dict[str, torch.Tensor]:
-    """Right-padded `input_ids`, `attention_mask` and `labels`, each (B, T); prompt and padding are `IGNORED` in labels.
+def collate(rows: Sequence[TokenizedRow], pad_token: int, without: int = 0) -> dict[str, torch.Tensor]:
+    """Right-padded `input_ids`, `attention_mask` and `labels`, each (B, T), without the first tokens of every row;
+    prompt and padding are `IGNORED` in labels.
 
     An empty part becomes one padding row without labels, so that every rank still joins the collectives of the step.
     """
     rows = rows or [TokenizedRow([pad_token], prompt_length=1)]
+    labels = [[IGNORED] * r.prompt_length + r.ids[r.prompt_length :] for r in rows]
     return {
-        "input_ids": _padded([r.ids for r in rows], pad_token),
-        "attention_mask": _padded([[1] * len(r.ids) for r in rows], 0),
-        "labels": _padded([[IGNORED] * r.prompt_length + r.ids[r.prompt_length :] for r in rows], IGNORED),
+        "input_ids": _padded([r.ids[without:] for r in rows], pad_token),
+        "attention_mask": _padded([[1] * (len(r.ids) - without) for r in rows], 0),
+        "labels": _padded([row[without:] for row in labels], IGNORED),
     }
 
 

@@ -15,6 +15,7 @@ from ka2l_ray.dataflow.placement import Placement, of_worker
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.errors import UserError
 from ka2l_ray.finetune.examples import Example
+from ka2l_ray.models.prefix import Sharing
 
 
 class Refusal(UserError, RuntimeError):
@@ -28,7 +29,8 @@ class Job:
 
     `evaluation` has `id`, `question` and gold `answers`, at least one per row; it is only reported. `planned_rows` is
     the number of examples that steps are counted by. It exceeds the number there is where answers were paid for but not
-    received, so that all strategies train for equally many steps. `run` and `round` name it in metrics.
+    received, so that all strategies train for equally many steps. `run` and `round` name it in metrics. `prefix` is how
+    the model may share what prompts begin with, as in `abilities.Abilities`.
     """
 
     model: ModelSection
@@ -41,6 +43,7 @@ class Job:
     planned_rows: int = 0
     run: str = ""
     round: str = ""
+    prefix: Sharing = "attended"
 
     def steps(self, examples: int) -> int:
         """Optimiser steps of the whole training run."""

@@ -7,27 +7,32 @@ Refuses to know: Ray, strategies, rounds.
 """
 
 import gc
-import itertools
 import math
 import os
 import tempfile
 import time
 from abc import abstractmethod
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from ka2l_ray.finetune.base import MOST_BYTES, BaseLogits
 from ka2l_ray.finetune.checkpoints import History, checkpoint_identity, read_state, write_state
 from ka2l_ray.finetune.deepspeed import deepspeed_config, learning_rate_factor
 from ka2l_ray.finetune.examples import TokenizedRow, collate, epoch_batches, tokenize_all
 from ka2l_ray.finetune.export import export, write_model
 from ka2l_ray.finetune.job import Job, Refusal, read_evaluation, read_examples
-from ka2l_ray.finetune.model import frozen_base, trainable_model
+from ka2l_ray.finetune.model import frozen_base, trainable_model, without_adapters
+from ka2l_ray.finetune.passes import Passes, shared_tokens
 from ka2l_ray.finetune.record import Recorder, Report
 from ka2l_ray.finetune.step import Stepper
+from ka2l_ray.models import attention
 from ka2l_ray.models.engine import embedding_rows, usable
 from ka2l_ray.models.loading import load_tokenizer
 from ka2l_ray.text.tokens import pad_id
@@ -75,17 +80,17 @@ def train_rank(
     torch.manual_seed(job.seed)
     engine = _engine(job, steps, checkpoints)
     padding = usable(pad_id(tokenizer), embedding_rows(engine.module))
-    stepper = Stepper(job, engine, frozen_base(job), padding, rank, world_size)
     torch.manual_seed(job.seed + 1 + rank)  # dropout differs between ranks
     evaluation = [answers[0] for answers in tokenize_all(tokenizer, job.prompt, read_evaluation(job))]
-    history, seconds = _train(stepper, examples, evaluation, steps, checkpoints, report)
+    with _stepper(job, engine, padding, [*chain(*examples), *evaluation], rank, world_size) as stepper:
+        history, seconds = _train(stepper, examples, evaluation, steps, checkpoints, report)
     sample = collate([answers[0] for answers in examples[:SAMPLE_ROWS]], padding)
     del sample["labels"]
     with tempfile.TemporaryDirectory(prefix="ka2l-save-") as scratch:
         folder = Path(scratch) / "model"
-        expected = write_model(stepper.engine.module, rank, tokenizer, sample, folder, job.finetune.mode == "lora")
-        stepper.engine.destroy()
-        del stepper  # frees memory for the reloaded model
+        expected = write_model(engine.module, rank, tokenizer, sample, folder, job.finetune.mode == "lora")
+        engine.destroy()
+        del stepper, engine  # frees memory for the reloaded model
         gc.collect()
         if rank == 0:
             export(job, folder, tokenizer, sample, expected)
@@ -98,6 +103,27 @@ def train_rank(
         "resumed_at_steps": history.resumed_at_steps,
         "step_seconds": [round(x, 5) for x in seconds],
     }
+
+
+@contextmanager
+def _stepper(
+    job: Job, engine: Any, padding: int, rows: list[TokenizedRow], rank: int, world_size: int
+) -> Iterator[Stepper]:
+    """What makes steps, for no more work than the model and the settings need; `rows` are all that it will be given."""
+    tune, module = job.finetune, engine.module
+    model, held = module.get_base_model() if tune.mode == "lora" else module, frozen_base(job)
+    # ZeRO-3 frees weights between passes, and checkpointing forgets what a pass was to see besides its own tokens.
+    may_share = job.prefix == "attended" and tune.zero_stage < 3 and not tune.gradient_checkpointing
+    shared = shared_tokens(rows) if may_share else ()
+    passes = partial(Passes, device=engine.device, pad_token=padding, shared=shared)
+    base = None
+    if held is not None:
+        base = BaseLogits(passes(held))
+    elif tune.replay.kl_weight:
+        kept = 0 if tune.zero_stage == 3 else MOST_BYTES
+        base = BaseLogits(passes(model), kept, partial(without_adapters, module))
+    with attention.installed(*(one for one in (model, held) if shared and one is not None)):
+        yield Stepper(job, engine, passes(model, call=engine), base, rank, world_size)
 
 
 def _engine(job: Job, steps: int, checkpoints: Checkpoints | None) -> Any:
@@ -147,10 +173,10 @@ def _train(
     first_epoch, skipped = divmod(done, per_epoch)
     batches = (
         (epoch, batch)
-        for epoch in itertools.count(first_epoch)
+        for epoch in count(first_epoch)
         for batch in epoch_batches(examples, tune.batch_rows, job.seed, epoch, tune.group_by_length)
     )
-    for epoch, batch in itertools.islice(batches, skipped, skipped + steps - done):
+    for epoch, batch in islice(batches, skipped, skipped + steps - done):
         started, learning_rate = time.perf_counter(), engine.get_lr()[0]
         loss, kl = stepper.step(batch)
         seconds.append(time.perf_counter() - started)

@@ -6,6 +6,10 @@ Refuses to know: DeepSpeed, Ray, data. Every rank loads the whole model once, al
 afterwards.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -77,3 +81,12 @@ def frozen_base(job: Job) -> PreTrainedModel | None:
     if not job.finetune.replay.kl_weight or job.finetune.mode == "lora":
         return None
     return load_model(job.training_model, placement=job.placement).requires_grad_(False)
+
+
+@contextmanager
+def without_adapters(model: Any) -> Iterator[None]:
+    """Within this context a PEFT model in training is its base model."""
+    model.eval()
+    with model.disable_adapter():
+        yield
+    model.train()

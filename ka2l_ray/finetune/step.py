@@ -1,7 +1,7 @@
 """One optimiser step, and one evaluation, of a DeepSpeed engine.
 
 In: a global batch, the same on every rank. Out: losses in nats per token, the same on every rank.
-Refuses to know: Ray, epochs, checkpoints.
+Refuses to know: Ray, epochs, checkpoints, how a pass saves work.
 """
 
 from collections.abc import Sequence
@@ -9,23 +9,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
+from ka2l_ray.finetune.base import BaseLogits
 from ka2l_ray.finetune.deepspeed import accumulation_steps, micro_batch_rows
-from ka2l_ray.finetune.examples import TokenizedRow, collate, micro_batches, replayed_rows
+from ka2l_ray.finetune.examples import TokenizedRow, micro_batches, replayed_rows
 from ka2l_ray.finetune.job import Job
 from ka2l_ray.finetune.losses import IGNORED, answer_loss, kl_to_base
+from ka2l_ray.finetune.passes import Passes
 
 
 @dataclass(frozen=True)
 class Stepper:
-    """An engine and its place among the ranks. `base` is the frozen copy of the model where full weights are trained
-    with a KL term."""
+    """An engine and its place among the ranks; `passes` are the engine's, `base` is there where a KL term is."""
 
     job: Job
     engine: Any
-    base: PreTrainedModel | None
-    pad_token: int
+    passes: Passes
+    base: BaseLogits | None
     rank: int
     world_size: int
 
@@ -40,27 +40,23 @@ class Stepper:
         weight, parts = tune.replay.kl_weight, accumulation_steps(tune)
         answer_tokens = sum(r.answer_length for r in batch)
         kl_tokens = sum(r.answer_length - 1 for r in batch if r.replayed)
-        has_kl = bool(weight and kl_tokens)
+        base = self.base if kl_tokens else None
         sums = torch.zeros(2, device=self.engine.device)
         for rows in micro_batches(batch, self.rank, self.world_size, micro_batch_rows(tune), parts):
-            inputs, labels = self._inputs(rows)
-            replayed = replayed_rows(rows).to(labels.device)
-            # Without replayed rows the first one, because every rank has to make the base model's pass.
-            compared = replayed if replayed.any() else torch.arange(len(replayed), device=labels.device) == 0
-            base_logits = self._base_logits({k: v[compared] for k, v in inputs.items()}) if has_kl else None
-            logits = self.engine(**inputs).logits
+            base_logits = base([r for r in rows if r.replayed]) if base is not None else None
+            logits, labels = self.passes(rows)
             loss = answer_loss(logits, labels)
             objective = loss / answer_tokens
             sums[0] += loss.detach()
             if base_logits is not None:
-                kl = kl_to_base(logits[compared], base_logits, labels[compared], replayed[compared])
+                kl = kl_to_base(logits, base_logits, labels, replayed_rows(rows).to(labels.device))
                 objective = objective + weight * kl / answer_tokens
                 sums[1] += kl.detach()
             # DeepSpeed averages over ranks and accumulation steps; this undoes both, so that the sum is global.
             self.engine.backward(objective * (self.world_size * parts))
             self.engine.step()
         torch.distributed.all_reduce(sums)
-        return float(sums[0]) / answer_tokens, float(sums[1]) / kl_tokens if has_kl else None
+        return float(sums[0]) / answer_tokens, float(sums[1]) / kl_tokens if base is not None else None
 
     @torch.no_grad()
     def evaluate(self, rows: Sequence[TokenizedRow]) -> dict[str, float]:
@@ -72,8 +68,7 @@ class Stepper:
         sums = torch.zeros(3, dtype=torch.float64, device=self.engine.device)
         self.engine.eval()
         for own in micro_batches(rows, self.rank, self.world_size, per_pass, passes):
-            inputs, labels = self._inputs(own)
-            logits = self.engine(**inputs).logits
+            logits, labels = self.passes(own)
             answer = labels[:, 1:] != IGNORED
             right = (logits[:, :-1].argmax(-1) == labels[:, 1:]) & answer
             all_right = (right == answer).all(-1) & answer.any(-1)
@@ -83,19 +78,3 @@ class Stepper:
         loss, right, all_right = sums.tolist()
         tokens = sum(r.answer_length for r in rows)
         return {"loss": loss / tokens, "token_accuracy": right / tokens, "exact_match": all_right / len(rows)}
-
-    def _inputs(self, rows: Sequence[TokenizedRow]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        inputs = {k: v.to(self.engine.device) for k, v in collate(rows, self.pad_token).items()}
-        return inputs, inputs.pop("labels")
-
-    @torch.no_grad()
-    def _base_logits(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """From the frozen copy, or from the model without its adapters; under ZeRO-3 hooks gather the weights in either
-        pass."""
-        if self.base is not None:
-            return self.base(**inputs).logits
-        module = self.engine.module.eval()
-        with module.disable_adapter():
-            logits = module(**inputs).logits
-        module.train()
-        return logits

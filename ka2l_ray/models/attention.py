@@ -76,6 +76,17 @@ def install(model: PreTrainedModel) -> None:
     model.set_attn_implementation(NAME)
 
 
+@contextmanager
+def installed(*models: PreTrainedModel) -> Iterator[None]:
+    """Within this context this is the models' attention."""
+    before: list[Any] = [model.config._attn_implementation for model in models]
+    for model in models:
+        install(model)
+    yield
+    for model, implementation in zip(models, before, strict=True):
+        model.set_attn_implementation(implementation)
+
+
 def attention_forward(
     module: nn.Module,
     query: torch.Tensor,

@@ -37,9 +37,11 @@ from ka2l_ray.decode.actor import DecodeActor, DecodeSetup
 from ka2l_ray.decode.filters import hashes, leaks, statuses
 from ka2l_ray.decode.stage import decoded_id
 from ka2l_ray.entropy.thresholds import otsu
+from ka2l_ray.finetune.base import BaseLogits
 from ka2l_ray.finetune.deepspeed import learning_rate_factor
-from ka2l_ray.finetune.examples import Example, TokenizedRow, collate, epoch_batches, replayed_rows, tokenize_all
+from ka2l_ray.finetune.examples import Example, TokenizedRow, epoch_batches, replayed_rows, tokenize_all
 from ka2l_ray.finetune.losses import answer_loss, kl_to_base
+from ka2l_ray.finetune.passes import Passes
 from ka2l_ray.label.actor import ClusterActor, ClusterSetup, KnowledgeActor, KnowledgeSetup
 from ka2l_ray.models.answers import Answer, Decoding
 from ka2l_ray.models.batching import Limits
@@ -90,7 +92,6 @@ class Lab:
         )
         self.tables = world_questions(world, corpus, setting.seed)
         self.tokenizer, self.tokenize = load_tokenizer(self.model_section), Tokenize(self.model_section, PROMPT)
-        self._kept_logits: dict[tuple[int, ...], torch.Tensor] = {}
         self.pool = {r["id"]: r for r in self.tables["pool"].to_pylist()}
 
     def collected(self, table: pa.Table, samples: int, layers: Sequence[int], seed: int) -> dict[str, Any]:
@@ -271,26 +272,20 @@ class Lab:
         return model.eval()
 
     def _loss(self, model: Any, batch: list[TokenizedRow], kl_weight: float) -> torch.Tensor:
-        inputs = collate(batch, pad_id(self.tokenizer))
-        labels = inputs.pop("labels")
-        logits = model(**inputs).logits
+        logits, labels = self._passes(model)(batch)
         loss = answer_loss(logits, labels)
         if kl_weight:
-            loss = loss + kl_weight * kl_to_base(logits, self._base_logits(batch, logits), labels, replayed_rows(batch))
+            replayed = replayed_rows(batch)
+            base_logits = self._base_logits([row for row in batch if row.replayed])
+            loss = loss + kl_weight * kl_to_base(logits, base_logits, labels, replayed)
         return loss / sum(row.answer_length for row in batch)
 
-    def _base_logits(self, batch: list[TokenizedRow], like: torch.Tensor) -> torch.Tensor:
-        """The base model's logits (B, T, V) of replayed rows, each row computed once and kept; zero elsewhere."""
-        filled = torch.zeros_like(like)
-        for n, row in enumerate(batch):
-            if not row.replayed:
-                continue
-            key = tuple(row.ids)
-            if key not in self._kept_logits:
-                with torch.inference_mode():
-                    self._kept_logits[key] = self.base(input_ids=torch.tensor([row.ids])).logits[0].clone()
-            filled[n, : len(row.ids)] = self._kept_logits[key]
-        return filled
+    def _passes(self, model: Any) -> Passes:
+        return Passes(model, torch.device("cpu"), pad_id(self.tokenizer))
+
+    @cached_property
+    def _base_logits(self) -> BaseLogits:
+        return BaseLogits(self._passes(self.base))
 
     def figures(self, model: Any, bought: Sequence[str], replayed: set[str]) -> dict[str, Any]:
         """Accuracies; those of `other_phrasing` and `same_phrasing` are over the facts of the bought questions."""

@@ -4,6 +4,7 @@ part."""
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,12 +18,12 @@ import finetune_jobs
 import psutil
 import pytest
 import torch
-from finetune_jobs import NAME, SlowStorage, job
+from finetune_jobs import NAME, WORLD, SlowStorage, job
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from safetensors.torch import save
 
-from ka2l_ray.config import ConfigError, FinetuneSection, LoraSection, ModelSection, ReplaySection
+from ka2l_ray.config import ConfigError, FinetuneSection, LoraSection, ModelSection, PromptSection, ReplaySection
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.errors import StageError
 from ka2l_ray.finetune import train
@@ -30,11 +31,14 @@ from ka2l_ray.finetune.deepspeed import BETAS, learning_rate_factor
 from ka2l_ray.finetune.examples import collate, epoch_batches, replayed_rows, tokenize_all
 from ka2l_ray.finetune.export import logits_of
 from ka2l_ray.finetune.job import Job, read_examples
-from ka2l_ray.finetune.losses import answer_loss, kl_to_base
+from ka2l_ray.finetune.losses import answer_loss, kl_positions, kl_to_base
 from ka2l_ray.finetune.model import trainable_model
+from ka2l_ray.finetune.passes import shared_tokens
 from ka2l_ray.finetune.train import SNAPSHOT, fallback_checkpoint, finetune, restored_interrupt_handler
-from ka2l_ray.models.loading import load_model, load_tokenizer
+from ka2l_ray.models.engine import embedding_rows
+from ka2l_ray.models.loading import ASSETS, load_model, load_tokenizer
 from ka2l_ray.text.tokens import pad_id
+from ka2l_ray.world.facts import build_world, phrase_question
 
 LOSS_TOLERANCE = 2e-3
 """Nats per answer token. AdamW divides by a root of tiny second moments, so the order of a sum shows after some
@@ -61,11 +65,37 @@ CASES: dict[str, dict[str, Any]] = {
 SLOW = "0-full, slow upload"
 TOGETHER = ("1-full", "1-lora", "2-full", "3-full")
 SEEING_GPUS = "2-lora"
+PADDED_APART = "2-full"
+SHARING = ("1-full", "1-lora")
+"""Those of `TOGETHER` whose prompts begin alike."""
 
 
 def section(stage: Any, mode: Any, **fields: Any) -> FinetuneSection:
     small = {"epochs": 3, "batch_rows": 8, "micro_batch_rows": 2, "learning_rate": RATES[mode]}
     return FinetuneSection(zero_stage=stage, mode=mode, **small | fields)
+
+
+def behind_solved_examples(prompt: PromptSection) -> PromptSection:
+    """The prompt after solved examples, which all rows share."""
+    solved = "".join(
+        prompt.template.replace("{question}", phrase_question(f.attribute, 0, f.person.name)) + f" {f.value}\n"
+        for f in build_world().facts[:3]
+    )
+    return prompt.model_copy(update={"template": solved + prompt.template})
+
+
+def padded_apart(folder: Path) -> ModelSection:
+    """The world's model with a padding token that was added to its tokenizer and has no row in the embedding."""
+    shutil.copytree(ASSETS / "model", folder)
+    tokenizer = load_tokenizer(WORLD)
+    tokenizer.add_special_tokens({"pad_token": "[ADDED]"})
+    tokenizer.save_pretrained(str(folder))
+    return ModelSection(name_or_path=str(folder))
+
+
+def padding(given: Job, model: Any) -> int:
+    """A token that the model has: the tokenizer's padding token or, where the model has none such, the last one."""
+    return min(pad_id(load_tokenizer(given.model)), embedding_rows(model) - 1)
 
 
 def plain_training(given: Job) -> tuple[list[float], Any]:
@@ -85,14 +115,14 @@ def plain_training(given: Job) -> tuple[list[float], Any]:
                 group["lr"] = tune.learning_rate * learning_rate_factor(
                     len(losses), steps, tune.warmup_share, tune.schedule
                 )
-            inputs = collate(batch, pad_id(tokenizer))
+            inputs = collate(batch, padding(given, base))
             labels = inputs.pop("labels")
             logits = model(**inputs).logits
             answers = sum(r.answer_length for r in batch)
             loss = objective = answer_loss(logits, labels) / answers
             if any(r.replayed for r in batch):
                 with torch.no_grad():
-                    held = base(**inputs).logits
+                    held = base(**inputs).logits[kl_positions(labels, replayed_rows(batch))]
                 objective = (
                     loss + tune.replay.kl_weight * kl_to_base(logits, held, labels, replayed_rows(batch)) / answers
                 )
@@ -107,17 +137,26 @@ def plain_training(given: Job) -> tuple[list[float], Any]:
 def some_inputs(given: Job) -> dict[str, torch.Tensor]:
     tokenizer = load_tokenizer(given.model)
     rows = tokenize_all(tokenizer, given.prompt, read_examples(given.examples)[:6])
-    return {k: v for k, v in collate([answers[0] for answers in rows], pad_id(tokenizer)).items() if k != "labels"}
+    rows, pad = [answers[0] for answers in rows], padding(given, load_model(given.model))
+    return {k: v for k, v in collate(rows, pad).items() if k != "labels"}
 
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Job], dict[str, Any]]:
     """The cases that need nothing of `finetune` itself, in one run of Ray Train: (jobs, results)."""
     folder = tmp_path_factory.mktemp("together")
+    models = {PADDED_APART: padded_apart(folder / "padded")}
     jobs = {
-        c: job(folder, section(int(c[0]), c[2:], **CASES[c]), output=Folder.of(str(folder / c / "model")))
+        c: job(
+            folder,
+            section(int(c[0]), c[2:], **CASES[c]),
+            output=Folder.of(str(folder / c / "model")),
+            model=models.get(c, WORLD),
+        )
         for c in TOGETHER
     }
+    for c in SHARING:
+        jobs[c] = replace(jobs[c], prompt=behind_solved_examples(jobs[c].prompt))
     storage = Folder.of(str(folder / SLOW / "model"))
     jobs[SLOW] = job(
         folder, section(0, "full", epochs=1), output=SlowStorage(storage.filesystem, storage.path)
@@ -139,6 +178,9 @@ def test_two_deepspeed_workers_follow_one_plain_process(
     mode = case[2:]
     if case in TOGETHER:
         given, result = (found[case] for found in request.getfixturevalue("together"))
+        assert (pad_id(load_tokenizer(given.model)) >= embedding_rows(load_model(given.model))) == (case == PADDED_APART)
+        rows = tokenize_all(load_tokenizer(given.model), given.prompt, read_examples(given.examples))
+        assert bool(shared_tokens(answers[0] for answers in rows)) == (case in SHARING)
     else:
         on_s3 = Folder.of(request.getfixturevalue("bucket")) / "round/model" if case == "3-lora" else None
         given = job(tmp_path, section(int(case[0]), mode, **CASES[case]), output=on_s3)

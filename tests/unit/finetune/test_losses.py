@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ka2l_ray.finetune.losses import IGNORED, kl_to_base
+from ka2l_ray.finetune.losses import IGNORED, kl_positions
+from ka2l_ray.finetune.losses import kl_to_base as kl_to_base_at
 
 
 def case(seed, rows=3, width=5, vocabulary=7):
@@ -18,6 +19,11 @@ def case(seed, rows=3, width=5, vocabulary=7):
     labels[:, :2] = IGNORED
     labels[-1, -1] = IGNORED
     return tuned.requires_grad_(), base, labels, torch.tensor([True, False, True])
+
+
+def kl_to_base(tuned, base, labels, replayed):
+    """With logits (B, T, V) of the base model."""
+    return kl_to_base_at(tuned, base[kl_positions(labels, replayed)], labels, replayed)
 
 
 def test_equal_logits_have_no_kl_and_a_shift_changes_nothing():

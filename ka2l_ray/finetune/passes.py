@@ -1,0 +1,84 @@
+"""Passes over parts of a batch that read no token twice and make no logits that no loss looks at.
+
+In: tokenised rows, and what runs the model. Out: logits from the shortest prompt's last token on, and their labels.
+Two things make a step on short answers to few-shot prompts cheap, and change neither losses nor gradients: the tokens
+that all rows begin with are read once per pass, their gradient being the sum over the rows (`attention`), and the head
+sees only the tokens from which an answer's are predicted.
+Refuses to know: losses, ranks, optimisers.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ka2l_ray.finetune.examples import TokenizedRow, collate
+from ka2l_ray.models import attention
+
+WORTH_SHARING = 16
+"""Tokens that all rows must begin with before a pass of their own over them saves time."""
+
+
+def shared_tokens(rows: Iterable[TokenizedRow]) -> tuple[int, ...]:
+    """What all rows begin with, short of the last token of each prompt; empty where that is too little to be worth a
+    pass."""
+    shared: Sequence[int] | None = None
+    for row in rows:
+        most = row.ids[: row.prompt_length - 1]
+        same = most if shared is None else shared[: _equal(shared, most)]
+        if len(same) < WORTH_SHARING:
+            return ()
+        shared = same
+    return tuple(shared or ())
+
+
+def _equal(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike."""
+    pairs = zip(left, right, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
+
+
+class Passes:
+    """Runs `model`, rows by `call` where something around it does more (DeepSpeed's engine).
+
+    `shared` are tokens that all rows begin with, none for a model whose attention is not `attention.attention_forward`.
+    `pad_token` may be any token that the model has.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        device: torch.device,
+        pad_token: int,
+        shared: tuple[int, ...] = (),
+        call: Callable[..., Any] | None = None,
+    ) -> None:
+        self._model: Any = model
+        self._call, self._device, self._pad_token, self._shared = call or model, device, pad_token, shared
+        self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    def __call__(self, rows: Sequence[TokenizedRow]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (B, T, V) and labels (B, T), both from the last token of the shortest prompt on; no rows are one of
+        padding without labels, so that every rank joins the collectives of a step."""
+        shared = self._shared if rows else ()
+        inputs = {k: v.to(self._device) for k, v in collate(rows, self._pad_token, len(shared)).items()}
+        labels, first = inputs.pop("labels"), min((r.prompt_length - 1 - len(shared) for r in rows), default=0)
+        if shared:
+            inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0) + len(shared)
+            recorded: attention.KeysValues = {}
+            with attention.passes_with(recorded=recorded):
+                self._model(
+                    input_ids=torch.tensor([shared], device=self._device), **self._kept(len(shared) - 1, len(shared))
+                )
+            last = len(shared) + labels.shape[1] - 1
+            with attention.passes_with(attention.PrefixStates(recorded, inputs["position_ids"], last)):
+                logits = self._call(**inputs, **self._kept(first, labels.shape[1])).logits
+        else:
+            logits = self._call(**inputs, **self._kept(first, labels.shape[1])).logits
+        return logits if self._keeps else logits[:, first:], labels[:, first:]
+
+    def _kept(self, first: int, length: int) -> dict[str, torch.Tensor]:
+        """Leaves out the logits before token `first` of `length`, where the model can."""
+        return {"logits_to_keep": torch.arange(first, length, device=self._device)} if self._keeps else {}

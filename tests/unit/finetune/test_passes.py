@@ -1,0 +1,89 @@
+"""Passes that share a prefix and leave out logits give the losses, gradients and base logits of plain ones."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ka2l_ray.finetune.base import BaseLogits
+from ka2l_ray.finetune.examples import TokenizedRow, collate, replayed_rows
+from ka2l_ray.finetune.losses import answer_loss, kl_positions, kl_to_base
+from ka2l_ray.finetune.passes import WORTH_SHARING, Passes, shared_tokens
+from ka2l_ray.models import attention
+
+CPU = torch.device("cpu")
+PAD = 0
+PREFIX = list(range(5, 5 + WORTH_SHARING + 3))
+ROWS = [
+    TokenizedRow([*PREFIX, 7, 8, 9, 10], len(PREFIX) + 2, replayed=True),
+    TokenizedRow([*PREFIX, 9, 11, 12, 13, 6, 7, 8, 9], len(PREFIX) + 5),
+    TokenizedRow([*PREFIX, 12, 7, 10, 14, 15, 16], len(PREFIX) + 3, replayed=True),
+]
+"""Prompts and answers of different length behind one prefix."""
+
+
+def plain(model, rows):
+    """Logits and labels of the model's own pass over whole rows."""
+    inputs = collate(rows, PAD)
+    labels = inputs.pop("labels")
+    return model(**inputs).logits, labels
+
+
+def objective(logits, labels, base):
+    return answer_loss(logits, labels) + 2.0 * kl_to_base(logits, base, labels, replayed_rows(ROWS))
+
+
+def gradients(model, value):
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [g for g in torch.autograd.grad(value, parameters, allow_unused=True) if g is not None]
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_loss_and_gradients_are_those_of_whole_rows(model, shares):
+    shared = shared_tokens(ROWS) if shares else ()
+    assert len(shared) == (len(PREFIX) if shares else 0)
+    logits, labels = plain(model, ROWS)
+    base = (logits + torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))).detach()
+    expected = objective(logits, labels, at := base[kl_positions(labels, replayed_rows(ROWS))])
+    with attention.installed(model):
+        found = objective(*Passes(model, CPU, PAD, shared)(ROWS), at)
+        found_gradients = gradients(model, found)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
+    for mine, theirs in zip(found_gradients, gradients(model, expected), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-3)
+
+
+def test_logits_begin_at_the_last_token_of_the_shortest_prompt(llama):
+    logits, labels = Passes(llama, CPU, PAD)(ROWS)
+    assert logits.shape[1] == labels.shape[1] == max(len(r.ids) for r in ROWS) - (len(PREFIX) + 1)
+
+
+def test_no_rows_are_one_token_without_a_label(llama):
+    logits, labels = Passes(llama, CPU, PAD, shared_tokens(ROWS))([])
+    assert logits.shape[:2] == labels.shape == (1, 1)
+    assert answer_loss(logits, labels).item() == 0
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=4), st.integers(0, 2))
+def test_what_is_shared_ends_before_the_last_token_of_every_prompt(extra, answer):
+    rows = [TokenizedRow([*PREFIX[: len(PREFIX) - n], *[1] * answer], len(PREFIX) - n) for n in extra]
+    assert len(shared_tokens(rows)) in {0, len(PREFIX) - max(extra) - 1}
+    assert len(shared_tokens([*rows, TokenizedRow([99, *PREFIX], 9)])) == 0
+
+
+@pytest.mark.parametrize(("kept_bytes", "passes"), [(2**20, 1), (0, 3)])
+def test_base_logits_are_made_once_if_they_may_be_kept(llama, kept_bytes, passes):
+    made = []
+
+    def call(**inputs):
+        made.append(len(inputs["input_ids"]))
+        return llama(**inputs)
+
+    base = BaseLogits(Passes(llama, CPU, PAD, call=call), kept_bytes)
+    logits, labels = plain(llama, ROWS)
+    expected = logits[kl_positions(labels, torch.ones(3, dtype=torch.bool))]
+    for order in ([0, 1, 2], [0, 1, 2], [0, 0]):
+        answers = expected.split([r.answer_length - 1 for r in ROWS])
+        torch.testing.assert_close(base([ROWS[i] for i in order]), torch.cat([answers[i] for i in order]))
+    assert len(made) == passes
+    assert base([]).shape == (0, logits.shape[-1])

@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-long families test-vllm check docs bench bench-gpu bench-shards bench-vllm bench-grading
+.PHONY: help demo test unit test-long families test-vllm check docs bench bench-gpu bench-shards bench-vllm bench-grading
 .PHONY: world-bench saving
 .PHONY: autoscale forgetting image-steps clean
 help:
@@ -28,8 +28,8 @@ demo: .venv/.ready ## the whole loop on the knowledge world, local Ray (about 14
 	$(BIN)/ka2l run jobs/configs/world.yaml
 
 test: .venv/.ready .venv/.smollm2 ## all tests except the long ones (under 25 minutes on two cores)
-	@echo "== unit tests, without Ray"
-	$(BIN)/python -m pytest tests/unit -n auto --maxprocesses 4
+	@echo "== unit tests, then tests with small models, servers and processes on this machine; none of them with Ray"
+	$(BIN)/python -m pytest tests/unit tests/local -n auto --maxprocesses 4
 	@echo "== tests on one shared local Ray cluster"
 	$(BIN)/python -m pytest tests/ray -m "not long" --durations=10
 	@echo "== tests of whole commands"
@@ -37,7 +37,10 @@ test: .venv/.ready .venv/.smollm2 ## all tests except the long ones (under 25 mi
 	@echo "== a stage on a cluster that Ray's autoscaler grows and shrinks"
 	$(BIN)/python -m pytest tests/autoscale -m "not long" --durations=10
 
-test-long: .venv/.ready ## tests of killed runs and training runs, minutes each (about eight minutes on two cores)
+unit: .venv/.ready ## unit tests alone (under a minute on two cores)
+	$(BIN)/python -m pytest tests/unit -n auto --maxprocesses 4
+
+test-long: .venv/.ready ## tests of killed runs, full disks and more, minutes each (about a quarter of an hour on two cores)
 	$(BIN)/python -m pytest tests/ray -m long
 	$(BIN)/python -m pytest tests/e2e -m long
 

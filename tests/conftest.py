@@ -1,12 +1,14 @@
-"""What every tier shares: the world, its tokenizer, a bucket, and a fixed choice of hypothesis examples."""
+"""What every tier shares: the world, its tokenizer, a bucket, a whole run's summary, and a fixed choice of hypothesis
+examples."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import object_store
 import pytest
 from hypothesis import settings
 
-settings.register_profile("small", max_examples=25, deadline=None, derandomize=True, database=None)
+settings.register_profile("small", max_examples=12, deadline=None, derandomize=True, database=None)
 settings.load_profile("small")
 
 
@@ -23,6 +25,14 @@ def tokenizer(world):
     from ka2l_ray.world_model.tokenizer import build_tokenizer
 
     return build_tokenizer(world)
+
+
+@pytest.fixture
+def results() -> dict[str, Any]:
+    """A whole run's summary that a test may change."""
+    import finished_run
+
+    return finished_run.results()
 
 
 @pytest.fixture

@@ -3,15 +3,18 @@ the right token. Answers are those of huggingface.co, as `huggingface_hub` reads
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from http_server import serving
 from huggingface_hub import constants
+from huggingface_hub.utils import _http
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -63,6 +66,7 @@ class ModelHub:
         patch.setattr(constants, "ENDPOINT", self.url)
         template = self.url + "/{repo_id}/resolve/{revision}/{filename}"
         patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        patch.setattr(_http, "time", SimpleNamespace(**vars(time) | {"sleep": lambda _: None}))  # between its tries
 
     @contextmanager
     def running(self) -> Iterator["ModelHub"]:

@@ -34,6 +34,7 @@ def run(disk: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return ka2l("run", SMOKE, *(part for o in given for part in ("--set", o)), *arguments)
 
 
+@pytest.mark.long
 def test_a_full_disk_ends_a_run_in_one_line_and_loses_nothing(disk: Path) -> None:
     assert run(disk, "--until", "questions").returncode == 0
     table = disk / "runs/smoke/questions/manifest.json"

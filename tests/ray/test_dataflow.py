@@ -340,6 +340,7 @@ def test_actors_that_only_die_stop_the_stage_and_their_last_error_is_reported(
     assert not table(tmp_path).is_done
 
 
+@pytest.mark.long
 def test_a_machine_with_little_memory_resumes_too(tmp_path: Path) -> None:
     """Nothing that resume needs has memory set aside for it; here there are 300 MB, and a stage is begun for the
     second time."""

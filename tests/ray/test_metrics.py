@@ -38,6 +38,7 @@ def shown() -> dict[str, dict[frozenset[tuple[str, str]], float]]:
     return found
 
 
+@pytest.mark.long
 def test_every_metric_of_the_dashboard_is_exported_with_its_tags(tmp_path: Path) -> None:
     """Ray exports every ten seconds, and a gauge for twenty after it was set: an actor's end with it, so what was seen
     stays seen here; those of a living process stay."""

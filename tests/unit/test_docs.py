@@ -40,8 +40,8 @@ RUN_BY = {
     "compare": "tests/ray/test_rounds.py::test_a_comparison_holds_every_curve_and_plays_none_twice",
     "submit": "tests/autoscale/test_run.py::test_a_whole_run_grows_the_cluster",
     "status": "tests/ray/test_status.py::test_the_command_prints_lines_or_json",
-    "report": "tests/unit/report/test_report.py::test_",
-    "doctor": "tests/unit/cli/test_doctor.py::test_",
+    "report": "tests/local/report/test_report.py::test_",
+    "doctor": "tests/local/cli/test_doctor.py::test_",
 }
 """Tests that run a command, or what it does, more thoroughly than one line of a page would."""
 RESULTS = {"label.threshold_nats", "decode.answerable"}

@@ -1,9 +1,7 @@
 """From files to splits: nothing lost, nothing twice, nothing alike in two splits."""
 
-import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,32 +10,17 @@ import pytest
 from alike_questions import real, templated, words
 from hypothesis import given
 from hypothesis import strategies as st
+from question_tables import prepared, questions
 
 from ka2l_ray import schema
 from ka2l_ray.config import ConfigError, CorpusSection, load_config
 from ka2l_ray.corpus.files import files_of
-from ka2l_ray.corpus.prepare import CHUNK, join, parse_file
+from ka2l_ray.corpus.prepare import CHUNK, parse_file
 from ka2l_ray.corpus.preview import preview
-from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.text.duplicates import PERMUTATIONS, groups, ngrams, signatures
 
 ROOT = Path(__file__).parents[3]
-
-
-def prepared(folder: Path, *files: list[Any], shots: int = 0, seed: int = 0, **fields: Any) -> Table:
-    for n, rows in enumerate(files):
-        (folder / f"{n}.jsonl").write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows))
-    corpus = CorpusSection.model_validate({"source": f"{folder}/*.jsonl"} | fields)
-    scratch, table = Folder.of(str(folder / "scratch")).make(), Table(Folder.of(str(folder / "questions")))
-    found = files_of(corpus.source, corpus.hub)
-    parsed = [parse_file(f, corpus, scratch, Folder.of(str(folder / "dropped")), str(n)) for n, f in enumerate(found)]
-    join(parsed, scratch, corpus, shots, seed, table)
-    return table
-
-
-def questions(count: int, start: int = 0) -> list[dict[str, Any]]:
-    return [{"question": words(n), "answers": [f"a{n}"]} for n in range(start, start + count)]
 
 
 def test_every_row_is_in_one_split_or_accounted_for(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_prepare import questions
+from question_tables import questions
 
 from ka2l_ray.config import ConfigError, parse_config
 from ka2l_ray.corpus.table import fill

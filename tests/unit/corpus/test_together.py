@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_prepare import prepared, questions
+from question_tables import prepared, questions
 
 from ka2l_ray import schema
 from ka2l_ray.config import SearchSection

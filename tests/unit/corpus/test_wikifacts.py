@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from build_wikifacts import MOST_OF_A_RELATION, RELATIONS, capped, questions
-from test_again import filled, rows_of, scopes
+from question_tables import filled, rows_of, scopes
 
 from ka2l_ray.config import parse_config
 from ka2l_ray.corpus.files import files_of

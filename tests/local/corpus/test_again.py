@@ -1,20 +1,16 @@
 """Eval asks pool facts again: in a wording that is never taught, or in the same words where that is asked for."""
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from chat_server import ChatServer
-from test_prepare import questions
+from question_tables import filled, questions, rows_of, scopes
 
 from ka2l_ray import schema
 from ka2l_ray.config import Config, parse_config
 from ka2l_ray.corpus.preview import preview
-from ka2l_ray.corpus.table import fill
-from ka2l_ray.dataflow.manifests import Table
-from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.errors import StageError
 from ka2l_ray.text.grading import normalize
 
@@ -29,21 +25,6 @@ def reworded(count: int, start: int = 0) -> list[dict[str, Any]]:
 def config(folder: Path, rows: list[dict[str, Any]], corpus: dict[str, Any], **sections: Any) -> Config:
     (folder / "q.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
     return parse_config({"corpus": {"source": str(folder / "q.jsonl")} | corpus} | sections, "test")
-
-
-def filled(folder: Path, made: Config, name: str = "questions") -> Table:
-    table = Table(Folder.of(str(folder / name)))
-    scratch = Folder.of(str(folder / f"{name}-scratch")).make()
-    fill(made, table, scratch, Folder.of(str(folder / "dropped")), replies=Folder.of(str(folder / "replies")))
-    return table
-
-
-def rows_of(table: Table, part: str | None = None) -> list[dict[str, Any]]:
-    return table.read(part=part).to_pylist()
-
-
-def scopes(table: Table) -> dict[str, int]:
-    return dict(Counter(r["scope"] for r in rows_of(table, "eval")))
 
 
 def test_every_pool_fact_is_asked_again_in_the_reserved_wording_and_no_other_split_contains_it(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 
 from ka2l_ray.report.canvas import Drawing
 from ka2l_ray.report.figures import learning_axes, styles_of
+from ka2l_ray.report.headline import comparison_sentence
 from ka2l_ray.report.templates import environment
 from ka2l_ray.results_schema import ComparisonResults, StrategyResult
 from ka2l_ray.schema import ACCURACY_OVER
@@ -22,7 +23,13 @@ def render(title: str, comparison: ComparisonResults) -> str:
     figure = learning_curves(comparison["strategies"])
     over = ACCURACY_OVER[comparison["eval_scope"]]
     template = environment().get_template("comparison.html")
-    return template.render(comparison, title=title, accuracy_over=over, figure=figure and Markup(figure.svg()))
+    return template.render(
+        comparison,
+        title=title,
+        sentence=comparison_sentence(comparison),
+        accuracy_over=over,
+        figure=figure and Markup(figure.svg()),
+    )
 
 
 def learning_curves(strategies: Sequence[StrategyResult]) -> Drawing | None:

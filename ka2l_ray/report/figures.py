@@ -109,7 +109,7 @@ def _paint_layers(axes: Axes, search: SearchResult) -> None:
         axes.plot(*chosen, "o", markersize=11, markerfacecolor="none", color=INK, label="chosen layer")
     axes.axhline(0.5, color=GREY, linewidth=0.8, linestyle="--")
     right = axes.get_yaxis_transform()
-    axes.text(1, 0.5, "chance", transform=right, ha="right", va="bottom", color=GREY, fontsize=9)
+    axes.text(1, 0.5, "chance", transform=right, ha="right", va="bottom")
     axes.set(xlabel="layer (0 is the input of block 1)", ylabel="AUROC")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend(axes, "lower", axes.get_legend_handles_labels()[0])
@@ -145,7 +145,7 @@ def _paint_heat(axes: Axes, grid: np.ndarray, rows: list[tuple[str, int]], thres
     axes.add_patch(outline)
     several = len({position for position, _ in rows}) > 1
     names = [f"{position} {layer}" if several else str(layer) for position, layer in rows]
-    for axis, labels, most in ((axes.xaxis, [f"{t:.2f}" for t in thresholds], 14), (axes.yaxis, names, 34)):
+    for axis, labels, most in ((axes.xaxis, [f"{t:.2f}" for t in thresholds], 10), (axes.yaxis, names, 34)):
         step = -(-len(labels) // most)
         axis.set_ticks(np.arange(0, len(labels), step) + 0.5, labels[::step])
     axes.set(xlabel="threshold on semantic entropy (nats)", ylabel="position and layer" if several else "layer")
@@ -184,7 +184,7 @@ def _learning(
     if not measures:
         return None
     paint = partial(_paint_curves, measures=measures, ylabel=ylabel, thick=next(iter(labels.values())))
-    return Drawing(name, label, 4.0, paint)
+    return Drawing(name, label, 4.2, paint)
 
 
 def _paint_curves(axes: Axes, measures: Mapping[str, list[DrawnCurve]], ylabel: str, thick: str) -> None:

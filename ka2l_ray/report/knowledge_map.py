@@ -37,16 +37,16 @@ def known_map(found: ProbeStates | None) -> Drawing | None:
     components = PCA(n_components=2, random_state=0)
     points = components.fit_transform(found.states.astype(np.float64))
     paint = partial(_paint, found=found, points=points, shares=components.explained_variance_ratio_)
-    return Drawing("map", "Known and unknown questions by hidden state", 5.2, paint)
+    return Drawing("map", "Known and unknown questions by hidden state", 4.2, paint)
 
 
 def _paint(axes: Axes, found: ProbeStates, points: np.ndarray, shares: np.ndarray) -> None:
     counts = Counter(found.kinds)
     colors = {kind: KINDS.get(kind, PURPLE) for kind in sorted(counts, key=lambda kind: [*KINDS, kind].index(kind))}
     # All kinds in one call, in the order of the hashes: otherwise one kind would be painted over another.
-    axes.scatter(*points.T, s=14, c=[colors[kind] for kind in found.kinds], alpha=0.55, linewidths=0, clip_on=False)
+    axes.scatter(*points.T, s=14, c=[colors[kind] for kind in found.kinds], alpha=0.75, linewidths=0, clip_on=False)
     axes.set_aspect("equal", "datalim")
-    first, second = (f"principal component ({100 * share:.1f} % of variance)" for share in shares)
+    first, second = (f"component ({100 * share:.1f} % of variance)" for share in shares)
     axes.set(xlabel=f"first {first}", ylabel=f"second {second}")
     chosen = f"{len(found.kinds):,} of {found.questions:,} questions by {found.by}; states {found.column}"
     axes.set_title(chosen, fontsize=10, loc="left")

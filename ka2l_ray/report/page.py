@@ -5,15 +5,21 @@ Out: report/index.html, report/NAME.svg and report/NAME.png. Refuses to know: Ra
 computed; it shows what is stored.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import yaml
 from markupsafe import Markup
 
+from ka2l_ray.active.round import Round, RoundState
+from ka2l_ray.active.strategies import draws
+from ka2l_ray.annotate.annotators import annotator_of
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.report import figures
 from ka2l_ray.report.canvas import Drawing, on_paper
+from ka2l_ray.report.folds import fold_numbers
+from ka2l_ray.report.headline import Plan, result_sentence
 from ka2l_ray.report.knowledge_map import known_map
 from ka2l_ray.report.summary import known_changes, savings, spendings
 from ka2l_ray.report.tables import bought_questions, decoded_questions, entropy_counts, probe_states, topic_counts
@@ -115,19 +121,21 @@ def draw_figures(run: Run, results: Results, shown_topics: list[Topic]) -> dict[
 
 def render(run: Run, results: Results, svgs: Mapping[str, str | None], shown_topics: list[Topic]) -> str:
     """The page. Everything that comes from a file is escaped; only our own SVG is not."""
-    label, decode = results["label"], results["decode"] or {}
+    label, decode, bought = results["label"], results["decode"] or {}, bought_questions(run)
     return (
         environment()
         .get_template("page.html")
         .render(
             results,
             title=run.config.report.title,
+            sentence=result_sentence(results, plan_of(run)),
+            numbers=fold_numbers(results, shown_topics, bought),
             run_name=run.config.run.name,
             figures={name: svg and Markup(svg) for name, svg in svgs.items()},
             absent=_absent(run, results),
             topics=shown_topics,
             decoded=decoded_questions(run),
-            bought=bought_questions(run),
+            bought=bought,
             savings=savings(results["saving"]),
             changes=known_changes(results["rounds"]),
             spendings=spendings(results["rounds"]),
@@ -145,6 +153,15 @@ def render(run: Run, results: Results, svgs: Mapping[str, str | None], shown_top
             settings=yaml.safe_dump(run.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         )
     )
+
+
+def plan_of(run: Run) -> Plan:
+    """What the run's configuration plans, and the rounds that wait for people's answers."""
+    active = run.config.active
+    people = annotator_of(run.config) == "file" and (run.folder / "strategies").exists()
+    planned = (Round(run, s, d, n) for s, d in draws(active) for n in range(1, active.rounds + 1)) if people else ()
+    waiting = sum(r.state == RoundState.WAITING for r in planned)
+    return Plan(Counter(strategy for strategy, _ in draws(active)), active.rounds, waiting)
 
 
 def _absent(run: Run, results: Results) -> dict[str, str]:

@@ -36,6 +36,7 @@ FORMATS: dict[str, Callable[..., str]] = {
     "decimal": _format(".3f"),
     "nats": _format(".2f"),
     "percent": _format(".1%"),
+    "whole_percent": _format(".0%"),
     "seconds": _format(",.1f"),
     "measure": _measure,
     "interval": _interval,

@@ -15,7 +15,7 @@ from scipy.stats import binomtest
 from ka2l_ray.report.canvas import BLUE, GREY, Drawing
 
 MOST_TOPICS = 25
-_LONGEST_NAME = 40
+_LONGEST_NAME = 30
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,12 @@ def topic_shares(found: Sequence[Topic]) -> Drawing | None:
 def _paint(axes: Axes, found: Sequence[Topic]) -> None:
     rows = range(len(found))
     low, high = zip(*(t.interval for t in found), strict=True)
-    axes.hlines(rows, low, high, color=BLUE, linewidth=5, alpha=0.35)
+    axes.hlines(rows, low, high, color=BLUE, linewidth=5, alpha=0.45)
     axes.plot([t.share for t in found], rows, "o", color=BLUE, markersize=5)
     overall = sum(t.unknown for t in found) / sum(t.questions for t in found)
     axes.axvline(overall, color=GREY, linewidth=0.8, linestyle="--")
     text = f"all: {100 * overall:.1f} %"
-    axes.text(overall, 1.0, text, transform=axes.get_xaxis_transform(), ha="center", va="bottom", color=GREY)
+    axes.text(overall, 1.0, text, transform=axes.get_xaxis_transform(), ha="center", va="bottom")
     axes.set_yticks(rows, [f"{_shown(t.name)} ({t.questions:,})" for t in found])
     axes.set(xlabel="unknown questions (share)", xlim=(0, 1), ylim=(len(found) - 0.4, -0.6))
     axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))

@@ -19,7 +19,8 @@ from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.report.canvas import INK, Drawing, Stroke, legend
 from ka2l_ray.report.curves import DrawnCurve, curves
 from ka2l_ray.report.figures import learning_axes, styles_of
-from ka2l_ray.report.page import DECODE_MEASURES, STAGES, in_order, stored_results
+from ka2l_ray.report.headline import result_sentence
+from ka2l_ray.report.page import DECODE_MEASURES, STAGES, in_order, plan_of, stored_results
 from ka2l_ray.report.summary import savings
 from ka2l_ray.report.templates import FORMATS, environment
 from ka2l_ray.results_schema import Measure, Results, RoundResult
@@ -80,6 +81,7 @@ def render(runs: Sequence[Run], command: str) -> str:
             command=command,
             runs=named,
             stored=stored,
+            sentences={letter: result_sentence(stored[letter], plan_of(run)) for letter, run in named.items()},
             differences={n: differing_fields(runs[0].config, run.config) for n, run in named.items() if n != "A"},
             parts=key_figures(list(stored.values())),
             figure=figure and Markup(figure.svg()),

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import pytest
 from commands import ROOT
-from finished_run import knowledge_rows, open_run, results, write, write_round, write_run
+from finished_run import knowledge_rows, open_run, results, write, write_knowledge, write_round, write_run
 
 from ka2l_ray import schema
 from ka2l_ray.report.page import write_report
@@ -23,14 +23,60 @@ from ka2l_ray.report.versus import write_versus
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FIGURES = {"accuracy", "entropy", "heat", "known", "layers", "map", "times", "topics"}
 ARTEFACTS = ROOT / "tests/artefacts"
-MEASURE = """
-const boxes = Array.from(document.querySelectorAll("figure > svg"), (svg) => {
+OPEN = """
+for (const fold of document.querySelectorAll("details")) fold.open = true;
+"""
+MEASURE = f"""{OPEN}
+const boxes = Array.from(document.querySelectorAll("figure > svg"), (svg) => {{
   const box = svg.getBoundingClientRect();
   return [svg.parentElement.id, box.width, box.height, svg.querySelectorAll("text").length];
-});
+}});
 const wide = document.documentElement.scrollWidth - innerWidth;
-document.documentElement.dataset.found = JSON.stringify({ boxes, wide });
+document.documentElement.dataset.found = JSON.stringify({{ boxes, wide }});
 """
+LEGIBLE = f"""
+const bottom = (selector) => document.querySelector(selector).getBoundingClientRect().bottom;
+const ends = ["#result", "#figure-accuracy > *", "#figure-map > *", "details"].map(bottom);
+{OPEN}
+const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+const linear = (value) => (value <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
+const luminance = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
+const ground = (element) => {{
+  const own = numbers(getComputedStyle(element).backgroundColor);
+  return own[3] === 0 ? ground(element.parentElement) : own;
+}};
+const contrast = (element) => {{
+  const style = getComputedStyle(element);
+  const colours = [numbers(element.ownerSVGElement ? style.fill : style.color), ground(element)];
+  const [low, high] = colours.map(luminance).sort((a, b) => a - b);
+  return (high + 0.05) / (low + 0.05);
+}};
+const scale = (svg) => (svg ? svg.getBoundingClientRect().width / svg.viewBox.baseVal.width : 1);
+const pixels = (element) => parseFloat(getComputedStyle(element).fontSize) * scale(element.ownerSVGElement);
+const says = (element) => Array.from(element.childNodes).some((node) => node.nodeType === 3 && node.data.trim());
+const texts = Array.from(document.querySelectorAll("body *")).filter((e) => says(e) && !e.closest("script, style"));
+document.documentElement.dataset.found = JSON.stringify({{
+  ends,
+  wide: document.documentElement.scrollWidth - innerWidth,
+  ground: getComputedStyle(document.body).backgroundColor,
+  texts: texts.length,
+  faint: texts.filter((t) => contrast(t) < 4.5).map((t) => t.textContent.slice(0, 40)),
+  small: texts.filter((t) => pixels(t) < 8).map((t) => t.textContent.slice(0, 40)),
+}});
+"""
+"""Where the first screen's parts end (pixels), and which texts are too faint or too small, all folds open."""
+VISIBLE = """
+const folds = Array.from(document.querySelectorAll("details > :last-child"), (content) => content.checkVisibility());
+document.documentElement.dataset.found = JSON.stringify(folds);
+"""
+"""Of every fold, whether what it holds is shown."""
+DESKTOP, PHONE = (1280, 800), (390, 844)
+LIGHT, DARK = ("rgb(255, 255, 255)", ()), ("rgb(22, 24, 27)", ("--blink-settings=preferredColorScheme=0",))
+"""The page's ground, and what has the browser prefer it."""
+FRAME = """<!DOCTYPE html><style>:root {{ color-scheme: light dark; }}</style>
+<iframe src="probed.html" style="border: 0; width: {}px; height: {}px"></iframe>
+<script>addEventListener("message", (said) => {{ document.documentElement.dataset.found = said.data; }});</script>
+</html>"""
 TYPE = """
 const field = document.querySelector("input[data-table=bought]");
 field.value = "KA2L-0-1-7  baker";
@@ -72,11 +118,14 @@ class Browser:
         assert done.returncode == 0, done.stderr
         return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
-    def found(self, page: Path, script: str) -> Any:
-        """What a script appended to a copy of the page leaves in `dataset.found`."""
-        probed = page.with_name("probed.html")
-        probed.write_text(page.read_text().replace("</body>", f"<script>{script}</script></body>"))
-        dom, console = self(probed, "--dump-dom")
+    def found(self, page: Path, script: str, *options: str, size: tuple[int, int] = (900, 4200)) -> Any:
+        """What a script appended to a copy of the page leaves in `dataset.found`, in a frame of that size: a window
+        cannot be as narrow as a phone."""
+        told = f"{script}\nparent.postMessage(document.documentElement.dataset.found, '*');"
+        probed, frame = page.with_name("probed.html"), page.with_name("frame.html")
+        probed.write_text(page.read_text().replace("</body>", f"<script>{told}</script></body>"))
+        frame.write_text(FRAME.format(*size))
+        dom, console = self(frame, "--dump-dom", *options)
         assert console == []
         found = re.search(r'data-found="(.*?)"', dom)
         assert found, "the script did not run to its end"
@@ -118,6 +167,39 @@ def test_every_figure_is_visible_and_nothing_is_wider_than_the_window(browser: B
     assert found["wide"] <= 0
 
 
+@pytest.mark.parametrize(("size", "scheme"), [(DESKTOP, LIGHT), (PHONE, DARK)], ids=["desktop, light", "phone, dark"])
+def test_the_first_screen_holds_the_result_and_all_text_can_be_read(
+    browser: Browser, page: Path, size: tuple[int, int], scheme: tuple[str, tuple[str, ...]]
+) -> None:
+    found = browser.found(page, LEGIBLE, *scheme[1], size=size)
+    result, curves, states, folds = found["ends"]
+    assert result < curves < size[1]
+    assert states < size[1] or size == PHONE
+    assert states < folds
+    assert found["wide"] <= 0
+    assert found["ground"] == scheme[0]
+    assert found["texts"] > 800
+    assert (found["faint"], found["small"]) == ([], [])
+
+
+def test_a_run_that_is_not_finished_fits_a_phone_too(browser: Browser, tmp_path: Path) -> None:
+    run = open_run(tmp_path)
+    write_knowledge(run)
+    missing = {"search": None, "decode": None, "rounds": [], "saving": [], "time_s": {"label": 0.8}}
+    (run.folder / "results.json").write_json(results() | missing)
+    found = browser.found(Path(write_report(run).path) / "index.html", LEGIBLE, size=PHONE)
+    assert max(found["ends"][:3]) < PHONE[1]
+    assert found["wide"] <= 0
+    assert (found["faint"], found["small"]) == ([], [])
+
+
+def test_paper_shows_what_is_folded(browser: Browser, page: Path) -> None:
+    printed = page.with_name("printed.html")
+    printed.write_text(page.read_text().replace("@media print", "@media all"))
+    assert browser.found(page, VISIBLE) == [True] + [False] * 11
+    assert browser.found(printed, VISIBLE) == [True] * 12
+
+
 def test_the_page_opens_without_a_word_on_the_console(browser: Browser, page: Path) -> None:
     dom, console = browser(page, "--dump-dom")
     assert console == []
@@ -131,6 +213,7 @@ def test_a_link_may_carry_a_search(browser: Browser, page: Path) -> None:
     assert console == []
     assert len(shown_rows(dom, "decoded")) == 1
     assert shown_rows(dom, "bought") == []
+    assert re.findall(r'<details id="fold-(\w+)" open', dom) == ["words", "decoded", "bought"]
     assert "1 of 12 rows" in dom
     assert "0 of 40 rows" in dom
 

@@ -1,5 +1,6 @@
 """The report renders what a run holds, escapes what it did not write itself, loads nothing, and invents nothing."""
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def test_nulls_are_dashes(page: str) -> None:
 
 
 def test_numbers_are_those_of_the_run(page: str) -> None:
-    summary = " ".join(Page(page[page.index('<p id="summary">') : page.index("<h2>Rounds")]).text.split())
+    summary = " ".join(Page(page.split('<p id="summary">')[1].split("</p>")[0]).text.split())
     assert "Of 2,200 questions, the model does not know 48.3 %" in summary
     assert "AUROC of 0.940 (95 % interval 0.919 to 0.959)" in summary
     assert "ka2l needs 41.2 % fewer annotations" in summary
@@ -78,6 +79,64 @@ def test_numbers_are_those_of_the_run(page: str) -> None:
     assert _row(page, "label") == ["2,200", "2,198", "2", "0.8"]
     assert _row(page, "semantic entropy, against the truth (known, unseen)") == ["0.987"]
     assert _row(page, "status: kept") == ["181"]
+
+
+def test_the_first_screen_is_a_sentence_the_curves_and_the_map(page: str) -> None:
+    first, folded = page.replace("\N{NO-BREAK SPACE}", " ").split("<details", 1)
+    assert (
+        '<p id="result">ka2l reaches random&#39;s final accuracy of 62.4 % with 132 annotations instead of 225: '
+        "41 % saved (the oracle saves 47 %).</p>"
+    ) in first
+    assert re.findall(r'<figure id="figure-(\w+)">\n<svg ', first) == ["accuracy", "map"]
+    assert "<table" not in first
+    assert folded.count("<table") == 11
+
+
+def test_every_fold_says_the_number_that_matters(page: str) -> None:
+    shown = page.replace("\N{NO-BREAK SPACE}", " ")
+    assert re.findall(r'<details id="fold-(\w+)" open>', shown) == ["words"]
+    folds = re.findall(r'<details id="fold-(\w+)">\n<summary><h2>.*?</h2>(.*)</summary>', shown)
+    assert {name: Page(number).text.strip() for name, number in folds} == {
+        "rounds": "ka2l: accuracy 74.4 % after 225 annotations",
+        "savings": "ka2l: 41 % saved",
+        "ledger": "1,125 asked, 1,050 paid",
+        "forgetting": "ka2l: 100.0 % → 96.4 % of what was known",
+        "labels": "48.3 % of 2,200 questions unknown",
+        "probe": "layer 6, AUROC 0.940",
+        "topics": "least known: topic 20, 64.3 % unknown",
+        "decoded": "181 of 300 kept",
+        "bought": "40 bought",
+        "times": "531.7 s in all",
+        "versions": "0123456789ab",
+    }
+
+
+def _luminance(colour: str) -> float:
+    """Relative luminance of `#rgb` or `#rrggbb` (WCAG 2)."""
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * c for c in colour[1:])
+    shares = [int(digits[n : n + 2], 16) / 255 for n in (0, 2, 4)]
+    linear = [s / 12.92 if s <= 0.03928 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+    return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_text_can_be_read_in_light_in_dark_and_on_paper(page: str) -> None:
+    schemes = [dict(re.findall(r"--(\w+): (#[0-9a-f]+)", rule)) for rule in re.findall(r":root \{(.*?)\}", page)]
+    assert len(schemes) == 3
+    for colours in schemes:
+        for text, ground in itertools.product(("ink", "soft", "mark"), ("ground", "panel")):
+            low, high = sorted(_luminance(colours[name]) for name in (text, ground))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (text, ground, colours)
+
+
+def test_people_who_have_not_answered_yet_are_waited_for(tmp_path: Path, results: dict[str, Any]) -> None:
+    run = open_run(tmp_path, corpus={"source": "questions.jsonl"}, annotate={"source": "file"})
+    asked = run.round("ka2l", 0, 1)
+    (asked / "annotations/asked.json").write_json([])
+    (asked / "steps.json").write_json({"acquire": {"done": True}})
+    results |= {"rounds": [r for r in results["rounds"] if r["round"] == 0], "saving": []}
+    (run.folder / "results.json").write_json(results)
+    html = (write_report(run) / "index.html").read_bytes().decode()
+    assert "no round is finished yet; 1 round waits for people&#39;s answers.</p>" in html
 
 
 def test_a_run_on_files_calls_no_eval_question_a_pool_fact(tmp_path: Path, page: str, results: dict[str, Any]) -> None:
@@ -177,7 +236,7 @@ def test_a_corpus_without_gold_renders(tmp_path: Path, results: dict[str, Any]) 
     run = open_run(tmp_path)
     (run.folder / "results.json").write_json(results)
     html = (write_report(run) / "index.html").read_bytes().decode()
-    assert "did not reach the accuracy that random buying ends with" in html
+    assert "the accuracy that random buying ends with was not reached, or random buying does not raise it." in html
     assert (
         html.count("This run has no numbers for this figure.") == 4
     )  # accuracy, known, heat without heat.json, map without states

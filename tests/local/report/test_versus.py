@@ -42,6 +42,17 @@ def test_the_page_shows_both_runs_side_by_side(runs: list[Run]) -> None:
     assert "None" not in html
 
 
+def test_the_first_screen_is_a_sentence_per_run_and_the_curves(runs: list[Run]) -> None:
+    first, folded = render(runs, "").replace("\N{NO-BREAK SPACE}", " ").split("<details", 1)
+    sentences = re.findall(r"<li><b>(.)</b>: (.*?)</li>", first)
+    assert [letter for letter, _ in sentences] == ["A", "B"]
+    assert sentences[0][1].endswith("instead of 225: 41 % saved (the oracle saves 47 %).")
+    assert sentences[1][1].endswith("what buying answers gains has not been measured yet.")
+    assert "<svg " in first
+    assert "<table" not in first
+    assert folded.count("<table") == 2
+
+
 def test_what_differs_is_named_field_by_field(runs: list[Run]) -> None:
     html = render(runs, "")
     assert "<h3>A → B</h3>" in html
@@ -87,7 +98,14 @@ def test_one_figure_holds_the_curves_of_all_runs() -> None:
 def render_empty() -> str:
     from ka2l_ray.report.templates import environment
 
-    nothing: dict[str, Any] = {"runs": {}, "stored": {}, "differences": {}, "parts": {}, "figure": None}
+    nothing: dict[str, Any] = {
+        "runs": {},
+        "stored": {},
+        "sentences": {},
+        "differences": {},
+        "parts": {},
+        "figure": None,
+    }
     return environment().get_template("versus.html").render(command="", **nothing)
 
 

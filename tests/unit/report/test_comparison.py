@@ -110,7 +110,7 @@ def test_the_sentences_name_savings_intervals_ceiling_and_who_never_reached_rand
     text = " ".join(Page(render("World", comparison)).text.split())
     assert "ka2l needs 45.7 % fewer annotations than random buying for the same accuracy" in text
     assert "same accuracy (95 % interval 40.1 % to 50.9 %), in the 1 of 2 seeds that reached it at all." in text
-    assert "coreset did not reach the accuracy of 1,200 randomly bought annotations in any seed." in text
+    assert "coreset has no saving in any seed: it did not reach the accuracy of 1,200 randomly bought" in text
     assert "saves 49.5 % (mean of the 1 of 2 seeds in which it reached random's accuracy): that is the ceiling" in text
     assert "Seeds 7, 8;" in text
     assert "over 0 to 900 annotations" in text
@@ -135,7 +135,15 @@ def test_names_titles_and_commands_are_text_and_never_markup(comparison):
     comparison["strategies"] = [entry("random"), entry(evil, saving=0.1)]
     page = Page(render(evil, comparison | {"command": evil}))
     assert "script" not in page.tags
-    assert page.text.count(evil) == 6  # title, heading, command, sentence, legend of the figure, table
+    assert page.text.count(evil) == 7  # title, heading, command, result, sentence, legend of the figure, table
+
+
+def test_the_first_screen_is_a_sentence_and_the_curves(comparison):
+    first, folded = render("World", comparison).split("<details", 1)
+    assert "ka2l reaches the accuracy of 1,200 random annotations with 46\N{NO-BREAK SPACE}% fewer" in first
+    assert "<svg " in first
+    assert "<table" not in first
+    assert "<table" in folded
 
 
 def test_the_page_loads_nothing(comparison):

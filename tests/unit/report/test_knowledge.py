@@ -48,7 +48,7 @@ def test_the_figure_names_every_topic_in_one_printable_line() -> None:
     figure = topic_shares(topics({"a\n<b>\x07": (50, 10), "x" * 99: (9, 9)}))
     assert figure
     assert ">a &lt;b&gt;  (50)</text>" in figure.svg()
-    assert f">{'x' * 39}… (9)</text>" in figure.svg()
+    assert f">{'x' * 29}… (9)</text>" in figure.svg()
     assert ">all: 32.2 %</text>" in figure.svg()
 
 
@@ -63,8 +63,8 @@ def test_the_map_states_the_share_of_variance_of_each_axis() -> None:
     assert figure
     svg = figure.svg()
     total = 16 + 4 + 0.25
-    assert f"first principal component ({100 * 16 / total:.1f} % of variance)" in svg
-    assert f"second principal component ({100 * 4 / total:.1f} % of variance)" in svg
+    assert f"first component ({100 * 16 / total:.1f} % of variance)" in svg
+    assert f"second component ({100 * 4 / total:.1f} % of variance)" in svg
     assert ">6 of 1,234 questions by truth; states last_003</text>" in svg
     assert ">known (3)</text>" in svg
     assert ">unseen (3)</text>" in svg

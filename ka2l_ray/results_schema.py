@@ -140,6 +140,8 @@ class Results(TypedDict):
     rows: Mapping[str, Mapping[str, int | None]]
     """{step: {`in`: rows read, `out`: rows written, `errors`: failed rows}}."""
     time_s: Mapping[str, float | None]
+    wall_s: NotRequired[float | None]
+    """Seconds of the commands that did the work, from their start; steps side by side count once."""
     first_rows_s: Mapping[str, float]
     """{table of the base model: seconds until its first rows}: nodes start, weights are fetched and loaded."""
 

@@ -27,7 +27,8 @@ _FINETUNE = (
 )
 _ENDPOINT = "url replies key_variable concurrency requests_per_s timeout_s retries backoff_s"
 NO_RESULTS = {
-    *"ray report model.cache model.device run.storage run.max_error_fraction run.log search.cpus search.nodes".split(),
+    *"ray report model.cache model.device run.storage run.max_error_fraction run.log search.cpus search.nodes "
+    "active.parallel".split(),
     *(f"{stage}.pool" for stage in ("collect", "score", "decode", "evaluate")),
     *(f"finetune.{name}" for name in _FINETUNE.split()),
     *(f"annotate.endpoint.{name}" for name in _ENDPOINT.split()),

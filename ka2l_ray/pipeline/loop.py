@@ -11,7 +11,7 @@ from ka2l_ray.active.steps import play
 from ka2l_ray.annotate.annotators import Waiting
 from ka2l_ray.dataflow.log import log, stage_line
 from ka2l_ray.dataflow.runs import Run
-from ka2l_ray.pipeline.results import gather
+from ka2l_ray.pipeline.results import WALL, gather
 from ka2l_ray.pipeline.steps import DOES
 from ka2l_ray.pipeline.table import STEP_NAMES, from_on, up_to
 from ka2l_ray.report.page import write_report
@@ -20,10 +20,19 @@ from ka2l_ray.results_schema import Results
 RESULTS, REDO = "results.json", "redo.json"
 
 
-def execute(run: Run, until: str | None, command: str) -> Results:
-    """Run the steps up to `until`, write results.json and the report; returns the results."""
-    run_steps(run, until)
+def execute(run: Run, until: str | None, command: str, since_s: float | None = None) -> Results:
+    """Run the steps up to `until`, write results.json and the report; returns the results.
+
+    The command's time counts from `since_s` (Unix time), by default from here, unless everything was done before.
+    """
+    with run.records.timed(WALL, since_s) if _is_work_left(run, until) else nullcontext():
+        run_steps(run, until)
     return publish(run, command)
+
+
+def _is_work_left(run: Run, until: str | None) -> bool:
+    names, done = {step.name for step in up_to(until)}, run.records.done()
+    return bool(names - done - {"rounds"}) or ("rounds" in names and bool(next_rounds(run)))
 
 
 def run_steps(run: Run, until: str | None) -> None:

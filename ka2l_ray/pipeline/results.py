@@ -22,6 +22,10 @@ from ka2l_ray.results_schema import Results, RoundResult, StoppedResult
 from ka2l_ray.world.facts import build_world
 
 
+WALL = "wall"
+"""The record in `steps.json` whose seconds are those of whole commands."""
+
+
 def gather(run: Run, command: str) -> Results:
     """The content of results.json; `command` is what the user typed."""
     found, evaluated = run.folder / "base/search/search.json", run.base("evaluation").is_done
@@ -44,6 +48,7 @@ def gather(run: Run, command: str) -> Results:
         "stopped": _stops(run) if evaluated else [],
         "rows": run.records.rows() | _round_rows(run),
         "time_s": _seconds(run, records),
+        "wall_s": run.records.seconds().get(WALL),
         "first_rows_s": _first_rows(run),
     }
 
@@ -77,7 +82,7 @@ def _round_rows(run: Run) -> dict[str, Mapping[str, int]]:
 
 def _seconds(run: Run, records: Sequence[RoundResult]) -> dict[str, float]:
     """Seconds by step: those of the base steps, and of every finished round."""
-    total: Counter[str] = Counter(run.records.seconds())
+    total: Counter[str] = Counter({name: s for name, s in run.records.seconds().items() if name != WALL})
     for record in records:
         total.update(record.get("seconds", {}))
     return {name: round(seconds, 3) for name, seconds in total.items()}

@@ -9,13 +9,13 @@ from typing import Any
 
 from ka2l_ray.active.evaluation import evaluate_base
 from ka2l_ray.active.examples import sample_candidates
-from ka2l_ray.active.schedule import play_rounds
 from ka2l_ray.active.strategies import Need, that_need
 from ka2l_ray.collect.stage import collect, sample_pool
 from ka2l_ray.corpus.stage import questions
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.decode.stage import check_decoder
 from ka2l_ray.label.stage import gamma, label, label_pool
+from ka2l_ray.pipeline.curves import play_rounds
 from ka2l_ray.probe.search import search
 from ka2l_ray.probe.stage import score
 

@@ -14,7 +14,7 @@ from ray.exceptions import RayTaskError, TaskCancelledError, WorkerCrashedError
 from ka2l_ray.config import ConfigError
 from ka2l_ray.dataflow.tasks import cancel, raised_by_library
 from ka2l_ray.errors import StageError, UserError, internal
-from ka2l_ray.pipeline.compare import play_side_by_side
+from ka2l_ray.pipeline.curves import play_side_by_side
 
 
 def write_on(folder: Path) -> None:

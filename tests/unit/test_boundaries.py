@@ -32,7 +32,7 @@ MARKED = {
     for name in (
         "dataflow/cluster dataflow/local_nodes dataflow/metrics dataflow/nodes dataflow/stage dataflow/tasks "
         "dataflow/vault corpus/stage probe/search annotate/stage finetune/train world_model/build "
-        "pipeline/checks pipeline/compare cli/jobs"
+        "pipeline/checks pipeline/curves cli/jobs"
     ).split()
 }
 """The files that may import Ray; an upper bound."""

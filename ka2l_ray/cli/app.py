@@ -3,6 +3,7 @@
 In: a configuration file. Out: a run folder, a table on the terminal, an exit status. Refuses to know: how stages work.
 """
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -123,15 +124,15 @@ def run_command(
         if retry_errors:
             _retry_errors(run)
         typed = _typed("run", config, overrides, *(("--until", until) if until else ()))
-        print_results(run.folder.path, loop.execute(run, until, typed, _began_s()))
+        print_results(run.folder.path, loop.execute(run, until, typed, _age_s()))
         _end_paused(config, overrides, schedule.waiting_rounds(run))
 
 
-def _began_s() -> float:
-    """When this command was started (Unix time): imports and Ray's start are part of what it takes."""
+def _age_s() -> float:
+    """Seconds since this command was started: imports and Ray's start are part of what it takes."""
     import psutil
 
-    return psutil.Process().create_time()
+    return time.time() - psutil.Process().create_time()
 
 
 def _retry_errors(run: "Run") -> None:
@@ -157,7 +158,7 @@ def _stage_command(name: str, text: str) -> None:
             if name in ROUND_STAGES:
                 _end_paused(config, overrides, loop.advance(run, name, typed))
             else:
-                loop.execute(run, name, typed, _began_s())
+                loop.execute(run, name, typed, _age_s())
 
     command.__doc__ = f"{text} Earlier stages run first where they are missing."
     app.command(name)(command)

@@ -145,8 +145,8 @@ class ActiveSection(Section):
     budget: Positive = 150
     """Annotations that a strategy may buy in all rounds together."""
     parallel: Positive | None = None
-    """Learning curves (a strategy, or a draw of `random`) that are played side by side, each in a process of its own; by
-    default as many as the cluster holds when the rounds begin. Where people answer, they take turns."""
+    """Learning curves (a strategy, or a draw of `random`) that are played side by side, each in a process of its own;
+    by default as many as the cluster holds when the rounds begin. Where people answer, they take turns."""
     random_draws: Positive = 3
     """Independent draws of `random`; savings are measured against their mean. The accuracies compared are over
     the facts that `eval_scope` in results.json names."""

@@ -56,14 +56,13 @@ class Records:
         return {name: record["seconds"] for name, record in self.all().items() if "seconds" in record}
 
     @contextmanager
-    def timed(self, name: str, since_s: float | None = None) -> Iterator[None]:
-        """Add the seconds spent inside to the step's, even if the work fails; with `since_s` those since that Unix
-        time."""
-        began_s = time.time() if since_s is None else since_s
+    def timed(self, name: str, before_s: float = 0.0) -> Iterator[None]:
+        """Add the seconds spent inside, and those `before_s`, to the step's, even if the work fails."""
+        started = time.monotonic() - before_s
         try:
             yield
         finally:
-            self._update(name, seconds=round(self.seconds().get(name, 0.0) + time.time() - began_s, 3))
+            self._update(name, seconds=round(self.seconds().get(name, 0.0) + time.monotonic() - started, 3))
 
     def finish(self, name: str, rows: Mapping[str, int] | None = None, result: Any = None) -> None:
         """Record that a step is done, so that it is not repeated. `rows` as `rows()` returns them, `result` as JSON."""

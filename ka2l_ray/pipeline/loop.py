@@ -20,12 +20,12 @@ from ka2l_ray.results_schema import Results
 RESULTS, REDO = "results.json", "redo.json"
 
 
-def execute(run: Run, until: str | None, command: str, since_s: float | None = None) -> Results:
+def execute(run: Run, until: str | None, command: str, before_s: float = 0.0) -> Results:
     """Run the steps up to `until`, write results.json and the report; returns the results.
 
-    The command's time counts from `since_s` (Unix time), by default from here, unless everything was done before.
+    Unless everything was done before, the command's time is booked, with the seconds `before_s` that it took so far.
     """
-    with run.records.timed(WALL, since_s) if _is_work_left(run, until) else nullcontext():
+    with run.records.timed(WALL, before_s) if _is_work_left(run, until) else nullcontext():
         run_steps(run, until)
     return publish(run, command)
 

@@ -21,7 +21,6 @@ from ka2l_ray.label.stage import label_summary
 from ka2l_ray.results_schema import Results, RoundResult, StoppedResult
 from ka2l_ray.world.facts import build_world
 
-
 WALL = "wall"
 """The record in `steps.json` whose seconds are those of whole commands."""
 

@@ -124,7 +124,7 @@ def test_a_librarys_error_in_a_curve_is_no_mistake_of_the_user_and_names_curve_a
     line = internal(failed.value)
     assert line.startswith("internal error: KeyError: ")
     assert re.search(
-        r"in ka2l_ray\.pipeline\.compare:\d+, raised in .*test_compare_ends:\d+\); from ka2l draw 0 of seed 7; "
+        r"in ka2l_ray\.pipeline\.curves:\d+, raised in .*test_compare_ends:\d+\); from ka2l draw 0 of seed 7; "
         "run again",
         line,
     )

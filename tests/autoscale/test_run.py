@@ -47,9 +47,9 @@ def run_of(folder: Path, *overrides: str) -> list[str]:
     return ["mine.yaml", *(part for o in given for part in ("--set", o))]
 
 
-def actors() -> list[ActorState]:
+def actors(cluster: Growing) -> list[ActorState]:
     """Every actor that the cluster remembers, dead ones too."""
-    return list_actors(limit=1000)
+    return list_actors(address=cluster.dashboard, limit=1000)
 
 
 def ids(table: Path) -> list[str]:
@@ -66,7 +66,7 @@ def test_a_run_needs_the_token_and_its_exit_status_is_the_jobs(cluster: Growing,
 
 
 def test_a_whole_run_grows_the_cluster_and_lets_it_shrink(cluster: Growing, folder: Path, installed: Path) -> None:
-    gpus = "collect.pool={min: 1, max: 2, gpus: 1, batch_rows: 16, shard_rows: 32}"
+    gpus = "collect.pool={min: 2, max: 2, gpus: 1, batch_rows: 16, shard_rows: 32}"
     done = submit(cluster, folder, installed, *run_of(folder, gpus, "ray.tasks.labels={ka2l/node-type: cpu-spot}"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((folder / "runs/smoke/results.json").read_text())["rounds"]
@@ -87,11 +87,11 @@ def test_a_node_in_use_is_taken_away_and_every_id_is_there_once(
     victim = next(n["NodeID"] for n in cluster.nodes() if n["Resources"].get("GPU"))
     lost = cluster.raylet_of(victim)
     lost.kill()
-    followed = submit(cluster, folder, installed, "--follow", "smoke-1")
+    followed = submit(cluster, folder, installed, "--follow", job_of(started))
     assert followed.returncode == 0, followed.stdout + followed.stderr
     found = ids(folder / "runs/smoke/base/activations")
     assert (len(found), len(set(found))) == (600, 600)
-    assert victim in {a.node_id for a in actors() if "collect" in str(a.class_name)}, "it was in use"
+    assert victim in {a.node_id for a in actors(cluster) if "collect" in str(a.class_name)}, "it was in use"
 
 
 def test_a_killed_run_that_is_submitted_again_goes_on(cluster: Growing, folder: Path, installed: Path) -> None:
@@ -122,7 +122,7 @@ def job_of(started: subprocess.CompletedProcess[str]) -> str:
 def test_the_trials_of_a_search_run_on_more_than_one_node(cluster: Growing, folder: Path, installed: Path) -> None:
     done = submit(cluster, folder, installed, *run_of(folder, "search.cpus=4"), "--command", "search")
     assert done.returncode == 0, done.stdout + done.stderr
-    trials = [a for a in actors() if "_trial" in str(a.class_name) or a.class_name == "ImplicitFunc"]
+    trials = [a for a in actors(cluster) if "_trial" in str(a.class_name) or a.class_name == "ImplicitFunc"]
     nodes = {a.node_id for a in trials}
     assert len(json.loads((folder / "runs/smoke/base/search/search.json").read_text())["layers"]) == len(trials) == 3
     assert len(nodes) > 1, trials

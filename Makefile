@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test unit test-long families test-vllm check docs bench bench-gpu bench-shards bench-vllm bench-grading
+.PHONY: help demo demo-llm test unit test-long families test-vllm check docs bench bench-gpu bench-shards bench-vllm bench-grading
 .PHONY: world-bench saving
 .PHONY: autoscale forgetting image-steps clean
 help:
@@ -26,6 +26,10 @@ help:
 demo: .venv/.ready ## the whole loop on the knowledge world, local Ray (about 14 minutes on two cores)
 	@echo "== ka2l run jobs/configs/world.yaml: find what the world model does not know, teach it that, report the cost"
 	$(BIN)/ka2l run jobs/configs/world.yaml
+
+demo-llm: .venv/.ready .venv/.smollm2 ## the same on a real model and real questions: SmolLM2, 135 M parameters (two cores)
+	@echo "== ka2l run jobs/configs/smollm2-wikifacts.yaml: find what SmolLM2 does not know, teach it that, report the cost"
+	$(BIN)/ka2l run jobs/configs/smollm2-wikifacts.yaml
 
 test: .venv/.ready .venv/.smollm2 ## all tests except the long ones (under 25 minutes on two cores)
 	@echo "== unit tests, then tests with small models, servers and processes on this machine; none of them with Ray"

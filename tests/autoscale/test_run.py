@@ -5,12 +5,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from growing import ROOT, Growing
 from ray.util.state import list_actors
-from ray.util.state.common import ActorState
 
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.storage import Folder
@@ -47,7 +47,7 @@ def run_of(folder: Path, *overrides: str) -> list[str]:
     return ["mine.yaml", *(part for o in given for part in ("--set", o))]
 
 
-def actors(cluster: Growing) -> list[ActorState]:
+def actors(cluster: Growing) -> list[Any]:
     """Every actor that the cluster remembers, dead ones too."""
     return list_actors(address=cluster.dashboard, limit=1000)
 

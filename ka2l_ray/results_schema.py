@@ -16,6 +16,22 @@ Interval = Sequence[float]
 """(low, high) of a 95 % interval."""
 
 
+class Portion(TypedDict):
+    """A share of some facts, with the numbers that make it."""
+
+    share: float | None
+    """`count` / `of`; None where `of` is 0."""
+    count: int
+    of: int
+
+
+class NoiseFloor(TypedDict):
+    """What the base model itself loses and gains when its prompt shows other solved examples."""
+
+    lost: Portion
+    gained: Portion
+
+
 class RoundFigures(TypedDict):
     """A round of one strategy and seed; round 0 is the base model. Annotations and cost are cumulative."""
 
@@ -28,8 +44,12 @@ class RoundFigures(TypedDict):
     """Over the eval questions of the run's `eval_scope`."""
     domain_accuracy: float | None
     known_accuracy: float | None
-    """On what the base model answered right and no round replayed."""
+    """Share of the facts that the base model knows, and no round bought or replayed, that are still right."""
     replayed_accuracy: float | None
+    lost: NotRequired[Portion | None]
+    """Of the same facts, those now wrong; None in round 0."""
+    gained: NotRequired[Portion | None]
+    """Of the facts that the base model answered wrong, and no round bought or replayed, those now right."""
     taught_accuracy: NotRequired[float | None]
     """Over those of the `eval_scope` whose fact was bought; None where eval asks no pool fact."""
     same_words_accuracy: NotRequired[float | None]
@@ -131,7 +151,11 @@ class Results(TypedDict):
     eval_scope: str | None
     eval_wording: EvalWording | None
     evaluation_ledger: Mapping[str, Mapping[str, float]]
-    """{what evaluation alone pays for: what was asked, and what it cost}; no strategy's cost contains it."""
+    """{what evaluation alone pays for: what was asked or drawn, and what it cost}; no strategy's cost contains it."""
+    known: Mapping[str, int] | None
+    """{class of `schema.KNOWN_CLASSES`: facts of the `eval_scope` with gold}, of the base model."""
+    noise_floor: NoiseFloor | None
+    """None where the prompt has no solved examples."""
     prior: Mapping[str, float]
     """{scope of eval: share that each topic's most common answer gets right}."""
     rounds: Sequence[RoundResult]

@@ -31,6 +31,10 @@ ACCURACY_OVER = {
 }
 """What `accuracy`, and so every saving, is over, by `eval_scope` of results.json."""
 QUADRANTS = ("known", "misconception", "shaky", "unknown", "abstains")
+KNOWN_CLASSES = ("known", "shaky", "wrong")
+"""What the base model's answers show of a fact: `known`, right greedily in every wording asked and in more than half of
+its samples; `shaky`, right greedily in eval's wording only, or in half of its samples or fewer; `wrong` in eval's
+wording."""
 TRUTHS = ("known", "rare", "misconception", "unseen")
 DECODE_STATUSES = ("kept", "duplicate", "eval", "known", "malformed")
 ANNOTATION_STATUSES = ("answered", "no_such_thing", "no_reference", "refused", "truncated", "blank", "failed")
@@ -481,6 +485,43 @@ _EVALUATION = TableSpec(
         Column("correct", _BOOL, "whether it is right; null without gold"),
     ),
 )
+_ASKED_AGAIN = replace(
+    _EVALUATION,
+    name="asked_again",
+    folder="base/known/asked_again",
+    row="pool question whose fact the base model answers right in the reserved wording (of facts that eval asks in one "
+    "wording: the eval question)",
+    about="graded greedy answers under `finetune.prompt`, and K samples where they are right",
+    carried=("fact_id", "answers"),
+    added=(
+        *_EVALUATION.added,
+        Column("samples", _STRINGS, "K sampled answers; empty unless the greedy one is right"),
+        Column("samples_right", _FLOAT, "share of right samples; null where there are none"),
+    ),
+)
+_KNOWN = TableSpec(
+    name="known",
+    folder="base/known",
+    step="evaluate",
+    code="active/forgetting.py",
+    row="eval question with gold, of the scope that accuracy is over",
+    about="which facts the base model knows; without questions that could not be asked again",
+    source=_EVALUATION,
+    carried=("fact_id",),
+    added=(
+        Column("class", _STRING, f"what its answers show: {', '.join(KNOWN_CLASSES)}"),
+        Column("samples_right", _FLOAT, "share of right samples; null where none were drawn"),
+    ),
+    can_fail=False,
+    facts={"questions": "questions asked again for this", "samples": "samples drawn for this"},
+)
+_NOISE_FLOOR = replace(
+    _EVALUATION,
+    name="noise_floor",
+    folder="base/noise_floor",
+    row="eval question that is known or wrong",
+    about="graded greedy answers of the base model after other solved examples; only where the prompt has some",
+)
 _ROUND_EVALUATION = replace(
     _EVALUATION,
     name="round_evaluation",
@@ -515,6 +556,9 @@ TABLES = {
         _REPLAY,
         _RECONSTRUCTION,
         _EVALUATION,
+        _ASKED_AGAIN,
+        _KNOWN,
+        _NOISE_FLOOR,
         _ACQUIRED,
         _REQUESTS,
         _WRITTEN,
@@ -531,6 +575,7 @@ TABLES = {
 
 QUESTIONS, SAMPLES, CLUSTERS = (TABLES[name].schema for name in ("questions", "samples", "clusters"))
 KNOWLEDGE, SCORES, ACQUIRED = (TABLES[name].schema for name in ("knowledge", "scores", "acquired"))
+KNOWN = TABLES["known"].schema
 DECODED, ANNOTATIONS, EVALUATION = (TABLES[name].schema for name in ("decoded", "annotations", "evaluation"))
 
 

@@ -16,7 +16,7 @@ from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.dataflow.shard_size import row_seconds
 from ka2l_ray.dataflow.stage import Stage, run_stage
 from ka2l_ray.dataflow.storage import Folder
-from ka2l_ray.finetune.evaluate import EvaluateActor, EvaluateSetup
+from ka2l_ray.finetune.evaluate import EvaluateActor, EvaluateSetup, SamplingActor
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.examine import abilities_of
 from ka2l_ray.models.prompts import Tokenize, corpus_prompt, finetune_prompt
@@ -50,19 +50,23 @@ def under_corpus_prompt(evaluation: Table) -> Table:
     return Table(evaluation.folder / "corpus_prompt")
 
 
-def evaluation_stage(run: Run, tuned: Folder | None, prompt: PromptSection) -> Stage[EvaluateSetup]:
-    """The stage that grades greedy answers under a prompt; `tuned` is the model's folder, None for the base model."""
+def evaluation_stage(
+    run: Run, tuned: Folder | None, prompt: PromptSection, table: str = "evaluation"
+) -> Stage[EvaluateSetup]:
+    """The stage that grades greedy answers under a prompt; `tuned` is the model's folder, None for the base model,
+    whose `table` it writes. For `asked_again` it draws samples of what is right, too."""
     config, pool = run.config, run.config.evaluate.pool
+    samples = config.collect.samples if table == "asked_again" else 0
     return Stage(
         name="evaluate",
         run=config.run.name,
-        spec=schema.TABLES["evaluation" if tuned is None else "round_evaluation"],
-        actor=EvaluateActor,
+        spec=schema.TABLES[table if tuned is None else "round_evaluation"],
+        actor=SamplingActor if samples else EvaluateActor,
         setup=EvaluateSetup(
             model=config.model,
             prompt=prompt,
             collect=config.collect,
-            seed=config.run.seed,
+            seed=config.run.seed + (2 if samples else 0),  # not the samples by which a strategy may have bought
             tuned=tuned,
             grading=Grading.of(config),
             limits=Limits.of(pool),
@@ -73,5 +77,5 @@ def evaluation_stage(run: Run, tuned: Folder | None, prompt: PromptSection) -> S
         tasks=config.ray.tasks,
         max_error_fraction=config.run.max_error_fraction,
         prepare=Tokenize(config.model, prompt),
-        row_seconds=row_seconds(pool, 1, config.collect.max_new_tokens),
+        row_seconds=row_seconds(pool, 2 + samples if samples else 1, config.collect.max_new_tokens),
     )

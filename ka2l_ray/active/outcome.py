@@ -11,15 +11,16 @@ from typing import Any
 
 from ka2l_ray import schema
 from ka2l_ray.active.evaluation import under_corpus_prompt
+from ka2l_ray.active.forgetting import lost_and_gained
 from ka2l_ray.active.pool import pool_rows, replay_samples
 from ka2l_ray.active.replay import knew, misconceptions
 from ka2l_ray.active.round import Round
 from ka2l_ray.active.strategies import Need, needs
 from ka2l_ray.annotate.ledger import ledger
-from ka2l_ray.config import Config
+from ka2l_ray.corpus.again import eval_scope
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.runs import Run
-from ka2l_ray.results_schema import EvalWording, RoundFigures, RoundResult
+from ka2l_ray.results_schema import EvalWording, NoiseFloor, RoundFigures, RoundResult
 from ka2l_ray.text.grading import Grading
 
 GRADES = ["correct", "scope", "answers"]
@@ -30,16 +31,8 @@ Graded = dict[str, Any]
 """A row of an evaluation."""
 
 
-def eval_scope(config: Config) -> str:
-    """The scope that `accuracy`, and so every saving, is over: pool facts in the reserved wording where there is one,
-    in the pool question's own words where those are asked, else facts that no pool question asks."""
-    if config.corpus.source == "world" or config.corpus.rewordings.source != "none":
-        return "pool"
-    return "same" if config.evaluate.same_words else "other"
-
-
 def base_record(run: Run, strategy: str, seed: int) -> RoundResult:
-    """Figures of round 0: what was known is known by definition, and nothing was replayed."""
+    """Figures of round 0: what was known is known by definition, nothing was lost or replayed."""
     rows = run.base("evaluation").read(GRADES).to_pylist()
     return {
         "strategy": strategy,
@@ -51,7 +44,9 @@ def base_record(run: Run, strategy: str, seed: int) -> RoundResult:
         "corpus_prompt_accuracy": _corpus_prompt_accuracy(run, run.base("evaluation")),
         "same_words_accuracy": _share(rows, "same"),
         "domain_accuracy": _share(rows, "domain"),
-        "known_accuracy": 1.0 if any(r["correct"] for r in rows) else None,
+        "known_accuracy": 1.0 if (known_counts(run) or {}).get("known") else None,
+        "lost": None,
+        "gained": None,
         "replayed_accuracy": None,
         "ledger": {},
         "seconds": {},
@@ -76,11 +71,10 @@ def round_figures(a_round: Round) -> RoundFigures:
     bought = pool_rows(run, {r["id"] for r in annotations})
     bought_facts = {r["fact_id"] for r in bought} - {None}
     touched = bought_facts | {r["fact_id"] for r in chain(*replays)} - {None}
-    base_right = {r["id"] for r in run.base("evaluation").read(["id", "correct"]).to_pylist() if r["correct"]}
     rows = a_round.table("evaluation").read(["id", "fact_id", *GRADES]).to_pylist()
     asked = [r for r in rows if r["id"] not in replay_ids]
     scope = eval_scope(run.config)
-    once = [r for r in asked if r["scope"] != "same" or scope == "same"]  # each fact, whatever else it is asked in
+    changed = lost_and_gained(_classes(run), asked, touched)
     taught = [r for r in asked if r["fact_id"] in bought_facts]
     sampled = run.base("pool_samples").rows if needs(a_round.strategy, Need.SAMPLES) else 0
     return {
@@ -96,10 +90,32 @@ def round_figures(a_round: Round) -> RoundFigures:
         "same_words_accuracy": _share(asked, "same"),
         "corpus_prompt_accuracy": _corpus_prompt_accuracy(run, a_round.table("evaluation")),
         "domain_accuracy": _share(asked, "domain"),
-        "known_accuracy": _mean([r for r in once if r["id"] in base_right and r["fact_id"] not in touched]),
+        "known_accuracy": None if (share := changed["lost"]["share"]) is None else 1 - share,
+        **changed,
         "replayed_accuracy": _mean([r for r in rows if r["id"] in known_before]),
         "misconceptions_replayed": misconceptions(replayed, grading, run.config.label.refusals),
     }
+
+
+def known_counts(run: Run) -> dict[str, int] | None:
+    """How many facts of the `eval_scope` are in each of `schema.KNOWN_CLASSES`; None before they were classified."""
+    if not run.base("known").is_done:
+        return None
+    counts = Counter(_classes(run).values())
+    return {name: counts[name] for name in schema.KNOWN_CLASSES}
+
+
+def noise_floor(run: Run) -> NoiseFloor | None:
+    """What the base model loses and gains when its prompt shows other solved examples; None where it has none."""
+    after = run.base("noise_floor")
+    if not (after.is_done and run.base("known").is_done):
+        return None
+    return lost_and_gained(_classes(run), after.read(["id", "fact_id", "correct"]).to_pylist())
+
+
+def _classes(run: Run) -> dict[str, str]:
+    """The class of each eval question that has one, by id."""
+    return {r["id"]: r["class"] for r in run.base("known").read(["id", "class"]).to_pylist()}
 
 
 def _corpus_prompt_accuracy(run: Run, evaluation: Table) -> float | None:

@@ -33,6 +33,14 @@ def questions_again(config: Config) -> int:
     return (config.corpus.rewordings.source != "none") + config.evaluate.same_words
 
 
+def eval_scope(config: Config) -> str:
+    """The scope that `accuracy`, and so every saving, is over: pool facts in the reserved wording where there is one,
+    in the pool question's own words where those are asked, else facts that no pool question asks."""
+    if config.corpus.source == "world" or config.corpus.rewordings.source != "none":
+        return "pool"
+    return "same" if config.evaluate.same_words else "other"
+
+
 def given_wordings(row: Row) -> Sequence[str]:
     """The wordings that a column or templates gave when the row was parsed."""
     return row["rewordings"]

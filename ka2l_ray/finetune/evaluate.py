@@ -1,12 +1,15 @@
-"""The evaluating actor: greedy answers of the base model or of a fine-tuned one, graded against gold.
+"""The actors of evaluation: greedy answers of the base model or of a fine-tuned one, graded against gold, and how many
+samples agree with those that are right.
 
-In: batches with `id`, gold `answers` and the questions' prompts (`prompts.PROMPT_COLUMNS`). Out: `answer`, `correct`.
+In: batches with `id`, gold `answers` and the questions' prompts (`prompts.PROMPT_COLUMNS`). Out: `answer`, `correct`;
+of `SamplingActor` also `samples`, `samples_right`.
 Refuses to know: Ray, what accuracies are used for.
 """
 
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +23,7 @@ from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
 from ka2l_ray.models.generation import Generator
 from ka2l_ray.models.loading import load_model, load_tokenizer
+from ka2l_ray.models.sampled_as import sampled_as
 from ka2l_ray.tables import error_column
 from ka2l_ray.text.answers import ends_in_thought
 from ka2l_ray.text.grading import EXACT, Grading, grade
@@ -30,7 +34,7 @@ from ka2l_ray.text.tokens import pad_id
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSetup:
     """`tuned` is the folder of a fine-tuned model or adapter, None for the base model. Of `collect`, only what shapes a
-    greedy answer counts."""
+    greedy answer counts, and a sample where any are drawn."""
 
     model: ModelSection
     prompt: PromptSection
@@ -47,26 +51,62 @@ class EvaluateActor:
     """Answers greedily and grades the answers."""
 
     def __init__(self, setup: EvaluateSetup) -> None:
-        model, prompt, collect, tokenizer = setup.model, setup.prompt, setup.collect, load_tokenizer(setup.model)
-        decoding = Decoding(
-            setup.seed,
-            0,
-            1.0,
-            collect.greedy_temperature,
-            collect.max_new_tokens,
-            prompt.stop,
-            ends_in_thought(prompt.template),
-        )
+        tokenizer = load_tokenizer(setup.model)
         with nullcontext() if setup.tuned is None else setup.tuned.local() as folder:
-            loaded = load_model(model, adapter=folder, placement=setup.placement)
-        shared = Prompter(tokenizer, prompt).shared
+            loaded = load_model(setup.model, adapter=folder, placement=setup.placement)
+        shared = Prompter(tokenizer, setup.prompt).shared
         engine = Engine(loaded, pad_id(tokenizer), shared, setup.limits, setup.abilities)
-        self.tally = engine.tally
-        self._generate, self._grading = Generator(engine, tokenizer, decoding), setup.grading
+        self.tally, self._grading = engine.tally, setup.grading
+        self._generate = Generator(engine, tokenizer, _decoding(setup, setup.collect, samples=0))
 
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
         """Columns for a batch of any size; questions that cannot be asked are reported in `error`."""
+        graded, failed = self._graded(batch)
+        return {**graded, **error_column(failed, batch.num_rows)}
+
+    def _graded(self, batch: pa.Table) -> tuple[dict[str, Any], dict[int, Exception]]:
         reading = self._generate(batch["id"].to_pylist(), prompts_of(batch))
         texts = [row[0].text if row else "" for row in reading.answers]
         correct = [grade(t, g, self._grading) for t, g in zip(texts, batch["answers"].to_pylist(), strict=True)]
-        return {"answer": texts, "correct": correct, **error_column(reading.failed, batch.num_rows)}
+        return {"answer": texts, "correct": correct}, reading.failed
+
+
+class SamplingActor(EvaluateActor):
+    """The same, and draws K samples of each question whose greedy answer is right."""
+
+    def __init__(self, setup: EvaluateSetup) -> None:
+        super().__init__(setup)
+        collect, _ = sampled_as(setup.model, setup.collect)
+        decoding = _decoding(setup, collect, collect.samples)
+        self._sample = Generator(self._generate.engine, load_tokenizer(setup.model), decoding)
+
+    def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
+        """Columns for a batch of any size; where no samples are drawn, `samples` is empty and `samples_right` null."""
+        graded, failed = self._graded(batch)
+        right = [n for n, is_right in enumerate(graded["correct"]) if is_right]
+        asked = batch.take(pa.array(right, pa.int64()))
+        reading = self._sample(asked["id"].to_pylist(), prompts_of(asked))
+        samples: list[list[str]] = [[] for _ in range(batch.num_rows)]
+        shares: list[float | None] = [None] * batch.num_rows
+        for n, answers, gold in zip(right, reading.answers, asked["answers"].to_pylist(), strict=True):
+            if answers:
+                samples[n] = [a.text for a in answers[1:]]
+                shares[n] = fmean(bool(grade(s, gold, self._grading)) for s in samples[n])
+        failed = failed | {right[n]: error for n, error in reading.failed.items()}
+        return {**graded, "samples": samples, "samples_right": shares, **error_column(failed, batch.num_rows)}
+
+
+def _decoding(setup: EvaluateSetup, collect: CollectSection, samples: int) -> Decoding:
+    """A greedy answer and so many samples, drawn as `collect` says."""
+    return Decoding(
+        seed=setup.seed,
+        samples=samples,
+        temperature=float(collect.temperature) if samples else 1.0,
+        greedy_temperature=collect.greedy_temperature,
+        max_new_tokens=collect.max_new_tokens,
+        stop=setup.prompt.stop,
+        thinks=ends_in_thought(setup.prompt.template),
+        top_k=collect.top_k,
+        top_p=1.0 if collect.top_p is None else collect.top_p,
+        min_p=collect.min_p or 0.0,
+    )

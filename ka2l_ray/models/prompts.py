@@ -6,6 +6,7 @@ Refuses to know: answers, Ray.
 """
 
 import hashlib
+import heapq
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from ka2l_ray.config import ModelSection, PromptSection
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.errors import StageError
+from ka2l_ray.hashing import uniform
 from ka2l_ray.models.activations import Encoded, pad
 from ka2l_ray.models.loading import load_tokenizer
 from ka2l_ray.text.prompts import EMPTY_QUESTION, PROMPT_COLUMNS, Prompter, Shot, resolve
@@ -35,17 +37,26 @@ def corpus_prompt(run: Run) -> PromptSection:
 
     Raises `ConfigError` as `text.prompts.resolve` does.
     """
-    return _of_run(run, run.config.corpus.prompt)
+    prompt = run.config.corpus.prompt
+    return _of_run(run, prompt, _shots(prompt, run.table("questions")))
 
 
 def finetune_prompt(run: Run) -> PromptSection:
     """The prompt that the model is trained and evaluated on, resolved; otherwise as `corpus_prompt`."""
-    return _of_run(run, run.config.finetune.prompt)
+    prompt = run.config.finetune.prompt
+    return _of_run(run, prompt, _shots(prompt, run.table("questions")))
 
 
-def _of_run(run: Run, prompt: PromptSection) -> PromptSection:
+def other_shots_prompt(run: Run) -> PromptSection | None:
+    """`finetune.prompt` with as many other solved examples, drawn from the probe split, which shares no fact with pool
+    and eval, by another seed than its own; None where it has none, or where the split has fewer questions with gold."""
+    prompt = run.config.finetune.prompt
+    shots = _other_shots(run, prompt.solved) if prompt.solved else []
+    return _of_run(run, prompt, shots) if shots else None
+
+
+def _of_run(run: Run, prompt: PromptSection, shots: list[Shot]) -> PromptSection:
     """A chat template may write today's date, so a chat prompt is resolved once per run and kept in `PROMPTS`."""
-    shots = _shots(prompt, run.table("questions"))
     if prompt.style != "chat":
         return resolve(prompt, shots)
     model = run.config.model
@@ -76,6 +87,16 @@ def _shots(prompt: PromptSection, questions: Table) -> list[Shot]:
         return []
     rows = questions.read(["id", "question", "answers"], part=schema.SHOTS).sort_by("id").to_pylist()
     return [(r["question"], r["answers"][0]) for r in rows]
+
+
+def _other_shots(run: Run, count: int) -> list[Shot]:
+    """`count` solved examples in the order drawn, or none where there are fewer; of the world's questions, those about
+    facts that the model knows, as its own examples are."""
+    batches = run.table("questions").batches(["id", "question", "answers", "truth"], part="probe")
+    rows = (r for b in batches for r in b.to_pylist() if r["answers"] and r["truth"] in (None, "known"))
+    salt = f"other-shots-{run.config.run.seed}"
+    drawn = heapq.nsmallest(count, rows, key=lambda r: uniform(salt, r["id"]))
+    return [(r["question"], r["answers"][0]) for r in drawn] if len(drawn) == count else []
 
 
 @dataclass(frozen=True)

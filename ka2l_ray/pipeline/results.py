@@ -9,12 +9,13 @@ from statistics import fmean
 from typing import Any
 
 from ka2l_ray import schema
-from ka2l_ray.active.outcome import WORDINGS, base_record, eval_scope
+from ka2l_ray.active.outcome import WORDINGS, base_record, known_counts, noise_floor
 from ka2l_ray.active.prior import priors
 from ka2l_ray.active.round import RoundState
 from ka2l_ray.active.saving import savings
 from ka2l_ray.active.schedule import curve, planned_rounds, stopped
 from ka2l_ray.active.strategies import draws
+from ka2l_ray.corpus.again import eval_scope
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.dataflow.versions import versions
 from ka2l_ray.label.stage import label_summary
@@ -41,6 +42,8 @@ def gather(run: Run, command: str) -> Results:
         "eval_scope": (scope := eval_scope(run.config)),
         "eval_wording": WORDINGS[scope],
         "evaluation_ledger": _evaluation_ledger(run),
+        "known": known_counts(run),
+        "noise_floor": noise_floor(run),
         "prior": _prior(run) if run.table("questions").is_done else {},
         "rounds": records,
         "saving": savings(records),
@@ -53,10 +56,16 @@ def gather(run: Run, command: str) -> Results:
 
 
 def _evaluation_ledger(run: Run) -> dict[str, Mapping[str, float]]:
-    """What evaluation alone pays for."""
-    questions = run.table("questions")
-    asked = questions.manifest().get("rewordings_ledger") if questions.is_done else None
-    return {"rewordings": asked} if asked else {}
+    """What evaluation alone pays for: rewordings of an endpoint, and what the base model is asked besides `eval`."""
+    questions, known, floor = run.table("questions"), run.base("known"), run.base("noise_floor")
+    found: dict[str, Mapping[str, float]] = {}
+    if questions.is_done and (asked := questions.manifest().get("rewordings_ledger")):
+        found["rewordings"] = asked
+    if known.is_done:
+        found["known"] = {name: known.manifest()[name] for name in ("questions", "samples")}
+    if floor.is_done:
+        found["noise_floor"] = {"questions": floor.rows, "samples": 0}
+    return found
 
 
 def _prior(run: Run) -> dict[str, float]:

@@ -15,6 +15,9 @@ from ka2l_ray.pipeline.table import BY_ROW
 Reopen = Callable[[], object]
 """What must be done before a table's rows are done again: records of what was computed from the table are reopened."""
 
+CLASSIFIED_BY = ("evaluation", "known/asked_again")
+"""Tables that `base/known` is computed from; it is computed again when their rows are."""
+
 
 def _nothing() -> None:
     """Nothing was computed from the table that is computed again."""
@@ -28,6 +31,8 @@ def retry_errors(run: Run) -> dict[str, int]:
     and trained on) stays as it is, except for the figures of a round whose evaluation is corrected.
     """
     tables: dict[str, tuple[Table, Reopen]] = {name: (run.base(name), _nothing) for name in BY_ROW}
+    for name in CLASSIFIED_BY:
+        tables[name] = run.base(name), lambda: _classify_again(run)
     tables["reconstruction"] = run.base("reconstruction"), lambda: run.records.reopen("decode")
     if not run.base("activations").folder.exists():  # once sampling began, what γ was taken from stays
         tables["pilot"] = run.base("pilot"), _nothing
@@ -48,6 +53,11 @@ def _of_a_round(a_round: Round) -> dict[str, tuple[Table, Reopen]]:
     if (probed := a_round.folder / "reprobe").exists() and not a_round.records.is_done("reprobe"):
         found |= {f"reprobe {name}": (Table(probed / "base" / name), _nothing) for name in BY_ROW}
     return found
+
+
+def _classify_again(run: Run) -> None:
+    if (known := run.base("known")).is_done:
+        known.open_again()
 
 
 def _again(table: Table, reopen: Reopen) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ka2l_ray.active.evaluation import evaluate_base
 from ka2l_ray.active.examples import sample_candidates
+from ka2l_ray.active.known import find_known
 from ka2l_ray.active.strategies import Need, that_need
 from ka2l_ray.collect.stage import collect, sample_pool
 from ka2l_ray.corpus.stage import questions
@@ -55,6 +56,12 @@ def _decode(run: Run) -> Counts:
     return run.base("reconstruction").manifest() | {"result": metrics}
 
 
+def _evaluate(run: Run) -> Counts:
+    manifest = evaluate_base(run)
+    find_known(run)
+    return manifest
+
+
 DOES: dict[str, Callable[[Run], Counts | None]] = {
     "questions": questions,
     "collect": collect,
@@ -64,7 +71,7 @@ DOES: dict[str, Callable[[Run], Counts | None]] = {
     "sample_pool": _sample_pool,
     "replay": sample_candidates,
     "decode": _decode,
-    "evaluate": evaluate_base,
+    "evaluate": _evaluate,
     "rounds": play_rounds,
 }
 """By step name. `rounds` counts no rows and is never marked as done: each round keeps its own records."""

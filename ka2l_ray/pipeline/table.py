@@ -62,9 +62,12 @@ STEP_TABLE = (
     StepSpec("decode", "how well the decoder finds a question again", ("base/reconstruction",)),
     StepSpec(
         "evaluate",
-        "greedy answers of the base model to the eval split",
-        ("base/evaluation",),
-        ("base/evaluation", "base/evaluation/corpus_prompt"),
+        "greedy answers of the base model to the eval split, which facts it knows, and the noise floor",
+        ("base/evaluation", "base/known", "base/noise_floor"),
+        (
+            *("base/evaluation", "base/evaluation/corpus_prompt"),
+            *("base/known/asked_again", "base/noise_floor"),
+        ),
     ),
     StepSpec("rounds", "acquire, decode, annotate, fine-tune, evaluate, round by round", ("strategies",)),
 )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from ka2l_ray.active.replay import replay_counts
 from ka2l_ray.active.strategies import STRATEGIES, Need, draws, that_need
 from ka2l_ray.config import Config, Pool
+from ka2l_ray.corpus.again import eval_scope
 from ka2l_ray.dataflow.placement import gpus_used
 from ka2l_ray.dataflow.shard_size import row_seconds, shard_rows
 from ka2l_ray.planning.asking import annotating, rewording
@@ -49,6 +50,7 @@ def lines(config: Config, extent: Extent, shape: Shape, adapter_parameters: int)
     if config.decode.enabled:
         found.append(estimate.decoding())
     found += [
+        estimate.knowing(),
         annotating(config, extent, estimate.curves, estimate.sampling),
         estimate.finetuning(adapter_parameters),
         estimate.evaluating(),
@@ -89,6 +91,16 @@ class _Estimate:
         return min(
             sum(replay_counts(self.config.finetune.replay, self.config.active.budget)), self.extent.splits["pool"]
         )
+
+    @property
+    def facts(self) -> int:
+        """Facts that accuracy is over, all of which the base model may know."""
+        return self.extent.splits["eval" if eval_scope(self.config) == "other" else "pool"]
+
+    @property
+    def noise_floor(self) -> int:
+        """Questions that the base model is asked after other solved examples, where the prompt has some."""
+        return self.facts if self.config.finetune.prompt.solved else 0
 
     @property
     def layers(self) -> Sequence[int]:
@@ -150,6 +162,24 @@ class _Estimate:
             does=f"{'two prompt passes' if twice else 'one prompt pass'}, {answers} answers of at most {most} tokens",
         )
 
+    def knowing(self) -> Line:
+        """Every fact's question asked again and, where the answer is right, sampled; at most all of them."""
+        config, shape, extent = self.config, self.shape, self.extent
+        pool, answers, most = config.evaluate.pool, 1 + config.collect.samples, config.collect.max_new_tokens
+        copies = min(pool.batch_rows * answers, max(answers, pool.batch_tokens // (extent.tuned_own + most)))
+        return replace(
+            self.line("known", self.facts, pool),
+            read_tokens=self.facts * 2 * extent.tuned_own,
+            written_tokens=self.facts * (1 + answers) * most,
+            memory_bytes=shape.weight_bytes
+            + (pool.batch_tokens + extent.tuned_shared) * shape.cache_bytes
+            + copies * shape.vocabulary * LOGIT_BYTES,
+            memory_is=f"weights, cache of {pool.batch_tokens:,} tokens, logits of {copies:,} rows",
+            storage_bytes=self.facts * answers * TEXT_BYTES,
+            does=f"where the base model is right, at most everywhere: one more answer and {config.collect.samples} "
+            "samples",
+        )
+
     def scoring(self, stage: str, rows: int) -> Line:
         shape, pool = self.shape, self.config.score.pool
         with_state = bool(that_need(Need.STATES, self.config.active.strategies))
@@ -182,24 +212,26 @@ class _Estimate:
         )
 
     def evaluating(self) -> Line:
-        """The eval split by the base model and after every training, under both prompts; then once more what the round
-        replayed."""
+        """The eval split by the base model and after every training, under both prompts; once more what the round
+        replayed; and the noise floor."""
         config, shape, extent = self.config, self.shape, self.extent
         pool, times = config.evaluate.pool, 1 + self.trainings
         asked, replayed = times * extent.splits["eval"], self.trainings * self.replayed
+        more = replayed + self.noise_floor
         both = config.corpus.prompt != config.finetune.prompt
-        rows = asked * (1 + both) + replayed
+        rows = asked * (1 + both) + more
         logits = min(pool.batch_rows, max(extent.splits["eval"], 1)) * shape.vocabulary * LOGIT_BYTES
         return replace(
             self.line("evaluate", rows, pool),
-            read_tokens=(asked + replayed) * extent.tuned_own + asked * extent.own * both,
+            read_tokens=(asked + more) * extent.tuned_own + asked * extent.own * both,
             written_tokens=rows * config.collect.max_new_tokens,
             memory_bytes=shape.weight_bytes + pool.batch_tokens * shape.cache_bytes + logits,
             memory_is=f"weights, cache of {pool.batch_tokens:,} tokens",
             storage_bytes=rows * TEXT_BYTES,
             does=f"{times} times the eval split (base model and {self.trainings} trainings)"
             + (" under corpus.prompt and under finetune.prompt" if both else "")
-            + f", and {replayed:,} replayed questions",
+            + f", and {replayed:,} replayed questions"
+            + (f"; {self.noise_floor:,} at most for the noise floor" if self.noise_floor else ""),
         )
 
     def finetuning(self, adapter_parameters: int) -> Line:

@@ -21,7 +21,7 @@ from ka2l_ray.report.canvas import Drawing, on_paper
 from ka2l_ray.report.folds import fold_numbers
 from ka2l_ray.report.headline import Plan, result_sentence
 from ka2l_ray.report.knowledge_map import known_map
-from ka2l_ray.report.summary import known_changes, savings, spendings
+from ka2l_ray.report.summary import known_changes, last_changes, savings, spendings
 from ka2l_ray.report.tables import bought_questions, decoded_questions, entropy_counts, probe_states, topic_counts
 from ka2l_ray.report.templates import environment
 from ka2l_ray.report.topics import Topic, topic_shares, topics
@@ -58,7 +58,10 @@ DECODE_MEASURES = {
 }
 _EMPTY = {
     **dict.fromkeys(
-        ("config_hash", "model", "seed", "command", "label", "search", "decode", "eval_scope", "eval_wording")
+        (
+            *("config_hash", "model", "seed", "command", "label", "search", "decode", "eval_scope", "eval_wording"),
+            *("known", "noise_floor"),
+        )
     ),
     **{
         "versions": {},
@@ -138,6 +141,7 @@ def render(run: Run, results: Results, svgs: Mapping[str, str | None], shown_top
             bought=bought,
             savings=savings(results["saving"]),
             changes=known_changes(results["rounds"]),
+            last_changes=last_changes(results["rounds"]),
             spendings=spendings(results["rounds"]),
             other_prompt=any(r.get("corpus_prompt_accuracy") is not None for r in results["rounds"]),
             taught=any(r.get("taught_accuracy") is not None for r in results["rounds"]),

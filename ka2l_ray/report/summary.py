@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from ka2l_ray.report.curves import curves
-from ka2l_ray.results_schema import RoundResult, SavingResult
+from ka2l_ray.results_schema import Portion, RoundResult, SavingResult
 from ka2l_ray.schema import ANNOTATION_STATUSES
 
 
@@ -31,6 +31,16 @@ class Change:
     strategy: str
     before: float
     after: float
+
+
+@dataclass(frozen=True)
+class Changed:
+    """What one strategy and seed has lost and gained after its last round."""
+
+    strategy: str
+    seed: int
+    lost: Portion
+    gained: Portion
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,15 @@ def known_changes(rounds: Sequence[RoundResult]) -> list[Change]:
     """Accuracy on the known set, of every strategy that has it both before and after."""
     means = {curve.strategy: curve.mean for curve in curves(rounds, "known_accuracy") if len(curve.mean) > 1}
     return [Change(strategy, mean[0][1], mean[-1][1]) for strategy, mean in means.items()]
+
+
+def last_changes(rounds: Sequence[RoundResult]) -> list[Changed]:
+    """What was lost and gained, of every strategy and seed, in order of appearance; without those that have played no
+    round."""
+    last = {(r["strategy"], r["seed"]): r for r in sorted(rounds, key=lambda r: r["round"])}
+    curves_in_order = dict.fromkeys((r["strategy"], r["seed"]) for r in rounds)
+    found = ((curve, last[curve].get("lost"), last[curve].get("gained")) for curve in curves_in_order)
+    return [Changed(*curve, lost, gained) for curve, lost, gained in found if lost and gained]
 
 
 def spendings(rounds: Sequence[RoundResult]) -> list[Spent]:

@@ -22,9 +22,10 @@ from ka2l_ray.annotate.file import ASKED
 from ka2l_ray.cli import app as cli
 from ka2l_ray.config import parse_config
 from ka2l_ray.dataflow import records
+from ka2l_ray.dataflow.attempts import ShardFile
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.dataflow.storage import Folder
-from ka2l_ray.pipeline import loop, table
+from ka2l_ray.pipeline import loop, retry, table
 
 SMOKE = Path(__file__).parents[2] / "jobs/configs/smoke.yaml"
 SECONDS = {RoundState.ACQUIRE: 1.0, RoundState.ANNOTATE: 2.0, RoundState.FINETUNE: 40.0, RoundState.EVALUATE: 3.0}
@@ -181,6 +182,16 @@ def test_a_redo_killed_half_way_is_finished_before_any_step_runs(
     assert (run.folder / "strategies").exists()
     assert loop.execute(run, "evaluate", "a test")["time_s"] == {"evaluate": BASE_EVALUATION_S}
     assert not (run.folder / "strategies").exists()
+
+
+def test_what_is_known_is_told_anew_once_failed_rows_of_it_are_done_again(run: Run) -> None:
+    file = ShardFile.new(0, "0123abcd", 1, 1)
+    stated = {"rows_in": 1, "errors": 1, "stage": "evaluate", "shard_rows": 1}
+    run.base("known/asked_again").close([{"name": f"data/{file.name}", "rows": 1}], **stated)
+    run.base("known").write((None, pa.Table.from_pylist([], schema=schema.KNOWN)))
+    assert retry.retry_errors(run) == {"known/asked_again": 1}
+    assert not run.base("known").is_done
+    assert not run.base("known/asked_again").is_done
 
 
 @pytest.mark.parametrize("name", ["annotate", "finetune", "evaluate", "run"])

@@ -79,4 +79,34 @@ def test_accuracy_is_over_pool_facts_in_a_wording_that_was_never_taught(played: 
     assert tuned.get("taught_same_words") == 1.0
     assert (tuned.get("taught_accuracy") or 0) >= 0.5
     assert (tuned["accuracy"] or 0) > base["accuracy"]
-    assert tuned["known_accuracy"] is not None
+
+
+def test_samples_are_drawn_of_what_is_right_in_both_wordings_and_losses_are_over_what_is_known(
+    played: tuple[Run, Results],
+) -> None:
+    run, results = played
+    evaluated = run.base("evaluation").read(["id", "fact_id", "scope", "correct"]).to_pylist()
+    right = {s: {r["fact_id"] for r in evaluated if r["scope"] == s and r["correct"]} for s in ("pool", "same")}
+    again = run.base("known/asked_again").read(["fact_id", "correct", "samples"]).to_pylist()
+    assert {r["fact_id"] for r in again} == right["pool"] & right["same"]
+    assert all(r["correct"] for r in again), "eval has asked them in these words"
+    drawn = {"questions": len(again), "samples": run.config.collect.samples * len(again)}
+    assert results["evaluation_ledger"]["known"] == drawn
+    classes = {r["fact_id"]: r["class"] for r in run.base("known").read().to_pylist()}
+    facts = [r["fact_id"] for r in evaluated if r["scope"] == "pool"]
+    assert {*classes} == {*facts}
+    assert {f for f, kind in classes.items() if kind != "wrong"} == right["pool"]
+    known = {f for f, kind in classes.items() if kind == "known"}
+    assert known <= right["pool"] & right["same"]
+    assert len(known) > 10
+    assert results["known"] == {k: sum(c == k for c in classes.values()) for k in ("known", "shaky", "wrong")}
+    figures = results["rounds"][1]
+    lost, gained = figures.get("lost"), figures.get("gained")
+    assert lost
+    assert gained
+    examples = Table(run.round("ka2l", 0, 1) / "finetune/examples")
+    touched = {*examples.read(["id"])["id"].to_pylist()}
+    assert lost["of"] == len(known - touched)
+    assert gained["of"] == sum(kind == "wrong" and fact not in touched for fact, kind in classes.items())
+    assert figures["known_accuracy"] == 1 - lost["count"] / lost["of"]
+    assert results["noise_floor"] is None, "the world's prompt has no examples that could be others"

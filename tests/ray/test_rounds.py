@@ -17,6 +17,8 @@ from runs import SMOKE, copied, small
 from ka2l_ray import schema
 from ka2l_ray.active import schedule
 from ka2l_ray.active.examples import watched_questions
+from ka2l_ray.active.known import find_known
+from ka2l_ray.active.outcome import known_counts, noise_floor
 from ka2l_ray.active.replay import replay_counts
 from ka2l_ray.active.reprobe import own_run, reprobe, scoring_run
 from ka2l_ray.active.round import Round, RoundState
@@ -71,6 +73,30 @@ def test_a_round_keeps_its_ledger_and_the_same_replay_size_for_every_strategy(co
         Run(r.folder, r.run.config).table("finetune/replay_questions") for r in schedule.planned_rounds(compared[0])
     ]
     assert [t.rows for t in tables] == [wanted, wanted]
+
+
+def test_the_world_is_asked_in_its_own_words_and_the_noise_floor_is_over_what_is_known_or_wrong(
+    compared: list[Run], tmp_path: Path
+) -> None:
+    """The world's model was trained on bare prompts only, so that solved examples make it lose what it knows."""
+    run = copied(compared[0], small(tmp_path, *ROUNDS, "finetune.prompt={style: fewshot, shots: 2}"))
+    evaluated = run.base("evaluation").read(["fact_id", "scope", "correct"]).to_pylist()
+    right = {r["fact_id"] for r in evaluated if r["scope"] == "pool" and r["correct"]}
+    asked = run.base("known/asked_again").read(["fact_id", "correct", "samples"]).to_pylist()
+    assert {r["fact_id"] for r in asked} == right
+    assert [len(r["samples"]) for r in asked] == [run.config.collect.samples * r["correct"] for r in asked]
+    counts = known_counts(run)
+    assert counts
+    assert counts["known"] > 5
+    assert noise_floor(run) is None
+    find_known(run)
+    floor = noise_floor(run)
+    assert floor
+    assert (floor["lost"]["of"], floor["gained"]["of"]) == (counts["known"], counts["wrong"])
+    assert floor["lost"]["count"] > 0
+    booked = results.gather(run, "a test")["evaluation_ledger"]
+    assert booked["known"] == {"questions": len(asked), "samples": sum(len(r["samples"]) for r in asked)}
+    assert booked["noise_floor"]["questions"] == counts["known"] + counts["wrong"]
 
 
 def test_a_comparison_goes_on_at_the_step_it_was_killed_in(compared: list[Run]) -> None:

@@ -182,6 +182,34 @@ def test_the_page_says_how_many_questions_are_graded_and_why_the_objective_fell_
     assert _row(html, "semantic entropy, against wrong greedy answers (1,146 wrong, 1,054 right)") == ["0.931"]
 
 
+def portion(count: int, of: int) -> dict[str, Any]:
+    return {"share": count / of, "count": count, "of": of}
+
+
+@pytest.mark.parametrize("has_floor", [True, False])
+def test_losses_and_gains_stand_beside_the_noise_floor(
+    tmp_path: Path, results: dict[str, Any], has_floor: bool
+) -> None:
+    changed = {"lost": portion(3, 150), "gained": portion(4, 200)}
+    rounds = [r | (changed if r["round"] == 3 else {"lost": portion(9, 150)}) for r in results["rounds"]]
+    floor = {"lost": portion(6, 250), "gained": portion(3, 300)} if has_floor else None
+    ledger = {"known": {"questions": 560, "samples": 2600}}
+    known = {"known": 250, "shaky": 50, "wrong": 300}
+    told = {"rounds": rounds, "known": known, "noise_floor": floor, "evaluation_ledger": ledger}
+    run = open_run(tmp_path)
+    (run.folder / "results.json").write_json(results | told)
+    html = (write_report(run) / "index.html").read_bytes().decode()
+    table = html.partition('id="lost-and-gained"')[2].partition("</table>")[0].replace("\N{NO-BREAK SPACE}", " ")
+    assert _row(table, "random") == ["0", "2.0 % (3 of 150)", "2.0 % (4 of 200)"]
+    if has_floor:
+        assert _row(table, "noise floor") == ["–", "2.4 % (6 of 250)", "1.0 % (3 of 300)"]
+    text = " ".join(Page(html).text.split())
+    assert "the base model knows 250 (right greedily in both wordings, and in more than half" in text
+    assert "50 are shaky (right, but not that surely), 300 wrong." in text
+    assert "Evaluation alone asked the base model 560 questions, and drew 2,600 samples, for known;" in text
+    assert ("so there is no noise floor" in text) is not has_floor
+
+
 def test_what_others_wrote_is_escaped(tmp_path: Path, results: dict[str, Any]) -> None:
     attack = "<script>alert('$x$')</script> & co"
     results |= {"command": f"ka2l run {attack}", "model": attack, "versions": {attack: attack}}

@@ -196,6 +196,16 @@ def test_each_switch_adds_its_cost() -> None:
     assert plain["finetune"].storage_bytes - unmerged.storage_bytes == 16 * 16_060_522_496
 
 
+def test_telling_what_the_model_knows_is_planned_for_every_fact_that_it_may_know() -> None:
+    known = by_stage(overridden())["known"]
+    assert known.rows == 13_838  # eval asks other facts, each in one wording
+    assert (known.read_tokens, known.written_tokens) == (13_838 * 2 * 25, 13_838 * 12 * 32)
+    again = by_stage(overridden("corpus.rewordings={source: column}"))
+    assert again["known"].rows == again["score"].rows  # the pool
+    shots = by_stage(overridden("corpus.rewordings={source: column}", "finetune.prompt={style: fewshot, shots: 4}"))
+    assert shots["evaluate"].rows - again["evaluate"].rows == again["score"].rows  # the noise floor
+
+
 def test_a_model_spread_over_several_gpus_takes_a_part_of_each() -> None:
     line = by_stage(overridden("collect.pool.gpus=4", "collect.pool.min=2", "collect.pool.max=2"))["collect"]
     assert line.gpu_bytes == round(line.memory_bytes / 4)

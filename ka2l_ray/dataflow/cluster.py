@@ -7,9 +7,13 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import ray
+from ray._private import worker as ray_worker
 from ray.data import DataContext
 
 from ka2l_ray.config import Config, ConfigError
@@ -86,6 +90,21 @@ def _quiet_ray() -> None:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    if not hasattr(ray_worker.print_worker_logs, "__wrapped__"):
+        ray_worker.print_worker_logs = _without_counts(ray_worker.print_worker_logs)
+
+
+def _without_counts(show: Callable[..., None]) -> Callable[..., None]:
+    """Ray's printing of a cluster's messages without those that count its idle processes, for which it has no switch:
+    on two cores eight are enough for a warning."""
+
+    @wraps(show)
+    def shown(data: dict[str, Any], *rest: object, **named: object) -> None:
+        lines = [line for line in data["lines"] if "worker processes have been started" not in line]
+        if lines:
+            show(data | {"lines": lines}, *rest, **named)
+
+    return shown
 
 
 def _warn_of_dead_cluster() -> None:

@@ -12,6 +12,7 @@ import ray.data
 from ray.exceptions import RayTaskError, TaskCancelledError, WorkerCrashedError
 
 from ka2l_ray.config import ConfigError
+from ka2l_ray.dataflow.cluster import _without_counts
 from ka2l_ray.dataflow.tasks import cancel, raised_by_library
 from ka2l_ray.errors import StageError, UserError, internal
 from ka2l_ray.pipeline.curves import play_side_by_side
@@ -128,3 +129,11 @@ def test_a_librarys_error_in_a_curve_is_no_mistake_of_the_user_and_names_curve_a
         "run again",
         line,
     )
+
+
+def test_ray_does_not_count_its_processes_on_the_terminal() -> None:
+    shown = []
+    show = _without_counts(lambda data: shown.append(data["lines"]))
+    show({"lines": ["WARNING: 8 PYTHON worker processes have been started on node: 3c2d"]})
+    show({"lines": ["a node is out of disk space", "16 PYTHON worker processes have been started on node: 3c2d"]})
+    assert shown == [["a node is out of disk space"]]

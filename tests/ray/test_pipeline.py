@@ -151,10 +151,10 @@ def test_a_step_that_failed_and_went_on_books_both_attempts(run: Run, marks: Mar
 
 def test_a_commands_time_is_booked_if_it_did_anything(run: Run, marks: Marks) -> None:
     rounds_s = 2 * sum(SECONDS.values())
-    assert loop.execute(run, "evaluate", "a test", before_s=7.0)["wall_s"] == 7.0 + BASE_EVALUATION_S
-    assert loop.execute(run, "evaluate", "a test", before_s=7.0)["wall_s"] == 7.0 + BASE_EVALUATION_S
+    assert loop.execute(run, "evaluate", "a test", before_s=7.0).get("wall_s") == 7.0 + BASE_EVALUATION_S
+    assert loop.execute(run, "evaluate", "a test", before_s=7.0).get("wall_s") == 7.0 + BASE_EVALUATION_S
     for _ in range(2):
-        assert loop.execute(run, None, "a test", before_s=8.0)["wall_s"] == 15.0 + BASE_EVALUATION_S + rounds_s
+        assert loop.execute(run, None, "a test", before_s=8.0).get("wall_s") == 15.0 + BASE_EVALUATION_S + rounds_s
 
 
 def test_redoing_a_base_step_books_it_anew(run: Run, marks: Marks) -> None:

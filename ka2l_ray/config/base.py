@@ -12,11 +12,11 @@ from typing import Annotated, Self, TypeVar, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, model_validator
 
 HOLDS_KEY = re.compile(
-    r"://[^/?]*@|://[^?]*\?(?:.*(?:secret|password|token|access_key|account_key|sas|credential)[^=&]*=|.*//[^/]*@|"
+    r"://(?!anonymous@)[^/?]*@|://[^?]*\?(?:.*(?:secret|password|token|access_key|account_key|sas|credential)[^=&]*=|.*//[^/]*@|"
     r".*%2F%2F[^&]*%40)",
     re.IGNORECASE | re.DOTALL,
 )
-"""Matches a URI that holds a key, a password or a user's name."""
+"""Matches a URI that holds a key, a password or a user's name; `anonymous@` is Arrow's word for none."""
 Address = TypeVar("Address", bound=str | tuple[str, ...] | None)
 
 

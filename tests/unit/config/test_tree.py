@@ -195,6 +195,7 @@ def test_keys_in_the_storage_uri_are_refused_and_not_repeated(load):
     with pytest.raises(ConfigError, match=r"`run\.storage` = …: must contain no keys") as refused:
         load("", "run.storage=s3://AKIA:sesame@bucket/runs")
     assert "sesame" not in str(refused.value)
+    assert load("", "run.storage=gs://anonymous@bucket/runs").run.storage == "gs://anonymous@bucket/runs"
 
 
 def test_keys_in_the_folder_of_replies_are_refused_and_not_repeated(load):

@@ -70,7 +70,7 @@ def test_a_whole_run_grows_the_cluster_and_lets_it_shrink(cluster: Growing, fold
     done = submit(cluster, folder, installed, *run_of(folder, gpus, "ray.tasks.labels={ka2l/node-type: cpu-spot}"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((folder / "runs/smoke/results.json").read_text())["rounds"]
-    assert cluster.largest("gpu-spot") == 2, cluster.sizes
+    assert cluster.largest("gpu-spot") >= 2, cluster.sizes  # the stage alone: test_stage.py
     assert cluster.largest("cpu-spot") >= 1, cluster.sizes
     cluster.wait_until_head_alone()
 

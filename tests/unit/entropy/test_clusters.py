@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ka2l_ray.corpus.formats import Question
 from ka2l_ray.entropy.clusters import cluster
 from ka2l_ray.text.grading import are_equal
 
@@ -19,6 +20,26 @@ from ka2l_ray.text.grading import are_equal
 )
 def test_clusters_are_numbered_in_order_of_first_appearance(answers, numbers):
     assert cluster(answers) == numbers
+
+
+ALIKE = {
+    "1,776": "1776",
+    "$5,000": "5000",
+    "1939–1945": "1939-1945",
+    "U.S.": "US",
+    "J.R.R. Tolkien": "JRR Tolkien",
+    "«Liberté»": "Liberté",
+    "東京。": "東京",
+    "−40": "-40",
+}
+
+
+@pytest.mark.parametrize(("one", "other"), [*ALIKE.items(), ("-40", "40"), ("C++", "C"), ("C#", "C")])
+def test_spellings_share_a_cluster_and_a_question(one, other):
+    """Samples are clustered, and questions found to be the same, by one rule."""
+    alike = ALIKE.get(one) == other
+    assert (len(set(cluster([one, other]))) == 1) == alike
+    assert (Question(f"What is {one}?", ()).id == Question(f"What is {other}?", ()).id) == alike
 
 
 def test_an_equivalence_that_is_not_transitive_is_followed_greedily():

@@ -45,7 +45,7 @@ class Shape:
     head_parameters: int
     """Final norm and head; a head that shares the embedding's weights counts 0."""
     cache_values: int
-    """Keys and values that one token leaves in all blocks together."""
+    """Keys and values that one token leaves in all blocks together; 0 where the model has no attention heads."""
     bytes_per_value: int
     quantization: str
 
@@ -79,7 +79,6 @@ def shape_of(model: ModelSection) -> Shape:
     text = config.get_text_config()
     block = sum(p.numel() for b in blocks(whole.base_model, text.num_hidden_layers) for p in b.parameters())
     embedding = sum(p.numel() for p in whole.get_input_embeddings().parameters())
-    head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     dtype = model.dtype if model.dtype != "auto" else str(text.dtype or "float32").removeprefix("torch.")
     has_limit = "max_position_embeddings" in {*text.to_dict(), *text.attribute_map}
     return Shape(
@@ -91,7 +90,7 @@ def shape_of(model: ModelSection) -> Shape:
         block_parameters=block,
         embedding_parameters=embedding,
         head_parameters=sum(p.numel() for p in whole.parameters()) - block - embedding,
-        cache_values=2 * text.num_hidden_layers * _cached_heads(text) * head_width,
+        cache_values=2 * text.num_hidden_layers * _cached_width(text),
         bytes_per_value=getattr(torch, dtype).itemsize,
         quantization=model.quantization,
     )
@@ -103,13 +102,19 @@ def _without_weights(config: PreTrainedConfig, model: ModelSection) -> PreTraine
         return AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
 
 
-def _cached_heads(text: PreTrainedConfig) -> int:
-    """Heads whose keys and values transformers caches. In Falcon and GPT-BigCode, `multi_query` says that all heads
-    share one; in Falcon's newer models, whose heads share theirs in groups, each head's copy is cached."""
+def _cached_width(text: PreTrainedConfig) -> int:
+    """Numbers in the keys of one token in one block, and in its values, as transformers caches them; 0 without
+    attention heads, as in state space models, whose state is as large after any number of tokens. In Falcon and
+    GPT-BigCode, `multi_query` says that all heads share one; in Falcon's newer models, whose heads share theirs in
+    groups, each head's copy is cached."""
+    heads: int = getattr(text, "num_attention_heads", 0)
+    if not heads:
+        return 0
     fields = text.to_dict()
+    width = getattr(text, "head_dim", None) or text.hidden_size // heads
     if fields.get("multi_query") and not fields.get("new_decoder_architecture"):
-        return 1
-    return fields.get("num_key_value_heads") or text.num_attention_heads
+        return width
+    return width * (fields.get("num_key_value_heads") or heads)
 
 
 def adapter_parameters(model: ModelSection, lora: LoraSection) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from model_hub import ModelHub
-from transformers import FalconConfig, FalconForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, FalconConfig, FalconForCausalLM
 
 from ka2l_ray.config import Config, ConfigError, LoraSection, ModelSection, load_config
 from ka2l_ray.corpus.prepare import shots
@@ -275,6 +275,16 @@ def test_falcons_cache_size_follows_its_kind_of_attention(tmp_path: Path, fields
     cache = made(input_ids=torch.ones(1, 5, dtype=torch.long), use_cache=True).past_key_values
     held = sum(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values)) / 5
     assert shape_of(ModelSection(name_or_path=str(tmp_path))).cache_bytes == held
+
+
+@pytest.mark.parametrize("family", ["mamba", "falcon_mamba", "rwkv"])
+def test_a_model_without_attention_heads_caches_no_keys_and_values(tmp_path: Path, family: str) -> None:
+    fields = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "bos_token_id": 0, "eos_token_id": 0}
+    made = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **fields)).eval()
+    made.save_pretrained(tmp_path)
+    shape = shape_of(ModelSection(name_or_path=str(tmp_path)))
+    assert shape.cache_bytes == 0
+    assert shape.parameters == sum(p.numel() for p in made.parameters())
 
 
 def test_a_data_set_of_unknown_size_is_a_note_and_files_next_to_it_count(tmp_path: Path) -> None:

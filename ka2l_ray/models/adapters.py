@@ -30,14 +30,18 @@ def check_adapter(model: ModelSection) -> None:
         raise ConfigError(f"{folder.path}: contains no adapter_model.safetensors; pickle files are not read")
 
 
+STAND_IN = "Who?"
+"""In the place of questions, and of solved examples and their answers, which are drawn from the corpus later."""
+
+
 def check_tokens(model: ModelSection, *prompts: PromptSection) -> None:
     """Raise `ConfigError` where prompts, or the end of a taught answer, contain a token that was added to the tokenizer
-    and that the model has no embedding for. Solved examples are not known yet."""
+    and that the model has no embedding for. What the corpus says is not known yet: a `STAND_IN` is in its place."""
     tokenizer, rows = load_tokenizer(model), configuration(model).get_text_config().vocab_size
     used = {end_id(tokenizer)}
     for prompt in prompts:
-        if not prompt.solved:
-            used |= {i for p in Prompter(tokenizer, resolve(prompt, (), tokenizer))(["Who?"]) for i in p.ids}
+        whole = resolve(prompt, [(STAND_IN, STAND_IN)] * prompt.solved, tokenizer)
+        used |= {i for p in Prompter(tokenizer, whole)([STAND_IN]) for i in p.ids}
     if beyond := sorted(i for i in used if i >= rows):
         names = ", ".join(f"{tokenizer.convert_ids_to_tokens(i)!r} ({i})" for i in beyond)
         raise ConfigError(

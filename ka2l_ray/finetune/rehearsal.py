@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ka2l_ray.config import FinetuneSection, LoraSection, ModelSection, PromptSection
 from ka2l_ray.dataflow.manifests import Table
@@ -31,9 +31,15 @@ ROWS, TOKENS, LEARNING_RATE = 2, 12, 1e-2
 
 
 def rehearse(model: ModelSection, finetune: FinetuneSection) -> None:
-    """Raise `ConfigError` for fine-tuning that is sure to fail: a precision that cannot be trained in, LoRA targets or
-    dropout that the model's modules do not take, weights that are others once they are saved, merged or loaded."""
+    """Raise `ConfigError` for fine-tuning that is sure to fail: all weights of a checkpoint that is stored quantized, a
+    precision that cannot be trained in, LoRA targets or dropout that the model's modules do not take, weights that are
+    others once they are saved, merged or loaded."""
     config = configuration(model)
+    if finetune.mode == "full" and (method := _stored_quantized(config)):
+        raise ConfigError(
+            f"finetune.mode = full: the weights of {model.name_or_path!r} are stored quantized ({method}) and cannot "
+            "be trained; set finetune.mode: lora, or name a checkpoint in model.name_or_path that is not quantized"
+        )
     stored = str(config.get_text_config().dtype or torch.float32).removeprefix("torch.")
     precision = next(p for p in (finetune.precision, model.dtype, stored) if p != "auto")
     if getattr(torch, precision) not in TRAINED_IN:
@@ -43,6 +49,17 @@ def rehearse(model: ModelSection, finetune: FinetuneSection) -> None:
     tried = Tried(finetune.mode, finetune.lora, finetune.merge, finetune.gradient_checkpointing, finetune.zero_stage)
     if problem := _verdict(Configured(config), model.trust_remote_code, tried):
         raise ConfigError(problem)
+
+
+def _stored_quantized(config: PreTrainedConfig) -> str | None:
+    """How a checkpoint's weights stay quantized once they are loaded; None where they do not. Loading undoes it where
+    the checkpoint asks for that."""
+    for part in (config, config.get_text_config()):
+        stored = getattr(part, "quantization_config", None)
+        fields = stored if isinstance(stored, dict) else stored.to_dict() if stored else {}
+        if fields and not fields.get("dequantize"):
+            return str(fields.get("quant_method", "unknown method"))
+    return None
 
 
 class Tried(NamedTuple):

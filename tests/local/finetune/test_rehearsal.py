@@ -9,6 +9,7 @@ from ka2l_ray.config import ConfigError, FinetuneSection, LoraSection, ModelSect
 from ka2l_ray.finetune.model import with_new_adapters
 from ka2l_ray.finetune.rehearsal import rehearse
 
+AWQ = {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128}}
 HEAD = {"targets": ("q_proj", "lm_head")}
 
 
@@ -25,7 +26,10 @@ HEAD = {"targets": ("q_proj", "lm_head")}
         ("llama", {"dtype": "float16"}, {}, {"precision": "bfloat16"}, None),
         ("qwen3_moe", {}, {"dropout": 0.05}, {}, "finetune.lora.dropout = 0.05 does not go with this model"),
         ("qwen3_moe", {}, {}, {"merge": True}, None),
-        ("llama", {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128}}, {}, {}, None),
+        ("llama", AWQ, {}, {}, None),
+        ("llama", AWQ, None, {}, r"finetune.mode = full: .* are stored quantized \(awq\) .*; set finetune.mode: lora"),
+        ("llama", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, None, {}, r"stored quantized \(gptq\)"),
+        ("llama", {"quantization_config": {"quant_method": "fp8", "dequantize": True}}, None, {}, None),
         ("mamba", {}, {}, {}, "finetune.mode = lora: a tiny form of the model cannot be trained"),
     ],
 )

@@ -87,14 +87,15 @@ def load_model(model: ModelSection, adapter: str | None = None, placement: Place
     """The whole model with its LM head.
 
     `adapter` is a local folder with weights tuned from the model. A PEFT adapter is merged on top of `model.adapter`,
-    because it was trained there; a full model replaces everything. On quantized weights an adapter is not merged,
-    because merging would round it away. Raises `ConfigError` where this process cannot use the GPUs of its `placement`,
-    or an adapter has no safetensors.
+    because it was trained there; a full model replaces everything. On quantized weights, also those that are stored so,
+    an adapter is not merged: merging would round it away, or PEFT cannot do it. Raises `ConfigError` where this process
+    cannot use the GPUs of its `placement`, or an adapter has no safetensors.
     """
     placement.check()
     if adapter is not None and (Path(adapter) / PEFT_CONFIG).exists():
         adapted = with_adapter(load_model(model, placement=placement), adapter)
-        return (adapted.merge_and_unload() if model.quantization == "none" else adapted.get_base_model()).eval()
+        base = adapted.get_base_model()
+        return (base if getattr(base, "is_quantized", False) else adapted.merge_and_unload()).eval()
     if adapter is None and model.adapter is not None:
         folder = str(local_copy(model.adapter, cache=model.cache))
         return load_model(model.model_copy(update={"adapter": None}), folder, placement)

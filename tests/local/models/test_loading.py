@@ -13,7 +13,7 @@ from transformers import ByT5Tokenizer
 
 from ka2l_ray.config import ModelSection, PromptSection
 from ka2l_ray.models.activations import blocks, prompt_states
-from ka2l_ray.models.loading import check_model, depth_and_width, load_blocks, load_model
+from ka2l_ray.models.loading import check_model, depth_and_width, load_blocks, load_model, with_adapter
 from ka2l_ray.models.prompts import encode
 
 DEPTH = 3
@@ -83,6 +83,19 @@ def test_an_adapter_trained_on_a_tuned_model_is_merged_on_top_of_it(tuned, tmp_p
     loaded = load_model(section(folder, start), str(tmp_path / "again"))
     torch.testing.assert_close(loaded.state_dict(), again.state_dict(), atol=1e-4, rtol=1e-4)
     assert not loaded.training
+
+
+def test_on_weights_that_are_stored_quantized_an_adapter_is_not_merged(tokenizer, encoded, tmp_path):
+    tiny_model("llama", tokenizer).save_pretrained(tmp_path / "plain")
+    plain = ModelSection(name_or_path=str(tmp_path / "plain"))
+    load_model(plain.model_copy(update={"quantization": "8bit"})).save_pretrained(tmp_path / "base")
+    save_adapter(load_model(plain), tmp_path / "adapter", seed=1)
+    stored = ModelSection(name_or_path=str(tmp_path / "base"))
+    loaded = load_model(stored, str(tmp_path / "adapter"))
+    wanted = with_adapter(load_model(stored), str(tmp_path / "adapter")).eval()
+    assert any("lora_B" in name for name in loaded.state_dict())
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded(**encoded.inputs()).logits, wanted(**encoded.inputs()).logits)
 
 
 def test_a_full_model_replaces_everything(tuned):

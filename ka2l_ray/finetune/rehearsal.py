@@ -31,15 +31,12 @@ ROWS, TOKENS, LEARNING_RATE = 2, 12, 1e-2
 
 
 def rehearse(model: ModelSection, finetune: FinetuneSection) -> None:
-    """Raise `ConfigError` for fine-tuning that is sure to fail: all weights of a checkpoint that is stored quantized, a
-    precision that cannot be trained in, LoRA targets or dropout that the model's modules do not take, weights that are
-    others once they are saved, merged or loaded."""
+    """Raise `ConfigError` for fine-tuning that is sure to fail: training all weights of a checkpoint that is stored
+    quantized or merging into them, a precision that cannot be trained in, LoRA targets or dropout that the model's
+    modules do not take, weights that are others once they are saved, merged or loaded."""
     config = configuration(model)
-    if finetune.mode == "full" and (method := _stored_quantized(config)):
-        raise ConfigError(
-            f"finetune.mode = full: the weights of {model.name_or_path!r} are stored quantized ({method}) and cannot "
-            "be trained; set finetune.mode: lora, or name a checkpoint in model.name_or_path that is not quantized"
-        )
+    if method := _stored_quantized(config):
+        _check_quantized(model.name_or_path, method, finetune)
     stored = str(config.get_text_config().dtype or torch.float32).removeprefix("torch.")
     precision = next(p for p in (finetune.precision, model.dtype, stored) if p != "auto")
     if getattr(torch, precision) not in TRAINED_IN:
@@ -49,6 +46,19 @@ def rehearse(model: ModelSection, finetune: FinetuneSection) -> None:
     tried = Tried(finetune.mode, finetune.lora, finetune.merge, finetune.gradient_checkpointing, finetune.zero_stage)
     if problem := _verdict(Configured(config), model.trust_remote_code, tried):
         raise ConfigError(problem)
+
+
+def _check_quantized(name: str, method: str, finetune: FinetuneSection) -> None:
+    if finetune.mode == "full":
+        raise ConfigError(
+            f"finetune.mode = full: the weights of {name!r} are stored quantized ({method}) and cannot be trained; set "
+            "finetune.mode: lora, or name a checkpoint in model.name_or_path that is not quantized"
+        )
+    if finetune.merge:
+        raise ConfigError(
+            f"finetune.merge = true: the weights of {name!r} are stored quantized ({method}), and merging into them "
+            "loses precision or is not possible; set finetune.merge: false"
+        )
 
 
 def _stored_quantized(config: PreTrainedConfig) -> str | None:

@@ -28,6 +28,7 @@ HEAD = {"targets": ("q_proj", "lm_head")}
         ("qwen3_moe", {}, {}, {"merge": True}, None),
         ("llama", AWQ, {}, {}, None),
         ("llama", AWQ, None, {}, r"finetune.mode = full: .* are stored quantized \(awq\) .*; set finetune.mode: lora"),
+        ("llama", AWQ, {}, {"merge": True}, r"finetune.merge = true: .* are stored quantized \(awq\)"),
         ("llama", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, None, {}, r"stored quantized \(gptq\)"),
         ("llama", {"quantization_config": {"quant_method": "fp8", "dequantize": True}}, None, {}, None),
         ("mamba", {}, {}, {}, "finetune.mode = lora: a tiny form of the model cannot be trained"),

@@ -20,6 +20,7 @@ from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.dataflow.versions import versions
 from ka2l_ray.label.stage import label_summary
 from ka2l_ray.results_schema import Results, RoundResult, StoppedResult
+from ka2l_ray.text.grading import Grading
 from ka2l_ray.world.facts import build_world
 
 WALL = "wall"
@@ -69,9 +70,9 @@ def _evaluation_ledger(run: Run) -> dict[str, Mapping[str, float]]:
 
 
 def _prior(run: Run) -> dict[str, float]:
-    """What a guess by topic gets right, by scope of eval."""
+    """What a guess by topic gets right under the run's grading, by scope of eval."""
     batches = run.table("questions").batches(["scope", "group", "answers"], part="eval")
-    return priors(row for batch in batches for row in batch.to_pylist())
+    return priors((row for batch in batches for row in batch.to_pylist()), Grading.of(run.config))
 
 
 def _first_rows(run: Run) -> dict[str, float]:

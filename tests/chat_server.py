@@ -32,7 +32,9 @@ class ChatServer:
         self.before: Callable[[str], None] = lambda question: None
         """Called with each question before it is dealt with."""
         self.refuses: Callable[[dict[str, Any]], bytes | None] = lambda asked: None
-        """What is wrong with a request in the form in which it came, as the body of a status 400; None takes it."""
+        """What is wrong with a request in the form in which it came, as the body of a response; None takes it."""
+        self.refuses_with = 400
+        """The status of that response."""
         self.report_usage = True
         self.asked: Counter[str] = Counter()
         self.answered: Counter[str] = Counter()
@@ -64,7 +66,7 @@ class ChatServer:
         question = asked["messages"][-1]["content"]
         self.requests.append(asked)
         if refusal := self.refuses(asked):
-            send(handler, 400, refusal)
+            send(handler, self.refuses_with, refusal)
             return
         kind, _, value = (self._enter(question, dict(handler.headers)) or "").partition(" ")
         try:

@@ -27,6 +27,12 @@ _REFUSES = re.compile(
     r"|only the default",
     re.IGNORECASE,
 )
+_WRONG_REQUEST = re.compile(
+    r"(?:invalid|bad|unprocessable)[_ ]?(?:request|argument|parameter|value|entity)|validation[_ ]?error"
+    r"|(?:unsupported|unknown)[_ ]?(?:parameter|value)",
+    re.IGNORECASE,
+)
+"""How the type of an error says that the request is wrong, in place of a status."""
 _SYSTEM = re.compile(
     r"system['\"`]? (?:role|message|prompt|instruction)|role.{0,40}system|roles (?:must|are)|not support.{0,10}system",
     re.IGNORECASE | re.DOTALL,
@@ -37,11 +43,13 @@ SYSTEM = "system"
 
 @dataclass(frozen=True)
 class Complaint:
-    """What a server says is wrong: a status, which may be in the body alone, and its own words, whole."""
+    """What a server says is wrong: a status, which may be in the body alone, and its own words, whole. `status` is a
+    guess where a server sends none of its own."""
 
     status: int
     words: str
     document: JsonValue = None
+    is_guess: bool = False
 
     def __str__(self) -> str:
         return f"HTTP {self.status}: {self.words[:EXCERPT_CHARACTERS]}"
@@ -49,7 +57,7 @@ class Complaint:
 
 def complaint(status: int, body: bytes) -> Complaint | None:
     """What a response says is wrong; None where nothing is. Some servers and gateways send errors with status 200; such
-    an error counts as 500 where it has no status of its own, because it may pass."""
+    an error without a status of its own counts as 400 where its type says so, and else as 500, because it may pass."""
     document: JsonValue = None
     with suppress(ValueError, RecursionError):
         document = json.loads(body)
@@ -59,9 +67,8 @@ def complaint(status: int, body: bytes) -> Complaint | None:
     if 200 <= status < 300 and found is None:
         return None
     words = found[1] if found else body.decode(errors="replace")
-    if 200 <= status < 300:
-        status = (found and found[0]) or 500
-    return Complaint(status, " ".join(words.split()), document)
+    own = status if status >= 300 or status < 200 else found and found[0]
+    return Complaint(own or 500, " ".join(words.split()), document, is_guess=not own)
 
 
 def _error_in(document: dict[str, JsonValue]) -> tuple[int | None, str] | None:
@@ -77,10 +84,13 @@ def _error_in(document: dict[str, JsonValue]) -> tuple[int | None, str] | None:
 
 
 def _status_in(*holders: JsonValue) -> int | None:
-    """The first number among codes that is an HTTP status of an error."""
-    codes = (holder.get(name) for holder in holders if isinstance(holder, dict) for name in ("code", "status"))
-    numbers = (int(str(c)) for c in codes if str(c).isdecimal() and len(str(c)) == 3)
-    return next((n for n in numbers if 400 <= n < 600), None)
+    """The first number among codes that is an HTTP status of an error, else 400 where a type says that the request is
+    wrong."""
+    names = ("code", "status", "type")
+    codes = [str(holder.get(name)) for holder in holders if isinstance(holder, dict) for name in names]
+    numbers = (int(c) for c in codes if c.isdecimal() and len(c) == 3)
+    wrong = any(map(_WRONG_REQUEST.search, codes))
+    return next((n for n in numbers if 400 <= n < 600), 400 if wrong else None)
 
 
 def _words_in(error: JsonValue) -> str:
@@ -97,8 +107,11 @@ def _words_in(error: JsonValue) -> str:
 def refused_part(complained: Complaint, sent: Mapping[str, JsonValue]) -> str | None:
     """The optional part of a request that a server does not take from anybody: the name of a field, or `SYSTEM` for the
     system message. None where something else is wrong, also where only a value is out of bounds."""
-    text = f"{complained.words} {json.dumps(complained.document, ensure_ascii=False)}"
-    if complained.status not in (400, 422) or not _REFUSES.search(text):
+    told = complained.document
+    if isinstance(told, dict):  # an answer that was cut off is not the server's own words
+        told = {name: value for name, value in told.items() if name != "choices"}
+    text = f"{complained.words} {json.dumps(told, ensure_ascii=False)}"
+    if (complained.status not in (400, 422) and not complained.is_guess) or not _REFUSES.search(text):
         return None
     optional = [name for name in sent if name not in ("model", "messages")]
     for named in _named(complained.document):

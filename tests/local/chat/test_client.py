@@ -187,6 +187,34 @@ def test_an_error_with_status_200_is_told_in_the_servers_words(server: ChatServe
     assert server.asked == {"no": 1, "later": 2, "never": 2, "inside": 2}
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        openai("temperature", "unsupported_value", ONE_VALUE),
+        '{"error": {"type": "BadRequestError", "message": "`temperature` is deprecated for this model."}}',
+        '{"error": "temperature: unknown field"}',
+        '{"detail": [{"type": "extra_forbidden", "loc": ["body", "temperature"], "msg": "Extra inputs"}]}',
+    ],
+)
+def test_a_part_that_is_refused_with_status_200_is_left_out_too(server: ChatServer, tmp_path: Path, words: str) -> None:
+    server.refuses, server.refuses_with = refusing(temperature=words), 200
+    assert ask(server, tmp_path, "q", "r", concurrency=1, retries=0) == ["", ""]
+    assert [r.keys() >= {"temperature"} for r in server.requests] == [True, False, False]
+
+
+def test_words_of_an_answer_that_was_cut_off_refuse_nothing(server: ChatServer, tmp_path: Path) -> None:
+    choice = {"message": {"content": "an unknown temperature"}, "error": {"message": "cut off"}}
+    server.troubles["q"] = [f"body 200 {json.dumps({'choices': [choice]})}"]
+    assert ask(server, tmp_path, "q", retries=1) == [""]
+    assert all("temperature" in r for r in server.requests)
+
+
+def test_a_request_that_is_wrong_with_status_200_is_not_tried_again(server: ChatServer, tmp_path: Path) -> None:
+    error = '{"error": {"type": "invalid_request_error", "code": null, "message": "too long"}}'
+    server.troubles["q"] = [f"body 200 {error}"]
+    assert ask(server, tmp_path, "q", retries=1) == ["HTTP 400: too long"]
+
+
 def test_a_reason_is_the_servers_own_and_its_providers(server: ChatServer, tmp_path: Path) -> None:
     metadata = {"raw": "quota of project x is used up"}
     error = json.dumps({"error": {"message": "Provider returned error", "metadata": metadata}})

@@ -24,7 +24,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 from ka2l_ray.chat.claims import Claimer
 from ka2l_ray.chat.endpoint import ChatRequest, Completion, NoCompletionError, parse, without
 from ka2l_ray.chat.server_errors import Complaint, complaint, refused_part, wait_asked_s
-from ka2l_ray.config import EndpointSection
+from ka2l_ray.config import ConfigError, EndpointSection
 from ka2l_ray.dataflow.log import log
 from ka2l_ray.dataflow.storage import Folder
 
@@ -199,14 +199,20 @@ async def _wake_often() -> None:
 
 
 def proxy_of(url: str) -> str | None:
-    """The proxy that the environment names for an address (`HTTP_PROXY`, `HTTPS_PROXY`, `NO_PROXY`, also in lower
-    case); none for this machine itself. aiohttp's own way would also read `~/.netrc`, and fail where that has a
-    password for the host besides the key."""
+    """The proxy that the environment names for an address (`HTTP_PROXY`, `HTTPS_PROXY`, else `ALL_PROXY`; `NO_PROXY`;
+    also in lower case); none for this machine itself. aiohttp's own way would also read `~/.netrc`, and fail where that
+    has a password for the host besides the key. Raises `ConfigError` for a proxy that does not speak HTTP."""
     address = urlsplit(url)
-    named = getproxies().get(address.scheme)
+    named = getproxies().get(address.scheme) or getproxies().get("all")
     if not named or _is_this_machine(address.hostname or "") or proxy_bypass(address.netloc):
         return None
-    return named if "://" in named else f"http://{named}"
+    proxy = named if "://" in named else f"http://{named}"
+    if (kind := urlsplit(proxy).scheme) not in ("http", "https"):
+        raise ConfigError(
+            f"the environment names a {kind}:// proxy for {address.hostname}, and only http:// and https:// proxies "
+            f"can be used; set {address.scheme.upper()}_PROXY to one, or name the host in NO_PROXY"
+        )
+    return proxy
 
 
 def _is_this_machine(host: str) -> bool:

@@ -23,7 +23,7 @@ from ka2l_ray.chat.claims import Claims
 from ka2l_ray.chat.client import ChatClient, Gate, proxy_of
 from ka2l_ray.chat.endpoint import content_hash, request
 from ka2l_ray.chat.server_errors import complaint, retry_after_s, wait_asked_s
-from ka2l_ray.config import EndpointSection
+from ka2l_ray.config import ConfigError, EndpointSection
 from ka2l_ray.dataflow.storage import Folder
 
 KEY = "sk-SECRET"
@@ -333,6 +333,19 @@ def test_which_proxy(no_proxy: pytest.MonkeyPatch, url: str, bypassed: str, prox
     no_proxy.setenv("HTTPS_PROXY", "https://secure:2")
     no_proxy.setenv("no_proxy", bypassed)
     assert proxy_of(url) == proxy
+
+
+def test_the_proxy_for_all_is_that_of_an_address_without_its_own(no_proxy: pytest.MonkeyPatch) -> None:
+    no_proxy.setenv("ALL_PROXY", "socks5://ann:secret@any:3")
+    no_proxy.setenv("https_proxy", "secure:2")
+    assert proxy_of("https://a.test/v1") == "http://secure:2"
+    with pytest.raises(
+        ConfigError, match=r"names a socks5:// proxy for a\.test, and only .*; set HTTP_PROXY"
+    ) as refused:
+        proxy_of("http://a.test/v1")
+    assert "secret" not in str(refused.value)
+    no_proxy.setenv("ALL_PROXY", "any:3")
+    assert proxy_of("http://a.test/v1") == "http://any:3"
 
 
 def test_a_redirect_is_not_followed_because_it_would_carry_the_key(server, tmp_path):

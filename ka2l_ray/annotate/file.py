@@ -5,7 +5,8 @@ Out: `to_annotate.csv` and `to_annotate.jsonl`; then `answers.jsonl` in every wa
 Refuses to know: how files are parsed, Ray, tables, costs.
 
 The cell `answer` may contain the answer; nothing, which means that nobody has one; `-` or `no such thing`, which means
-that the question has none. Every question keeps its row: a missing one is an error, because it may be lost by accident.
+that the question has none. Otherwise it is read as an endpoint's reply is: `I don't know` is no answer. Every question
+keeps its row: a missing one is an error, because it may be lost by accident.
 """
 
 import contextlib
@@ -20,7 +21,8 @@ from itertools import chain, islice
 from pathlib import Path
 
 from ka2l_ray.annotate.annotators import Annotated, Asked, Waiting
-from ka2l_ray.config import ConfigError
+from ka2l_ray.chat.endpoint import text_meaning
+from ka2l_ray.config import ConfigError, EndpointSection
 from ka2l_ray.dataflow.log import log
 from ka2l_ray.dataflow.rows import (
     DELIMITERS,
@@ -49,6 +51,8 @@ ENCODINGS = (
 )
 """What spreadsheets write besides UTF-8 and UTF-16, by the country of the user; the most frequent first."""
 NO_SUCH_THING = ("-", "–", "—", "no such thing")
+USUAL = EndpointSection()
+"""Which phrases say that there is no answer, where a run has no others."""
 
 
 @dataclass(frozen=True)
@@ -142,21 +146,21 @@ def answers_in(folder: Folder) -> dict[str, Imported]:
     return {r["id"]: Imported(Annotated(r["answer"], r["status"]), r["cached"]) for r in rows}
 
 
-def import_file(path: str | Path, folders: Sequence[Folder]) -> dict[str, int]:
+def import_file(path: str | Path, folders: Sequence[Folder], phrases: EndpointSection = USUAL) -> dict[str, int]:
     """Import a file for every waiting round that it answers completely. `folders` are those of all rounds, waiting or
-    not.
+    not; `phrases` has the run's own words for no answer.
 
     Several rounds may wait, also for the same question: one answer serves them all. Everything is checked before
     anything is written. Returns how many rounds were imported, how many still wait, and how many questions were
-    answered, have no answer (`no_such_thing`) or were left blank. Raises `ConfigError` naming file, row, field and
-    what is allowed.
+    answered, have no answer (`no_such_thing`), were left blank, or have any other status that occurs. Raises
+    `ConfigError` naming file, row, field and what is allowed.
     """
     asked = {f.path: {a["id"]: a["question"] for a in (f / ASKED).read_json()} for f in folders if (f / ASKED).exists()}
     questions = {i: q for asked_there in asked.values() for i, q in asked_there.items()}
     waiting = {f.path: f for f in folders if is_waiting(f)}
     if not waiting:
         raise ConfigError(f"{path}: no round waits for answers")
-    answers = check_answers(path, read_answers(path, questions.values()), questions)
+    answers = check_answers(path, read_answers(path, questions.values()), questions, phrases)
     if not any(answers.values()):
         raise ConfigError(f"{path}: contains no answer at all; fill in the column `answer`")
     complete = [name for name in waiting if asked[name].keys() <= answers.keys()]
@@ -164,7 +168,7 @@ def import_file(path: str | Path, folders: Sequence[Folder]) -> dict[str, int]:
     unused = answers.keys() - served
     if unused or not complete:
         raise _incomplete(path, answers.keys(), unused, {n: list(asked[n]) for n in waiting if n not in complete})
-    meant = {i: meaning(answers[i]) for name in complete for i in asked[name]}
+    meant = {i: meaning(answers[i], phrases) for name in complete for i in asked[name]}
     seen: set[str] = set()
     for name in complete:
         rows = [{"id": i, **asdict(meant[i]), "cached": i in seen} for i in asked[name]]
@@ -174,7 +178,7 @@ def import_file(path: str | Path, folders: Sequence[Folder]) -> dict[str, int]:
     return {
         "rounds": len(complete),
         "waiting": len(waiting) - len(complete),
-        **{status: counts[status] for status in ("answered", "no_such_thing", "blank")},
+        **{status: counts[status] for status in dict.fromkeys(("answered", "no_such_thing", "blank", *sorted(counts)))},
     }
 
 
@@ -190,14 +194,14 @@ def _incomplete(
     )
 
 
-def meaning(cell: str) -> Annotated:
-    """What an answer's cell means."""
-    if not cell:
-        return Annotated(None, "blank")
-    return Annotated(None, "no_such_thing") if cell.casefold() in NO_SUCH_THING else Annotated(cell, "answered")
+def meaning(cell: str, phrases: EndpointSection = USUAL) -> Annotated:
+    """What an answer's cell means: what it would mean as an endpoint's reply, or `-`."""
+    return Annotated(None, "no_such_thing") if cell.casefold() in NO_SUCH_THING else text_meaning(phrases, cell)
 
 
-def check_answers(path: str | Path, rows: Sequence[AnswerRow], asked: Mapping[str, str]) -> dict[str, str]:
+def check_answers(
+    path: str | Path, rows: Sequence[AnswerRow], asked: Mapping[str, str], phrases: EndpointSection = USUAL
+) -> dict[str, str]:
     """Answers by id, checked against the questions by id. An id may occur twice where the answers are equal, of which
     the first is kept, or where only one is given. An id that a spreadsheet has changed is known by its question, where
     no other id asks the same.
@@ -224,7 +228,7 @@ def check_answers(path: str | Path, rows: Sequence[AnswerRow], asked: Mapping[st
                 "separately? Restore the questions, or delete the column `question` if nothing else was changed"
             )
         before = kept.get(row.id, row)
-        if before.answer and row.answer and not _agree(before.answer, row.answer):
+        if before.answer and row.answer and not _agree(before.answer, row.answer, phrases):
             raise ConfigError(
                 f"{where}: answer = {row.answer!r} differs from {before.answer!r} in row {before.number} for the same "
                 f"id {row.id!r}; keep one"
@@ -233,9 +237,9 @@ def check_answers(path: str | Path, rows: Sequence[AnswerRow], asked: Mapping[st
     return {i: row.answer for i, row in kept.items()}
 
 
-def _agree(cell: str, other: str) -> bool:
+def _agree(cell: str, other: str, phrases: EndpointSection) -> bool:
     """Whether two answers' cells mean the same, as answers are compared everywhere."""
-    a, b = meaning(cell), meaning(other)
+    a, b = meaning(cell, phrases), meaning(other, phrases)
     return a.status == b.status and (a.answer is None or b.answer is None or are_equal(a.answer, b.answer))
 
 

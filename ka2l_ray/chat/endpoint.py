@@ -141,21 +141,26 @@ def parse(body: bytes) -> Completion:
 
 def meaning(endpoint: EndpointSection, completion: Completion) -> Annotated:
     """What a reply means. Only a complete answer counts: refusals, "no such thing", empty and truncated replies are
-    paid for and dropped. Thoughts before the answer are no part of it; a reply that ends inside one is truncated."""
+    paid for and dropped."""
     choice = completion.choices[0]
-    answer = answer_in(choice.message.content or "")
-    text = answer or ""
-    drops: list[tuple[Status, bool]] = [
-        ("refused", bool(choice.message.refusal) or choice.finish_reason == "content_filter"),
-        ("no_such_thing", says(text, endpoint.no_such_thing)),
-        ("refused", says(text, endpoint.refusals)),
-        ("truncated", choice.finish_reason == "length" or answer is None),
-        ("blank", not text),
-    ]
-    for status, applies in drops:
-        if applies:
-            return Annotated(None, status)
-    return Annotated(unquoted(text), "answered")
+    if choice.message.refusal or choice.finish_reason == "content_filter":
+        return Annotated(None, "refused")
+    meant = text_meaning(endpoint, choice.message.content or "")
+    is_cut_off = choice.finish_reason == "length" and meant.status in ("answered", "blank")
+    return Annotated(None, "truncated") if is_cut_off else meant
+
+
+def text_meaning(endpoint: EndpointSection, text: str) -> Annotated:
+    """What the text of an answer means, whoever wrote it. Thoughts before the answer are no part of it, nor are quotes
+    around it; a text that ends inside a thought is truncated."""
+    answer = answer_in(text)
+    if answer is None:
+        return Annotated(None, "truncated")
+    if says(answer, endpoint.no_such_thing):
+        return Annotated(None, "no_such_thing")
+    if says(answer, endpoint.refusals):
+        return Annotated(None, "refused")
+    return Annotated(unquoted(answer), "answered") if answer else Annotated(None, "blank")
 
 
 def token_cost(endpoint: EndpointSection, completion: Completion) -> float:

@@ -198,7 +198,7 @@ def annotate_command(
         run = _held(_load(config, overrides))
         folders = [r.folder / "annotations" for r in schedule.planned_rounds(run)]
         for file in import_from or ():
-            counts = import_file(file, folders)
+            counts = import_file(file, folders, run.config.annotate.endpoint)
             print(f"{file}: " + ", ".join(f"{name} {n}" for name, n in counts.items()))  # noqa: T201
         _connect(run.config)
         given = [part for file in import_from or () for part in ("--import", file)]

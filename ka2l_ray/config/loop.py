@@ -95,7 +95,8 @@ class EndpointSection(Section):
     refusals: tuple[Text, ...] = REFUSALS
     """A reply that begins or ends with one of these is a refusal: paid for, counted, dropped. Case and punctuation do
     not matter. Words inside an answer do not count, nor does a phrase with the capitals of a title ("I Can't Help
-    Myself"), because titles and quotations may contain them. A phrase of one word must be the whole reply."""
+    Myself"), because titles and quotations may contain them. A phrase of one word must be the whole reply. People's
+    answers are read in the same way."""
     no_such_thing: tuple[Text, ...] = (
         *("no such", "there is no such", "there's no such", "no such thing", "nobody of that name"),
         *("does not exist", "doesn't exist", "do not exist", "don't exist"),

@@ -20,7 +20,7 @@ from ka2l_ray.annotate.file import (
     read_answers,
     write_questions,
 )
-from ka2l_ray.config import ConfigError
+from ka2l_ray.config import ConfigError, EndpointSection
 from ka2l_ray.dataflow.storage import Folder
 
 QUESTIONS = {"a": "Who?", "b": "Where, when?", "c": 'What is "it"?'}
@@ -300,6 +300,31 @@ def test_answers_to_one_question_may_be_spelled_in_two_ways(tmp_path, first, sec
     folder = asked(tmp_path / "round", "a")
     import_file(file(tmp_path, f"id,answer\na,{first}\na,{second}\n"), [folder])
     assert answers_in(folder)["a"].annotated == meant
+
+
+@pytest.mark.parametrize(
+    ("cell", "meant"),
+    [
+        ("I don't know", Annotated(None, "refused")),
+        ("There is no such person.", Annotated(None, "no_such_thing")),
+        ("No Such Thing", Annotated(None, "no_such_thing")),
+        ("“Rome”", Annotated("Rome", "answered")),
+        ("<think>Italy, so…</think>Rome", Annotated("Rome", "answered")),
+        ("<think>Italy, so…", Annotated(None, "truncated")),
+        ("I Don't Know How She Does It", Annotated("I Don't Know How She Does It", "answered")),
+    ],
+)
+def test_a_cell_is_read_as_an_endpoints_reply_is(tmp_path: Path, cell: str, meant: Annotated) -> None:
+    folder = asked(tmp_path / "round", "ab")
+    counts = import_file(file(tmp_path, f'id,answer\na,"{cell}"\nb,Bonn\n'), [folder])
+    assert answers_in(folder)["a"].annotated == meant
+    assert counts[meant.status] == 1 + (meant.status == "answered")
+
+
+def test_a_run_may_have_its_own_words_for_no_answer(tmp_path: Path) -> None:
+    folder, own = asked(tmp_path / "round", "ab"), EndpointSection(refusals=("weiß nicht",))
+    import_file(file(tmp_path, "id,answer\na,Weiß nicht!\nb,Bonn\n"), [folder], own)
+    assert answers_in(folder)["a"].annotated == Annotated(None, "refused")
 
 
 def test_an_import_keeps_the_order_asked_and_what_each_cell_means(tmp_path):

@@ -128,6 +128,17 @@ def test_text_can_be_read_in_light_in_dark_and_on_paper(page: str) -> None:
             assert (high + 0.05) / (low + 0.05) >= 4.5, (text, ground, colours)
 
 
+@pytest.mark.parametrize("abstains", [0, 1234])
+def test_what_the_model_abstains_from_is_said(tmp_path: Path, results: dict[str, Any], abstains: int) -> None:
+    run = open_run(tmp_path)
+    (run.folder / "results.json").write_json(results | {"label": results["label"] | {"abstains": abstains}})
+    html = (write_report(run) / "index.html").read_bytes().decode()
+    summary = " ".join(Page(html.split('<p id="summary">')[1].split("</p>")[0]).text.split())
+    assert "semantic entropy reaches γ" in summary
+    assert ("nats, or most of them are no answer (1,234 questions)." in summary) is bool(abstains)
+    assert ("no answer" in summary) is bool(abstains)
+
+
 def test_people_who_have_not_answered_yet_are_waited_for(tmp_path: Path, results: dict[str, Any]) -> None:
     run = open_run(tmp_path, corpus={"source": "questions.jsonl"}, annotate={"source": "file"})
     asked = run.round("ka2l", 0, 1)

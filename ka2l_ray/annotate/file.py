@@ -45,6 +45,15 @@ FORMULA = re.compile(r"'*(?:\s*[=+\-@＝＋－＠]|[\t\r\n])")
 apostrophes."""
 SPOILT = re.compile(r"\d[.,]\d{4,}E\+\d{2,3}|#(?:N/A|[^\W\d_]+(?:/0)?[!?])|Err:\d+")
 """What a spreadsheet leaves of a number of more than 11 digits, and of a formula that it cannot compute."""
+_MONTH = (
+    r"(?:jan|feb|fév|mar|mär|mrz|apr|abr|avr|may|mai|jun|jul|aug|aoû|sep|oct|okt|nov|dec|dez|déc|ene|ago|dic)"
+    r"[^\W\d_]?\.?"
+)
+DATED = re.compile(
+    rf"\d{{1,2}}-{_MONTH}(?:-\d{{2}})?|\d{{2}}\. {_MONTH}|{_MONTH}[- ]\d{{2}}|\d{{1,2}}([/.])\d{{1,2}}\1\d{{2}}",
+    re.IGNORECASE,
+)
+"""What a spreadsheet makes of `1-2`, `1/2` and `Jan 39`; people may have typed it themselves."""
 ENCODINGS = (
     *("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp1258", "cp874"),
     *("cp932", "gb18030", "cp949", "cp950", "mac_roman", "cp850", "cp437"),
@@ -262,7 +271,10 @@ def read_answers(path: str | Path, questions: Iterable[str] = ()) -> list[Answer
     text = _decode(name, data, questions)
     utf8 = io.BytesIO(text.encode())
     rows = json_rows(utf8, name) if text.lstrip().startswith("{") else _spreadsheet_rows(utf8, name)
-    return [answer for row in rows if (answer := _answer_row(name, row))]
+    answers = [answer for row in rows if (answer := _answer_row(name, row))]
+    if dated := [f"row {a.number}: {a.answer!r}" for a in answers if DATED.fullmatch(a.answer)]:
+        log.warning("%s: look whether a spreadsheet made these dates of other answers: %s", name, listed(dated))
+    return answers
 
 
 def _decode(name: str, data: bytes, questions: Iterable[str]) -> str:

@@ -158,6 +158,20 @@ def test_what_a_spreadsheet_made_of_an_answer_is_refused(tmp_path: Path, cell: s
         read_answers(file(tmp_path, f'id;answer\na;ok\nb;"{cell}"\n'))
 
 
+@pytest.mark.parametrize(
+    ("cell", "is_said"),
+    [
+        *((cell, True) for cell in ("2-Jan", "01. Feb", "Jan-39", "02/01/26")),
+        *((cell, False) for cell in ("1776-07-04", "4 July 1776", "MiG-29", "May", "1-2")),
+    ],
+)
+def test_what_may_be_a_date_that_a_spreadsheet_made_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, cell: str, is_said: bool
+) -> None:
+    assert answers(file(tmp_path, f"id,answer\na,{cell}\n")) == {"a": cell}
+    assert (f"row 2: '{cell}'" in caplog.text) is is_said
+
+
 @pytest.mark.parametrize("cell", ["6.02E+23", "1.6E-19", "#1", "#MeToo", "C#", "-40", "1776-07-04", "12345678901"])
 def test_answers_that_look_odd_are_kept(tmp_path: Path, cell: str) -> None:
     assert answers(file(tmp_path, f'id,answer\na,"{cell}"\n')) == {"a": cell}

@@ -46,6 +46,7 @@ def parsed(text: str) -> list[dict[str, Any]]:
     return lines
 
 
+@pytest.mark.long
 def test_every_line_of_a_run_is_json_and_a_failed_row_is_named(tmp_path: Path, ray_folder: Path) -> None:
     unlike = [hashlib.sha256(str(n).encode()).hexdigest()[:30] for n in range(SHORT + LONG)]
     questions = [f"Which river crosses {name}{TOO_LONG if n >= SHORT else ''}?" for n, name in enumerate(unlike)]

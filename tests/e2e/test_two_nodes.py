@@ -49,6 +49,7 @@ def unshared() -> list[str]:
     return found
 
 
+@pytest.mark.long
 def test_storage_that_a_node_does_not_share_is_refused_before_any_work(tmp_path: Path) -> None:
     hidden, shared = tmp_path / "hidden", tmp_path / "shared"
     for folder in (hidden / "adapter", shared):

@@ -170,6 +170,7 @@ def test_weights_that_hold_nan_end_the_stage_by_naming_the_rows_that_show_it(tmp
     assert not run.base("activations").is_done
 
 
+@pytest.mark.long
 def test_a_probe_split_of_one_class_ends_the_search_in_one_line(
     scored: tuple[Run, dict[str, Any]], tmp_path: Path
 ) -> None:

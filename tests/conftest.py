@@ -8,7 +8,7 @@ import object_store
 import pytest
 from hypothesis import settings
 
-settings.register_profile("small", max_examples=12, deadline=None, derandomize=True, database=None)
+settings.register_profile("small", max_examples=25, deadline=None, derandomize=True, database=None)
 settings.load_profile("small")
 
 

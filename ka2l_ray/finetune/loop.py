@@ -29,7 +29,7 @@ from ka2l_ray.finetune.examples import TokenizedRow, collate, epoch_batches, tok
 from ka2l_ray.finetune.export import export, write_model
 from ka2l_ray.finetune.job import Job, Refusal, read_evaluation, read_examples
 from ka2l_ray.finetune.model import frozen_base, trainable_model, without_adapters
-from ka2l_ray.finetune.passes import Passes, shared_tokens
+from ka2l_ray.finetune.passes import Passes, drops_out, shared_tokens
 from ka2l_ray.finetune.record import Recorder, Report
 from ka2l_ray.finetune.step import Stepper
 from ka2l_ray.models import attention
@@ -114,7 +114,7 @@ def _stepper(
     model, held = module.get_base_model() if tune.mode == "lora" else module, frozen_base(job)
     # ZeRO-3 frees weights between passes, and checkpointing forgets what a pass was to see besides its own tokens.
     may_share = job.prefix == "attended" and tune.zero_stage < 3 and not tune.gradient_checkpointing
-    shared = shared_tokens(rows) if may_share else ()
+    shared = shared_tokens(rows) if may_share and not drops_out(module) else ()
     passes = partial(Passes, device=engine.device, pad_token=padding, shared=shared)
     base = None
     if held is not None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from ka2l_ray.finetune.examples import TokenizedRow, collate
@@ -19,6 +20,14 @@ from ka2l_ray.models import attention
 
 WORTH_SHARING = 16
 """Tokens that all rows must begin with before a pass of their own over them saves time."""
+
+
+def drops_out(model: nn.Module) -> bool:
+    """Whether training drops out anything: rows that share a prefix would share what is dropped of it, and attention
+    over it drops nothing."""
+    modules = list(model.modules())
+    in_layers = any(isinstance(m, nn.Dropout) and m.p > 0 for m in modules)
+    return in_layers or any(getattr(m, "attention_dropout", 0) or 0 for m in modules if not isinstance(m, nn.Dropout))
 
 
 def shared_tokens(rows: Iterable[TokenizedRow]) -> tuple[int, ...]:

@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)  # tiny models: more threads only wait for each other
+settings.register_profile("many tests", max_examples=12, deadline=None)
+settings.load_profile("many tests")
 
 
 @pytest.fixture(scope="session", params=["llama", "gpt2", "qwen2"])

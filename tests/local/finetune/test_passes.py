@@ -1,14 +1,18 @@
 """Passes that share a prefix and leave out logits give the losses, gradients and base logits of plain ones."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from ka2l_ray.finetune.base import BaseLogits
 from ka2l_ray.finetune.examples import TokenizedRow, collate, replayed_rows
 from ka2l_ray.finetune.losses import answer_loss, kl_positions, kl_to_base
-from ka2l_ray.finetune.passes import WORTH_SHARING, Passes, shared_tokens
+from ka2l_ray.finetune.passes import WORTH_SHARING, Passes, drops_out, shared_tokens
 from ka2l_ray.models import attention
 
 CPU = torch.device("cpu")
@@ -87,3 +91,14 @@ def test_base_logits_are_made_once_if_they_may_be_kept(llama, kept_bytes, passes
         torch.testing.assert_close(base([ROWS[i] for i in order]), torch.cat([answers[i] for i in order]))
     assert len(made) == passes
     assert base([]).shape == (0, logits.shape[-1])
+
+
+def test_a_model_that_drops_out_shares_nothing(model, llama):
+    config = model.config
+    expected = any(getattr(config, n, 0) for n in ("attn_pdrop", "resid_pdrop", "embd_pdrop", "attention_dropout"))
+    assert drops_out(model) == expected
+    lora = LoraConfig(r=2, lora_dropout=0.1, task_type="CAUSAL_LM")
+    assert drops_out(get_peft_model(copy.deepcopy(llama), lora))
+    own = LlamaConfig(**llama.config.to_dict() | {"attention_dropout": 0.1})
+    assert drops_out(AutoModelForCausalLM.from_config(own))
+    assert not drops_out(llama)

@@ -23,10 +23,10 @@ from ka2l_ray.models.engine import Engine
 from ka2l_ray.models.generation import Generator
 from ka2l_ray.models.layers import load_up_to
 from ka2l_ray.models.loading import load_model, load_tokenizer
-from ka2l_ray.models.sampled_as import sampled_as
+from ka2l_ray.models.sampled_as import decoding_of, sampled_as
 from ka2l_ray.models.vllm import VllmGenerator
 from ka2l_ray.tables import error_column, fixed_size, not_finite
-from ka2l_ray.text.answers import abstains, ends_in_thought
+from ka2l_ray.text.answers import abstains
 from ka2l_ray.text.prompts import Prompter, prompts_of
 from ka2l_ray.text.tokens import pad_id
 
@@ -59,18 +59,7 @@ class CollectActor:
         model, (collect, _) = setup.model, sampled_as(setup.model, setup.collect)
         tokenizer = load_tokenizer(model)
         shared, self._setup = Prompter(tokenizer, setup.prompt).shared, setup
-        decoding = Decoding(
-            seed=setup.seed,
-            samples=collect.samples,
-            temperature=float(collect.temperature),
-            greedy_temperature=collect.greedy_temperature,
-            max_new_tokens=collect.max_new_tokens,
-            stop=setup.prompt.stop,
-            top_k=collect.top_k,
-            top_p=1.0 if collect.top_p is None else collect.top_p,
-            min_p=collect.min_p or 0.0,
-            thinks=ends_in_thought(setup.prompt.template),
-        )
+        decoding = decoding_of(collect, setup.prompt, setup.seed, collect.samples)
         if setup.threshold_nats is not None:
             decoding = adaptive(decoding, setup.threshold_nats, collect.adaptive.wave, setup.refusals)
         if collect.engine == "own":

@@ -18,14 +18,12 @@ from ka2l_ray.config import CollectSection, ModelSection, PromptSection
 from ka2l_ray.dataflow.placement import CPU, Placement
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.models.abilities import Abilities
-from ka2l_ray.models.answers import Decoding
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
 from ka2l_ray.models.generation import Generator
 from ka2l_ray.models.loading import load_model, load_tokenizer
-from ka2l_ray.models.sampled_as import sampled_as
+from ka2l_ray.models.sampled_as import decoding_of, sampled_as
 from ka2l_ray.tables import error_column
-from ka2l_ray.text.answers import ends_in_thought
 from ka2l_ray.text.grading import EXACT, Grading, grade
 from ka2l_ray.text.prompts import Prompter, prompts_of
 from ka2l_ray.text.tokens import pad_id
@@ -57,7 +55,7 @@ class EvaluateActor:
         shared = Prompter(tokenizer, setup.prompt).shared
         engine = Engine(loaded, pad_id(tokenizer), shared, setup.limits, setup.abilities)
         self.tally, self._grading = engine.tally, setup.grading
-        self._generate = Generator(engine, tokenizer, _decoding(setup, setup.collect, samples=0))
+        self._generate = Generator(engine, tokenizer, decoding_of(setup.collect, setup.prompt, setup.seed, samples=0))
 
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
         """Columns for a batch of any size; questions that cannot be asked are reported in `error`."""
@@ -77,7 +75,7 @@ class SamplingActor(EvaluateActor):
     def __init__(self, setup: EvaluateSetup) -> None:
         super().__init__(setup)
         collect, _ = sampled_as(setup.model, setup.collect)
-        decoding = _decoding(setup, collect, collect.samples)
+        decoding = decoding_of(collect, setup.prompt, setup.seed, collect.samples)
         self._sample = Generator(self._generate.engine, load_tokenizer(setup.model), decoding)
 
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
@@ -94,19 +92,3 @@ class SamplingActor(EvaluateActor):
                 shares[n] = fmean(bool(grade(s, gold, self._grading)) for s in samples[n])
         failed = failed | {right[n]: error for n, error in reading.failed.items()}
         return {**graded, "samples": samples, "samples_right": shares, **error_column(failed, batch.num_rows)}
-
-
-def _decoding(setup: EvaluateSetup, collect: CollectSection, samples: int) -> Decoding:
-    """A greedy answer and so many samples, drawn as `collect` says."""
-    return Decoding(
-        seed=setup.seed,
-        samples=samples,
-        temperature=float(collect.temperature) if samples else 1.0,
-        greedy_temperature=collect.greedy_temperature,
-        max_new_tokens=collect.max_new_tokens,
-        stop=setup.prompt.stop,
-        thinks=ends_in_thought(setup.prompt.template),
-        top_k=collect.top_k,
-        top_p=1.0 if collect.top_p is None else collect.top_p,
-        min_p=collect.min_p or 0.0,
-    )

@@ -1,6 +1,7 @@
 """How samples are drawn: as the configuration says or, where it says `auto`, as the model's authors do.
 
-In: the sections `model` and `collect`. Out: `collect` with numbers only, and a line that says where they come from.
+In: the sections `model` and `collect`. Out: `collect` with numbers only, and a line that says where they come from; the
+`Decoding` that it stands for.
 Refuses to know: logits, engines, Ray.
 """
 
@@ -9,8 +10,10 @@ from pathlib import Path
 from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from ka2l_ray.config import CollectSection, ConfigError, ModelSection
+from ka2l_ray.config import CollectSection, ConfigError, ModelSection, PromptSection
+from ka2l_ray.models.answers import Decoding
 from ka2l_ray.models.loading import local_folder
+from ka2l_ray.text.answers import ends_in_thought
 
 STATED = ("temperature", "top_k", "top_p", "min_p")
 UNSTATED = {"temperature": 0.7, "top_p": 0.9}
@@ -36,6 +39,23 @@ def sampled_as(model: ModelSection, collect: CollectSection) -> tuple[CollectSec
     shown = ", ".join(f"{name} = {values[name]:g}" for name in STATED if name in values)
     source = "as its generation_config.json states" if own else "because its generation_config.json states no sampling"
     return collect.model_copy(update=values), f"collect.temperature = 'auto': samples at {shown}, {source}"
+
+
+def decoding_of(collect: CollectSection, prompt: PromptSection, seed: int, samples: int) -> Decoding:
+    """A greedy answer and so many samples under a resolved prompt, drawn as `collect` says, which must give a number
+    for the temperature where any are drawn."""
+    return Decoding(
+        seed=seed,
+        samples=samples,
+        temperature=float(collect.temperature) if samples else 1.0,
+        greedy_temperature=collect.greedy_temperature,
+        max_new_tokens=collect.max_new_tokens,
+        stop=prompt.stop,
+        thinks=ends_in_thought(prompt.template),
+        top_k=collect.top_k,
+        top_p=1.0 if collect.top_p is None else collect.top_p,
+        min_p=collect.min_p or 0.0,
+    )
 
 
 def _stated(model: ModelSection) -> dict[str, float | int]:

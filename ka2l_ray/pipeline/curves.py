@@ -6,8 +6,9 @@ each other, so that none is paid for twice. Refuses to know: how a round works, 
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import ray
@@ -62,10 +63,9 @@ def play_curves(stage: str, runs: Sequence[Run], at_once: int) -> None:
         f"{name} draw {draw} of seed {r.config.run.seed}": (_sharing(r, among), name, draw, key, token)
         for r, name, draw in unfinished
     }
-    finished = _newly_done(planned, stage)
-    next(finished)
+    waiting = [r for r in planned if r.state != RoundState.DONE]
     with log_progress(stage, lambda: _progress(planned)):
-        play_side_by_side(_play_curve, calls, at_once, stage, lambda: next(finished))
+        play_side_by_side(_play_curve, calls, at_once, partial(_log_newly_done, waiting, len(planned), stage))
 
 
 def _unfinished(runs: Sequence[Run]) -> list[tuple[Run, Strategy, int]]:
@@ -74,16 +74,14 @@ def _unfinished(runs: Sequence[Run]) -> list[tuple[Run, Strategy, int]]:
     return [c for c in curves if any(map(schedule.may_be_played, schedule.curve(*c)))]
 
 
-def _newly_done(planned: Sequence[Round], stage: str) -> Iterator[None]:
-    """Each step logs the rounds that were finished since the step before it; the first logs nothing."""
-    waiting = [r for r in planned if r.state != RoundState.DONE]
-    while True:
-        yield
-        next_of_curves = [r for r in waiting if not any(e in waiting for e in r.earlier)]  # others need no look
-        for a_round in [r for r in next_of_curves if r.state == RoundState.DONE]:
+def _log_newly_done(waiting: list[Round], planned: int, stage: str) -> None:
+    """Log the rounds that are done by now, and take them from those that are waited for. Of each curve only the next
+    one is looked at."""
+    for a_round in [r for r in waiting if not any(e in waiting for e in r.earlier)]:
+        if a_round.state == RoundState.DONE:
             waiting.remove(a_round)
-            done = len(planned) - len(waiting)
-            log.info("%s", schedule.describe(a_round.record(), done, len(planned)), extra={"stage": stage})
+            line = schedule.describe(a_round.record(), planned - len(waiting), planned)
+            log.info("%s", line, extra={"stage": stage})
 
 
 def _progress(planned: Sequence[Round]) -> str:
@@ -94,7 +92,6 @@ def play_side_by_side(
     play: Callable[..., str],
     calls: Mapping[str, tuple[Any, ...]],
     at_once: int,
-    stage: str = "rounds",
     meanwhile: Callable[[], None] = lambda: None,
 ) -> None:
     """Run each call as a Ray task, at most `at_once` at a time; `calls` maps a name to the arguments of `play`.
@@ -114,7 +111,8 @@ def play_side_by_side(
             meanwhile()
             for done in finished:
                 name = running.pop(done)
-                log.debug("%s: %s", name, _outcome(name, done, list(running.values())), extra={"stage": stage})
+                line = _outcome(name, done, list(running.values()))
+                log.debug("%s: %s", name, line)
     finally:
         cancel(running)
 

@@ -20,7 +20,7 @@ def prepared(folder: Path, *files: list[Any], shots: int = 0, seed: int = 0, **f
         (folder / f"{n}.jsonl").write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows))
     corpus = CorpusSection.model_validate({"source": f"{folder}/*.jsonl"} | fields)
     scratch, table = Folder.of(str(folder / "scratch")).make(), Table(Folder.of(str(folder / "questions")))
-    found = files_of(corpus.source, corpus.hub)
+    found = files_of(corpus.source, corpus.hub, corpus.encoding)
     parsed = [parse_file(f, corpus, scratch, Folder.of(str(folder / "dropped")), str(n)) for n, f in enumerate(found)]
     join(parsed, scratch, corpus, shots, seed, table)
     return table

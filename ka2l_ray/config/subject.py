@@ -237,6 +237,15 @@ KnownSet = Literal["nq_open", "trivia_qa", "medmcqa", "popqa", "entity_questions
 Format = Literal["generic", KnownSet, "alpaca", "messages"]
 
 
+def _known_encoding(name: str) -> str:
+    if name != "auto":
+        try:
+            b"".decode(name)
+        except LookupError as error:
+            raise ValueError("must be `auto` or an encoding of text that Python knows, such as cp1252") from error
+    return name
+
+
 class CorpusSection(Section):
     """Where questions come from."""
 
@@ -246,6 +255,9 @@ class CorpusSection(Section):
     `datasets`, hub ids OWNER/NAME."""
     format: Format = "generic"
     """How rows are read: as a known question set, or as `generic`, by the columns below."""
+    encoding: Annotated[str, AfterValidator(_known_encoding)] = "auto"
+    """Of text files: `auto` (UTF-8, or UTF-16 where its byte-order mark says so) or a name that Python knows, such as
+    `cp1252` (Western Windows, contains Latin-1), `cp1251`, `gb18030`, `utf-16-le`."""
     question_column: str = "question"
     """For `generic`. A dotted path reaches into nested columns and cells of JSON: `doc.question.text`."""
     answers_column: str = "answers"

@@ -16,7 +16,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from itertools import starmap
 from pathlib import Path
@@ -35,12 +35,12 @@ from ka2l_ray.dataflow.rows import (
     RepeatedNameError,
     Row,
     Stream,
+    Utf8,
     as_utf8,
     csv_table,
     json_rows,
     open_stream,
     parse_json,
-    refuse_utf16,
     repeated,
     shortened,
     text_lines,
@@ -61,6 +61,7 @@ class File:
     name: str
     kind: str
     hub: HubSection = field(default_factory=HubSection)
+    encoding: str = "auto"
 
     def rows(self, wanted: Iterable[str] | None = None) -> Iterator[Row]:
         """The rows in order; of Parquet files and data sets only the `wanted` columns, because the others may be large,
@@ -82,7 +83,8 @@ class File:
     def _rows(self, wanted: Iterable[str] | None) -> Iterator[Row]:
         if self.kind in STREAMS:
             with open_stream(self.name) as stream:
-                yield from STREAMS[self.kind](stream, self.name, frozenset(wanted or ()))
+                utf8 = io.BufferedReader(Utf8(stream, self.encoding), 2**20)
+                yield from STREAMS[self.kind](utf8, self.name, None if wanted is None else frozenset(wanted))
         else:
             yield from starmap(Row, enumerate(TABLES[self.kind](self, wanted), 1))
 
@@ -101,10 +103,11 @@ class File:
             raise ConfigError(f"{self.name}: {error}") from error
 
 
-def files_of(source: str | Sequence[str], hub: HubSection) -> list[File]:
+def files_of(source: str | Sequence[str], hub: HubSection, encoding: str = "auto") -> list[File]:
     """All files of a source, sorted within each pattern. Raises `ConfigError` for one that does not exist or is of no
     known kind."""
-    found = [file for one in ([source] if isinstance(source, str) else source) for file in _files(one, hub)]
+    sources = [source] if isinstance(source, str) else source
+    found = [replace(file, encoding=encoding) for one in sources for file in _files(one, hub)]
     if doubled := [name for name, count in Counter(f.name for f in found).items() if count > 1]:
         raise ConfigError(f"corpus.source names {', '.join(doubled)} twice")
     return found
@@ -164,18 +167,18 @@ def _is_local_file(path: str) -> bool:
     return "://" not in path and Path(path).exists()
 
 
-def _text(stream: Stream, name: str, _: Set[str]) -> Iterator[Row]:
+def _text(stream: Stream, name: str, _: Set[str] | None) -> Iterator[Row]:
     """One question per line, without gold answers."""
     for number, text in text_lines(stream, name):
         yield Row(number, text if isinstance(text, BadRow) else {"question": text})
 
 
-def _csv(stream: Stream, name: str, _: Set[str]) -> Iterator[Row]:
+def _csv(stream: Stream, name: str, wanted: Set[str] | None) -> Iterator[Row]:
     columns, records = csv_table(stream, name)
     for column in columns:
         if isinstance(bad := as_utf8(column, "header"), BadRow):
-            raise ConfigError(f"{name}: the header is not UTF-8: {bad.value}; save the file as UTF-8")
-    if doubled := repeated(columns):
+            raise ConfigError(f"{name}: {bad}")
+    if doubled := repeated(c for c in columns if wanted is None or c in wanted):
         raise ConfigError(f"{name}: the header names {doubled} twice; columns must differ")
     for record in records:
         yield Row(record.line, _by_column(columns, record.fields))
@@ -192,20 +195,19 @@ def _by_column(names: Sequence[str], fields: Sequence[str] | BadRow) -> dict[str
     return next(bad, None) or dict(zip(names, fields, strict=True))
 
 
-def _json_lines(stream: Stream, name: str, wanted: Set[str]) -> Iterator[Row]:
+def _json_lines(stream: Stream, name: str, wanted: Set[str] | None) -> Iterator[Row]:
     """JSON lines; one array of objects under this name is read as such."""
     buffered = io.BufferedReader(stream, 2**20)  # pyright: ignore[reportArgumentType]
     is_array = buffered.peek().removeprefix(codecs.BOM_UTF8).lstrip()[:2].rstrip() in (b"[", b"[{")
     yield from _json(buffered, name, wanted) if is_array else json_rows(buffered, name)
 
 
-def _json(stream: Stream, name: str, wanted: Set[str]) -> Iterator[Row]:
+def _json(stream: Stream, name: str, wanted: Set[str] | None) -> Iterator[Row]:
     """One JSON document, read whole. JSON lines under this name are read as such."""
     data = stream.read()
-    refuse_utf16(data, name)
     text = as_utf8(data.decode("utf-8-sig", "surrogateescape"), "document")
     if isinstance(text, BadRow):
-        raise ConfigError(f"{name}: is not UTF-8: {text.value}")
+        raise ConfigError(f"{name}: {text}")
     try:
         document = parse_json(text)
     except RepeatedNameError as error:
@@ -217,7 +219,7 @@ def _json(stream: Stream, name: str, wanted: Set[str]) -> Iterator[Row]:
         raise ConfigError(f"{name}: is not JSON: {error}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{name}: cannot be read as JSON: {_first_line(error)}") from error
-    rows = _rows_of_object(document, wanted) if isinstance(document, dict) else document
+    rows = _rows_of_object(document, wanted or frozenset()) if isinstance(document, dict) else document
     if not isinstance(rows, (list, Iterator)):
         raise ConfigError(f"{name}: must contain an array of JSON objects, not {shortened(rows)}")
     for number, row in enumerate(rows, 1):
@@ -264,7 +266,7 @@ def _parquet(file: File, wanted: Iterable[str] | None) -> Rows:
     wanted = None if wanted is None else set(wanted)
     with open_parquet(Folder.of(file.name), wanted) as table:
         names = table.schema_arrow.names
-        if doubled := repeated(names):
+        if doubled := repeated(n for n in names if wanted is None or n in wanted):
             raise ConfigError(f"{file.name}: names the column(s) {doubled} twice; columns must differ")
         kept = names if wanted is None else [n for n in names if n in wanted]
         for batch in table.iter_batches(batch_size=256, columns=kept):
@@ -323,7 +325,7 @@ def _first_line(error: BaseException) -> str:
 
 
 KNOWN_ENDINGS = f"{', '.join(ENDINGS)} (or these with {', '.join(COMPRESSED)})"
-STREAMS: dict[str, Callable[[Stream, str, Set[str]], Iterator[Row]]] = {
+STREAMS: dict[str, Callable[[Stream, str, Set[str] | None], Iterator[Row]]] = {
     "jsonl": _json_lines,
     "json": _json,
     "csv": _csv,

@@ -65,7 +65,7 @@ def fill(
 
 def _from_files(config: Config, table: Table, scratch: Folder, unusable: Folder, call: Caller) -> None:
     corpus = config.corpus
-    files = files_of(corpus.source, corpus.hub)
+    files = files_of(corpus.source, corpus.hub, corpus.encoding)
     if corpus.format == "medmcqa" and corpus.medmcqa_first == "auto":
         (first,) = call(medmcqa_first, [(files,)])
         corpus = corpus.model_copy(update={"medmcqa_first": first})

@@ -35,6 +35,8 @@ MOST_LINES = 100
 MOST_LISTED = 20
 """Names that an error message lists."""
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+QUOTES = "a quote inside quotes is written twice"
+NOT_UTF8 = "is not UTF-8; if its file has another encoding, name that in corpus.encoding (cp1252, say)"
 csv.field_size_limit(LONGEST_LINE)
 
 Stream = IO[bytes] | pa.NativeFile
@@ -81,6 +83,34 @@ def open_stream(name: str) -> pa.NativeFile:
     return folder.filesystem.open_input_stream(folder.path, compression=compression)
 
 
+class Utf8(io.RawIOBase):
+    """A stream of text in some encoding, read as UTF-8.
+
+    `auto` is UTF-16 where the text starts with its byte-order mark, else UTF-8. What the encoding does not know becomes
+    bytes that are not UTF-8 in the same row. Raises `UnicodeDecodeError` where no later byte can be read.
+    """
+
+    def __init__(self, stream: Stream, encoding: str = "auto") -> None:
+        self._bytes = io.BufferedReader(stream, 2**20)  # pyright: ignore[reportArgumentType]
+        if encoding == "auto" and self._bytes.peek(2).startswith(UTF16_MARKS):
+            encoding = "utf-16"
+        self._errors = "surrogatepass" if "16" in encoding or "32" in encoding else "surrogateescape"
+        self._text = None if encoding == "auto" else io.TextIOWrapper(self._bytes, encoding, self._errors, newline="")
+        self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if self._text is None:
+            return self._bytes.readinto(buffer)
+        if not self._rest:
+            self._rest = self._text.read(2**16).encode("utf-8", self._errors)
+        taken = self._rest[: len(buffer)]
+        buffer[: len(taken)], self._rest = taken, self._rest[len(taken) :]
+        return len(taken)
+
+
 def text_lines(stream: Stream, name: str) -> Iterator[tuple[int, str | BadRow]]:
     """Lines with their numbers, without line ends; blank ones are left out."""
     for number, line in enumerate(_lines(stream, name, newline="\n"), 1):
@@ -106,18 +136,15 @@ def csv_table(
     """Column names, stripped, and the records below them; both are empty for an empty file. `delimiter_of` gets the
     header's line. Blank lines and Excel's own `sep=;` may come before the header.
 
-    Raises `ConfigError`, also while records are read, for a quote that swallows further lines before it is closed
-    wrongly, or is never closed: what those lines were meant to be cannot be known. Within one line, only that record
-    is bad. In a table with tabs, most writers of which quote nothing, a quote that is no CSV is part of the text.
+    A quote that swallows further lines before it is closed wrongly, or is never closed, makes its own line a bad
+    record, and the lines after it are read as records of their own. In a table with tabs, most writers of which quote
+    nothing, a quote that is no CSV is part of the text. Raises `ConfigError` for a header that is bad.
     """
     lines = _lines(stream, name, newline="")
     for skipped, header in enumerate(lines):
         if header.strip() and not header.strip(' "').casefold().startswith("sep="):
             whole, delimiter = itertools.chain([header], lines), delimiter_of(header)
-            if delimiter == "\t":
-                records = _tab_records(whole, skipped)
-            else:
-                records = _records(csv.reader(whole, delimiter=delimiter, strict=True), name, skipped)
+            records = _tab_records(whole, skipped) if delimiter == "\t" else _records(whole, delimiter, skipped)
             break
     else:
         records = iter(())
@@ -136,14 +163,8 @@ def as_utf8(text: str, field: str) -> str | BadRow:
     except UnicodeEncodeError as error:
         shown = shortened(text.encode("utf-8", "backslashreplace").decode())
         byte, place = ord(text[error.start]) & 0xFF, len(text[: error.start].encode()) + 1
-        return BadRow(field, "is not UTF-8", f"{shown} ({byte:#04x} at byte {place})")
+        return BadRow(field, NOT_UTF8, f"{shown} ({byte:#04x} at byte {place})")
     return text
-
-
-def refuse_utf16(data: bytes, name: str) -> None:
-    """Raise `ConfigError` where a file starts with UTF-16's byte-order mark."""
-    if data.startswith(UTF16_MARKS):
-        raise ConfigError(f"{name}: is UTF-16; save it as UTF-8")
 
 
 def parse_json(text: str) -> Any:
@@ -174,8 +195,6 @@ def _lines(stream: Stream, name: str, newline: str) -> Iterator[str]:
     them."""
     text = io.TextIOWrapper(io.BufferedReader(stream, 2**20), "utf-8-sig", "surrogateescape", newline)  # pyright: ignore
     for number, line in enumerate(iter(partial(text.readline, LONGEST_LINE + 1), ""), 1):
-        if number == 1:
-            refuse_utf16(line[:2].encode("utf-8", "surrogateescape"), name)
         if len(line) > LONGEST_LINE:
             raise ConfigError(
                 f"{name}: line {number} exceeds {LONGEST_LINE // 2**20} MiB; each row must be on a line of its own"
@@ -183,25 +202,39 @@ def _lines(stream: Stream, name: str, newline: str) -> Iterator[str]:
         yield line
 
 
-def _records(rows: Any, name: str, skipped: int) -> Iterator[Record]:
-    """The records of a reader that started after `skipped` lines."""
-    for number in itertools.count(skipped + 1):
-        line = skipped + rows.line_num + 1
+def _records(lines: Iterator[str], delimiter: str, skipped: int) -> Iterator[Record]:
+    """The records of a table whose first line comes after `skipped` others."""
+    again, taken, line, after_bad = deque[str](), list[str](), skipped + 1, False
+
+    def remembered() -> Iterator[str]:
+        while text := again.popleft() if again else next(lines, ""):
+            taken.append(text)
+            yield text
+
+    for number in itertools.count(line):
+        taken.clear()
         try:
-            fields = next(rows, None)
+            fields = next(csv.reader(remembered(), delimiter=delimiter, strict=True), None)
         except csv.Error as error:
-            never = "end of data" in str(error)
-            if never or skipped + rows.line_num > line:
-                how = "never closed" if never else f"closed wrongly on line {skipped + rows.line_num:,} ({error})"
-                raise ConfigError(
-                    f"{name}: row {line}: a quote that opens there is {how}, so the rows after it are unknown. "
-                    "A quote inside quotes is written twice"
-                ) from error
-            fields = BadRow("line", f"is not valid CSV ({error}); a quote inside quotes is written twice")
+            fields = BadRow("line", _quote_problem(error, line, len(taken)))
+            again.extendleft(reversed(taken[1:]))
+            del taken[1:]
         if fields is None:
             return
+        if after_bad and "".join(taken).count('"') % 2:  # the end of the text that the bad record began
+            fields = BadRow("line", f"closes a quote that no line opens rightly; {QUOTES}")
+        after_bad = isinstance(fields, BadRow)
         if isinstance(fields, BadRow) or any(f.strip() for f in fields):
             yield Record(line, number, fields)
+        line += len(taken)
+
+
+def _quote_problem(error: csv.Error, line: int, lines: int) -> str:
+    if "end of data" in str(error):
+        return f"opens a quote that is never closed; {QUOTES}"
+    if lines > 1:
+        return f"opens a quote that is closed wrongly on line {line + lines - 1:,} ({error}); {QUOTES}"
+    return f"is not valid CSV ({error}); {QUOTES}"
 
 
 def _tab_records(lines: Iterator[str], skipped: int) -> Iterator[Record]:

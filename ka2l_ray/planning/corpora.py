@@ -57,7 +57,7 @@ def extent(config: Config, tokenizer_at_hand: bool) -> Extent:
     a corpus that cannot be used.
     """
     corpus = config.corpus
-    files = [] if corpus.source == "world" else files_of(corpus.source, corpus.hub)
+    files = [] if corpus.source == "world" else files_of(corpus.source, corpus.hub, corpus.encoding)
     if all(file.kind != "hub" for file in files):
         return _read(config, tokenizer_at_hand)
     counts = [_rows_on_hub(file) if file.kind == "hub" else sum(1 for _ in file.rows(())) for file in files]

@@ -127,23 +127,12 @@ REFUSED: dict[str, tuple[Maker, str, list[str], str]] = {
         [],
         "q.json: an object names 'question' twice",
     ),
-    "a quote that is never closed": (
-        raw("q.csv", (CSV + '"Why,so\nWho,me\n').encode()),
-        "q.csv",
-        [],
-        "q.csv: row 62: a quote that opens there is never closed",
-    ),
-    "a quote that swallows rows": (
-        raw("q.csv", (CSV + '"Why,so\nWho,me\n"Where, then",there\n').encode()),
-        "q.csv",
-        [],
-        "q.csv: row 62: a quote that opens there is closed wrongly on line 64",
-    ),
     "a header in Latin-1": (
         raw("q.csv", b"question,r\xe9ponse\n" + b"a,b\n" * 60),
         "q.csv",
         [],
-        "q.csv: the header is not UTF-8",
+        "q.csv: header = 'r\\\\udce9ponse' (0xe9 at byte 2) is not UTF-8; if its file has another encoding, "
+        "name that in corpus.encoding",
     ),
     "a column name of 10 MB": (
         raw("q.jsonl", json.dumps({"x" * 10_000_000: 1}).encode()),
@@ -188,9 +177,20 @@ REFUSED: dict[str, tuple[Maker, str, list[str], str]] = {
         "q.parquet: cannot be read",
     ),
     "Parquet that is none": (raw("q.parquet", b"question\n"), "q.parquet", [], "q.parquet: cannot be read"),
-    "UTF-16": (raw("q.csv", CSV.encode("utf-16")), "q.csv", [], "is UTF-16; save it as UTF-8"),
+    "UTF-16 cut short": (raw("q.csv", CSV.encode("utf-16")[:-1]), "q.csv", [], "q.csv: cannot be read after row 61"),
+    "an encoding that nobody knows": (
+        raw("q.csv", CSV.encode()),
+        "q.csv",
+        ["corpus.encoding=latin"],
+        "`corpus.encoding` = 'latin': must be `auto` or an encoding",
+    ),
     "JSON cut short": (raw("q.json", b'[{"question": "Why?"}, {"que'), "q.json", [], "q.json: is not JSON"),
-    "JSON in Latin-1": (raw("q.json", '[{"question": "Où?"}]'.encode("latin-1")), "q.json", [], "q.json: is not UTF-8"),
+    "JSON in Latin-1": (
+        raw("q.json", '[{"question": "Où?"}]'.encode("latin-1")),
+        "q.json",
+        [],
+        "name that in corpus.encoding",
+    ),
     "JSON of another shape": (raw("q.json", b'{"data": [{"rows": 1}]}'), "q.json", [], "must be SQuAD's"),
     "an endless line": (raw("q.jsonl", b"x" * (65 * 2**20)), "q.jsonl", [], "exceeds 64 MiB"),
     "cop that fits both": (
@@ -352,6 +352,12 @@ DROPPED: dict[str, tuple[Maker, str, list[str], str]] = {
         "q.csv",
         [],
         "line = 3 fields must have the header's 2 fields",
+    ),
+    "a quote that is never closed": (
+        raw("q.csv", (CSV + '"Why,so\n').encode()),
+        "q.csv",
+        [],
+        "row 62: line opens a quote that is never closed; a quote inside quotes is written twice",
     ),
     "a CSV row in Latin-1": (
         raw("q.csv", CSV.encode() + "Où?,là\n".encode("latin-1")),

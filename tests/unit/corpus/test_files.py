@@ -12,7 +12,7 @@ import pytest
 
 from ka2l_ray.config import ConfigError, HubSection
 from ka2l_ray.corpus.files import files_of, undecoded
-from ka2l_ray.dataflow.rows import MOST_LINES, BadRow
+from ka2l_ray.dataflow.rows import MOST_LINES, NOT_UTF8, BadRow
 
 ROWS = [{"question": f"Why {n}, «{n * n}»?", "answers": [f"because {n}", "é"]} for n in range(5)]
 FLAT = [{"question": r["question"], "answers": r["answers"][0]} for r in ROWS]
@@ -189,7 +189,7 @@ def test_a_row_that_cannot_be_read_keeps_its_place(tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_bytes(b"\n".join([LINES.splitlines()[0], b"", b"\xff", LINES.splitlines()[1]]))
     rows = list(files_of(str(tmp_path / "q.jsonl"), HubSection())[0].rows())
     assert [r.number for r in rows] == [1, 3, 4]
-    assert rows[1].values == BadRow("line", "is not UTF-8", r"'\\udcff' (0xff at byte 1)")
+    assert rows[1].values == BadRow("line", NOT_UTF8, r"'\\udcff' (0xff at byte 1)")
 
 
 def test_lines_may_cross_the_borders_of_blocks(tmp_path: Path) -> None:
@@ -218,20 +218,63 @@ def test_a_quote_that_is_not_doubled_fails_only_its_own_row(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("last", "says"),
     [
-        ('question,answers\nOne?,1\n"Two?,2\nThree?,3\n', r"row 3: a quote that opens there is never closed"),
-        (
-            'question,answers\n"Two?,2\nThree?,3\nFour?,"4"\n',
-            r"row 2: a quote that opens there is closed wrongly on line 4",
-        ),
-        ('"question,answers\nOne?,1\n', r"row 1: a quote that opens there is never closed"),
+        ("Four?,4", "opens a quote that is never closed"),
+        ('Four?,"4"', "opens a quote that is closed wrongly on line 6"),
     ],
 )
-def test_a_quote_that_swallows_rows_is_refused_by_the_row_where_it_opens(tmp_path: Path, text: str, says: str) -> None:
-    (tmp_path / "q.csv").write_text(text)
-    with pytest.raises(ConfigError, match=rf"q\.csv: {says}"):
+def test_a_quote_that_swallows_rows_fails_only_the_row_where_it_opens(tmp_path: Path, last: str, says: str) -> None:
+    (tmp_path / "q.csv").write_text(f'question,answers\n"One,\nthen?",1\n"Two?,2\n\n{last}\nFive?,5')
+    one, (number, bad), *others = numbers_and_values(tmp_path / "q.csv")
+    assert (number, isinstance(bad, BadRow) and bad.problem.startswith(says)) == (4, True)
+    assert one == (2, {"question": "One,\nthen?", "answers": "1"})
+    assert others == [(6, {"question": "Four?", "answers": "4"}), (7, {"question": "Five?", "answers": "5"})]
+
+
+def test_the_end_of_a_text_that_is_quoted_wrongly_is_no_row(tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text('question,answers\n"He said "no"\nthen, left",2\nThree?,3\n')
+    first, second, three = numbers_and_values(tmp_path / "q.csv")
+    assert [(n, isinstance(v, BadRow)) for n, v in (first, second)] == [(2, True), (3, True)]
+    assert three == (4, {"question": "Three?", "answers": "3"})
+
+
+def test_a_header_whose_quote_is_never_closed_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text('"question,answers\nOne?,1\n')
+    with pytest.raises(ConfigError, match=r"q\.csv: row 1: line opens a quote that is never closed"):
         numbers_and_values(tmp_path / "q.csv")
+
+
+@pytest.mark.parametrize("name", ["q.csv", "q.jsonl", "q.json", "q.txt", "q.csv.gz"])
+@pytest.mark.parametrize(("written", "encoding"), [("utf-16", "auto"), ("cp1252", "cp1252")])
+def test_text_files_of_other_encodings_are_read(tmp_path: Path, name: str, written: str, encoding: str) -> None:
+    question = "Où est l’œuvre?"
+    rows = [{"question": question}] * 3
+    text = {
+        "q.csv": f"question\n{question}\n{question}\n{question}\n",
+        "q.jsonl": "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows),
+        "q.json": json.dumps(rows, ensure_ascii=False),
+        "q.txt": f"{question}\n" * 3,
+    }[name.removesuffix(".gz")]
+    data = text.encode(written)
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    (file,) = files_of(str(tmp_path / name), HubSection(), encoding)
+    assert [r.values for r in file.rows(("question",))] == rows
+
+
+@pytest.mark.parametrize("name", ["q.csv", "q.parquet"])
+def test_columns_of_one_name_are_refused_only_where_they_are_wanted(tmp_path: Path, name: str) -> None:
+    if name == "q.csv":
+        (tmp_path / name).write_text("note,question,note\na,Why?,b\n")
+    else:
+        columns = [pa.array([v]) for v in ("a", "Why?", "b")]
+        pq.write_table(pa.Table.from_arrays(columns, ["note", "question", "note"]), tmp_path / name)
+    (file,) = files_of(str(tmp_path / name), HubSection())
+    (row,) = file.rows(("question", "answers"))
+    assert not isinstance(row.values, BadRow)
+    assert row.values["question"] == "Why?"
+    with pytest.raises(ConfigError, match="'note' twice"):
+        list(file.rows(("question", "note")))
 
 
 def test_quotes_in_a_table_with_tabs_are_csvs_or_the_texts_own(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ka2l_ray.config import ConfigError
 from ka2l_ray.dataflow import rows
-from ka2l_ray.dataflow.rows import BadRow, Record, csv_table, json_rows, listed
+from ka2l_ray.dataflow.rows import NOT_UTF8, BadRow, Record, Utf8, csv_table, json_rows, listed
 
 
 def table(text: str) -> tuple[list[str], list[Record]]:
@@ -54,13 +54,32 @@ def test_a_bad_line_of_json_says_where_and_fails_only_its_own_row() -> None:
 
 def test_bytes_that_are_not_utf8_are_named_by_their_place() -> None:
     (row,) = json_rows(io.BytesIO('{"é": "'.encode() + b'\xe9"}'), "q.jsonl")
-    assert row.values == BadRow("line", "is not UTF-8", r"""'{"é": "\\udce9"}' (0xe9 at byte 9)""")
+    assert row.values == BadRow("line", NOT_UTF8, r"""'{"é": "\\udce9"}' (0xe9 at byte 9)""")
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
-def test_utf16_is_refused_by_its_mark(encoding: str) -> None:
-    with pytest.raises(ConfigError, match=r"q\.jsonl: is UTF-16; save it as UTF-8"):
-        list(json_rows(io.BytesIO("\ufeff{}".encode(encoding)), "q.jsonl"))
+def test_utf16_is_read_by_its_mark(encoding: str) -> None:
+    text = "\ufeff" + "".join(f"{n} Où, 東京, 🜁?\r\n" for n in range(20_000))
+    assert Utf8(io.BytesIO(text.encode(encoding))).readall().decode() == text.removeprefix("\ufeff")
+
+
+@pytest.mark.parametrize(("encoding", "text"), [("cp1252", "Où, œuvre?"), ("cp1251", "Где?"), ("gb18030", "東京？")])
+def test_an_encoding_is_read_by_its_name(encoding: str, text: str) -> None:
+    assert Utf8(io.BytesIO(text.encode(encoding) * 10_000), encoding).readall().decode() == text * 10_000
+
+
+def test_what_an_encoding_does_not_know_fails_only_its_own_row() -> None:
+    stream = Utf8(io.BytesIO(b'{"a": "\xe9"}\n{"a": "\x81"}\n{"a": 1}\n'), "cp1252")
+    one, bad, three = json_rows(io.BufferedReader(stream), "q.jsonl")
+    assert (one.values, three.values) == ({"a": "é"}, {"a": 1})
+    assert isinstance(bad.values, BadRow)
+    assert bad.values.problem == NOT_UTF8
+
+
+def test_half_of_a_surrogate_pair_in_utf16_fails_only_its_own_row() -> None:
+    text = '\ufeff{"a": "x"}\n{"a": "\ud800"}\n{"a": 1}\n'
+    found = list(json_rows(io.BufferedReader(Utf8(io.BytesIO(text.encode("utf-16-le", "surrogatepass")))), "q.jsonl"))
+    assert [isinstance(r.values, BadRow) for r in found] == [False, True, False]
 
 
 def test_a_line_without_end_is_refused_before_it_is_held_whole(monkeypatch: pytest.MonkeyPatch) -> None:

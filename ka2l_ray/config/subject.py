@@ -4,6 +4,7 @@ In: values of the file. Out: frozen, bounded sections.
 Refuses to know: whether a file, model or cluster exists.
 """
 
+import io
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
@@ -240,7 +241,7 @@ Format = Literal["generic", KnownSet, "alpaca", "messages"]
 def _known_encoding(name: str) -> str:
     if name != "auto":
         try:
-            b"".decode(name)
+            io.TextIOWrapper(io.BytesIO(), name)
         except LookupError as error:
             raise ValueError("must be `auto` or an encoding of text that Python knows, such as cp1252") from error
     return name

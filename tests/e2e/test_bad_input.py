@@ -177,12 +177,12 @@ REFUSED: dict[str, tuple[Maker, str, list[str], str]] = {
         "q.parquet: cannot be read",
     ),
     "Parquet that is none": (raw("q.parquet", b"question\n"), "q.parquet", [], "q.parquet: cannot be read"),
-    "UTF-16 cut short": (raw("q.csv", CSV.encode("utf-16")[:-1]), "q.csv", [], "q.csv: cannot be read after row 61"),
+    "UTF-16 cut short": (raw("q.csv", CSV.encode("utf-16")[:-1]), "q.csv", [], "q.csv: cannot be read"),
     "an encoding that nobody knows": (
         raw("q.csv", CSV.encode()),
         "q.csv",
-        ["corpus.encoding=latin"],
-        "`corpus.encoding` = 'latin': must be `auto` or an encoding",
+        ["corpus.encoding=klingon"],
+        "`corpus.encoding` = 'klingon': must be `auto` or an encoding",
     ),
     "JSON cut short": (raw("q.json", b'[{"question": "Why?"}, {"que'), "q.json", [], "q.json: is not JSON"),
     "JSON in Latin-1": (

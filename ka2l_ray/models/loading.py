@@ -134,6 +134,14 @@ def load_blocks(model: ModelSection, layers: int, placement: Placement = CPU) ->
     return _text_decoder(_placed(AutoModel.from_pretrained(local_folder(model), config=config, **options), placement))
 
 
+def load_cut(model: ModelSection, cut: PreTrainedConfig) -> PreTrainedModel:
+    """A model's own weights in float32 on the CPU, as far as a configuration with fewer blocks has a place for them, LM
+    head included; its adapter is left out. Raises `ConfigError` as `load_model` does."""
+    plain = model.model_copy(update={"dtype": "float32", "adapter": None})
+    options = _load_options(plain, CPU) | _hub_options(plain)
+    return AutoModelForCausalLM.from_pretrained(local_folder(plain), config=cut, **options).eval()
+
+
 def _set_depth(text: PreTrainedConfig, layers: int) -> None:
     """Change a text decoder's configuration to its first `layers` blocks, at least one, because Hugging Face refuses a
     model without blocks; for layer 0 a pass stops before block 1."""

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from ka2l_ray.errors import ConfigError
+from ka2l_ray.errors import ConfigError, library_message
 from ka2l_ray.models.activations import blocks
 
 VOCABULARY, OWN_TOKENS = 256, 200
@@ -34,11 +34,16 @@ EXPERT_COUNTS = re.compile(r"num_(local_)?experts$|n_routed_experts")
 EXPERTS_PER_TOKEN = re.compile(r"experts_per_tok|topk$|moe_k$")
 
 
+class NoTinyFormError(ConfigError):
+    """A model's own code builds no model with fewer tokens and blocks, or only one that is too large."""
+
+
 def tiny_form(config: PreTrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
     """A model in evaluation mode with the shape of this configuration's, as narrow as it can be built and run.
 
-    The same configuration gives the same weights; torch's random state is left as it was. Raises what the model's own
-    code raises where not even its first blocks can be built in their own widths.
+    The same configuration gives the same weights; torch's random state is left as it was. Raises `NoTinyFormError`
+    where not even first blocks in their own widths can be built with few tokens, what the model's own code raises where
+    the configuration itself cannot be built, and `ConfigError` for a model without a list of blocks.
     """
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
@@ -51,7 +56,10 @@ def tiny_form(config: PreTrainedConfig, trust_remote_code: bool = False) -> PreT
                 if str(error) in map(str, failures):
                     break  # not because of the widths
                 failures.append(error)
-    raise failures[0]
+    raise NoTinyFormError(
+        f"model type {config.model_type!r}: no tiny form of it can be built: {type(failures[0]).__name__}: "
+        f"{library_message(failures[0])}"
+    ) from failures[0]
 
 
 def _built(config: PreTrainedConfig, trust_remote_code: bool) -> PreTrainedModel:

@@ -18,9 +18,10 @@ from ka2l_ray.errors import ConfigError, library_message
 from ka2l_ray.finetune.model import with_new_adapters
 from ka2l_ray.models.abilities import Abilities
 from ka2l_ray.models.activations import blocks
-from ka2l_ray.models.examine import abilities_of_configuration
+from ka2l_ray.models.examine import abilities_of, abilities_of_configuration
 from ka2l_ray.models.hub import hub_cache
 from ka2l_ray.models.loading import ASSETS, model_path
+from ka2l_ray.models.tiny_form import NoTinyFormError
 from ka2l_ray.planning.published import published_model
 
 QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.5}
@@ -135,7 +136,10 @@ def _file_of(model: ModelSection) -> str:
 def abilities_of_shape(model: ModelSection) -> Abilities:
     """What the engine may do with a model, also where only its published shape is at hand. Raises `ConfigError` as
     `examine.abilities_of` does."""
-    return abilities_of_configuration(_configuration(model)[0], model.trust_remote_code)
+    try:
+        return abilities_of_configuration(_configuration(model)[0], model.trust_remote_code)
+    except NoTinyFormError:
+        return abilities_of(model)  # of its weights
 
 
 def _configuration(model: ModelSection) -> tuple[PreTrainedConfig, str]:

@@ -26,6 +26,8 @@ HEAD = {"targets": ("q_proj", "lm_head")}
         ("llama", {"dtype": "float16"}, {}, {"precision": "bfloat16"}, None),
         ("qwen3_moe", {}, {"dropout": 0.05}, {}, "finetune.lora.dropout = 0.05 does not go with this model"),
         ("qwen3_moe", {}, {}, {"merge": True}, None),
+        ("llama", {}, {}, {"precision": "bfloat16", "merge": True}, None),
+        ("deepseek_v3", {}, {}, {"precision": "bfloat16"}, None),  # merged in bfloat16 its router chooses otherwise
         ("llama", AWQ, {}, {}, None),
         ("llama", AWQ, None, {}, r"finetune.mode = full: .* are stored quantized \(awq\) .*; set finetune.mode: lora"),
         ("llama", AWQ, {}, {"merge": True}, r"finetune.merge = true: .* are stored quantized \(awq\)"),
@@ -43,6 +45,19 @@ def test_fine_tuning_that_cannot_work_is_refused_by_its_field(tmp_path, family, 
         return
     with pytest.raises(ConfigError, match=says):
         rehearse(model, finetune)
+
+
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+def test_weights_that_are_quantized_while_loading_are_trained_on_as_they_are_loaded(tmp_path, quantization):
+    for family in ("llama", "qwen3_moe", "deepseek_v3"):
+        AutoConfig.for_model(family).save_pretrained(tmp_path / family)
+    for family in ("llama", "qwen3_moe"):
+        rehearse(ModelSection(name_or_path=str(tmp_path / family), quantization=quantization), FinetuneSection())
+    if quantization == "8bit":  # its grouped experts
+        with pytest.raises(ConfigError, match=r"model.quantization = 8bit does not go with this model"):
+            rehearse(
+                ModelSection(name_or_path=str(tmp_path / "deepseek_v3"), quantization=quantization), FinetuneSection()
+            )
 
 
 def test_an_image_tower_gets_no_adapters():

@@ -1,13 +1,15 @@
 """What the engine may do with a model, found out on a tiny form of it: one family for each fall-back. The full set is
 `make families`."""
 
+import json
 import logging
 from typing import Any
 
 import pytest
 import torch
 from tiny_models import tiny_model
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.cache_utils import DynamicLayer
 
 from ka2l_ray.config import ConfigError, ModelSection
 from ka2l_ray.models.abilities import Abilities
@@ -129,3 +131,59 @@ def test_a_padding_token_without_an_embedding_is_replaced(tokenizer):
     found, failed = Engine(model, len(tokenizer)).states(PROMPTS, [1])
     assert failed == {}
     assert (found["last", 1] == expected["last", 1]).all()
+
+
+OWN_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
+
+
+class StrictConfig(LlamaConfig):
+    model_type = "strict"
+
+
+def check(config):
+    if config.vocab_size != 300:
+        raise ValueError("this code is for 300 tokens")
+
+
+class StrictModel(LlamaModel):
+    config_class = StrictConfig
+
+    def __init__(self, config):
+        check(config)
+        super().__init__(config)
+
+
+class StrictForCausalLM(LlamaForCausalLM):
+    config_class = StrictConfig
+
+    def __init__(self, config):
+        check(config)
+        super().__init__(config)
+"""
+
+
+def test_where_no_tiny_form_can_be_built_the_first_blocks_themselves_are_read(tmp_path, caplog):
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("llama", vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=4)
+    )
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    names = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForCausalLM": "ForCausalLM"}
+    config |= {"model_type": "strict", "auto_map": {auto: f"own.Strict{own}" for auto, own in names.items()}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "own.py").write_text(OWN_CODE)
+    with caplog.at_level(logging.INFO, "ka2l"):
+        abilities = abilities_of(ModelSection(name_or_path=str(tmp_path), trust_remote_code=True))
+    assert abilities == Abilities()
+    assert "this code is for 300 tokens; its first 2 blocks are read instead" in caplog.text
+
+
+def test_a_cache_that_cannot_be_repeated_costs_a_pass_per_answer(monkeypatch):
+    def refuse(*_: object) -> None:
+        raise NotImplementedError("this cache has one row per prompt")
+
+    for way in ("batch_repeat_interleave", "reorder_cache"):
+        monkeypatch.setattr(DynamicLayer, way, refuse)
+    config = AutoConfig.for_model("gpt_neo", num_heads=8)  # no other test examines this one
+    assert abilities_of_configuration(config) == Abilities(prefix="none", answers="per copy")

@@ -75,7 +75,7 @@ class SavingResult(TypedDict):
     seed: int
     saving: float | None
     of_oracle: float | None
-    """As a share of the oracle's saving."""
+    """As a share of the ceiling's: of `oracle` or, in a run without it, of `oracle_wrong`."""
 
 
 class StoppedResult(TypedDict):
@@ -106,6 +106,9 @@ class SearchResult(LayerResult):
     questions: int
     graded: int
     note: str | None
+    auroc_topic_alone: NotRequired[float | None]
+    """Of a classifier that sees only what a question is about, such as its relation; None without topics. Not in runs
+    of earlier versions."""
     layers: Sequence[LayerResult]
 
 

@@ -317,6 +317,7 @@ _SEARCH = TableSpec(
         "auroc": "its AUROC on held-out questions, against wrong answers or entropy ≥ γ, as `objective` says",
         "auroc_ci": "95 % interval of it",
         "auroc_vs_truth": "AUROC against the truth; world only",
+        "auroc_topic_alone": "what a classifier reaches that sees only a question's topic (`group`)",
         "objective": "what layers were chosen by",
         "questions": "questions that it was fitted and measured on",
         "graded": "those of them with gold",

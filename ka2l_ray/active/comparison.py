@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any, cast
 
 from ka2l_ray.active.saving import LearningCurve, annotations_to_reach, at_shared_counts, curves, mean_curve
-from ka2l_ray.active.strategies import STRATEGIES
+from ka2l_ray.active.strategies import STRATEGIES, ceiling_of
 from ka2l_ray.config import Strategy
 from ka2l_ray.results_schema import Results, StrategyResult
 from ka2l_ray.stats import interval
@@ -26,7 +26,7 @@ def compare_strategies(results: Sequence[Results]) -> dict[str, Any]:
     strategies = list(dict.fromkeys(r["strategy"] for r in results[0]["rounds"]))
     ends = [curve[-1][0] if (curve := seed_curve(one, name)) else 0 for one in results for name in strategies]
     entries = [_strategy(name, results, min(ends)) for name in strategies]
-    oracle = next((e for e in entries if e["strategy"] == "oracle"), None)
+    oracle = next((e for e in entries if e["strategy"] == ceiling_of(strategies)), None)
     return {
         "eval_scope": results[0]["eval_scope"],
         "random_budget": max((n for one in results for n, _ in seed_curve(one, "random")), default=0),

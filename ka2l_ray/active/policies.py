@@ -22,7 +22,8 @@ from ka2l_ray.hashing import uniform
 class PoolRow:
     """One pool question with what a policy may use; what was not collected is None.
 
-    `state` (D,) is the hidden state that the probe reads, `likelihood` is -log p of the greedy answer in nats.
+    `state` (D,) is the hidden state that the probe reads, `likelihood` is -log p of the greedy answer in nats, `wrong`
+    whether the base model's greedy answer at eval is.
     """
 
     id: str
@@ -34,6 +35,7 @@ class PoolRow:
     quadrant: str | None = None
     state: np.ndarray | None = None
     abstains: bool | None = None
+    wrong: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,20 @@ def by_truth(seed: int) -> Priority:
         if row.truth is None:
             raise ConfigError("active.strategies: `oracle` needs corpus.source = world, where the truth is known")
         return float(row.truth == "unseen") + uniform(f"oracle-{seed}", row.id), f"truth: {row.truth}"
+
+    return priority
+
+
+def by_wrong(seed: int) -> Priority:
+    """`oracle_wrong`: facts that the base model answers wrong at eval, then those that eval does not ask, then what is
+    right; the ceiling where no truth is known."""
+
+    def priority(row: PoolRow) -> tuple[float, str]:
+        if row.wrong is None:
+            place, why = 1, "not asked by eval"
+        else:
+            place, why = (2, "answered wrong") if row.wrong else (0, "answered right")
+        return place + uniform(f"oracle-{seed}", row.id), why
 
     return priority
 

@@ -4,6 +4,7 @@ In: a run. Out: `PoolRow`s, or rows of `questions` and `replay`. Refuses to know
 """
 
 from collections.abc import Iterator, Set
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ import pyarrow.compute as pc
 from ka2l_ray.active.policies import PoolRow
 from ka2l_ray.active.strategies import Need, needs
 from ka2l_ray.config import Strategy
+from ka2l_ray.corpus.again import eval_scope
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.tables import matrix
 
@@ -40,7 +42,22 @@ def sampled_pool(run: Run) -> Iterator[PoolRow]:
 
 def pool_for(strategy: Strategy, run: Run) -> Iterator[PoolRow]:
     """The pool as a strategy sees it: states are read only for those that compare them."""
-    return sampled_pool(run) if needs(strategy, Need.SAMPLES) else scored_pool(run, needs(strategy, Need.STATES))
+    if needs(strategy, Need.SAMPLES):
+        return sampled_pool(run)
+    pool = scored_pool(run, needs(strategy, Need.STATES))
+    return _with_eval(pool, run) if needs(strategy, Need.GREEDY) else pool
+
+
+def _with_eval(pool: Iterator[PoolRow], run: Run) -> Iterator[PoolRow]:
+    """The pool with what the base model answers wrong at eval."""
+    scope = eval_scope(run.config)
+    batches = run.base("evaluation").batches(["scope", "fact_id", "correct"])
+    answered = {r["fact_id"]: r["correct"] for b in batches for r in b.to_pylist() if r["scope"] == scope}
+    questions = run.table("questions").batches(["id", "fact_id"], part="pool")
+    fact_of = {r["id"]: r["fact_id"] for b in questions for r in b.to_pylist()}
+    for row in pool:
+        correct = answered.get(fact_of[row.id])
+        yield replace(row, wrong=None if correct is None else not correct)
 
 
 def pool_rows(run: Run, ids: Set[str]) -> list[dict[str, Any]]:

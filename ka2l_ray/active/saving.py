@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from ka2l_ray.active.strategies import ceiling_of
 from ka2l_ray.results_schema import RoundResult, SavingResult
 
 LearningCurve = list[tuple[int, float]]
@@ -61,7 +62,8 @@ def savings(rounds: Sequence[RoundResult]) -> list[SavingResult]:
         for seed, curve in curves(rounds, strategy).items():
             reached = annotations_to_reach(curve, target) if target > base else None
             found[strategy, seed] = None if reached is None else 1 - reached / budget
-    ceiling = [saving for (strategy, _), saving in found.items() if strategy == "oracle" and saving]
+    best_strategy = ceiling_of(strategy for strategy, _ in found)
+    ceiling = [saving for (strategy, _), saving in found.items() if strategy == best_strategy and saving]
     best = float(np.mean(ceiling)) if ceiling else None
     return [
         SavingResult(

@@ -20,6 +20,7 @@ from ka2l_ray.active.policies import (
     by_probe,
     by_quadrant,
     by_truth,
+    by_wrong,
 )
 from ka2l_ray.config import AcquireSection, ActiveSection, Strategy
 
@@ -37,6 +38,8 @@ class Need(StrEnum):
     """K samples of every question, booked at `acquire.sampling_cost`."""
     TRUTH = "truth"
     """Which facts the model was shown; known only on the world."""
+    GREEDY = "greedy"
+    """Which pool facts the base model answers wrong at eval; every run evaluates the base model."""
 
 
 STEPS_FOR = {
@@ -45,6 +48,7 @@ STEPS_FOR = {
     Need.THRESHOLD: ("collect", "label"),
     Need.SAMPLES: ("sample_pool",),
     Need.TRUTH: (),
+    Need.GREEDY: (),
 }
 """Steps on the base model that provide what is needed, needs and steps in the order of the run."""
 
@@ -86,7 +90,16 @@ STRATEGIES: dict[Strategy, StrategySpec] = {
     ),
     "random": StrategySpec((), lambda a, seed: Ranking(at_random(seed), _by_group(a))),
     "oracle": StrategySpec((Need.TRUTH,), lambda a, seed: Ranking(by_truth(seed), _by_group(a))),
+    "oracle_wrong": StrategySpec((Need.GREEDY,), lambda a, seed: Ranking(by_wrong(seed), _by_group(a))),
 }
+CEILINGS: tuple[Strategy, ...] = ("oracle", "oracle_wrong")
+"""What savings are a share of: the first of these that a run has."""
+
+
+def ceiling_of(strategies: Iterable[str]) -> Strategy | None:
+    """The ceiling among some strategies."""
+    given = set(strategies)
+    return next((c for c in CEILINGS if c in given), None)
 
 
 def policy(strategy: Strategy, acquire: AcquireSection, seed: int) -> Policy:

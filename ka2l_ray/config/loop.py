@@ -12,7 +12,16 @@ from pydantic import AfterValidator, Field, JsonValue, NonNegativeFloat, NonNega
 from ka2l_ray.config.base import REFUSALS, NoKeys, Pool, Positive, Section, Share, Template, Text
 
 Strategy = Literal[
-    "ka2l", "ka2l_diverse", "decoded", "entropy", "likelihood", "coreset", "quadrant", "random", "oracle"
+    "ka2l",
+    "ka2l_diverse",
+    "decoded",
+    "entropy",
+    "likelihood",
+    "coreset",
+    "quadrant",
+    "random",
+    "oracle",
+    "oracle_wrong",
 ]
 Quadrant = Literal["known", "misconception", "shaky", "unknown", "abstains"]
 
@@ -140,7 +149,8 @@ class ActiveSection(Section):
     """`ka2l`: most likely unknown by the probe. `ka2l_diverse`: that × distance to what is chosen. `decoded`: `ka2l`
     with a share of generated questions. `entropy`, `likelihood`: by sampled SE or greedy log-likelihood (both sample
     the pool). `coreset`: k-centre on states. `quadrant`: by grade and SE (samples the pool, needs gold). `random`: a
-    uniform draw. `oracle`: truly unknown (world only)."""
+    uniform draw. `oracle`: truly unknown (world only). `oracle_wrong`: what the base model answers wrong at eval, which
+    nobody can know before buying; the ceiling on real corpora, where eval asks the pool's facts."""
     rounds: Positive = 2
     """Rounds of every strategy; each buys an equal part of the budget, and trains on everything bought so far."""
     budget: Positive = 150

@@ -14,6 +14,7 @@ from ray.autoscaler.v2.sdk import get_cluster_status
 
 from ka2l_ray.active.strategies import Need, that_need
 from ka2l_ray.config import Config, ConfigError
+from ka2l_ray.corpus.again import eval_scope
 from ka2l_ray.dataflow.cluster import connect
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.model import read_card
@@ -125,6 +126,12 @@ def _contradictions(config: Config) -> Iterator[ConfigError]:
     adapter, pool_questions = config.model.adapter, config.corpus.world.pool_questions
     if knowing and not world:
         yield ConfigError(f"active.strategies: {knowing} needs corpus.source = world, where the truth is known")
+    asking = ", ".join(f"`{name}`" for name in that_need(Need.GREEDY, active.strategies))
+    if asking and eval_scope(config) == "other":
+        yield ConfigError(
+            f"active.strategies: {asking} needs an eval that asks the pool's facts; set corpus.rewordings.source, or "
+            "evaluate.same_words: true"
+        )
     if world and active.budget > pool_questions:
         yield ConfigError(f"active.budget = {active.budget} exceeds corpus.world.pool_questions = {pool_questions}")
     if not world and config.annotate.source == "world":

@@ -31,6 +31,7 @@ class ProbeRows:
     `unseen`: the truth, 1 or 0, or -1 for a row that no figure counts; None where nobody knows it.
     `entity`: rows of one entity are never divided between training, validation and test; None makes each row its own.
     `abstains`: True for rows that are unknown whatever their entropy; None where there are none.
+    `topic`: what a question is about, such as its relation, as a name; None where nobody knows.
     `fully_sampled`: False where sampling stopped early; `entropy_nats` is then a bound on the same side of γ.
     """
 
@@ -40,6 +41,7 @@ class ProbeRows:
     entity: np.ndarray | None = None
     fully_sampled: bool = True
     abstains: np.ndarray | None = None
+    topic: np.ndarray | None = None
 
     def unknown(self, threshold_nats: float) -> np.ndarray:
         """The rows (N,) whose entropy is at least a threshold, or that abstain."""
@@ -87,7 +89,9 @@ class ProbeFit:
     """The fitted probe. `validation_auroc` chose its cell; the other AUROCs are those of the test rows.
 
     `auroc`, with its 95 % interval, is against the objective's target, `auroc_vs_truth` against `unseen`; they are None
-    where only one class occurs. `heat` has every cell that was tried.
+    where only one class occurs. `auroc_topic_alone` is that of a classifier which sees no state but the topic, and says
+    how much of it is unknown in the training rows: what a probe adds is beyond it. `heat` has every cell that was
+    tried.
     """
 
     probe: LinearProbe
@@ -98,6 +102,7 @@ class ProbeFit:
     auroc_vs_truth: float | None
     heat: tuple[Cell, ...]
     objective: Objective
+    auroc_topic_alone: float | None = None
 
 
 def fit_probe(
@@ -174,7 +179,22 @@ def fit_probe(
         else Objective("truth", np.asarray(rows.unseen), 0).auroc(test, score),
         heat=tuple(cell for cell, _ in tried),
         objective=objective,
+        auroc_topic_alone=None
+        if rows.topic is None
+        else objective.auroc(test, unknown_of_topic(rows.topic, rows.unknown(best.threshold_nats), train)[test]),
     )
+
+
+def unknown_of_topic(topic: np.ndarray, unknown: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """Share of each row's topic (N,) that is unknown in the training rows, a mask (N,): with one row as common as all
+    of them more, so that topics with few rows, or none, lean on the whole."""
+    whole = float(unknown[train].mean())
+    total, count = Counter[str](), Counter[str]()
+    for name, value in zip(topic[train], unknown[train], strict=True):
+        total[name] += bool(value)
+        count[name] += 1
+    share = {name: (total[name] + whole) / (count[name] + 1) for name in count}
+    return np.array([share.get(name, whole) for name in topic])
 
 
 def divide(entity: np.ndarray, validation: float, test: float, seed: int) -> np.ndarray:

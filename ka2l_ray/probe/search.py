@@ -46,6 +46,7 @@ class Trial(LayerResult):
     note: str | None
     threshold_nats: float
     validation_auroc: float
+    auroc_topic_alone: float | None
     heat: list[HeatCell]
 
 
@@ -129,6 +130,7 @@ def _trial(
         "note": fit.objective.note,
         "threshold_nats": fit.chosen.threshold_nats,
         "validation_auroc": fit.validation_auroc,
+        "auroc_topic_alone": fit.auroc_topic_alone,
         "auroc": fit.auroc,
         "auroc_ci": fit.auroc_ci,
         "auroc_vs_truth": fit.auroc_vs_truth,
@@ -144,7 +146,10 @@ def read_rows(activations: Table, knowledge: Table, column: str) -> tuple[np.nda
     Questions are divided by `split_group`, or each one on its own where the corpus was split without groups.
     """
     labels = knowledge.read(
-        ["id", "entropy_nats", "entropy_lo", "entropy_hi", "abstains", "correct", "split_group", "truth", "unknown"]
+        [
+            *("id", "entropy_nats", "entropy_lo", "entropy_hi", "abstains", "correct"),
+            *("split_group", "group", "truth", "unknown"),
+        ]
     )
     labels = labels.filter(labels["unknown"].is_valid())
     states = activations.read(["id", column])
@@ -162,6 +167,7 @@ def read_rows(activations: Table, knowledge: Table, column: str) -> tuple[np.nda
         entity=np.array(entity.to_pylist()),
         fully_sampled=labels["entropy_nats"].null_count == 0,
         abstains=silent if silent.any() else None,
+        topic=None if labels["group"].null_count else np.array(labels["group"].to_pylist()),
     )
 
 
@@ -188,6 +194,7 @@ def _choose(folder: Folder, columns: list[tuple[str, int]]) -> SearchResult:
         "graded": best["graded"],
         "note": best["note"],
         "threshold_nats": best["threshold_nats"],
+        "auroc_topic_alone": best["auroc_topic_alone"],
         "probe": "linear",
         "layers": [_shown(t) for t in trials],
     }

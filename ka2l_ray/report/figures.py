@@ -44,6 +44,7 @@ _STRATEGIES = {
     "ka2l": (BLUE, "o"),
     "random": (GREY, "s"),
     "oracle": (ORANGE, "^"),
+    "oracle_wrong": (ORANGE, "<"),
     "decoded": (SKY, "X"),
     "ka2l_diverse": (BLUE, "D"),
     "entropy": (GREEN, "v"),

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 from ka2l_ray.active.saving import LearningCurve, mean_curve
 from ka2l_ray.active.saving import curves as by_seed
+from ka2l_ray.active.strategies import CEILINGS, ceiling_of
 from ka2l_ray.report.summary import Saving, savings
 from ka2l_ray.report.templates import FORMATS
 from ka2l_ray.results_schema import ComparisonResults, LabelResult, Results, StoppedResult
 
-METHOD, BASELINE, CEILING = "ka2l", "random", "oracle"
+METHOD, BASELINE = "ka2l", "random"
 NOTHING = 0.005
 """A saving below this is shown as none: it would round to 0 %."""
 _ON = {
@@ -57,7 +58,7 @@ def rounds_left(results: Results, plan: Plan, strategy: str | None = None) -> in
 
 def leading(strategies: Sequence[str]) -> str:
     """The strategy that a sentence is about: `ka2l`, else the first that is neither baseline nor ceiling."""
-    last = (CEILING, BASELINE)
+    last = (*CEILINGS, BASELINE)
     ordered = [s for s in strategies if s not in last] + [s for s in last if s in strategies]
     return METHOD if METHOD in ordered else ordered[0]
 
@@ -111,7 +112,7 @@ def _against_random(results: Results, plan: Plan, lead: str, own: LearningCurve,
     reaches = f"{lead} reaches random's {which} {_accuracy(results, target)} with {needed} annotations"
     if found.saving < NOTHING:
         return f"{reaches}, random with {_count(budget)}: nothing saved{_and_stopped(results, lead)}"
-    ceiling = "" if lead == CEILING else _ceiling(saved.get(CEILING))
+    ceiling = "" if lead in CEILINGS else _ceiling(saved.get(ceiling_of(saved) or ""))
     saves = f"{_whole(found.saving)} saved{ceiling}{_and_stopped(results, lead)}"
     return f"{reaches} instead of {_count(budget)}: {saves}"
 
@@ -189,6 +190,6 @@ def comparison_sentence(comparison: ComparisonResults) -> str:
     fewer = f"{_whole(abs(saving))} {'fewer' if saving > 0 else 'more'}" if abs(saving) >= NOTHING else "no fewer"
     ends, ceiling = entries[lead]["saving_ci"], comparison["ceiling"]
     interval = f", 95 % interval {_whole(ends[0])} to {_whole(ends[1])}" if ends else ""
-    of_oracle = "" if ceiling is None or lead == CEILING else f"; the oracle saves {_whole(ceiling)}"
+    of_oracle = "" if ceiling is None or lead in CEILINGS else f"; the oracle saves {_whole(ceiling)}"
     reached = f"{entries[lead]['reached']} of {seeds} that reach{'es' if entries[lead]['reached'] == 1 else ''} it"
     return f"{lead} reaches {target} with {fewer} (mean of the {reached}{interval}{of_oracle})."

@@ -40,6 +40,10 @@ time.sleep(600)
             "decode.decoder = '$NO_SUCH_VARIABLE/d': the environment has no NO_SUCH_VARIABLE",
         ),
         (["corpus.source=q.jsonl", "active.strategies=[oracle]"], "`oracle` needs corpus.source = world"),
+        (
+            ["corpus.source=q.jsonl", "active.strategies=[oracle_wrong]"],
+            "`oracle_wrong` needs an eval that asks the pool's",
+        ),
     ],
 )
 def test_a_mistake_is_one_clear_line(

@@ -138,7 +138,7 @@ CASES: dict[str, Case] = {
         r"answered\.csv",
     ),
     "corpus as Parquet": ("q.parquet", None, rows_of("q.parquet"), ConfigError, r"q\.parquet: cannot be read"),
-    "corpus as JSON": ("q.json", None, rows_of("q.json"), ConfigError, r"q\.json: is not"),
+    "corpus as JSON": ("q.json", None, rows_of("q.json"), ConfigError, r"q\.json: .* is not UTF-8"),
     "corpus as a pickle": ("q.pkl", None, rows_of("q.pkl"), ConfigError, "no such folder, and neither"),
 }
 

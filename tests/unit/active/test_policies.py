@@ -137,6 +137,18 @@ def test_a_pool_question_without_gold_comes_last_and_ends_nothing():
     assert choices[2].reason == "no quadrant without gold, entropy 2.300 nats"
 
 
+def test_the_oracle_of_answers_buys_what_is_wrong_then_what_nobody_asked():
+    answered = {0: False, 1: True, 2: None, 3: True, 4: False}
+    pool = [PoolRow(f"q{n}", wrong=wrong) for n, wrong in answered.items()]
+    ranked = policy("oracle_wrong", AcquireSection(), 0).choose(pool, set(), 5)
+    assert [{c.id for c in part} for part in (ranked[:2], ranked[2:3], ranked[3:])] == [
+        {"q1", "q3"},
+        {"q2"},
+        {"q0", "q4"},
+    ]
+    assert ranked[0].reason == "answered wrong"
+
+
 def test_the_oracle_buys_unseen_facts_only_while_there_are_any():
     oracle = policy("oracle", AcquireSection(), 0)
     assert set(chosen(oracle, POOL, count=5)) == {"q1", "q3", "q5", "q7", "q9"}

@@ -20,6 +20,18 @@ def test_reaching_is_interpolated_and_the_first_time_counts():
     assert annotations_to_reach(curve, 0.95) is None
 
 
+def test_the_ceiling_is_what_the_base_model_answers_wrong_where_no_truth_is_known():
+    table = (
+        rounds("random", 0, (0, 0.5), (100, 0.6))
+        + rounds("ka2l", 0, (0, 0.5), (100, 0.7))
+        + rounds("oracle_wrong", 0, (0, 0.5), (100, 0.75))
+    )
+    found = {s["strategy"]: s for s in savings(table)}
+    assert found["ka2l"]["of_oracle"] == pytest.approx(0.5 / 0.6)
+    with_truth = {s["strategy"]: s for s in savings(table + rounds("oracle", 0, (0, 0.5), (100, 1.0)))}
+    assert with_truth["ka2l"]["of_oracle"] == pytest.approx(0.5 / 0.8)
+
+
 def test_half_the_annotations_are_a_saving_of_one_half_and_of_the_oracle_in_proportion():
     table = (
         rounds("random", 0, (0, 0.5), (100, 0.6))

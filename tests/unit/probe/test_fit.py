@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ka2l_ray.config import SearchSection
-from ka2l_ray.probe.fit import ProbeRows, divide, fit_probe
+from ka2l_ray.probe.fit import ProbeRows, divide, fit_probe, unknown_of_topic
 from ka2l_ray.stats import auroc
 
 SEARCH = SearchSection(bootstrap=100)
@@ -211,3 +211,22 @@ def test_rows_that_abstain_are_unknown_whatever_their_entropy_and_make_no_thresh
     assert fit_probe(states, quiet, LOW, SEARCH).auroc == fit_probe(states, rows, LOW, SEARCH).auroc
     low = replace(quiet, entropy_nats=np.where(silent, 0.0, np.where(rows.entropy_nats > 0, 1.6, 1.0)), abstains=silent)
     assert fit_probe(states, low, None, SEARCH.model_copy(update={"objective": "entropy"})).chosen.threshold_nats == 1.6
+
+
+def test_a_classifier_that_sees_only_the_topic_stands_beside_the_probe(states, rows):
+    """A topic that says nothing is at chance; one that says it all leaves the probe nothing to add."""
+    rng = np.random.default_rng(2)
+    silent = rng.choice(["author", "capital"], len(rows.entropy_nats))
+    telling = np.where(rows.unknown(HIGH), "author", "capital")
+    found = [
+        fit_probe(states, replace(rows, topic=topic), LOW, SEARCH).auroc_topic_alone for topic in (silent, telling)
+    ]
+    assert found[0] == pytest.approx(0.5, abs=0.1)
+    assert found[1] == 1.0
+    assert fit_probe(states, rows, LOW, SEARCH).auroc_topic_alone is None
+
+
+def test_topics_without_training_rows_are_as_unknown_as_all():
+    topic, unknown = np.array(["a", "a", "b", "c"]), np.array([1, 1, 0, 1])
+    train = np.array([True, True, True, False])
+    assert unknown_of_topic(topic, unknown, train).tolist() == pytest.approx([8 / 9, 8 / 9, 1 / 3, 2 / 3])

@@ -7,47 +7,28 @@ Refuses to know: how states were collected, what is done with the probe.
 """
 
 import tempfile
-from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from ray import tune
 from ray.tune.execution import class_cache
 
 from ka2l_ray import schema
-from ka2l_ray.config import Config, SearchSection
+from ka2l_ray.config import SearchSection
 from ka2l_ray.dataflow.log import log
-from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.dataflow.tasks import one_line, raised_by_library
 from ka2l_ray.errors import StageError
 from ka2l_ray.models.layers import wanted_layers
-from ka2l_ray.models.probe import LinearProbe, StateSource
+from ka2l_ray.models.probe import LinearProbe
 from ka2l_ray.models.prompts import corpus_prompt
-from ka2l_ray.probe.fit import ProbeRows, fit_probe
-from ka2l_ray.results_schema import HeatCell, LayerResult, SearchResult
-from ka2l_ray.tables import matrix, unseen_targets
+from ka2l_ray.probe.trial import Trial, run_trial
+from ka2l_ray.results_schema import LayerResult, SearchResult
 
 SUMMARY = "search.json"
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 """Tune would pass the driver's keys to trials in a `runtime_env`, which Ray writes to its log and shows in its
 dashboard. Trials have those of their nodes, as all actors do."""
-
-
-class Trial(LayerResult):
-    """What `fit.json` says of one layer's probe: its figures, as in `ProbeFit`, and its row of the heat map."""
-
-    objective: str
-    questions: int
-    graded: int
-    note: str | None
-    threshold_nats: float
-    validation_auroc: float
-    auroc_topic_alone: float | None
-    heat: list[HeatCell]
 
 
 def search(run: Run, threshold_nats: float) -> None:
@@ -75,7 +56,7 @@ def _tune(run: Run, columns: list[tuple[str, int]], threshold_nats: float) -> No
     config = run.config
     class_cache.ENV_VARS_TO_PROPAGATE.difference_update(KEYS)
     trial = tune.with_parameters(
-        _trial,
+        run_trial,
         config=config,
         prompt=corpus_prompt(run).template,
         activations=run.base("activations"),
@@ -103,77 +84,6 @@ def _resources(search: SearchSection) -> tune.PlacementGroupFactory:
     wanted = {"CPU": search.cpus, **search.nodes.resources}
     placed: dict[str, Any] = {"bundle_label_selector": [labels]} if labels else {}
     return tune.PlacementGroupFactory([wanted], **placed)
-
-
-def _trial(
-    params: dict[str, tuple[str, int]],
-    config: Config,
-    prompt: str,
-    activations: Table,
-    knowledge: Table,
-    gamma: float,
-    output: Folder,
-) -> None:
-    """`params` is what Tune gives a trial: the position and the layer."""
-    position, layer = params["column"]
-    column = schema.state_column(position, layer)
-    states, rows = read_rows(activations, knowledge, column)
-    source = StateSource(config.model.identity, prompt, layer, position)
-    fit = fit_probe(states, rows, gamma, config.search, config.run.seed, source)
-    fit.probe.save(output / column)
-    trial: Trial = {
-        "layer": layer,
-        "position": position,
-        "objective": fit.objective.name,
-        "questions": len(states),
-        "graded": fit.objective.graded,
-        "note": fit.objective.note,
-        "threshold_nats": fit.chosen.threshold_nats,
-        "validation_auroc": fit.validation_auroc,
-        "auroc_topic_alone": fit.auroc_topic_alone,
-        "auroc": fit.auroc,
-        "auroc_ci": fit.auroc_ci,
-        "auroc_vs_truth": fit.auroc_vs_truth,
-        "heat": [HeatCell(**asdict(cell), layer=layer, position=position) for cell in fit.heat],
-    }
-    (output / column / "fit.json").write_json(trial)
-    tune.report({k: v for k, v in trial.items() if isinstance(v, (int, float))})
-
-
-def read_rows(activations: Table, knowledge: Table, column: str) -> tuple[np.ndarray, ProbeRows]:
-    """States (N, D) of one layer and what is known of their questions, both ordered by id; failed rows are left out.
-
-    Questions are divided by `split_group`, or each one on its own where the corpus was split without groups.
-    """
-    labels = knowledge.read(
-        [
-            *("id", "entropy_nats", "entropy_lo", "entropy_hi", "abstains", "correct"),
-            *("split_group", "group", "truth", "unknown"),
-        ]
-    )
-    labels = labels.filter(labels["unknown"].is_valid())
-    states = activations.read(["id", column])
-    states = states.filter(states[column].is_valid())
-    labels, states = _of_both(labels, states), _of_both(states, labels)
-    entity = pc.coalesce(labels["split_group"], labels["id"])  # pyright: ignore
-    wrong = np.array([-1 if c is None else int(not c) for c in labels["correct"].to_pylist()], np.int8)
-    silent = np.array([bool(a) for a in labels["abstains"].to_pylist()])
-    return matrix(states[column]).astype(np.float64), ProbeRows(
-        entropy_nats=np.where(
-            labels["unknown"].to_numpy() == 1, labels["entropy_lo"].to_numpy(), labels["entropy_hi"].to_numpy()
-        ),
-        wrong=wrong if (wrong >= 0).any() else None,
-        unseen=None if labels["truth"].null_count == len(labels) else unseen_targets(labels["truth"]),
-        entity=np.array(entity.to_pylist()),
-        fully_sampled=labels["entropy_nats"].null_count == 0,
-        abstains=silent if silent.any() else None,
-        topic=None if labels["group"].null_count else np.array(labels["group"].to_pylist()),
-    )
-
-
-def _of_both(table: pa.Table, other: pa.Table) -> pa.Table:
-    """The rows whose id the other table has too, ordered by id."""
-    return table.filter(pc.is_in(table["id"], other["id"])).sort_by("id")  # pyright: ignore
 
 
 def _choose(folder: Folder, columns: list[tuple[str, int]]) -> SearchResult:

@@ -13,7 +13,8 @@ from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.models.probe import LinearProbe, ProbeCard
 from ka2l_ray.probe.fit import ProbeRows
-from ka2l_ray.probe.search import SUMMARY, _choose, _trial, read_rows
+from ka2l_ray.probe.search import SUMMARY, _choose
+from ka2l_ray.probe.trial import read_rows, run_trial
 from ka2l_ray.tables import fixed_size
 
 ROWS = [
@@ -52,7 +53,7 @@ def test_rows_are_divided_by_what_the_splits_were_made_by(tmp_path: Path) -> Non
 
 
 def fitted(folder: Folder, layer: int, **figures: Any) -> None:
-    """A finished trial of a layer, as `_trial` leaves it."""
+    """A finished trial of a layer, as `run_trial` leaves it."""
     trial = folder / "layers" / schema.state_column("last", layer)
     LinearProbe(np.ones(2), 0.0, ProbeCard("m", "p", layer, "last", 2, 0.5, 1.0)).save(trial)
     names = ("auroc", "auroc_ci", "auroc_vs_truth", "threshold_nats", "note")
@@ -101,7 +102,7 @@ def test_a_search_whose_gold_is_too_little_falls_back_in_a_real_trial(
     too_many = run.config.search.model_copy(update={"min_graded": 1000})
     config = run.config.model_copy(update={"search": too_many})
     column, gamma = ("last", 4), scored[1]["label"]["threshold_nats"]
-    _trial(
+    run_trial(
         {"column": column}, config, "p", run.base("activations"), run.base("knowledge"), gamma, Folder.of(str(tmp_path))
     )
     found = (Folder.of(str(tmp_path)) / "last_004/fit.json").read_json()

@@ -31,7 +31,7 @@ MARKED = {
     f"ka2l_ray/{name}.py"
     for name in (
         "dataflow/cluster dataflow/local_nodes dataflow/metrics dataflow/nodes dataflow/stage dataflow/tasks "
-        "dataflow/vault corpus/stage probe/search annotate/stage finetune/train world_model/build "
+        "dataflow/vault corpus/stage probe/search probe/trial annotate/stage finetune/train world_model/build "
         "pipeline/checks pipeline/curves cli/jobs"
     ).split()
 }
@@ -122,9 +122,13 @@ def test_no_file_imports_itself_in_a_circle():
     graphlib.TopologicalSorter(imports()).prepare()
 
 
-@pytest.mark.parametrize("heavy", ["torch", "ray", "transformers"])
-def test_configuration_loads_nothing_heavy(heavy):
-    code = f"import sys, ka2l_ray.config; assert 'ka2l_ray' in sys.modules; assert {heavy!r} not in sys.modules"
+@pytest.mark.parametrize(
+    ("name", "heavy"),
+    [*(("config", heavy) for heavy in ("torch", "ray", "transformers")), ("probe.trial", "torch")],
+)
+def test_what_many_processes_load_loads_nothing_heavy(name, heavy):
+    """Every command, and every trial of a search, which fits a probe in less time than torch takes to import."""
+    code = f"import sys, ka2l_ray.{name}; assert 'ka2l_ray' in sys.modules; assert {heavy!r} not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

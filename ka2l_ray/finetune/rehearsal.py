@@ -151,11 +151,13 @@ def _problem(tiny: PreTrainedModel, tried: Tried, trust_remote_code: bool) -> st
         del settings["quantization"]
         nothing = Table(Folder.of(str(folder / "examples")))
         output = Folder.of(str(folder / "output"))
-        job = Job(base, PromptSection(), FinetuneSection(**settings), nothing, output, seed=0)
+        finetune = FinetuneSection().model_copy(update=settings)
+        job = Job(base, PromptSection(), finetune, nothing, output, seed=0)
         try:
             if tried.precision != "float32":
                 _one_step(job)
-            _rehearsed(replace(job, finetune=FinetuneSection(**settings | {"precision": "float32"})), folder / "model")
+            in_full = finetune.model_copy(update={"precision": "float32"})
+            _rehearsed(replace(job, finetune=in_full), folder / "model")
         except UserError as error:
             return str(error)
         except Exception as error:  # whatever the library's or the model's own code raises

@@ -75,7 +75,7 @@ def abilities_of(model: ModelSection) -> Abilities:
     try:
         abilities = abilities_of_configuration(configuration(model), model.trust_remote_code)
     except NoTinyFormError as error:
-        abilities = _of_first_blocks(model, str(error))
+        abilities = _of_first_blocks(model.model_dump_json(), str(error))
     _log_costs(model.name_or_path, abilities)
     return abilities
 
@@ -133,8 +133,10 @@ def _tried(model: PreTrainedModel, trust_remote_code: bool) -> Abilities:
 
 
 @lru_cache(maxsize=8)
-def _of_first_blocks(model: ModelSection, why: str) -> Abilities:
-    """What the engine may do with a model, found out on its own first blocks, one of every kind, in float32."""
+def _of_first_blocks(section: str, why: str) -> Abilities:
+    """What the engine may do with a model, found out on its own first blocks, one of every kind, in float32. `section`
+    is a `ModelSection` as JSON, which can be looked up."""
+    model = ModelSection.model_validate_json(section)
     config = configuration(model)
     depth = blocks_with_every_kind(config, model.trust_remote_code)
     cut_depth(config.get_text_config(), depth)

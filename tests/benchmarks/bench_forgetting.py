@@ -36,9 +36,11 @@ def _tune(**changes: Any) -> FinetuneSection:
     return FinetuneSection(replay=replay).model_copy(update=changes)
 
 
-def _lora(learning_rate: float, epochs: int, kl_weight: float, ratio: float = 2.0, rank: int = 64) -> FinetuneSection:
+def _lora(
+    learning_rate: float, epochs: int, kl_weight: float, ratio: float = 2.0, rank: int = 64, rows: int = 32
+) -> FinetuneSection:
     lora, replay = LoraSection(rank=rank, alpha=2 * rank), {"kl_weight": kl_weight, "ratio": ratio}
-    return _tune(mode="lora", learning_rate=learning_rate, epochs=epochs, lora=lora, replay=replay)
+    return _tune(mode="lora", learning_rate=learning_rate, epochs=epochs, lora=lora, replay=replay, batch_rows=rows)
 
 
 RECIPES = {
@@ -59,7 +61,8 @@ RECIPES = {
     "LoRA rank 64, lr 3e-4, 60 epochs, KL 4, ratio 2": _lora(3e-4, 60, 4.0),
     "LoRA rank 64, lr 5e-4, 60 epochs, KL 16, ratio 2": _lora(5e-4, 60, 16.0),
     "LoRA rank 64, lr 4e-4, 60 epochs, KL 16, ratio 2": _lora(4e-4, 60, 16.0),
-    "LoRA rank 64, lr 1e-3, 40 epochs, KL 8, ratio 2 (world.yaml)": _lora(1e-3, 40, 8.0),
+    "LoRA rank 64, lr 1e-3, 40 epochs, KL 8, ratio 2": _lora(1e-3, 40, 8.0),
+    "LoRA rank 32, lr 2e-3, 20 epochs, batch 16, KL 8, ratio 2 (world.yaml)": _lora(2e-3, 20, 8.0, rank=32, rows=16),
 }
 """From `_tune()`: full weights, lr 5e-4, 25 epochs, batch 32, 1.5 replayed per annotation, half of each class."""
 

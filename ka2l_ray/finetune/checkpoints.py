@@ -9,9 +9,11 @@ filesystems, when a checkpoint is due.
 
 import json
 import random
+from abc import abstractmethod
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -32,6 +34,26 @@ MAY_CHANGE = {
 }
 """Fields of `finetune` that may change between attempts; the others determine the shape of a shard or the order of
 sums."""
+
+
+class Checkpoints(Protocol):
+    """Where checkpoints are stored."""
+
+    @abstractmethod
+    def latest(self) -> AbstractContextManager[str | None]:
+        """A local copy of the last complete checkpoint; None where there is none."""
+
+    @abstractmethod
+    def new_folder(self) -> Path:
+        """An empty local folder for this rank's part; waits until the previous part has been uploaded."""
+
+    @abstractmethod
+    def submit(self, folder: Path, step: int) -> None:
+        """Start the upload of this rank's part, without waiting for it."""
+
+    @abstractmethod
+    def barrier(self) -> None:
+        """Wait for all ranks without a timeout: a model or checkpoint may reach one node much later than another."""
 
 
 @dataclass

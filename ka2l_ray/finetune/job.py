@@ -15,7 +15,7 @@ from ka2l_ray.dataflow.placement import Placement, of_worker
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.errors import UserError
 from ka2l_ray.finetune.examples import Example
-from ka2l_ray.models.prefix import Sharing
+from ka2l_ray.models.abilities import Sharing
 
 
 class Refusal(UserError, RuntimeError):

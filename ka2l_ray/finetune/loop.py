@@ -11,19 +11,18 @@ import math
 import os
 import tempfile
 import time
-from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain, count, islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from ka2l_ray.finetune.base import MOST_BYTES, BaseLogits
-from ka2l_ray.finetune.checkpoints import History, checkpoint_identity, read_state, write_state
+from ka2l_ray.finetune.checkpoints import Checkpoints, History, checkpoint_identity, read_state, write_state
 from ka2l_ray.finetune.deepspeed import deepspeed_config, learning_rate_factor
 from ka2l_ray.finetune.examples import TokenizedRow, collate, epoch_batches, tokenize_all
 from ka2l_ray.finetune.export import export, write_model
@@ -39,26 +38,6 @@ from ka2l_ray.text.tokens import pad_id
 
 SAMPLE_ROWS = 4
 """Training examples on which a saved model must give the trained model's logits."""
-
-
-class Checkpoints(Protocol):
-    """Where checkpoints are stored."""
-
-    @abstractmethod
-    def latest(self) -> AbstractContextManager[str | None]:
-        """A local copy of the last complete checkpoint; None where there is none."""
-
-    @abstractmethod
-    def new_folder(self) -> Path:
-        """An empty local folder for this rank's part; waits until the previous part has been uploaded."""
-
-    @abstractmethod
-    def submit(self, folder: Path, step: int) -> None:
-        """Start the upload of this rank's part, without waiting for it."""
-
-    @abstractmethod
-    def barrier(self) -> None:
-        """Wait for all ranks without a timeout: a model or checkpoint may reach one node much later than another."""
 
 
 def train_rank(

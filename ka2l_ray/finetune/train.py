@@ -39,9 +39,8 @@ from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.dataflow.tasks import fetch, placed
 from ka2l_ray.dataflow.vault import open_vault, vault
 from ka2l_ray.errors import StageError, UserError
-from ka2l_ray.finetune.checkpoints import is_complete
+from ka2l_ray.finetune.checkpoints import Checkpoints, is_complete
 from ka2l_ray.finetune.job import Job, Refusal
-from ka2l_ray.finetune.loop import Checkpoints, train_rank
 from ka2l_ray.finetune.record import progress_line
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
@@ -150,6 +149,9 @@ def _check_gpu(job: Job) -> None:
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
+    # Here, because the process that starts workers loads this file too, and has no use for a model.
+    from ka2l_ray.finetune.loop import train_rank
+
     job: Job = config["job"]
     open_vault(config["token"])
     if job.placement.on_gpu:

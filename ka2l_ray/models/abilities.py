@@ -8,13 +8,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+Sharing = Literal["attended", "copied", "none"]
+"""How the tokens that all prompts begin with are shared."""
+
 
 @dataclass(frozen=True)
 class Abilities:
     """How the engine runs a model. The defaults save most; each other value gives the same states and answers for more
     work."""
 
-    prefix: Literal["attended", "copied", "none"] = "attended"
+    prefix: Sharing = "attended"
     """How the tokens that all prompts begin with are shared: by an attention of ours, as a copy per row of the model's
     own cache, or not at all."""
     padding: bool = True

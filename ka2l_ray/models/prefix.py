@@ -9,17 +9,15 @@ Refuses to know: which text the tokens are.
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from ka2l_ray.models import attention
+from ka2l_ray.models.abilities import Sharing
 from ka2l_ray.models.activations import Encoded
-
-Sharing = Literal["attended", "copied", "none"]
-"""As in `abilities.Abilities`."""
 
 
 class PreallocatedLayer(DynamicLayer):

@@ -63,7 +63,7 @@ class Job:
     @property
     def progress(self) -> Folder:
         """A small file next to the output that rank 0 keeps rewriting."""
-        return replace(self.output, path=f"{self.output.path}-progress.json")
+        return progress_of(self.output)
 
     @property
     def checkpoints(self) -> Folder:
@@ -87,6 +87,11 @@ class Job:
 
     def _sibling(self, name: str) -> Folder:
         return replace(self.output, path=posixpath.join(posixpath.dirname(self.output.path), name))
+
+
+def progress_of(output: Folder) -> Folder:
+    """The progress file of a training run that writes to `output`."""
+    return replace(output, path=f"{output.path}-progress.json")
 
 
 def read_examples(table: Table) -> list[Example]:

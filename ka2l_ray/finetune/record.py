@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.finetune.checkpoints import History
 from ka2l_ray.finetune.job import Job
 
@@ -71,11 +72,14 @@ class Recorder:
             shutil.rmtree(self._events)
 
 
-def progress_line(job: Job) -> str | None:
-    """The progress file as a line for the driver's log; None where there is none yet."""
-    if not job.progress.exists():
+def progress_line(progress: Folder) -> str | None:
+    """A progress file as a line for the driver's log; None where there is none yet, or no longer."""
+    try:
+        now = progress.read_json_or_empty()
+    except FileNotFoundError:  # deleted since it was looked for
         return None
-    now = job.progress.read_json()
+    if not now:
+        return None
     parts = [
         f"epoch {now['epoch']}/{now['epochs']}, step {now['step']}/{now['steps']}, "
         f"loss {now['loss']:.3f} nats per answer token"

@@ -86,7 +86,7 @@ def finetune(job: Job, name: str) -> dict[str, Any]:
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
-    with log_progress("finetune", lambda: progress_line(job)), restored_interrupt_handler():
+    with log_progress("finetune", lambda: progress_line(job.progress)), restored_interrupt_handler():
         result = _fit(trainer)
     if "refused" in result:
         raise StageError(f"fine-tuning: {result['refused']}")

@@ -28,6 +28,8 @@ from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.dataflow.tasks import cancel, fetch
 from ka2l_ray.dataflow.vault import open_vault, vault
 from ka2l_ray.errors import StageError, UserError
+from ka2l_ray.finetune.job import progress_of
+from ka2l_ray.finetune.record import progress_line
 
 NODE_RETRIES = 3
 INTERRUPTED = 130
@@ -85,7 +87,10 @@ def _log_newly_done(waiting: list[Round], planned: int, stage: str) -> None:
 
 
 def _progress(planned: Sequence[Round]) -> str:
-    return f"{sum(r.state == RoundState.DONE for r in planned)} of {len(planned)} rounds done"
+    """How many rounds are done, and how far those are that are training."""
+    waiting = [r for r in planned if r.state != RoundState.DONE]
+    training = [f"{r}: {line}" for r in waiting if (line := progress_line(progress_of(r.model)))]
+    return "; ".join([f"{len(planned) - len(waiting)} of {len(planned)} rounds done", *training])
 
 
 def play_side_by_side(

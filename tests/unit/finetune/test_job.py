@@ -59,7 +59,7 @@ def test_everything_is_next_to_the_model(tmp_path):
 @pytest.mark.parametrize("tensorboard", [False, True])
 def test_rank_zero_reports_its_progress(tmp_path, tensorboard):
     given = job(tmp_path, epochs=2, tensorboard=tensorboard)
-    assert progress_line(given) is None
+    assert progress_line(given.progress) is None
     reported: list[Mapping[str, float]] = []
     recorder, history = Recorder(given, steps=4, first_step=0, report=reported.append), History()
     for step in range(1, 5):
@@ -70,7 +70,7 @@ def test_rank_zero_reports_its_progress(tmp_path, tensorboard):
         recorder.step(history, 0.25 * step, (step + 1) // 2, 1e-3, epoch_ends=step % 2 == 0)
     recorder.close()
     line = "epoch 2/2, step 4/4, loss 0.250 nats per answer token; eval loss 0.500, token accuracy 0.750 after epoch 1"
-    assert progress_line(given) == line
+    assert progress_line(given.progress) == line
     assert [set(values) for values in reported] == [{m.name for m in OF_TRAININGS}] * 4
     assert list(reported[1].values()) == [2, 4, 0.5, 0.5]
     events = given.tensorboard.names() if given.tensorboard.exists() else []

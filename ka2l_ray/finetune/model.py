@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from ka2l_ray.config import LoraSection
 from ka2l_ray.errors import library_message
 from ka2l_ray.finetune.job import Job, Refusal
+from ka2l_ray.models.activations import blocks
 from ka2l_ray.models.loading import load_model
 
 TRAINED_IN = (torch.float32, torch.bfloat16)
@@ -44,19 +45,20 @@ def trainable_model(job: Job) -> nn.Module:
 
 
 def with_new_adapters(model: PreTrainedModel, lora: LoraSection) -> nn.Module:
-    """The model frozen, with untrained adapters in its text decoder and head.
+    """The model frozen, with untrained adapters in its text decoder and head, or in the decoder's last blocks.
 
-    Raises `Refusal` for targets that it does not have.
+    Raises `Refusal` for targets that it does not have, and for more last blocks than it has.
     """
     from peft import LoraConfig, get_peft_model
 
+    excluded = [*_modules_of_other_media(model), *_modules_before(model, lora.last_blocks)]
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=targets,
-        exclude_modules=_modules_of_other_media(model) or None,
+        exclude_modules=excluded or None,
         task_type="CAUSAL_LM",
     )
     try:
@@ -70,6 +72,17 @@ def _modules_of_other_media(model: PreTrainedModel) -> list[str]:
     inside = set(model.get_decoder().modules())
     within = {id(m) for m in model.base_model.modules()}
     return [n for n, m in model.named_modules() if id(m) in within and m not in inside and not list(m.children())]
+
+
+def _modules_before(model: PreTrainedModel, last_blocks: int | None) -> list[str]:
+    """Names of the modules in the blocks before the last so many; none where all blocks are meant."""
+    if last_blocks is None:
+        return []
+    depth = model.config.get_text_config().num_hidden_layers
+    if last_blocks > depth:
+        raise Refusal(f"finetune.lora.last_blocks = {last_blocks}: the model has {depth} blocks")
+    inside = {id(m) for block in blocks(model, depth)[: depth - last_blocks] for m in block.modules()}
+    return [name for name, module in model.named_modules() if id(module) in inside and not list(module.children())]
 
 
 def frozen_base(job: Job) -> PreTrainedModel | None:

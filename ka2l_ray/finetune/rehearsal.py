@@ -49,9 +49,12 @@ def rehearse(model: ModelSection, finetune: FinetuneSection) -> None:
         raise ConfigError(
             f"finetune.precision = {finetune.precision!r} gives {precision}; set it to float32 or bfloat16"
         )
+    lora, depth = finetune.lora, config.get_text_config().num_hidden_layers
+    if lora.last_blocks is not None and finetune.mode == "lora" and lora.last_blocks > depth:
+        raise ConfigError(f"finetune.lora.last_blocks = {lora.last_blocks}: the model has {depth} blocks")
     tried = Tried(
         finetune.mode,
-        finetune.lora,
+        lora.model_copy(update={"last_blocks": None}),  # a tiny form has few blocks; adapters in all ask for more
         finetune.merge,
         finetune.gradient_checkpointing,
         finetune.zero_stage,

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ka2l_ray.config import ConfigError, FinetuneSection, LoraSection, ModelSection
@@ -21,6 +22,8 @@ HEAD = {"targets": ("q_proj", "lm_head")}
         ("llama", {"tie_word_embeddings": True}, HEAD, {"merge": True}, r"finetune.lora.targets = .*'lm_head'\] does"),
         ("llama", {"tie_word_embeddings": True}, HEAD, {}, "adapter, once merged, gives other logits"),
         ("llama", {}, HEAD, {"merge": True}, None),
+        ("llama", {}, {"last_blocks": 32}, {}, None),
+        ("llama", {}, {"last_blocks": 33}, {}, r"finetune.lora.last_blocks = 33: the model has 32 blocks"),
         ("llama", {}, {"targets": ("nothing",)}, {}, r"finetune.lora.targets = \['nothing'\] does not go"),
         ("llama", {"dtype": "float16"}, {}, {}, "finetune.precision = 'auto' gives float16; set it to"),
         ("llama", {"dtype": "float16"}, {}, {"precision": "bfloat16"}, None),
@@ -76,6 +79,19 @@ def test_an_image_tower_gets_no_adapters():
         names = [n for n, p in adapted.named_parameters() if p.requires_grad]
         assert names
         assert all(".language_model." in n for n in names)
+
+
+def test_adapters_in_the_last_blocks_alone_leave_the_others_without_a_gradient():
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "vocab_size": 99}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", num_hidden_layers=12, **sizes))
+    adapted = with_new_adapters(model, LoraSection(last_blocks=2))
+    places = {n.split("layers.")[1].split(".")[0] for n, p in adapted.named_parameters() if p.requires_grad}
+    assert places == {"10", "11"}
+    needed = list[bool]()
+    for block in model.model.layers:
+        block.register_forward_hook(lambda _, __, states: needed.append(states.requires_grad))
+    adapted(input_ids=torch.arange(5)[None])
+    assert needed == [False] * 10 + [True] * 2
 
 
 OWN = """

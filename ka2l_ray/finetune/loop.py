@@ -57,7 +57,7 @@ def train_rank(
     examples = tokenize_all(tokenizer, job.prompt, read_examples(job.examples))
     steps = job.steps(len(examples))
     torch.manual_seed(job.seed)
-    engine = _engine(job, steps, checkpoints)
+    engine = sharded(job, steps, checkpoints)
     padding = usable(pad_id(tokenizer), embedding_rows(engine.module))
     torch.manual_seed(job.seed + 1 + rank)  # dropout differs between ranks
     evaluation = [answers[0] for answers in tokenize_all(tokenizer, job.prompt, read_evaluation(job))]
@@ -105,7 +105,8 @@ def _stepper(
         yield Stepper(job, engine, passes(model, call=engine), base, rank, world_size)
 
 
-def _engine(job: Job, steps: int, checkpoints: Checkpoints | None) -> Any:
+def sharded(job: Job, steps: int, checkpoints: Checkpoints | None = None) -> Any:
+    """DeepSpeed's engine around the model that is trained, in an initialised torch.distributed."""
     import deepspeed
 
     # Otherwise DeepSpeed looks for a C++ compiler to build shared-memory collectives that only inference uses.

@@ -2,7 +2,8 @@
 
 In: the model's configuration, and the settings of fine-tuning. Out: nothing, or a `ConfigError` that names the setting
 to change. It runs on a tiny form of the model, in this process, in about a second, through the same functions as the
-training run; DeepSpeed, which shards what these functions make, takes no part.
+training run. DeepSpeed takes part where it changes a model: ZeRO-3 divides its weights, so a step of it is made in a
+process of its own (ten seconds more). Stages 1 and 2 divide what belongs to the optimiser, whatever the model.
 
 What is saved, merged and loaded is compared in float32, whatever precision is trained in: in bfloat16 a mixture of
 experts that was merged chooses other experts for some tokens, and its logits are others by 0.1 and more although
@@ -10,10 +11,13 @@ nothing is wrong. One step more is made in the precision itself.
 Refuses to know: real weights, Ray, data.
 """
 
+import os
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,7 +30,8 @@ from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.errors import ConfigError, UserError, library_message
 from ka2l_ray.finetune.export import check_adapter, check_logits, export, logits_of
-from ka2l_ray.finetune.job import Job
+from ka2l_ray.finetune.job import Job, Refusal
+from ka2l_ray.finetune.loop import sharded
 from ka2l_ray.finetune.losses import answer_loss
 from ka2l_ray.finetune.model import TRAINED_IN, trainable_model
 from ka2l_ray.models.examine import Configured, numbers_tokenizer, quiet
@@ -130,6 +135,8 @@ def _milder(tried: Tried) -> Iterator[tuple[str, Tried]]:
         yield f"finetune.lora.dropout = {lora.dropout:g}", tried._replace(lora=without)
     if tried.merge:
         yield "finetune.merge = true", tried._replace(merge=False)
+    if tried.zero_stage == 3:
+        yield "finetune.zero_stage = 3", tried._replace(zero_stage=2)
     if tried.gradient_checkpointing:
         yield "finetune.gradient_checkpointing = true", tried._replace(gradient_checkpointing=False)
     if lora.targets != LoraSection().targets:
@@ -161,6 +168,8 @@ def _problem(tiny: PreTrainedModel, tried: Tried, trust_remote_code: bool) -> st
                 _one_step(job)
             in_full = finetune.model_copy(update={"precision": "float32"})
             _rehearsed(replace(job, finetune=in_full), folder / "model")
+            if tried.zero_stage == 3:
+                _in_its_own_process(job, folder / "rendezvous")
         except UserError as error:
             return str(error)
         except Exception as error:  # whatever the library's or the model's own code raises
@@ -168,13 +177,40 @@ def _problem(tiny: PreTrainedModel, tried: Tried, trust_remote_code: bool) -> st
     return None
 
 
+def _in_its_own_process(job: Job, rendezvous: Path) -> None:
+    """A step under ZeRO-3; raises `Refusal` where it goes wrong. Torch's processes meet at a new file."""
+    alone = job.finetune.model_copy(update={"workers": 1, "batch_rows": ROWS, "micro_batch_rows": ROWS})
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        if problem := pool.submit(_sharded_step, replace(job, finetune=alone), rendezvous).result():
+            raise Refusal(problem)
+
+
+def _sharded_step(job: Job, rendezvous: Path) -> str | None:
+    """What goes wrong in a step under ZeRO-3: in words, because not every error survives the way to another process."""
+    os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=0, world_size=1)
+    try:
+        with quiet():
+            engine, sample = sharded(job, 1), _sample()
+            engine.backward(answer_loss(engine(**sample).logits, sample["input_ids"]))
+            engine.step()
+    except Exception as error:  # whatever the library's or the model's own code raises
+        return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {library_message(error)}"
+    return None
+
+
+def _sample() -> dict[str, torch.Tensor]:
+    ids = torch.randint(3, OWN_TOKENS, (ROWS, TOKENS), generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
 def _one_step(job: Job) -> tuple[Any, dict[str, torch.Tensor]]:
     """A model after one step of training, and what it read."""
     model: Any = trainable_model(job)
-    ids = torch.randint(3, OWN_TOKENS, (ROWS, TOKENS), generator=torch.Generator().manual_seed(0))
-    sample = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    sample = _sample()
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=LEARNING_RATE)
-    answer_loss(model(**sample).logits, ids).backward()
+    answer_loss(model(**sample).logits, sample["input_ids"]).backward()
     optimizer.step()
     return model, sample
 

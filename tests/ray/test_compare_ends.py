@@ -9,16 +9,13 @@ from pathlib import Path
 import pytest
 import ray
 import ray.data
-from finished_run import open_run
 from ray.exceptions import RayTaskError, TaskCancelledError, WorkerCrashedError
 
-from ka2l_ray.active import schedule
 from ka2l_ray.config import ConfigError
 from ka2l_ray.dataflow.cluster import _without_counts
 from ka2l_ray.dataflow.tasks import cancel, raised_by_library
 from ka2l_ray.errors import StageError, UserError, internal
-from ka2l_ray.finetune.job import progress_of
-from ka2l_ray.pipeline.curves import _progress, play_side_by_side
+from ka2l_ray.pipeline.curves import play_side_by_side
 
 
 def write_on(folder: Path) -> None:
@@ -140,13 +137,3 @@ def test_ray_does_not_count_its_processes_on_the_terminal() -> None:
     show({"lines": ["WARNING: 8 PYTHON worker processes have been started on node: 3c2d"]})
     show({"lines": ["a node is out of disk space", "16 PYTHON worker processes have been started on node: 3c2d"]})
     assert shown == [["a node is out of disk space"]]
-
-
-def test_the_progress_of_curves_is_what_is_done_and_how_far_trainings_are(tmp_path: Path) -> None:
-    planned = schedule.planned_rounds(open_run(tmp_path))
-    assert _progress(planned) == f"0 of {len(planned)} rounds done"
-    now = {"epoch": 2, "epochs": 6, "step": 30, "steps": 114, "loss": 1.5, "evaluation": None}
-    progress_of(planned[0].model).write_json(now)
-    assert _progress(planned) == (
-        f"0 of {len(planned)} rounds done; {planned[0]}: epoch 2/6, step 30/114, loss 1.500 nats per answer token"
-    )

@@ -111,12 +111,37 @@ class OwnForCausalLM(LlamaForCausalLM):
 """
 
 
+def as_own_code(folder):
+    """A Llama's configuration, to be run by the code in `modeling_own.py`."""
+    names = {"AutoConfig": "OwnConfig", "AutoModel": "OwnModel", "AutoModelForCausalLM": "OwnForCausalLM"}
+    code = {"model_type": "own", "auto_map": {auto: f"modeling_own.{name}" for auto, name in names.items()}}
+    AutoConfig.for_model("llama").save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | code))
+
+
 @pytest.mark.parametrize("mode", ["lora", "full"])
 def test_a_model_that_brings_its_own_code_is_trained_and_loaded_with_it(tmp_path, mode):
     (tmp_path / "modeling_own.py").write_text(OWN)
-    names = {"AutoConfig": "OwnConfig", "AutoModel": "OwnModel", "AutoModelForCausalLM": "OwnForCausalLM"}
-    code = {"model_type": "own", "auto_map": {auto: f"modeling_own.{name}" for auto, name in names.items()}}
-    AutoConfig.for_model("llama").save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | code))
+    as_own_code(tmp_path)
     rehearse(ModelSection(name_or_path=str(tmp_path), trust_remote_code=True), FinetuneSection(mode=mode))
+
+
+BY_NAME = """
+
+    def forward(self, *given, **named):
+        found = super().forward(*given, **named)
+        weight = dict(self.named_parameters())[next(n for n, _ in self.named_parameters() if "layers.0.mlp.up" in n)]
+        found.logits = found.logits + 0 * (weight @ torch.ones(self.config.hidden_size)).sum()
+        return found
+"""
+
+
+def test_a_model_that_reads_weights_past_their_modules_is_refused_under_zero_3_alone(tmp_path):
+    """DeepSpeed has divided them, and gathers a module's own only while that is run."""
+    (tmp_path / "modeling_own.py").write_text("import torch\n" + OWN + BY_NAME)
+    as_own_code(tmp_path)
+    model = ModelSection(name_or_path=str(tmp_path), trust_remote_code=True)
+    rehearse(model, FinetuneSection(mode="full"))
+    with pytest.raises(ConfigError, match=r"finetune.zero_stage = 3 does not go with this model"):
+        rehearse(model, FinetuneSection(mode="full", zero_stage=3))

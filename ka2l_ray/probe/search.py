@@ -104,7 +104,7 @@ def _choose(folder: Folder, columns: list[tuple[str, int]]) -> SearchResult:
         "graded": best["graded"],
         "note": best["note"],
         "threshold_nats": best["threshold_nats"],
-        "auroc_topic_alone": best["auroc_topic_alone"],
+        "auroc_topic_alone": best.get("auroc_topic_alone"),
         "probe": "linear",
         "layers": [_shown(t) for t in trials],
     }

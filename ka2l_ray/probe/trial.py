@@ -6,6 +6,7 @@ transformers, which take longer to import than a probe to fit.
 """
 
 from dataclasses import asdict
+from typing import NotRequired
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +32,8 @@ class Trial(LayerResult):
     note: str | None
     threshold_nats: float
     validation_auroc: float
-    auroc_topic_alone: float | None
+    auroc_topic_alone: NotRequired[float | None]
+    """Not in trials of earlier versions, which a search that was killed may find."""
     heat: list[HeatCell]
 
 

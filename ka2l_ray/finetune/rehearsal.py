@@ -15,6 +15,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import lru_cache
 from multiprocessing import get_context
@@ -178,11 +179,19 @@ def _problem(tiny: PreTrainedModel, tried: Tried, trust_remote_code: bool) -> st
 
 
 def _in_its_own_process(job: Job, rendezvous: Path) -> None:
-    """A step under ZeRO-3; raises `Refusal` where it goes wrong. Torch's processes meet at a new file."""
+    """A step under ZeRO-3; raises `Refusal` where it goes wrong. Torch's processes meet at a new file.
+
+    Where the process itself cannot be had, such as from a script on standard input, the step is left out, with a
+    warning."""
     alone = job.finetune.model_copy(update={"workers": 1, "batch_rows": ROWS, "micro_batch_rows": ROWS})
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        if problem := pool.submit(_sharded_step, replace(job, finetune=alone), rendezvous).result():
-            raise Refusal(problem)
+        try:
+            problem = pool.submit(_sharded_step, replace(job, finetune=alone), rendezvous).result()
+        except BrokenProcessPool:
+            log.warning("the process that was to rehearse finetune.zero_stage = 3 ended; it is tried when training is")
+            return
+    if problem:
+        raise Refusal(problem)
 
 
 def _sharded_step(job: Job, rendezvous: Path) -> str | None:

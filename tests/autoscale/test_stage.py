@@ -27,7 +27,7 @@ def config(storage: Path, *overrides: str) -> Config:
 
 
 BEFORE_GATE = 12
-"""Shards that an actor does before it waits for the gate; two actors cannot finish the stage's 38."""
+"""Shards that an actor does before it waits for the gate; three actors cannot finish the stage's 38."""
 
 
 def gated(gate: Path) -> type[CollectActor]:
@@ -47,16 +47,21 @@ def gated(gate: Path) -> type[CollectActor]:
     return Gated
 
 
+@pytest.mark.parametrize("most", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_a_stage_grows_to_exactly_its_maximum_and_the_cluster_shrinks_again(
-    tmp_path: Path, cluster: Growing, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cluster: Growing, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    """Simulated GPUs, one actor a node: three actors wanted, three GPU nodes asked for, though four could be had."""
-    pool = "collect.pool={min: 1, max: 3, gpus: 1, batch_rows: 16, shard_rows: 16}"
-    run = Run.open(config(tmp_path, pool, "corpus.world.probe_questions=600"))
+    """Simulated GPUs, one actor a node: so many actors wanted, so many GPU nodes asked for, though four could be had.
+
+    Tasks that read have nodes of their own: on a slow machine they may take the cores of the last GPU node before its
+    actor does, and one more comes for that."""
+    pool = f"collect.pool={{min: 1, max: {most}, gpus: 1, batch_rows: 16, shard_rows: 16}}"
+    tasks = "ray.tasks.labels={ka2l/node-type: cpu-spot}"
+    run = Run.open(config(tmp_path, pool, tasks, "corpus.world.probe_questions=600"))
     gate, kinds = tmp_path / "gate", set[str]()
 
     def all_came() -> bool:
-        came = cluster.size()["gpu-spot"] == 3
+        came = cluster.size()["gpu-spot"] == most
         kinds.update(kind.name for kind in node_kinds())  # here, for idle nodes go before the stage returns
         return came
 
@@ -65,7 +70,7 @@ def test_a_stage_grows_to_exactly_its_maximum_and_the_cluster_shrinks_again(
         opened = opener.submit(cluster.open_when, gate, all_came)
         loop.run_steps(run, "collect")
         opened.result()
-    assert cluster.largest("gpu-spot") == 3, cluster.sizes
+    assert cluster.largest("gpu-spot") == most, cluster.sizes
     assert run.base("activations").rows == 600
     called = {kind for kind in kinds if HEAD_NODE_ID not in kind}  # the head is of no kind in the file
     assert {"gpu-spot"} <= called <= {"gpu-spot", "gpu-on-demand", "cpu-spot"}, "called as in the file"

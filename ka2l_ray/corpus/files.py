@@ -34,7 +34,6 @@ from ka2l_ray.dataflow.rows import (
     BadRow,
     RepeatedNameError,
     Row,
-    Stream,
     Utf8,
     as_utf8,
     csv_table,
@@ -84,7 +83,8 @@ class File:
         if self.kind in STREAMS:
             with open_stream(self.name) as stream:
                 utf8 = io.BufferedReader(Utf8(stream, self.encoding), 2**20)
-                yield from STREAMS[self.kind](utf8, self.name, None if wanted is None else frozenset(wanted))
+                only = None if wanted is None else frozenset(wanted)
+                yield from STREAMS[self.kind](utf8, self.name, only)  # pyright: ignore[reportArgumentType]
         else:
             yield from starmap(Row, enumerate(TABLES[self.kind](self, wanted), 1))
 
@@ -167,13 +167,13 @@ def _is_local_file(path: str) -> bool:
     return "://" not in path and Path(path).exists()
 
 
-def _text(stream: Stream, name: str, _: Set[str] | None) -> Iterator[Row]:
+def _text(stream: io.BufferedReader, name: str, _: Set[str] | None) -> Iterator[Row]:
     """One question per line, without gold answers."""
     for number, text in text_lines(stream, name):
         yield Row(number, text if isinstance(text, BadRow) else {"question": text})
 
 
-def _csv(stream: Stream, name: str, wanted: Set[str] | None) -> Iterator[Row]:
+def _csv(stream: io.BufferedReader, name: str, wanted: Set[str] | None) -> Iterator[Row]:
     columns, records = csv_table(stream, name)
     for column in columns:
         if isinstance(bad := as_utf8(column, "header"), BadRow):
@@ -195,14 +195,13 @@ def _by_column(names: Sequence[str], fields: Sequence[str] | BadRow) -> dict[str
     return next(bad, None) or dict(zip(names, fields, strict=True))
 
 
-def _json_lines(stream: Stream, name: str, wanted: Set[str] | None) -> Iterator[Row]:
+def _json_lines(stream: io.BufferedReader, name: str, wanted: Set[str] | None) -> Iterator[Row]:
     """JSON lines; one array of objects under this name is read as such."""
-    buffered = io.BufferedReader(stream, 2**20)  # pyright: ignore[reportArgumentType]
-    is_array = buffered.peek().removeprefix(codecs.BOM_UTF8).lstrip()[:2].rstrip() in (b"[", b"[{")
-    yield from _json(buffered, name, wanted) if is_array else json_rows(buffered, name)
+    is_array = stream.peek().removeprefix(codecs.BOM_UTF8).lstrip()[:2].rstrip() in (b"[", b"[{")
+    yield from _json(stream, name, wanted) if is_array else json_rows(stream, name)
 
 
-def _json(stream: Stream, name: str, wanted: Set[str] | None) -> Iterator[Row]:
+def _json(stream: io.BufferedReader, name: str, wanted: Set[str] | None) -> Iterator[Row]:
     """One JSON document, read whole. JSON lines under this name are read as such."""
     data = stream.read()
     text = as_utf8(data.decode("utf-8-sig", "surrogateescape"), "document")
@@ -325,7 +324,7 @@ def _first_line(error: BaseException) -> str:
 
 
 KNOWN_ENDINGS = f"{', '.join(ENDINGS)} (or these with {', '.join(COMPRESSED)})"
-STREAMS: dict[str, Callable[[Stream, str, Set[str] | None], Iterator[Row]]] = {
+STREAMS: dict[str, Callable[[io.BufferedReader, str, Set[str] | None], Iterator[Row]]] = {
     "jsonl": _json_lines,
     "json": _json,
     "csv": _csv,

@@ -94,8 +94,11 @@ class Utf8(io.RawIOBase):
         self._bytes = io.BufferedReader(stream, 2**20)  # pyright: ignore[reportArgumentType]
         if encoding == "auto" and self._bytes.peek(2).startswith(UTF16_MARKS):
             encoding = "utf-16"
-        self._errors = "surrogatepass" if "16" in encoding or "32" in encoding else "surrogateescape"
-        self._text = None if encoding == "auto" else io.TextIOWrapper(self._bytes, encoding, self._errors, newline="")
+        self._text, self._errors = None, "surrogateescape"
+        if encoding != "auto":
+            if codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):
+                self._errors = "surrogatepass"
+            self._text = io.TextIOWrapper(self._bytes, encoding, self._errors, newline="")
         self._rest = b""
 
     def readable(self) -> bool:

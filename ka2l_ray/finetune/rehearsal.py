@@ -129,6 +129,8 @@ def _verdict(configured: Configured, trust_remote_code: bool, tried: Tried) -> s
 def _milder(tried: Tried) -> Iterator[tuple[str, Tried]]:
     """The settings with one of them changed to what asks least of a model, and that field as it is."""
     lora = tried.lora
+    if tried.zero_stage == 3:  # first, because every other change is tried in a process of its own with it
+        yield "finetune.zero_stage = 3", tried._replace(zero_stage=2)
     if tried.quantization != "none":
         yield f"model.quantization = {tried.quantization}", tried._replace(quantization="none")
     if lora.dropout:
@@ -136,8 +138,6 @@ def _milder(tried: Tried) -> Iterator[tuple[str, Tried]]:
         yield f"finetune.lora.dropout = {lora.dropout:g}", tried._replace(lora=without)
     if tried.merge:
         yield "finetune.merge = true", tried._replace(merge=False)
-    if tried.zero_stage == 3:
-        yield "finetune.zero_stage = 3", tried._replace(zero_stage=2)
     if tried.gradient_checkpointing:
         yield "finetune.gradient_checkpointing = true", tried._replace(gradient_checkpointing=False)
     if lora.targets != LoraSection().targets:

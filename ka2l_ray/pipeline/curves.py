@@ -77,19 +77,23 @@ def _unfinished(runs: Sequence[Run]) -> list[tuple[Run, Strategy, int]]:
 
 
 def _log_newly_done(waiting: list[Round], planned: int, stage: str) -> None:
-    """Log the rounds that are done by now, and take them from those that are waited for. Of each curve only the next
-    one is looked at."""
-    for a_round in [r for r in waiting if not any(e in waiting for e in r.earlier)]:
+    """Log the rounds that are done by now, and take them from those that are waited for."""
+    for a_round in _next(waiting):
         if a_round.state == RoundState.DONE:
             waiting.remove(a_round)
             line = schedule.describe(a_round.record(), planned - len(waiting), planned)
             log.info("%s", line, extra={"stage": stage})
 
 
+def _next(waiting: Sequence[Round]) -> list[Round]:
+    """Of each curve the first round that is waited for."""
+    return [r for r in waiting if not any(e in waiting for e in r.earlier)]
+
+
 def _progress(planned: Sequence[Round]) -> str:
     """How many rounds are done, and how far those are that are training."""
     waiting = [r for r in planned if r.state != RoundState.DONE]
-    training = [f"{r}: {line}" for r in waiting if (line := progress_line(progress_of(r.model)))]
+    training = [f"{r}: {line}" for r in _next(waiting) if (line := progress_line(progress_of(r.model)))]
     return "; ".join([f"{len(planned) - len(waiting)} of {len(planned)} rounds done", *training])
 
 

@@ -68,10 +68,16 @@ def test_an_encoding_is_read_by_its_name(encoding: str, text: str) -> None:
     assert Utf8(io.BytesIO(text.encode(encoding) * 10_000), encoding).readall().decode() == text * 10_000
 
 
-def test_what_an_encoding_does_not_know_fails_only_its_own_row() -> None:
-    stream = Utf8(io.BytesIO(b'{"a": "\xe9"}\n{"a": "\x81"}\n{"a": 1}\n'), "cp1252")
+@pytest.mark.parametrize(
+    ("encoding", "known", "text", "unknown"),
+    [("cp1252", b"\xe9", "é", b"\x81"), ("cp932", b"\x93\x8c", "東", b"\x81")],
+)
+def test_what_an_encoding_does_not_know_fails_only_its_own_row(
+    encoding: str, known: bytes, text: str, unknown: bytes
+) -> None:
+    stream = Utf8(io.BytesIO(b'{"a": "%s"}\n{"a": "%s"}\n{"a": 1}\n' % (known, unknown)), encoding)
     one, bad, three = json_rows(io.BufferedReader(stream), "q.jsonl")
-    assert (one.values, three.values) == ({"a": "é"}, {"a": 1})
+    assert (one.values, three.values) == ({"a": text}, {"a": 1})
     assert isinstance(bad.values, BadRow)
     assert bad.values.problem == NOT_UTF8
 

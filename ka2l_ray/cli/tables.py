@@ -35,7 +35,9 @@ def _all() -> Iterator[str]:
 
 
 def _about(name: str) -> list[str]:
-    """A table by name or folder, else columns and facts of that name, else those whose meaning mentions it."""
+    """A table by name or folder, else columns and facts of that name, else those whose meaning mentions it; `gamma` is
+    what a keyboard has of γ."""
+    name = "γ" if name == "gamma" else name
     if specs := [spec for spec in TABLES.values() if name in (spec.name, spec.folder, spec.folder.split("/")[-1])]:
         return [line for spec in specs for line in _whole(spec)]
     for facts, of in ((MANIFEST_FACTS, "every manifest.json"), (STAGE_FACTS, "the manifest.json of a table of actors")):

@@ -36,6 +36,7 @@ def test_where_p_unknown_is_made_and_carried():
 
 def test_where_gamma_is_made():
     lines = shown("γ")
+    assert shown("gamma") == lines
     place = lines.index("base/knowledge, one row per probe question: made by step label, ka2l_ray/label/stage.py")
     assert "threshold_nats       in manifest.json γ: least semantic entropy" in lines[place + 2]
 

@@ -31,6 +31,7 @@ from ka2l_ray.finetune.model import frozen_base, trainable_model, without_adapte
 from ka2l_ray.finetune.passes import Passes, drops_out, shared_tokens
 from ka2l_ray.finetune.record import Recorder, Report
 from ka2l_ray.finetune.step import Stepper
+from ka2l_ray.finetune.trunk import Trunk
 from ka2l_ray.models import attention
 from ka2l_ray.models.engine import embedding_rows, usable
 from ka2l_ray.models.loading import load_tokenizer
@@ -92,17 +93,18 @@ def _stepper(
     tune, module = job.finetune, engine.module
     model, held = module.get_base_model() if tune.mode == "lora" else module, frozen_base(job)
     # ZeRO-3 frees weights between passes, and checkpointing forgets what a pass was to see besides its own tokens.
-    may_share = job.prefix == "attended" and tune.zero_stage < 3 and not tune.gradient_checkpointing
-    shared = shared_tokens(rows) if may_share and not drops_out(module) else ()
-    passes = partial(Passes, device=engine.device, pad_token=padding, shared=shared)
-    base = None
-    if held is not None:
-        base = BaseLogits(passes(held))
-    elif tune.replay.kl_weight:
-        kept = 0 if tune.zero_stage == 3 else MOST_BYTES
-        base = BaseLogits(passes(model), kept, partial(without_adapters, module))
+    may_save = tune.zero_stage < 3 and not tune.gradient_checkpointing and not drops_out(module)
+    shared = shared_tokens(rows) if may_save and job.prefix == "attended" else ()
     with attention.installed(*(one for one in (model, held) if shared and one is not None)):
-        yield Stepper(job, engine, passes(model, call=engine), base, rank, world_size)
+        passes = partial(Passes, device=engine.device, pad_token=padding, shared=shared)
+        trunk = Trunk.of(model, rows[:SAMPLE_ROWS], engine.device, padding, shared) if may_save else None
+        base = None
+        if held is not None:
+            base = BaseLogits(passes(held))
+        elif tune.replay.kl_weight:
+            kept = 0 if tune.zero_stage == 3 else MOST_BYTES
+            base = BaseLogits(passes(model, trunk=trunk), kept, partial(without_adapters, module))
+        yield Stepper(job, engine, passes(model, call=engine, trunk=trunk), base, rank, world_size)
 
 
 def sharded(job: Job, steps: int, checkpoints: Checkpoints | None = None) -> Any:

@@ -8,7 +8,8 @@ Refuses to know: losses, ranks, optimisers.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ka2l_ray.finetune.examples import TokenizedRow, collate
+from ka2l_ray.finetune.trunk import Trunk, own_positions
 from ka2l_ray.models import attention
 
 WORTH_SHARING = 16
@@ -53,6 +55,7 @@ class Passes:
     """Runs `model`, rows by `call` where something around it does more (DeepSpeed's engine).
 
     `shared` are tokens that all rows begin with, none for a model whose attention is not `attention.attention_forward`.
+    `trunk` are first blocks that are run once per row, for a model that they hand nothing else.
     `pad_token` may be any token that the model has.
     """
 
@@ -63,8 +66,10 @@ class Passes:
         pad_token: int,
         shared: tuple[int, ...] = (),
         call: Callable[..., Any] | None = None,
+        trunk: Trunk | None = None,
     ) -> None:
         self._model: Any = model
+        self._trunk = trunk
         self._call, self._device, self._pad_token, self._shared = call or model, device, pad_token, shared
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
 
@@ -74,19 +79,28 @@ class Passes:
         shared = self._shared if rows else ()
         inputs = {k: v.to(self._device) for k, v in collate(rows, self._pad_token, len(shared)).items()}
         labels, first = inputs.pop("labels"), min((r.prompt_length - 1 - len(shared) for r in rows), default=0)
-        if shared:
-            inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0) + len(shared)
-            recorded: attention.KeysValues = {}
-            with attention.passes_with(recorded=recorded):
-                self._model(
-                    input_ids=torch.tensor([shared], device=self._device), **self._kept(len(shared) - 1, len(shared))
-                )
-            last = len(shared) + labels.shape[1] - 1
-            with attention.passes_with(attention.PrefixStates(recorded, inputs["position_ids"], last)):
-                logits = self._call(**inputs, **self._kept(first, labels.shape[1])).logits
-        else:
+        states = self._trunk(rows) if self._trunk is not None and rows else None
+        with self._after(shared, inputs), self._skipping(states):
             logits = self._call(**inputs, **self._kept(first, labels.shape[1])).logits
         return logits if self._keeps else logits[:, first:], labels[:, first:]
+
+    @contextmanager
+    def _after(self, shared: tuple[int, ...], inputs: dict[str, torch.Tensor]) -> Iterator[None]:
+        """Within this context a pass of `inputs`, which get their positions, sees the shared tokens before its own."""
+        if not shared:
+            yield
+            return
+        positions = inputs["position_ids"] = own_positions(inputs["attention_mask"], len(shared))
+        recorded: attention.KeysValues = {}
+        ids, states = torch.tensor([shared], device=self._device), self._trunk.of_shared if self._trunk else None
+        with attention.passes_with(recorded=recorded), self._skipping(states):
+            self._model(input_ids=ids, **self._kept(len(shared) - 1, len(shared)))
+        last = len(shared) + positions.shape[1] - 1
+        with attention.passes_with(attention.PrefixStates(recorded, positions, last)):
+            yield
+
+    def _skipping(self, states: torch.Tensor | None) -> AbstractContextManager[None]:
+        return self._trunk.skipped(states) if self._trunk is not None and states is not None else nullcontext()
 
     def _kept(self, first: int, length: int) -> dict[str, torch.Tensor]:
         """Leaves out the logits before token `first` of `length`, where the model can."""

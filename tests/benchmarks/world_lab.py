@@ -41,7 +41,9 @@ from ka2l_ray.finetune.base import BaseLogits
 from ka2l_ray.finetune.deepspeed import learning_rate_factor
 from ka2l_ray.finetune.examples import Example, TokenizedRow, epoch_batches, replayed_rows, tokenize_all
 from ka2l_ray.finetune.losses import answer_loss, kl_to_base
+from ka2l_ray.finetune.model import with_new_adapters
 from ka2l_ray.finetune.passes import Passes
+from ka2l_ray.finetune.trunk import Trunk
 from ka2l_ray.label.actor import ClusterActor, ClusterSetup, KnowledgeActor, KnowledgeSetup
 from ka2l_ray.models.answers import Answer, Decoding
 from ka2l_ray.models.batching import Limits
@@ -236,20 +238,9 @@ class Lab:
         torch.manual_seed(seed)
         model: Any = load_model(self.model_section)
         model.config.use_cache = False
+        base = model
         if finetune.mode == "lora":
-            from peft import LoraConfig, get_peft_model
-
-            lora = finetune.lora
-            model = get_peft_model(
-                model,
-                LoraConfig(
-                    r=lora.rank,
-                    lora_alpha=lora.alpha,
-                    lora_dropout=lora.dropout,
-                    target_modules="all-linear",
-                    task_type="CAUSAL_LM",
-                ),
-            )
+            model = with_new_adapters(model, finetune.lora)
         model.train()
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
@@ -257,11 +248,13 @@ class Lab:
         )
         steps = finetune.epochs * math.ceil(len(examples) / finetune.batch_rows)
         rows, step = tokenize_all(self.tokenizer, PROMPT, examples), 0
+        trunk = Trunk.of(base, rows[0], torch.device("cpu"), pad_id(self.tokenizer), ())
+        passes = self._passes(model, trunk)
         for epoch in range(finetune.epochs):
             for batch in epoch_batches(rows, finetune.batch_rows, seed, epoch):
                 for group in optimizer.param_groups:
                     group["lr"] = finetune.learning_rate * learning_rate_factor(step, steps, finetune.warmup_share)
-                self._loss(model, batch, finetune.replay.kl_weight).backward()
+                self._loss(passes, batch, finetune.replay.kl_weight).backward()
                 torch.nn.utils.clip_grad_norm_(parameters, finetune.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad()
@@ -271,8 +264,8 @@ class Lab:
         model.config.use_cache = True
         return model.eval()
 
-    def _loss(self, model: Any, batch: list[TokenizedRow], kl_weight: float) -> torch.Tensor:
-        logits, labels = self._passes(model)(batch)
+    def _loss(self, passes: Passes, batch: list[TokenizedRow], kl_weight: float) -> torch.Tensor:
+        logits, labels = passes(batch)
         loss = answer_loss(logits, labels)
         if kl_weight:
             replayed = replayed_rows(batch)
@@ -280,8 +273,8 @@ class Lab:
             loss = loss + kl_weight * kl_to_base(logits, base_logits, labels, replayed)
         return loss / sum(row.answer_length for row in batch)
 
-    def _passes(self, model: Any) -> Passes:
-        return Passes(model, torch.device("cpu"), pad_id(self.tokenizer))
+    def _passes(self, model: Any, trunk: Trunk | None = None) -> Passes:
+        return Passes(model, torch.device("cpu"), pad_id(self.tokenizer), trunk=trunk)
 
     @cached_property
     def _base_logits(self) -> BaseLogits:

@@ -448,6 +448,7 @@ _EXAMPLES = TableSpec(
         Column(
             "answers", _STRINGS, "the answer that was bought, or the model's own answers, shown in turn epoch by epoch"
         ),
+        Column("rewordings", _STRINGS, "the bought question in other words, shown in turn with it"),
         Column("source", _STRING, "annotation or replay"),
     ),
     can_fail=False,

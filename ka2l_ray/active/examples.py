@@ -49,11 +49,14 @@ def training_examples(a_round: Round) -> Table:
     table = a_round.table("finetune/examples")
     if not table.is_done:
         bought = [r for t in [*a_round.earlier, a_round] for r in t.table("annotations").read().to_pylist()]
+        answered, rewordings = [r for r in bought if r["status"] == "answered"], dict[str, list[str]]()
+        if a_round.run.config.finetune.rewordings:
+            rewordings = {r["id"]: r["rewordings"] for r in pool_rows(a_round.run, {r["id"] for r in answered})}
         rows = [
             *(
                 {"id": r["id"], "question": r["question"], "answers": [r["answer"]], "source": "annotation"}
-                for r in bought
-                if r["status"] == "answered"
+                | {"rewordings": rewordings.get(r["id"]) or []}
+                for r in answered
             ),
             *_replayed(a_round, {r["id"] for r in bought}),
         ]
@@ -73,6 +76,7 @@ def _replayed(a_round: Round, bought: Set[str]) -> list[dict[str, Any]]:
             "id": i,
             "question": r["question"],
             "answers": replayed_answers(r["samples"], r["greedy"], r["answers"], run.config.finetune.replay, grading),
+            "rewordings": [],
             "source": "replay",
         }
         for i, r in candidates.items()

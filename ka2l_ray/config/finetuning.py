@@ -25,8 +25,9 @@ class LoraSection(Section):
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Modules that get an adapter: every linear one except the head, or names such as `[q_proj, v_proj]`."""
     last_blocks: Positive | None = None
-    """Adapters in so many last blocks only. Earlier ones stay as they are, and no gradient passes through them: with
-    half of the blocks a step takes about two thirds of the time."""
+    """Adapters in so many last blocks only. Earlier ones stay as they are: no gradient passes through them, and what
+    they make of a row is kept from its first epoch on, so a step takes about the share of the blocks that is left (not
+    under ZeRO-3, with `gradient_checkpointing`, or where anything drops out)."""
 
 
 class ReplaySection(Section):
@@ -62,6 +63,9 @@ class FinetuneSection(Section):
     `bare` by default. Accuracy under `corpus.prompt` is reported as well."""
     lora: LoraSection = LoraSection()
     replay: ReplaySection = ReplaySection()
+    rewordings: bool = True
+    """Show a bought question in the corpus's other wordings too (`corpus.rewordings`), one per epoch in turn, so that
+    the fact is learned and not its wording. The one that is reserved for eval is never shown."""
     epochs: Positive = 25
     """Passes over a round's annotations and replayed questions."""
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 5e-4

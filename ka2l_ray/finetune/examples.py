@@ -5,6 +5,7 @@ Refuses to know: DeepSpeed, Ray, where rows come from. All ranks draw the same p
 overlap.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -25,12 +26,20 @@ random."""
 
 @dataclass(frozen=True)
 class Example:
-    """A question with one answer (an annotation) or several (replay): epoch e trains on answer e modulo their
-    number."""
+    """A question with one answer (an annotation) or several (replay), and perhaps in other words too: epoch e trains on
+    wording and answer e modulo their numbers."""
 
     question: str
     answers: tuple[str, ...]
     replayed: bool = False
+    rewordings: tuple[str, ...] = ()
+
+    @property
+    def shown(self) -> list[tuple[str, str]]:
+        """The pairs (wording, answer) that epochs show in turn."""
+        wordings = (self.question, *self.rewordings)
+        turns = math.lcm(len(wordings), len(self.answers))
+        return [(wordings[n % len(wordings)], self.answers[n % len(self.answers)]) for n in range(turns)]
 
 
 @dataclass(frozen=True)
@@ -63,10 +72,8 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, prompt: PromptSection, question
 def tokenize_all(
     tokenizer: PreTrainedTokenizerBase, prompt: PromptSection, examples: Iterable[Example]
 ) -> list[list[TokenizedRow]]:
-    """Per example a row for each of its answers; done once per training run, whatever the number of epochs."""
-    return [
-        [replace(tokenize(tokenizer, prompt, e.question, a), replayed=e.replayed) for a in e.answers] for e in examples
-    ]
+    """Per example a row for each pair that it shows; done once per training run, whatever the number of epochs."""
+    return [[replace(tokenize(tokenizer, prompt, q, a), replayed=e.replayed) for q, a in e.shown] for e in examples]
 
 
 def epoch_batches(

@@ -48,7 +48,10 @@ LOGIT_TOLERANCE = 5e-2
 RATES = {"full": 1e-3, "lora": 5e-3}
 CASES: dict[str, dict[str, Any]] = {
     "1-full": {"schedule": "cosine"},
-    "1-lora": {"group_by_length": True},
+    "1-lora": {
+        **{"group_by_length": True, "lora": LoraSection(last_blocks=4)},
+        "replay": ReplaySection(ratio=0, kl_weight=0.5),
+    },
     "2-full": {"replay": ReplaySection(ratio=0, kl_weight=0.5)},
     "2-lora": {"merge": True, "evaluate_every_epochs": 2, "tensorboard": True},
     "3-full": {"gradient_checkpointing": True},
@@ -67,7 +70,7 @@ TOGETHER = ("1-full", "1-lora", "2-full", "3-full")
 SEEING_GPUS = "2-lora"
 PADDED_APART = "2-full"
 SHARING = ("1-full", "1-lora")
-"""Those of `TOGETHER` whose prompts begin alike."""
+"""Those of `TOGETHER` whose prompts begin alike; the first blocks of the second are run once per row."""
 
 
 def section(stage: Any, mode: Any, **fields: Any) -> FinetuneSection:

@@ -72,7 +72,11 @@ def test_accuracy_is_over_pool_facts_in_a_wording_that_was_never_taught(played: 
     assert base.get("same_words_accuracy") == pytest.approx(known, abs=0.1)
     assert base["domain_accuracy"] is not None
     examples = Table(run.round("ka2l", 0, 1) / "finetune/examples")
-    taught = set(examples.read(["question"])["question"].to_pylist())
+    shown = examples.read().to_pylist()
+    taught = {q for r in shown for q in (r["question"], *r["rewordings"])}
+    in_other_words = {r["id"]: r["rewordings"] for r in pool}
+    assert all(r["rewordings"] == in_other_words[r["id"]] != [] for r in shown if r["source"] == "annotation")
+    assert all(r["rewordings"] == [] for r in shown if r["source"] == "replay")
     asked = run.table("questions").read(part="eval").to_pylist()
     assert taught
     assert taught.isdisjoint(r["question"] for r in asked if r["scope"] != "same")

@@ -86,6 +86,25 @@ def test_replay_cycles_through_its_samples(tokenizer):
     assert shown == expected | {tokenizer.decode(tokenize(tokenizer, PROMPT, "Who?", "she").ids): 4}
 
 
+def test_an_annotation_is_shown_in_each_of_its_wordings_in_turn(tokenizer):
+    """Also where a question has several answers, every pair comes up."""
+    examples = [
+        Example("Who?", ("she",), rewordings=("Who is it?", "Which one?")),
+        Example("Why?", ("a", "b"), rewordings=("How come?",)),
+        Example("When?", ("c", "d"), rewordings=("At what time?", "On which day?")),
+    ]
+    shown = Counter(t for epoch in range(6) for t in texts(tokenizer, batches(tokenizer, epoch, examples=examples)))
+
+    def times(count, *pairs):
+        return {tokenizer.decode(tokenize(tokenizer, PROMPT, q, a).ids): count for q, a in pairs}
+
+    assert shown == {
+        **times(2, ("Who?", "she"), ("Who is it?", "she"), ("Which one?", "she")),
+        **times(3, ("Why?", "a"), ("How come?", "b")),
+        **times(1, *((q, a) for q in ("When?", "At what time?", "On which day?") for a in "cd")),
+    }
+
+
 @given(st.integers(1, 5), st.integers(1, 8), st.integers(1, 4), st.data())
 def test_ranks_and_micro_batches_partition_the_global_batch(workers, micro, steps, data):
     """For every configuration that is valid, also where the last batch of an epoch is short."""

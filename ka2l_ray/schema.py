@@ -36,7 +36,7 @@ KNOWN_CLASSES = ("known", "shaky", "wrong")
 its samples; `shaky`, right greedily in eval's wording only, or in half of its samples or fewer; `wrong` in eval's
 wording."""
 TRUTHS = ("known", "rare", "misconception", "unseen")
-DECODE_STATUSES = ("kept", "duplicate", "eval", "known", "malformed")
+DECODE_STATUSES = ("kept", "duplicate", "eval", "far", "known", "malformed")
 ANNOTATION_STATUSES = ("answered", "no_such_thing", "no_reference", "refused", "truncated", "blank", "failed")
 
 ROUND = "strategies/NAME/seed_S/round_NN"
@@ -354,8 +354,10 @@ _REQUESTS = TableSpec(
     source=_QUESTIONS,
     added=(
         Column("source_id", _STRING, "the question whose state is decoded"),
-        Column("variant", _INT, "counts the questions decoded from one state"),
+        Column("variant", _INT, "counts the questions made from one state in one way"),
+        Column("augment", _STRING, "how the wanted state is made from the source's (`decode.augment`; none: it is it)"),
         replace(_QUESTION, meaning="the source's text"),
+        Column("group", _STRING, "the source's group"),
     ),
     can_fail=False,
 )
@@ -367,13 +369,15 @@ _WRITTEN = TableSpec(
     row="request",
     about="questions that the decoder wrote",
     source=_REQUESTS,
-    reads=("question",),
-    carried=("source_id", "variant", "question"),
+    reads=("source_id", "variant", "augment", "question", "group"),
+    carried=("source_id", "variant", "augment", "question", "group"),
     added=(
-        Column("decoded_question", _STRING, "what the decoder wrote"),
+        Column("decoded_question", _STRING, "what the decoder wrote: the candidate nearest to the wanted state"),
+        Column("target", _STRING, "the group (or cluster) that the state was steered to; null where it was not"),
         Column(
-            "similarity", _FLOAT, "cosine of the decoded question's own state with the source's, at the decoder's layer"
+            "similarity", _FLOAT, "cosine of the decoded question's own state with the wanted one, both standardised"
         ),
+        Column("explained", _FLOAT, "share of the wanted state's variance that the decoded question's own explains"),
         _P_UNKNOWN,
     ),
 )
@@ -383,7 +387,12 @@ _RECONSTRUCTION = replace(
     folder="base/reconstruction",
     step="decode",
     row="probe question",
-    about="questions decoded from their own states, without noise, greedily: how good the decoder is",
+    about="questions decoded from their own states, greedily: how good the decoder is; steering is fitted on them",
+    added=(
+        *_WRITTEN.added,
+        Column("state", None, "the source's own state (D,), standardised as the decoder does"),
+        Column("source_p_unknown", _FLOAT, "P(unknown) of the source"),
+    ),
 )
 _DECODED = TableSpec(
     name="decoded",
@@ -393,7 +402,10 @@ _DECODED = TableSpec(
     row="decoded question",
     about="new questions and what became of them",
     source=_WRITTEN,
-    carried=("source_id", "variant", "question", "similarity", "p_unknown"),
+    carried=(
+        *("source_id", "variant", "augment", "question", "group"),
+        *("target", "similarity", "explained", "p_unknown"),
+    ),
     added=(Column("status", _STRING, f"what became of it: {', '.join(DECODE_STATUSES)}"),),
     can_fail=False,
     facts={"rows_in": "requests", "errors": "requests that failed and are not in this table"},

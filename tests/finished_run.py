@@ -106,7 +106,15 @@ def results() -> Any:
             "still_unknown_fraction": 0.79,
             "truly_unknown_fraction": None,
             "answerable": 0.93,
-            "statuses": {"duplicate": 61, "eval": 7, "kept": 181, "known": 40, "malformed": 11},
+            "statuses": {"duplicate": 61, "eval": 7, "far": 0, "kept": 181, "known": 40, "malformed": 11},
+            "steering_groups": 12,
+            "steering_found": 0.86,
+            "explained": 0.81,
+            "by_augment": {
+                way: {"generated": 150, "kept": kept, "explained": 0.8, "answerable": 0.9}
+                | {"truly_unknown_fraction": 0.9}
+                for way, kept in (("steer", 120), ("noise", 61))
+            },
         },
         "eval_scope": "pool",
         "rounds": _rounds(),
@@ -236,6 +244,7 @@ def _decoded(number: int, source: str, text: str) -> dict[str, Any]:
         "variant": number,
         "question": f"Where does number {number} live? {text}",
     }
+    row |= {"augment": ("steer", "noise")[number % 2], "explained": 0.8}
     return row | {"similarity": None if status == "malformed" else 0.75, "p_unknown": 0.875, "status": status}
 
 

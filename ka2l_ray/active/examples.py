@@ -50,7 +50,8 @@ def training_examples(a_round: Round) -> Table:
     if not table.is_done:
         bought = [r for t in [*a_round.earlier, a_round] for r in t.table("annotations").read().to_pylist()]
         answered, rewordings = [r for r in bought if r["status"] == "answered"], dict[str, list[str]]()
-        if a_round.run.config.finetune.rewordings:
+        config = a_round.run.config
+        if config.finetune.rewordings and config.corpus.rewordings.source != "none":
             rewordings = {r["id"]: r["rewordings"] for r in pool_rows(a_round.run, {r["id"] for r in answered})}
         rows = [
             *(

@@ -79,7 +79,7 @@ def _generated(a_round: Round, choices: list[Acquisition]) -> list[Acquisition]:
     run, chosen = a_round.run, {c.id for c in choices}
     least = run.config.decode.min_p_unknown
     unknown = {s.id for s in scored_pool(run) if s.id in chosen and (s.p_unknown or 0.0) >= least}
-    sources = {r["id"]: r["question"] for r in sorted(pool_rows(run, unknown), key=lambda r: r["id"])}
+    sources = sorted(pool_rows(run, unknown), key=lambda r: r["id"])
     if not sources:
         return []
     rows = decode(run, sources, a_round.table("decoded"), written_before(r.folder for r in a_round.earlier)).to_pylist()

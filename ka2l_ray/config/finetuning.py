@@ -26,8 +26,8 @@ class LoraSection(Section):
     """Modules that get an adapter: every linear one except the head, or names such as `[q_proj, v_proj]`."""
     last_blocks: Positive | None = None
     """Adapters in so many last blocks only. Earlier ones stay as they are: no gradient passes through them, and what
-    they make of a row is kept from its first epoch on, so a step takes about the share of the blocks that is left (not
-    under ZeRO-3, with `gradient_checkpointing`, or where anything drops out)."""
+    they make of a row is kept once it was read (at most 1 GiB per worker), so a step takes about the share of the
+    blocks that is left. Not under ZeRO-3, with `gradient_checkpointing`, or where anything drops out."""
 
 
 class ReplaySection(Section):

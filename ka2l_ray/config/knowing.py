@@ -156,6 +156,10 @@ class ScoreSection(Section):
     pool: Pool = Pool()
 
 
+Augment = Literal["steer", "interpolate", "temperature", "noise"]
+"""How new questions are made from the states of unknown ones."""
+
+
 class DecodeSection(Section):
     """Hidden states of acquired unknown questions → new questions."""
 
@@ -164,14 +168,33 @@ class DecodeSection(Section):
     `decoded` (which buys them)."""
     decoder: Annotated[Text, NoKeys] = "world"
     """`world` (the shipped decoder), or a decoder's folder or URI."""
+    augment: Annotated[tuple[Augment, ...], Field(min_length=1)] = ("steer",)
+    """How the state of a new question is made from that of an unknown one; each way that is named makes `variants`.
+    `steer`: what is asked becomes something else, of whom stays: − centroid of the question's own group + centroid of
+    another in which the same things are asked about; where `group` is not given, or most questions' groups share no
+    entities with another, clusters of states are the groups. `interpolate`: half of the way to an unknown question
+    nearby. `noise`: `noise` is added. `temperature`: the state is left as it is, other words are drawn."""
     variants: Positive = 2
-    """New questions tried per state (M)."""
+    """New questions tried per state and way to augment (M)."""
+    candidates: Positive = 4
+    """Texts that are decoded for each wanted state, one greedily (not for `temperature`) and the others at
+    `temperature`: of those that are well-formed and new, the one whose own state is nearest to the wanted one is
+    taken."""
     noise: NonNegativeFloat = 0.5
-    """Gaussian noise added to the standardised state, in standard deviations; 0 reconstructs the question itself."""
+    """Size of the Gaussian noise that `augment: [noise]` adds, in standard deviations of the states."""
     temperature: Annotated[float, Field(gt=0, le=10)] = 0.7
-    """Temperature for new questions; `check_questions` are decoded at 0 and without noise."""
+    """Temperature at which candidates are drawn; `check_questions` are decoded greedily."""
     min_p_unknown: Share = 0.5
     """A decoded question is kept only if the probe gives at least this."""
-    check_questions: Positive = 256
-    """Probe questions that the decoder is measured on: it must reconstruct each one from its own state."""
+    min_explained: Share | None = None
+    """A decoded question is kept only if its own state explains at least this share of the wanted state's variance:
+    what the decoder could not put into words is likely to be about something that does not exist."""
+    check_questions: Positive = 1024
+    """Probe questions that the decoder is measured on: it must reconstruct each one from its own state. Steering is
+    fitted on the same states."""
     pool: Pool = Pool(shard_rows=64)
+
+    def contradictions(self) -> Iterator[str]:
+        """a way in `augment` that is named twice."""
+        if len({*self.augment}) < len(self.augment):
+            yield f"augment ({', '.join(self.augment)}) must name each way once"

@@ -230,8 +230,8 @@ class RewordingsSection(Section):
     max_tokens: Positive = 256
     """For `endpoint`: tokens of a reply at most."""
     cost: NonNegativeFloat = 0.0
-    """For `endpoint`: cost of one question reworded, in addition to the price of its tokens. It belongs to evaluation:
-    results list it apart, and no strategy pays it."""
+    """For `endpoint`: cost of one question reworded, in addition to the price of its tokens. Results list it
+    apart: eval needs it, all strategies train on the same wordings, and none pays for it."""
 
 
 KnownSet = Literal["nq_open", "trivia_qa", "medmcqa", "popqa", "entity_questions", "squad", "simpleqa", "kilt"]

@@ -1,9 +1,9 @@
-"""The decoding actor: the state of a source question, plus noise, becomes a new question, which is re-embedded and
-scored.
+"""The decoding actor: the state of a source question becomes a wanted state, from which questions are decoded; they are
+re-embedded, and of those that could be kept the one nearest to what was wanted is taken and scored.
 
-In: batches with `id` and the sources' prompts (`prompts.PROMPT_COLUMNS`). Out: `decoded_question`, `similarity`,
-`p_unknown`. Loads blocks 1 … max(decoder's layer, probe's layer) of the model and nothing after them. Refuses to know:
-Ray, which questions exist.
+In: batches of `requests` with the sources' prompts (`prompts.PROMPT_COLUMNS`). Out: `decoded_question`, `target`,
+`similarity`, `explained`, `p_unknown`. The decoder sees states, never text. Loads blocks 1 … max(decoder's layer,
+probe's layer) of the model and nothing after them. Refuses to know: Ray, which questions exist.
 """
 
 from collections.abc import Mapping
@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from ka2l_ray.config import DecodeSection, ModelSection, PromptSection
 from ka2l_ray.dataflow.placement import CPU, Placement
 from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.decode.augment import Augmenter
+from ka2l_ray.decode.filters import is_well_formed
 from ka2l_ray.decode.model import StateDecoder
 from ka2l_ray.decode.states import decode_states, decoder_folder
 from ka2l_ray.errors import ConfigError
@@ -26,20 +27,28 @@ from ka2l_ray.models.engine import Engine
 from ka2l_ray.models.layers import load_up_to
 from ka2l_ray.models.loading import load_tokenizer
 from ka2l_ray.models.probe import LinearProbe, score_states
-from ka2l_ray.tables import error_column
+from ka2l_ray.tables import error_column, fixed_size, not_finite
+from ka2l_ray.text.normal import normalize
 from ka2l_ray.text.prompts import Prompt, Prompter, prompts_of
 from ka2l_ray.text.tokens import pad_id
+
+WRITTEN_AT_ONCE = 64
+"""Texts that are decoded together."""
+REQUESTED = ["id", "source_id", "variant", "augment", "group", "question"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeSetup:
-    """`probe` is the folder of a fitted probe."""
+    """`probe` is the folder of a fitted probe, `augmenter` one that `Augmenter.save` wrote; None where questions are
+    reconstructed alone. With `with_state` rows get the sources' own standardised `state`, and `source_p_unknown`."""
 
     model: ModelSection
     prompt: PromptSection
     decode: DecodeSection
     probe: Folder
     seed: int
+    augmenter: Folder | None = None
+    with_state: bool = False
     limits: Limits = Limits()
     placement: Placement = CPU
     abilities: Abilities = Abilities()
@@ -53,7 +62,10 @@ class DecodeActor:
         model, prompt, decode, placement = setup.model, setup.prompt, setup.decode, setup.placement
         self._decoder = StateDecoder.load(decoder_folder(decode.decoder))
         self._card, self._probe = self._decoder.card, LinearProbe.load(setup.probe)
-        self._decode, self._seed = decode, setup.seed
+        self._decode, self._seed, self._with_state = decode, setup.seed, setup.with_state
+        self._augmenter = Augmenter(decode, setup.seed, None, np.empty((0, self._card.width), np.float32))
+        if setup.augmenter is not None:
+            self._augmenter = Augmenter.load(setup.augmenter, decode, setup.seed)
         if (self._card.model, self._card.prompt) != (model.identity, prompt.template):
             raise ConfigError(
                 f"decode.decoder = {decode.decoder!r} reads states of model {self._card.model!r} under prompt "
@@ -69,21 +81,74 @@ class DecodeActor:
 
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
         """Columns for a batch of any size; questions that cannot be read get an `error`."""
-        ids = batch["id"].to_pylist()
-        source, _, failed = self._states(prompts_of(batch))
-        noise, temperature = self._decode.noise, self._decode.temperature
-        questions = decode_states(source, self._decoder, ids, noise, temperature, self._seed, self._tokenizer)
-        decoded, p_unknown, failed_decoded = self._states(self._prompts([q or "?" for q in questions]))
-        centred = [(s - self._decoder.mean) / self._decoder.scale for s in (source, decoded)]
-        similarity = torch.cosine_similarity(*centred, dim=-1).cpu().numpy()
-        columns = {"decoded_question": questions, "similarity": similarity, "p_unknown": p_unknown.astype("float32")}
-        return columns | error_column(failed_decoded | failed, batch.num_rows)
+        requests = batch.select(REQUESTED).to_pylist()
+        source, source_p_unknown, failed = self._states(prompts_of(batch))
+        wanted, targets = self._augmenter.wanted(source, requests)
+        many = [1 if r["augment"] == "none" else self._decode.candidates for r in requests]
+        tried = [(n, c) for n, count in enumerate(many) for c in range(count)]
+        texts = self._candidates(wanted, requests, tried)
+        decoded, p_unknown, unreadable = self._states(self._prompts([t or "?" for t in texts]))
+        at = [n for n, _ in tried]
+        explained = _explained(decoded, wanted[at])
+        best, best_rank = dict[int, int](), dict[int, tuple[bool, bool, float]]()
+        for k, n in enumerate(at):
+            rank = (k not in unreadable, may_be_kept(texts[k], requests[n]["question"]), explained[k])
+            if n not in best or rank > best_rank[n]:
+                best[n], best_rank[n] = k, rank
+        chosen = [best[n] for n in range(len(requests))]
+        failed |= {n: unreadable[k] for n, k in best.items() if k in unreadable and n not in failed}
+        columns: dict[str, Any] = {
+            "decoded_question": [texts[k] for k in chosen],
+            "target": targets,
+            "similarity": _cosine(decoded[chosen], wanted).astype("float32"),
+            "explained": explained[chosen].astype("float32"),
+            "p_unknown": p_unknown[chosen].astype("float32"),
+        }
+        if self._with_state:
+            columns |= {"state": fixed_size(source, failed), "source_p_unknown": source_p_unknown.astype("float32")}
+        return columns | error_column(failed, batch.num_rows)
 
-    def _states(self, prompts: list[Prompt]) -> tuple[torch.Tensor, np.ndarray, dict[int, Exception]]:
-        """From one pass the states (B, D) that the decoder reads, P(unknown) (B,), and the errors of questions that
-        cannot be read."""
+    def _candidates(
+        self, wanted: np.ndarray, requests: list[dict[str, Any]], tried: list[tuple[int, int]]
+    ) -> list[str]:
+        """A text for each (row, candidate): the first of a row is greedy, unless other words are all that is wanted,
+        the others are drawn at `temperature`."""
+        texts = [""] * len(tried)
+        greedy = [k for k, (n, c) in enumerate(tried) if c == 0 and requests[n]["augment"] != "temperature"]
+        drawn = sorted({*range(len(tried))} - {*greedy})
+        for at, temperature in ((greedy, 0.0), (drawn, self._decode.temperature)):
+            for start in range(0, len(at), WRITTEN_AT_ONCE):
+                part = at[start : start + WRITTEN_AT_ONCE]
+                states = self._decoder.raw(wanted[[tried[k][0] for k in part]])
+                ids = [f"{requests[tried[k][0]]['id']}\x1f{tried[k][1]}" for k in part]
+                found = decode_states(states, self._decoder, ids, 0.0, temperature, self._seed, self._tokenizer)
+                for k, text in zip(part, found, strict=True):
+                    texts[k] = text
+        return texts
+
+    def _states(self, prompts: list[Prompt]) -> tuple[np.ndarray, np.ndarray, dict[int, Exception]]:
+        """From one pass the standardised states (B, D) that the decoder reads, P(unknown) (B,), and the errors of
+        questions that cannot be read, whose states are zero."""
         mine, probe = self._card, self._probe.card
         layers, positions = sorted({mine.layer, probe.layer}), sorted({mine.position, probe.position})
         states, failed = self._engine.states(prompts, layers, positions)
-        read = torch.from_numpy(states[mine.position, mine.layer]).to(self._decoder.mean)
+        failed |= not_finite(states)
+        read = self._decoder.standardised(states[mine.position, mine.layer])
+        read[list(failed)] = 0.0
         return read, score_states(states[probe.position, probe.layer], self._probe), failed
+
+
+def may_be_kept(text: str, source: str) -> bool:
+    """Whether a candidate is a well-formed question other than its source, so that it is worth choosing."""
+    return is_well_formed(text) and normalize(text) != normalize(source)
+
+
+def _explained(states: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Shares (B,) of the variance of wanted states (B, D), which are standardised, that other states explain."""
+    return 1 - ((states - wanted) ** 2).sum(1) / np.maximum((wanted**2).sum(1), 1e-12)
+
+
+def _cosine(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Cosines (B,) of states (B, D)."""
+    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    return (one * other).sum(1) / np.maximum(norms, 1e-12)

@@ -58,12 +58,15 @@ def statuses(
     existing: np.ndarray,
     leaked: Sequence[bool] | np.ndarray,
     min_p_unknown: float,
+    explained: Sequence[float] = (),
+    min_explained: float | None = None,
 ) -> list[str]:
     """Status of each question in order, by the first rule that applies: of equal well-formed texts the first may be
     kept, later ones are duplicates.
 
-    `existing` are the sorted hashes of earlier texts. `eval` marks a leak (`leaked`); `known` a question whose
-    P(unknown) is below `min_p_unknown`.
+    `existing` are the sorted hashes of earlier texts. `eval` marks a leak (`leaked`); `far` a question whose own state
+    explains less than `min_explained` of the wanted one's variance; `known` one whose P(unknown) is below
+    `min_p_unknown`.
     """
     formed = np.array([is_well_formed(q) for q in questions], bool)
     keys = np.array([text_hash(q) for q in questions], np.uint64)
@@ -75,6 +78,7 @@ def statuses(
         "malformed": ~formed,
         "eval": np.asarray(leaked, bool),
         "duplicate": earlier,
+        "far": np.zeros(len(keys), bool) if min_explained is None else np.asarray(explained) < min_explained,
         "kept": np.asarray(p_unknown) >= min_p_unknown,
     }
     return np.select(list(rules.values()), list(rules), "known").tolist()

@@ -78,6 +78,14 @@ class StateDecoder(nn.Module):
         )
         self.t5.config.decoder_start_token_id = card.pad_token
 
+    def standardised(self, states: np.ndarray) -> np.ndarray:
+        """Raw states (B, D) less the mean, in standard deviations, of the training states."""
+        return ((states - self.mean.cpu().numpy()) / self.scale.cpu().numpy()).astype(np.float32)
+
+    def raw(self, standardised: np.ndarray) -> np.ndarray:
+        """The inverse of `standardised`."""
+        return (standardised * self.scale.cpu().numpy() + self.mean.cpu().numpy()).astype(np.float32)
+
     def pseudo_tokens(self, states: torch.Tensor) -> torch.Tensor:
         """Embeddings (B, P, d) of states (B, D)."""
         return self.project((states - self.mean) / self.scale).view(

@@ -4,15 +4,18 @@ In: source questions. Out: the table `decoded` of a round, and `reconstruction`,
 Refuses to know: who acquires, who annotates. A round's sources are bounded by its budget, so they are read whole.
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
+from logging import INFO, WARNING
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ka2l_ray import schema
-from ka2l_ray.config import DecodeSection
+from ka2l_ray.dataflow.log import log
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.placement import of_actor
 from ka2l_ray.dataflow.runs import Run
@@ -20,38 +23,34 @@ from ka2l_ray.dataflow.shard_size import row_seconds
 from ka2l_ray.dataflow.stage import Stage, run_stage
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.actor import DecodeActor, DecodeSetup
+from ka2l_ray.decode.augment import CARD, Augmenter, requests_for
 from ka2l_ray.decode.filters import hashes, leaks, statuses
 from ka2l_ray.decode.metrics import reconstruction
+from ka2l_ray.decode.steering import MOST_ROWS, Steering, fit_steering
 from ka2l_ray.errors import StageError
 from ka2l_ray.hashing import uniform
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.examine import abilities_of
+from ka2l_ray.models.loading import depth_and_width
 from ka2l_ray.models.prompts import Tokenize, corpus_prompt
+from ka2l_ray.tables import matrix
 
 _REQUESTS = schema.TABLES["requests"].schema
 
 
-def decoded_id(source_id: str, variant: int) -> str:
-    """Id of a decoded question: a hash of its source and variant."""
-    return "d" + hashlib.blake2b(f"{source_id}\x1f{variant}".encode(), digest_size=10).hexdigest()
-
-
-def decode(run: Run, sources: Mapping[str, str], target: Table, already: Iterable[str]) -> pa.Table:
-    """Write the table `decoded` of a round and return it. `sources` are the questions whose states are decoded, by id.
-    Texts in `already`, decoded in earlier rounds, are duplicates."""
+def decode(run: Run, sources: Iterable[Mapping[str, Any]], target: Table, already: Iterable[str]) -> pa.Table:
+    """Write the table `decoded` of a round and return it. `sources` are the questions whose states are decoded, with
+    `id`, `question` and `group`. Texts in `already`, decoded in earlier rounds, are duplicates."""
     if target.is_done:
         return target.read()
     requests, written = Table(target.folder / "requests"), Table(target.folder / "written")
     if not requests.is_done:
-        rows = [
-            {"id": decoded_id(source_id, v), "source_id": source_id, "variant": v, "question": question}
-            for source_id, question in sources.items()
-            for v in range(run.config.decode.variants)
-        ]
+        rows = requests_for(sources, run.config.decode)
         requests.write((None, pa.Table.from_pylist(rows, schema=_REQUESTS)))
-    run_stage(_stage(run, "written", run.config.decode), requests, written)
+    run_stage(_stage(run, "written", augmenter=_augmenter(run)), requests, written)
     fine = [r for r in written.read().sort_by("id").to_pylist() if r["error"] is None]
-    status = decoded_statuses(run, [r["decoded_question"] for r in fine], [r["p_unknown"] for r in fine], already)
+    texts, p_unknown, explained = ([r[name] for r in fine] for name in ("decoded_question", "p_unknown", "explained"))
+    status = decoded_statuses(run, texts, p_unknown, explained, already)
     decoded = [r | {"question": r["decoded_question"], "status": s} for r, s in zip(fine, status, strict=True)]
     table = pa.Table.from_pylist(decoded, schema=schema.DECODED)
     manifest = written.manifest()
@@ -60,34 +59,85 @@ def decode(run: Run, sources: Mapping[str, str], target: Table, already: Iterabl
 
 
 def decoded_statuses(
-    run: Run, questions: Sequence[str], p_unknown: Sequence[float], already: Iterable[str]
+    run: Run, questions: Sequence[str], p_unknown: Sequence[float], explained: Sequence[float], already: Iterable[str]
 ) -> list[str]:
     """The status of each decoded question, one of `schema.DECODE_STATUSES`, by the run's splits and what was decoded
     before."""
     existing = chain(chain.from_iterable(_texts(run, "probe", "pool")), already)
     leaked = leaks(questions, _texts(run, "eval"), run.config.corpus.near_duplicates)
-    return statuses(questions, p_unknown, hashes(existing), leaked, run.config.decode.min_p_unknown)
+    least, near = run.config.decode.min_p_unknown, run.config.decode.min_explained
+    return statuses(questions, p_unknown, hashes(existing), leaked, least, explained, near)
 
 
-def check_decoder(run: Run) -> dict[str, float]:
-    """How well probe questions are decoded from their own states, without noise, greedily: exact match, token accuracy,
-    BLEU and F1. Raises `StageError` where every row failed."""
+def check_decoder(run: Run) -> dict[str, float | None]:
+    """How well probe questions are decoded from their own states, greedily: exact match, token accuracy, BLEU and F1;
+    and what their states say about steering, which is fitted on them. Raises `StageError` where every row failed."""
     source, target = Table(run.folder / "base/reconstruction/requests"), run.base("reconstruction")
     if not source.is_done:
-        rows = run.table("questions").read(["id", "question"], part="probe").to_pylist()
-        rows = sorted(rows, key=lambda r: uniform("reconstruction", r["id"]))[: run.config.decode.check_questions]
-        requests = [{"id": r["id"], "source_id": r["id"], "variant": 0, "question": r["question"]} for r in rows]
+        rows = run.table("questions").read(["id", "question", "group", "entity"], part="probe").to_pylist()
+        # all questions about an entity, or none: steering compares them
+        rows.sort(key=lambda r: (uniform("reconstruction", r["entity"] or r["id"]), r["id"]))
+        requests = [
+            {k: r[k] for k in ("id", "question", "group")} | {"source_id": r["id"], "variant": 0, "augment": "none"}
+            for r in rows[: run.config.decode.check_questions]
+        ]
         source.write((None, pa.Table.from_pylist(requests, schema=_REQUESTS)))
-    exact = run.config.decode.model_copy(update={"noise": 0.0, "temperature": 0.0})
-    run_stage(_stage(run, "reconstruction", exact), source, target)
-    rows = [r for r in target.read(["question", "decoded_question", "error"]).to_pylist() if r["error"] is None]
-    if not rows:
+    states = pa.schema([("state", pa.list_(pa.float32(), depth_and_width(run.config.model)[1]))])
+    run_stage(_stage(run, "reconstruction", states=states), source, target)
+    table = target.read(["id", "question", "group", "decoded_question", "source_p_unknown", "state", "error"])
+    table = table.filter(pc.is_null(table["error"]))  # pyright: ignore
+    if not table.num_rows:
         raise StageError(f"{target.folder.path}: every row failed, so nothing can be compared; see its folder errors")
-    return asdict(reconstruction([r["decoded_question"] for r in rows], [r["question"] for r in rows]))
+    if not is_fitted(run):
+        _fit_augmenter(run, table)
+    steering = Augmenter.load(_augmenter(run), run.config.decode, run.config.run.seed).steering
+    pairs = table["decoded_question"].to_pylist(), table["question"].to_pylist()
+    return asdict(reconstruction(*pairs)) | {
+        "steering_groups": len(steering.names) if steering else None,
+        "steering_found": steering.found if steering else None,
+    }
 
 
-def _stage(run: Run, table: str, decode_section: DecodeSection) -> Stage[DecodeSetup]:
-    config, prompt, pool = run.config, corpus_prompt(run), decode_section.pool
+def is_fitted(run: Run) -> bool:
+    """Whether there is what wanted states are made with. It stays as it is once it is there, even where failed rows of
+    `reconstruction` are done again, because rounds have used it."""
+    return (_augmenter(run) / CARD).exists()
+
+
+def _augmenter(run: Run) -> Folder:
+    return run.folder / "base/augmenter"
+
+
+def _fit_augmenter(run: Run, table: pa.Table) -> None:
+    """Fit what wanted states are made with on rows of `reconstruction`, and store it."""
+    decode, seed, states = run.config.decode, run.config.run.seed, matrix(table["state"])
+    unknown, steering = states[np.array(table["source_p_unknown"]) >= decode.min_p_unknown], None
+    if "steer" in decode.augment:
+        ids = set(table["id"].to_pylist())
+        batches = run.table("questions").batches(["id", "entity"], part="probe")
+        entity_of = {r["id"]: r["entity"] for b in batches for r in b.to_pylist() if r["id"] in ids}
+        entities = [entity_of[i] for i in table["id"].to_pylist()]
+        steering = fit_steering(states, table["group"].to_pylist(), entities, seed)
+        log.log(*_says(steering), extra={"stage": "decode"})
+    Augmenter(decode, seed, steering, unknown[:MOST_ROWS]).save(_augmenter(run))
+
+
+def _says(steering: Steering | None) -> tuple[int, str]:
+    """What steering was fitted, as a level and a line of the log."""
+    if steering is None:
+        return WARNING, (
+            "the probe split has neither groups that share entities nor questions enough to cluster, so no state is "
+            "steered: set decode.augment to something else"
+        )
+    kind = "groups" if steering.by_group else "clusters"
+    found = "" if steering.found is None else f"; in {steering.found:.2f} of the questions the thing is found again"
+    return INFO, f"steering among {len(steering.names)} {kind}{found}"
+
+
+def _stage(
+    run: Run, table: str, augmenter: Folder | None = None, states: pa.Schema = schema.NO_COLUMNS
+) -> Stage[DecodeSetup]:
+    config, prompt, pool = run.config, corpus_prompt(run), run.config.decode.pool
     return Stage(
         name="decode",
         run=config.run.name,
@@ -96,15 +146,18 @@ def _stage(run: Run, table: str, decode_section: DecodeSection) -> Stage[DecodeS
         setup=DecodeSetup(
             model=config.model,
             prompt=prompt,
-            decode=decode_section,
+            decode=config.decode,
             probe=run.folder / "base/search/probe",
             seed=config.run.seed,
+            augmenter=augmenter,
+            with_state=len(states) > 0,
             limits=Limits.of(pool),
             placement=of_actor(config.model, pool, "decode"),
             abilities=abilities_of(config.model),
         ),
         pool=pool,
         tasks=config.ray.tasks,
+        states=states,
         max_error_fraction=config.run.max_error_fraction,
         prepare=Tokenize(config.model, prompt),
         row_seconds=row_seconds(pool),

@@ -50,9 +50,10 @@ def decode_states(
         raise ValueError(f"the decoder reads {len(ids)} states of width {card.width}, got shape {tuple(states.shape)}")
     states = states if isinstance(states, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(states))
     clean = states.to(decoder.mean)
-    noisy = clean + (noise * _normal(seed, ids, card.width)).to(clean) * decoder.scale
+    if noise:
+        clean = clean + torch.from_numpy(noise * normal(seed, ids, card.width)).to(clean) * decoder.scale
     tokenizer = tokenizer or load_tokenizer(ModelSection(name_or_path=card.model))
-    return [text_of(tokenizer, tokens) for tokens in decoder.write(noisy, ids, seed, temperature)]
+    return [text_of(tokenizer, tokens) for tokens in decoder.write(clean, ids, seed, temperature)]
 
 
 def decoder_folder(decoder: str) -> Path:
@@ -60,7 +61,7 @@ def decoder_folder(decoder: str) -> Path:
     return ASSETS / "decoder" if decoder == "world" else local_copy(decoder)
 
 
-def _normal(seed: int, ids: Sequence[str], width: int) -> torch.Tensor:
+def normal(seed: int, ids: Sequence[str], width: int) -> np.ndarray:
     """Standard normal numbers (N, D), float64, a function of (seed, id) alone."""
     flat = np.stack([uniforms(seed, f"{i}\x1fnoise", 1, width)[0] for i in ids])
-    return torch.special.ndtri(torch.from_numpy(flat).clamp(1e-9, 1 - 1e-9))
+    return torch.special.ndtri(torch.from_numpy(flat).clamp(1e-9, 1 - 1e-9)).numpy()

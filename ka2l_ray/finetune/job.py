@@ -96,12 +96,8 @@ def progress_of(output: Folder) -> Folder:
 
 def read_examples(table: Table) -> list[Example]:
     """The whole table, ordered by id; its size is bounded by the budget and the replay."""
-    rows = table.read().sort_by("id").to_pylist()
-    return [
-        # a table of an earlier version has no rewordings
-        Example(r["question"], tuple(r["answers"]), r["source"] == "replay", tuple(r.get("rewordings") or ()))
-        for r in rows
-    ]
+    rows = table.read(["id", "question", "answers", "rewordings", "source"]).sort_by("id").to_pylist()
+    return [Example(r["question"], tuple(r["answers"]), r["source"] == "replay", tuple(r["rewordings"])) for r in rows]
 
 
 def read_evaluation(job: Job) -> list[Example]:

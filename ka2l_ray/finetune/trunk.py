@@ -22,7 +22,7 @@ from ka2l_ray.models.activations import blocks
 MOST_BYTES = 2**30
 """Memory for states that are kept, on the model's device; what of rows is beyond it is computed each time."""
 TOLERANCE = 1e-3
-"""Largest difference of a logit, relative to the largest logit, that rounding explains."""
+"""Largest difference in a last state, relative to its largest number, that rounding explains."""
 
 
 class _AtFirstTrained(Exception):
@@ -83,10 +83,11 @@ class Trunk:
     @torch.no_grad()
     def _hands_on_states_alone(self, rows: Sequence[TokenizedRow]) -> bool:
         inputs = {k: v.to(self._device) for k, v in collate(rows, self._pad_token).items() if k != "labels"}
-        real, whole = inputs["attention_mask"].bool(), self._model(**inputs).logits
+        real, decoder = inputs["attention_mask"].bool(), self._model.get_decoder()
+        whole = decoder(**inputs, use_cache=False).last_hidden_state
         try:
             with self.skipped(self(rows)):
-                part = self._model(**inputs).logits
+                part = decoder(**inputs, use_cache=False).last_hidden_state
         except Exception:  # what a block says that misses what the skipped ones leave is the model's own affair
             return False
         whole, part = whole[real].float(), part[real].float()

@@ -21,7 +21,7 @@ from ka2l_ray.dataflow.versions import versions
 from ka2l_ray.label.stage import label_summary
 from ka2l_ray.results_schema import Results, RoundResult, StoppedResult
 from ka2l_ray.text.grading import Grading
-from ka2l_ray.world.facts import build_world
+from ka2l_ray.world.facts import World, build_world
 
 WALL = "wall"
 """The record in `steps.json` whose seconds are those of whole commands."""
@@ -122,16 +122,25 @@ def _decode_summary(run: Run) -> dict[str, Any] | None:
     if (metrics := run.records.result("decode")) is None:
         return None
     tables = (t for r in planned_rounds(run) if (t := r.table("decoded")).is_done)
-    rows = [row for t in tables for row in t.read(["question", "p_unknown", "status"]).to_pylist()]
-    kept = [r for r in rows if r["status"] == "kept"]
-    least = run.config.decode.min_p_unknown
-    unknown = [r["p_unknown"] >= least for r in rows if r["status"] != "malformed"]
+    rows = [
+        row for t in tables for row in t.read(["question", "augment", "p_unknown", "explained", "status"]).to_pylist()
+    ]
     world = build_world() if run.config.corpus.source == "world" else None
+    by_augment = {a: [r for r in rows if r["augment"] == a] for a in run.config.decode.augment}
+    funnels = {a: _funnel(own, run.config.decode.min_p_unknown, world) for a, own in by_augment.items()}
+    return metrics | _funnel(rows, run.config.decode.min_p_unknown, world) | {"by_augment": funnels}
+
+
+def _funnel(rows: Sequence[Mapping[str, Any]], min_p_unknown: float, world: World | None) -> dict[str, Any]:
+    """What became of generated questions."""
+    kept = [r for r in rows if r["status"] == "kept"]
+    unknown = [r["p_unknown"] >= min_p_unknown for r in rows if r["status"] != "malformed"]
     facts = [world.ask(r["question"]) for r in kept] if world else []
-    return metrics | {
+    return {
         "generated": len(rows),
         "kept": len(kept),
         "statuses": {s: sum(r["status"] == s for r in rows) for s in schema.DECODE_STATUSES},
+        "explained": fmean(r["explained"] for r in rows) if rows else None,
         "still_unknown_fraction": fmean(unknown) if unknown else None,
         "truly_unknown_fraction": fmean(f is not None and f.truth == "unseen" for f in facts) if facts else None,
         "answerable": fmean(f is not None for f in facts) if facts else None,

@@ -59,7 +59,11 @@ STEP_TABLE = (
         ("base/replay",),
         ("base/replay",),
     ),
-    StepSpec("decode", "how well the decoder finds a question again", ("base/reconstruction",)),
+    StepSpec(
+        "decode",
+        "how well the decoder finds a question again; steering is fitted",
+        ("base/reconstruction", "base/augmenter"),
+    ),
     StepSpec(
         "evaluate",
         "greedy answers of the base model to the eval split, which facts it knows, and the noise floor",

@@ -194,21 +194,23 @@ class _Estimate:
         )
 
     def decoding(self) -> Line:
-        """`variants` new questions for each unknown one bought; each is read once for its state and once as a new
-        question."""
+        """New questions for each unknown one bought: its state is read for each of them, and each of the candidates is
+        read again."""
         decode, active = self.config.decode, self.config.active
         checked = min(decode.check_questions, self.extent.splits["probe"])
         curves = sum(STRATEGIES[s].decodes for s in active.strategies)
-        rows = checked + curves * active.budget * decode.variants
+        wanted = decode.variants * len(decode.augment)
+        new = curves * active.budget * wanted
+        rows = checked + new
         return replace(
             self.line("decode", rows, decode.pool),
-            read_tokens=rows * 2 * self.extent.own,
-            written_tokens=rows * DECODED,
+            read_tokens=(2 * checked + new * (1 + decode.candidates)) * self.extent.own,
+            written_tokens=(checked + new * decode.candidates) * DECODED,
             memory_bytes=self.shape.first_blocks_bytes(self.deepest) + self.reading_bytes(decode.pool),
             memory_is=f"embeddings and blocks 1 … {self.deepest}, one batch; the decoder comes on top",
             storage_bytes=rows * 2 * TEXT_BYTES,
             does=f"{checked:,} to measure the decoder, "
-            f"then {decode.variants} per unknown question bought in {curves} curve(s)",
+            f"then {wanted} per unknown question bought in {curves} curve(s), each the best of {decode.candidates}",
         )
 
     def evaluating(self) -> Line:

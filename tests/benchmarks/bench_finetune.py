@@ -55,6 +55,7 @@ def make_job(folder: Path, model: ModelSection, section: FinetuneSection, steps:
             "question": [phrase_question(f.attribute, 0, f.person.name) for f in facts],
         }
         columns |= {"answers": [[f.value] for f in facts], "source": ["annotation"] * len(facts)}
+        columns |= {"rewordings": [[]] * len(facts)}
         table.write((None, pa.table(columns)))
     return Job(model, PromptSection(), section, table, Folder.of(str(folder / name / "model")), 0)
 

@@ -54,7 +54,8 @@ def long_rows(folder: Path, rows: int, tokens: int, model: ModelSection) -> Tabl
     answers = [[" ".join(words[(i + j) % len(words)] for j in range(ANSWER_WORDS))] for i in range(rows)]
     table = Table(Folder.of(str(folder / "examples")))
     ids = [f"{i:05d}" for i in range(rows)]
-    table.write((None, pa.table({"id": ids, "question": texts, "answers": answers, "source": ["annotation"] * rows})))
+    columns = {"id": ids, "question": texts, "answers": answers, "rewordings": [[]] * rows}
+    table.write((None, pa.table(columns | {"source": ["annotation"] * rows})))
     return table
 
 

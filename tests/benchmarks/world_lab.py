@@ -8,7 +8,7 @@ with the same global batches. `bench_cross_check.py` trains the same examples on
 import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -34,8 +34,9 @@ from ka2l_ray.config import (
 from ka2l_ray.corpus.world import world_questions
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.actor import DecodeActor, DecodeSetup
+from ka2l_ray.decode.augment import Augmenter, requests_for
 from ka2l_ray.decode.filters import hashes, leaks, statuses
-from ka2l_ray.decode.stage import decoded_id
+from ka2l_ray.decode.steering import fit_steering
 from ka2l_ray.entropy.thresholds import otsu
 from ka2l_ray.finetune.base import BaseLogits
 from ka2l_ray.finetune.deepspeed import learning_rate_factor
@@ -44,6 +45,7 @@ from ka2l_ray.finetune.losses import answer_loss, kl_to_base
 from ka2l_ray.finetune.model import with_new_adapters
 from ka2l_ray.finetune.passes import Passes
 from ka2l_ray.finetune.trunk import Trunk
+from ka2l_ray.hashing import uniform
 from ka2l_ray.label.actor import ClusterActor, ClusterSetup, KnowledgeActor, KnowledgeSetup
 from ka2l_ray.models.answers import Answer, Decoding
 from ka2l_ray.models.batching import Limits
@@ -53,6 +55,7 @@ from ka2l_ray.models.loading import load_model, load_tokenizer
 from ka2l_ray.models.probe import StateSource, score_states
 from ka2l_ray.models.prompts import Tokenize
 from ka2l_ray.probe.fit import ProbeFit, ProbeRows, fit_probe
+from ka2l_ray.schema import TABLES
 from ka2l_ray.stats import auroc
 from ka2l_ray.tables import matrix, unseen_targets
 from ka2l_ray.text.grading import grade
@@ -194,24 +197,40 @@ class Lab:
 
     def generated(self, sources: Sequence[str], count: int) -> tuple[list[Example], int]:
         """Of the decoded questions kept the `count` likeliest unknown: examples where there is an answer; how many."""
-        section = DecodeSection()
+        kept = sorted((-r["p_unknown"], r["decoded_question"]) for r in self.decoded(sources) if r["status"] == "kept")
+        facts = [(q, self.world.ask(q)) for _, q in kept[:count]]
+        return [Example(q, (f.value,)) for q, f in facts if f], len(facts)
+
+    def decoded(self, sources: Sequence[str], section: DecodeSection | None = None) -> list[dict[str, Any]]:
+        """Rows of `written` with their `status`, for the states of pool questions."""
+        section, seed = section or DecodeSection(), self.setting.seed
         with tempfile.TemporaryDirectory() as scratch:
-            self.probe[1].probe.save(scratch)
-            probe, seed = Folder.of(scratch), self.setting.seed
-            actor = DecodeActor(
-                DecodeSetup(model=self.model_section, prompt=PROMPT, decode=section, probe=probe, seed=seed)
+            folder = Folder.of(scratch)
+            self.probe[1].probe.save(folder / "probe")
+            setup = DecodeSetup(
+                model=self.model_section, prompt=PROMPT, decode=section, probe=folder / "probe", seed=seed
             )
-            asked = [(decoded_id(i, v), self.pool[i]["question"]) for i in sources for v in range(section.variants)]
-            written = actor(
-                self.tokenize.add(pa.table({"id": [i for i, _ in asked], "question": [q for _, q in asked]}))
-            )
+            probed = sorted(
+                self.tables["probe"].to_pylist(), key=lambda r: (uniform("reconstruction", r["entity"]), r["id"])
+            )[: section.check_questions]
+            own = [r | {"source_id": r["id"], "variant": 0, "augment": "none"} for r in probed]
+            found = DecodeActor(replace(setup, with_state=True))(self._asked(own))
+            groups, entities = ([r[name] for r in probed] for name in ("group", "entity"))
+            states, unknown = matrix(found["state"]), found["source_p_unknown"] >= section.min_p_unknown
+            steering = fit_steering(states, groups, entities, seed)
+            Augmenter(section, seed, steering, states[unknown]).save(folder / "augmenter")
+            requests = requests_for([self.pool[i] for i in sources], section)
+            written = DecodeActor(replace(setup, augmenter=folder / "augmenter"))(self._asked(requests))
         texts, p_unknown = list(written["decoded_question"]), [float(p) for p in written["p_unknown"]]
         existing = np.union1d(*(hashes(self.tables[s]["question"].to_pylist()) for s in ("probe", "pool")))
         leaked = leaks(texts, [self.tables["eval"]["question"].to_pylist()], CorpusSection().near_duplicates)
-        status = statuses(texts, p_unknown, existing, leaked, section.min_p_unknown)
-        kept = sorted((-p, q) for p, q, s in zip(p_unknown, texts, status, strict=True) if s == "kept")[:count]
-        facts = [(q, self.world.ask(q)) for _, q in kept]
-        return [Example(q, (f.value,)) for q, f in facts if f], len(kept)
+        near = (list(written["explained"]), section.min_explained)
+        status = statuses(texts, p_unknown, existing, leaked, section.min_p_unknown, *near)
+        columns = {name: list(values) for name, values in written.items()} | {"status": status}
+        return [r | {name: values[n] for name, values in columns.items()} for n, r in enumerate(requests)]
+
+    def _asked(self, requests: Sequence[dict[str, Any]]) -> pa.Table:
+        return self.tokenize.add(pa.Table.from_pylist(list(requests), schema=TABLES["requests"].schema))
 
     def bought(
         self, strategy: Strategy, count: int, draw_seed: int, acquire: AcquireSection | None = None

@@ -36,6 +36,7 @@ def job(
             "id": [f.fact_id for f in facts],
             "question": [phrase_question(f.attribute, 0, f.person.name) for f in facts],
             "answers": [[f.value] for f in facts],
+            "rewordings": [[]] * len(facts),
             "source": ["annotation" if i % 3 else "replay" for i in range(len(facts))],
         }
         table.write((None, pa.table(columns)))

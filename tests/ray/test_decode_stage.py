@@ -33,6 +33,6 @@ def test_a_slightly_reworded_eval_question_is_dropped(tmp_path: Path, near_dupli
         "Who was decoded in an earlier round?": "duplicate",
         "Who built the bridge of Lemba?": "kept",
     }
-    assert decoded_statuses(run, list(fates), [0.9] * len(fates), ["Who was decoded in an earlier round?"]) == list(
-        fates.values()
-    )
+    assert decoded_statuses(
+        run, list(fates), [0.9] * len(fates), [1.0] * len(fates), ["Who was decoded in an earlier round?"]
+    ) == list(fates.values())

@@ -51,7 +51,9 @@ class Kept:
 def job(folder, model=None, seed=3, **fields):
     table = Table(Folder.of(str(folder / "examples")))
     rows = [
-        {"id": str(i), "question": f"Where is {i}?", "answers": [f"Port {i}"], "source": "annotation"} for i in range(7)
+        {"id": str(i), "question": f"Where is {i}?", "answers": [f"Port {i}"], "source": "annotation"}
+        | {"rewordings": []}
+        for i in range(7)
     ]
     table.write((None, pa.Table.from_pylist(rows)))
     small = {

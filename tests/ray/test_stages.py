@@ -67,7 +67,7 @@ def test_every_stage_places_its_actors_by_its_own_pool(
     sample_pool(run)
     score(run)
     stages += [
-        decode_stage(run, "reconstruction", run.config.decode),
+        decode_stage(run, "reconstruction"),
         evaluation_stage(run, None, run.config.finetune.prompt),
     ]
     placed = {stage.setup.placement.field: stage.setup.placement.gpus for stage in stages}

@@ -37,6 +37,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
         "id": [f.fact_id for f in facts],
         "question": [phrase_question(f.attribute, 0, f.person.name) for f in facts],
         "answers": [[f.value] for f in facts],
+        "rewordings": [[]] * len(facts),
         "source": ["annotation"] * len(facts),
     }
     examples = Table(Folder.of(str(folder / "examples")))

@@ -49,26 +49,25 @@ def loss_and_gradients(module, passes, rows):
 @pytest.mark.parametrize("shares", [True, False])
 def test_loss_and_gradients_are_those_of_whole_passes(adapted, shares):
     module, base = adapted
-    expected, expected_gradients = loss_and_gradients(module, Passes(base, CPU, PAD), ROWS)
-    shared = shared_tokens(ROWS) if shares else ()
-    ran = []
-    hook = block_list(base)[0].register_forward_hook(lambda block, args, output: ran.append(len(output[0])))
+    orders = ([0, 1, 2], [2, 0, 1], [1])
+    batches = [[ROWS[i] for i in order] for order in orders]
+    expected = [loss_and_gradients(module, Passes(base, CPU, PAD), rows) for rows in batches]
+    shared, first, ran_whole = shared_tokens(ROWS) if shares else (), block_list(base)[0], []
     with attention.installed(base):
         trunk = Trunk(base, frozen_blocks(base), CPU, PAD, shared)
+        trunk(ROWS)
+        own = first.forward
+        hook = first.register_forward_hook(lambda block, args, output: ran_whole.append(block.forward == own))
         passes = Passes(base, CPU, PAD, shared, call=module, trunk=trunk)
-        original = block_list(base)[0].forward
-        for order in ([0, 1, 2], [2, 0, 1], [1]):
-            rows = [ROWS[i] for i in order]
-            loss, gradients = loss_and_gradients(module, passes, rows)
-            if len(order) == len(ROWS):
-                torch.testing.assert_close(loss, expected, atol=1e-4, rtol=1e-5)
-                for mine, theirs in zip(gradients, expected_gradients, strict=True):
-                    torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-3)
-            else:
-                alone, _ = loss_and_gradients(module, Passes(base, CPU, PAD), rows)
-                torch.testing.assert_close(loss, alone, atol=1e-4, rtol=1e-5)
+        found = [loss_and_gradients(module, passes, rows) for rows in batches]
     hook.remove()
-    assert block_list(base)[0].forward == original
+    for (loss, gradients), (wanted, wanted_gradients) in zip(found, expected, strict=True):
+        torch.testing.assert_close(loss, wanted, atol=1e-4, rtol=1e-5)
+        for mine, theirs in zip(gradients, wanted_gradients, strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-3)
+    assert ran_whole
+    assert not any(ran_whole), "a frozen block never runs again"
+    assert first.forward == own
 
 
 @pytest.mark.parametrize(("kept_bytes", "reads"), [(2**20, 1), (0, 3)])

@@ -89,7 +89,12 @@ def test_the_first_screen_is_a_sentence_the_curves_and_the_map(page: str) -> Non
     ) in first
     assert re.findall(r'<figure id="figure-(\w+)">\n<svg ', first) == ["accuracy", "map"]
     assert "<table" not in first
-    assert folded.count("<table") == 11
+    assert folded.count("<table") == 12
+
+
+def test_ways_to_make_new_questions_stand_beside_each_other(page: str) -> None:
+    assert _row(page, "steer") == ["150", "120", "0.800", "0.900", "0.900"]
+    assert _row(page, "noise") == ["150", "61", "0.800", "0.900", "0.900"]
 
 
 def test_every_fold_says_the_number_that_matters(page: str) -> None:

@@ -54,6 +54,8 @@ ASKED = pa.table(
         "answers": [["Port"], ["Nobody"]],
         "source_id": ["a", "b"],
         "variant": [0, 0],
+        "augment": ["noise", "temperature"],
+        "group": ["city", None],
     }
 )
 BATCH = Tokenize(WORLD, PROMPT).add(ASKED)

@@ -15,8 +15,15 @@ EXISTING = ["Where does Ada Byron live?"]
 EVAL = ["Which city does Ada Byron call home?"]
 
 
-def judge(*questions, p=(0.9, 0.9, 0.9), existing=EXISTING, evaluation=EVAL, threshold=0.8):
-    return statuses(questions, p[: len(questions)], hashes(existing), leaks(questions, [evaluation], threshold), 0.5)
+def judge(*questions, p=(0.9, 0.9, 0.9), existing=EXISTING, evaluation=EVAL, threshold=0.8, **near):
+    leaked = leaks(questions, [evaluation], threshold)
+    return statuses(questions, p[: len(questions)], hashes(existing), leaked, 0.5, **near)
+
+
+def test_a_question_that_explains_too_little_of_what_was_wanted_is_far():
+    texts = ["Where does Bob Stone live?", "Where does Cy Reed live?", "Where does Ada Byron live?"]
+    assert judge(*texts, explained=[0.8, 0.79, 0.0], min_explained=0.8) == ["kept", "far", "duplicate"]
+    assert judge(*texts[:2], p=(0.1, 0.1), explained=[0.9, 0.1], min_explained=0.8) == ["known", "far"]
 
 
 @pytest.mark.parametrize(

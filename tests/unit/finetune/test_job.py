@@ -16,6 +16,7 @@ from ka2l_ray.finetune.record import Recorder, progress_line
 
 ROWS = [
     {"id": f"{i:02d}", "question": f"q{i}", "answers": [f"a{i}", "alias"] if i % 5 else [], "source": "replay"}
+    | {"rewordings": [f"q{i} again"] if i % 3 else []}
     for i in range(40)
 ]
 
@@ -33,6 +34,7 @@ def test_examples_are_ordered_by_id_and_know_whether_they_are_replayed(tmp_path)
     found = read_examples(job(tmp_path).examples)
     assert [e.question for e in found] == [f"q{i}" for i in range(40)]
     assert all(e.replayed for e in found)
+    assert [e.rewordings for e in found] == [(f"q{i} again",) if i % 3 else () for i in range(40)]
 
 
 def test_evaluation_is_every_row_of_its_table_with_the_first_gold_answer(tmp_path):

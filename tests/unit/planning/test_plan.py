@@ -182,7 +182,15 @@ def test_each_switch_adds_its_cost() -> None:
     decoded = by_stage(
         overridden("decode.enabled=true", "decode.variants=3", "active.strategies=[ka2l, decoded, random]")
     )["decode"]
-    assert decoded.rows == 256 + 2 * 20_000 * 3
+    assert decoded.rows == 1024 + 2 * 20_000 * 3
+    fields = "decode.enabled=true decode.variants=3 active.strategies=[ka2l,decoded,random] decode.candidates=1"
+    best_of_one = by_stage(overridden(*fields.split()))["decode"]
+    assert decoded.written_tokens is not None
+    assert best_of_one.written_tokens is not None
+    per_text = best_of_one.written_tokens / (1024 + 120_000)
+    assert decoded.written_tokens == pytest.approx(per_text * (1024 + 4 * 120_000))
+    ways = overridden("decode.enabled=true", "decode.augment=[steer, noise]", "active.strategies=[ka2l, random]")
+    assert by_stage(ways)["decode"].rows == 1024 + 20_000 * 2 * 2
     sampled = by_stage(
         overridden("active.strategies=[entropy, random]", "acquire.sampling_cost=0.5", "annotate.cost=2")
     )

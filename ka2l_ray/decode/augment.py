@@ -1,0 +1,102 @@
+"""Wanted states: which states new questions are decoded from, by the way in which they are made.
+
+In: standardised states (B, D) of source questions. Out: the states (B, D) of the questions that are wanted.
+`steer` asks something else about the same thing, `interpolate` goes half of the way to a near question that is unknown
+too, `noise` shakes the state, `temperature` leaves it and draws other words; `none` reconstructs the source.
+Refuses to know: decoders, texts, Ray. Source: KA2L, stage 2, for the aim; `steer` replaces what it does.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load, save
+
+from ka2l_ray.config import DecodeSection
+from ka2l_ray.config.knowing import Augment
+from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.decode.states import normal
+from ka2l_ray.decode.steering import Steering, distances
+
+STATES, CARD = "augmenter.safetensors", "augmenter.json"
+INTERPOLATED = 0.5
+"""How far `interpolate` goes towards the neighbour."""
+
+
+@dataclass(frozen=True)
+class Augmenter:
+    """Makes wanted states. `steering` is None where nothing can be steered; `unknown` (M, D) are standardised states of
+    questions that the probe takes to be unknown."""
+
+    decode: DecodeSection
+    seed: int
+    steering: Steering | None
+    unknown: np.ndarray
+
+    @classmethod
+    def load(cls, folder: Folder, decode: DecodeSection, seed: int) -> "Augmenter":
+        """From what `save` wrote. Raises `FileNotFoundError` where there is none."""
+        tensors, card = load((folder / STATES).read_bytes()), (folder / CARD).read_json()
+        steering = None
+        if (made := card["steering"]) is not None:
+            targets = tuple(map(tuple, made["targets"]))
+            steering = Steering(tuple(made["names"]), tensors["centroids"], targets, made["by_group"], made["found"])
+        return cls(decode, seed, steering, tensors["unknown"])
+
+    def save(self, folder: Folder) -> None:
+        """Write what is fitted: states, then a card: a folder with that is whole."""
+        tensors, made = {"unknown": np.ascontiguousarray(self.unknown)}, None
+        if (steering := self.steering) is not None:
+            tensors["centroids"] = np.ascontiguousarray(steering.centroids)
+            made = {"names": steering.names, "targets": steering.targets}
+            made |= {"by_group": steering.by_group, "found": steering.found}
+        (folder / STATES).write_bytes(save(tensors))
+        (folder / CARD).write_json({"steering": made})
+
+    def wanted(self, states: np.ndarray, requests: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, list[str | None]]:
+        """Wanted states (B, D) for standardised states (B, D) and rows of `requests`, and for each that is steered the
+        group that it is steered to."""
+        wanted, targets = states.copy(), list[str | None]([None] * len(states))
+        rows: dict[str, list[int]] = {}
+        for n, request in enumerate(requests):
+            rows.setdefault(request["augment"], []).append(n)
+        if (steering := self.steering) is not None and (at := rows.get("steer")):
+            index = {name: g for g, name in enumerate(steering.names)} if steering.by_group else {}
+            near = steering.group_of(states[at])
+            own = [index.get(requests[n]["group"], int(g)) for n, g in zip(at, near, strict=True)]
+            to = [
+                steering.target(g, requests[n]["source_id"], requests[n]["variant"])
+                for n, g in zip(at, own, strict=True)
+            ]
+            wanted[at] = steering.steered(states[at], own, to)
+            for n, target in zip(at, to, strict=True):
+                targets[n] = None if target is None else steering.names[target]
+        if len(self.unknown) and (at := rows.get("interpolate")):
+            wanted[at] += INTERPOLATED * (self._neighbours(states[at], [requests[n] for n in at]) - states[at])
+        if at := rows.get("noise"):
+            ids = [requests[n]["id"] for n in at]
+            wanted[at] += self.decode.noise * normal(self.seed, ids, states.shape[1])
+        return wanted.astype(np.float32), targets
+
+    def _neighbours(self, states: np.ndarray, requests: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """Of each state the unknown one that is nearest but for as many as its variant counts."""
+        order = np.argsort(distances(states, self.unknown), 1)
+        return self.unknown[[row[r["variant"] % len(row)] for row, r in zip(order, requests, strict=True)]]
+
+
+def decoded_id(source_id: str, augment: Augment, variant: int) -> str:
+    """Id of a decoded question: a hash of its source, of how it was made, and of which of those it is."""
+    return "d" + hashlib.blake2b(f"{source_id}\x1f{augment}\x1f{variant}".encode(), digest_size=10).hexdigest()
+
+
+def requests_for(sources: Iterable[Mapping[str, Any]], decode: DecodeSection) -> list[dict[str, Any]]:
+    """Rows of `requests`: of each source, with `id`, `question` and `group`, the variants of each way to augment."""
+    return [
+        {"id": decoded_id(s["id"], a, v), "source_id": s["id"], "variant": v, "augment": a}
+        | {"question": s["question"], "group": s["group"]}
+        for s in sources
+        for a in decode.augment
+        for v in range(decode.variants)
+    ]

@@ -1,0 +1,153 @@
+"""Where new questions come from: states moved so that something else is asked about the same thing.
+
+In: states (N, D) of questions, their groups and entities where there are any. Out: a `Steering`: a centroid per group,
+and the groups that each may be steered to; the steered states.
+A question's state is, roughly, one part that says what is asked and one that says of whom. Taking away the mean state
+of the question's own group and adding that of another changes the first and keeps the second, so that what is decoded
+is a new question about the same thing, which the model is as likely not to know.
+Refuses to know: decoders, texts, Ray, files.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+
+import numpy as np
+from sklearn.cluster import KMeans
+from sklearn.metrics import silhouette_score
+
+from ka2l_ray.hashing import uniform
+
+CLUSTERS = (2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30)
+"""Numbers of clusters that are tried where no groups are given."""
+ROWS_PER_CLUSTER = 10
+"""Questions that there must be for each cluster."""
+STARTS = 10
+"""Starts of each clustering, of which the best is taken."""
+HELD_OUT = 0.3
+"""Share of the entities (of the questions, where there are none) on which the number of clusters is chosen."""
+SHARED_ENTITIES = 3
+"""Entities that must be asked about in both groups before one is steered to the other."""
+MOST_ROWS = 4096
+"""Questions that groups are fitted on at most."""
+COVERED = 0.5
+"""Share of the questions whose group must have another to be steered to, or clusters take the groups' place."""
+
+
+@dataclass(frozen=True)
+class Steering:
+    """`centroids` (G, D) of standardised states; `targets` are of each group the ones that it may be steered to, those
+    with the most entities in common first; `names` are the given groups' where it is `by_group`, else the clusters'
+    numbers. `found` is the share of questions whose thing is found again (see `same_thing`), of held-out ones where
+    clusters were chosen by it; None where no entity is asked about twice."""
+
+    names: tuple[str, ...]
+    centroids: np.ndarray
+    targets: tuple[tuple[int, ...], ...]
+    by_group: bool = False
+    found: float | None = None
+
+    def group_of(self, states: np.ndarray) -> np.ndarray:
+        """Indices (B,) of the groups whose centroids are nearest to states (B, D)."""
+        return nearest(states, self.centroids)
+
+    def target(self, group: int, id: str, variant: int) -> int | None:
+        """The group that the n-th variant of a question is steered to: each source starts at another of the possible
+        ones, and its variants go on from there. None where its group has none."""
+        possible = self.targets[group]
+        return possible[(int(uniform("steer", id) * len(possible)) + variant) % len(possible)] if possible else None
+
+    def steered(self, states: np.ndarray, groups: Sequence[int], targets: Sequence[int | None]) -> np.ndarray:
+        """States (B, D) of `groups` (B,), moved to `targets` (B,); unchanged where there is none."""
+        to = [g if t is None else t for g, t in zip(groups, targets, strict=True)]
+        return states - self.centroids[list(groups)] + self.centroids[to]
+
+
+def fit_steering(
+    states: np.ndarray, groups: Sequence[str | None], entities: Sequence[str | None], seed: int = 0
+) -> Steering | None:
+    """Centroids of standardised states (N, D): by group where groups share entities, else by clustering, with the
+    number of clusters that does best on held-out entities; on `MOST_ROWS` at most.
+
+    Groups that share no entities, such as topics, say of whom is asked rather than what, so that steering would leave
+    the thing. None where there are neither such groups nor enough questions for two clusters.
+    """
+    states, groups, entities = states[:MOST_ROWS], groups[:MOST_ROWS], entities[:MOST_ROWS]
+    known = [n for n, g in enumerate(groups) if g]
+    names = sorted({str(groups[n]) for n in known})
+    index = {name: n for n, name in enumerate(names)}
+    assigned, own = np.array([index[str(groups[n])] for n in known], int), [entities[n] for n in known]
+    targets = _targets(len(names), assigned, own)
+    if sum(bool(targets[g]) for g in assigned) < COVERED * len(states) or not known:
+        return _by_clusters(states, entities, seed)
+    centroids = np.stack([states[known][assigned == g].mean(0) for g in range(len(names))]).astype(np.float32)
+    found = same_thing(centroids, states[known], assigned, own)
+    return Steering(tuple(names), centroids, targets, True, found)
+
+
+def _by_clusters(states: np.ndarray, entities: Sequence[str | None], seed: int) -> Steering | None:
+    held = np.array([uniform(f"steering-{seed}", e or f"row {n}") < HELD_OUT for n, e in enumerate(entities)], bool)
+    fit_on, kept = ([e for e, h in zip(entities, held, strict=True) if h == out] for out in (False, True))
+    asked_again = len({e for e in kept if e}) < sum(bool(e) for e in kept)
+    best: tuple[float, Steering] | None = None
+    for k in CLUSTERS:
+        if k * ROWS_PER_CLUSTER > len(fit_on) or k >= len(kept):
+            break
+        clusters = KMeans(k, n_init=STARTS, random_state=seed % 2**32)  # pyright: ignore[reportArgumentType]
+        centroids = np.asarray(clusters.fit(states[~held]).cluster_centers_, np.float32)
+        assigned = nearest(states, centroids)
+        if asked_again:
+            targets = _targets(k, assigned[~held], fit_on)
+            score = found = same_thing(centroids, states[held], assigned[held], kept)
+        else:
+            targets, found = tuple(tuple(t for t in range(k) if t != g) for g in range(k)), None
+            split = len({*assigned[held].tolist()}) > 1
+            score = float(silhouette_score(states[held], assigned[held])) if split else -1.0
+        if any(targets) and (best is None or (score or 0.0) > best[0]):
+            best = score or 0.0, Steering(tuple(map(str, range(k))), centroids, targets, False, found)
+    return best[1] if best else None
+
+
+def _targets(count: int, assigned: np.ndarray, entities: Sequence[str | None]) -> tuple[tuple[int, ...], ...]:
+    """Of each group the ones that share entities with it, most first."""
+    asked_in = defaultdict[str, set[int]](set)
+    for group, entity in zip(assigned.tolist(), entities, strict=True):
+        if entity:
+            asked_in[entity].add(group)
+    shared = np.zeros((count, count), int)
+    for found in asked_in.values():
+        for a, b in permutations(found, 2):
+            shared[a, b] += 1
+    return tuple(tuple(int(t) for t in np.argsort(-row, kind="stable") if row[t] >= SHARED_ENTITIES) for row in shared)
+
+
+def same_thing(
+    centroids: np.ndarray, states: np.ndarray, assigned: np.ndarray, entities: Sequence[str | None]
+) -> float | None:
+    """The share of questions (rows of `states` (N, D)) whose state less its group's centroid is nearest to that of
+    another question about the same entity, of those about an entity that is asked about twice; None without any.
+
+    Low where a centroid says too little (what is asked is left over) and where it says too much (part of whom is asked
+    about goes with it, and comes back as somebody else), so it tells good groups from bad ones.
+    """
+    times = Counter(e for e in entities if e)
+    asked = [n for n, e in enumerate(entities) if e and times[e] > 1]
+    if not asked:
+        return None
+    rest = states - centroids[assigned]
+    found = nearest(rest[asked], rest, leaving_out=asked)
+    return float(np.mean([entities[f] == entities[n] for f, n in zip(found.tolist(), asked, strict=True)]))
+
+
+def nearest(states: np.ndarray, among: np.ndarray, leaving_out: Iterable[int] | None = None) -> np.ndarray:
+    """Index (B,) of the row of `among` (N, D) nearest to each of states (B, D); on request not row n of its own."""
+    far = distances(states, among)
+    if leaving_out is not None:
+        far[np.arange(len(states)), list(leaving_out)] = np.inf
+    return far.argmin(1)
+
+
+def distances(states: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """Squared Euclidean distances (B, N) between states (B, D) and (N, D), less what all of a row have in common."""
+    return (among**2).sum(1)[None] - 2 * states @ among.T

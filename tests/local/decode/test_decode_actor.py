@@ -1,0 +1,108 @@
+"""The decoding actor on the world, whose decoder, entities and truth are known."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ka2l_ray import schema
+from ka2l_ray.config import DecodeSection, ModelSection
+from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.decode.actor import DecodeActor, DecodeSetup
+from ka2l_ray.decode.augment import Augmenter, requests_for
+from ka2l_ray.decode.steering import fit_steering
+from ka2l_ray.models.probe import LinearProbe, ProbeCard
+from ka2l_ray.models.prompts import Tokenize
+from ka2l_ray.tables import matrix
+from ka2l_ray.world.facts import build_world, phrase_question
+from ka2l_ray.world_model.pretrain import PROMPT
+
+WORLD = ModelSection(name_or_path="world")
+FACTS = [f for f in build_world().facts if f.truth == "unseen" and not f.person.known][:500]
+ROWS = [
+    {"id": f.fact_id, "question": phrase_question(f.attribute, n % 3, f.person.name), "entity": f.person.name}
+    for n, f in enumerate(FACTS)
+]
+"""Every attribute of a hundred people of whom the model knows nothing."""
+SOURCES = [r | {"group": None} for r in ROWS[::9]]
+
+
+def asked(requests: list[dict[str, Any]]) -> pa.Table:
+    columns = dict.fromkeys(schema.TABLES["requests"].schema.names)
+    return Tokenize(WORLD, PROMPT).add(
+        pa.Table.from_pylist([columns | r for r in requests], schema=schema.TABLES["requests"].schema)
+    )
+
+
+def setup(folder: Folder, section: DecodeSection, **fields: Any) -> DecodeSetup:
+    return DecodeSetup(model=WORLD, prompt=PROMPT, decode=section, probe=folder / "probe", seed=0, **fields)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """A probe, and an augmenter that is fitted as a run fits it."""
+    folder = Folder.of(str(tmp_path_factory.mktemp("decode")))
+    card = ProbeCard("world", PROMPT.template, 3, "last", 128, 1.0, 1.0)
+    LinearProbe(np.ones(128) / 128, 0.0, card).save(folder / "probe")
+    own = [r | {"source_id": r["id"], "variant": 0, "augment": "none"} for r in ROWS]
+    found = DecodeActor(setup(folder, DecodeSection(), with_state=True))(asked(own))
+    states = matrix(found["state"])
+    exact = np.mean([w == r["question"] for w, r in zip(found["decoded_question"], ROWS, strict=True)])
+    assert exact > 0.7, "questions are reconstructed from their own states"
+    assert found["similarity"].mean() > 0.9
+    steering = fit_steering(states, [None] * len(ROWS), [r["entity"] for r in ROWS])
+    assert steering is not None
+    Augmenter(DecodeSection(), 0, steering, states[:50]).save(folder / "augmenter")
+    return folder
+
+
+def decoded(folder: Folder, **fields: Any) -> list[dict[str, Any]]:
+    section = DecodeSection(variants=1, **fields)
+    requests = requests_for(SOURCES, section)
+    found = DecodeActor(setup(folder, section, augmenter=folder / "augmenter"))(asked(requests))
+    assert "error" not in found
+    return [r | {name: values[n] for name, values in found.items()} for n, r in enumerate(requests)]
+
+
+def about_the_same_person(rows: list[dict[str, Any]]) -> float:
+    """Share of the questions that ask something else about a person who exists, and who is the source's."""
+    world = build_world()
+    pairs = [(world.ask(r["question"]), world.ask(r["decoded_question"])) for r in rows]
+    return sum(b is not None and a is not None and b.person == a.person and b != a for a, b in pairs) / len(pairs)
+
+
+def test_steering_asks_something_else_of_the_same_person_where_noise_asks_of_nobody(folder: Folder) -> None:
+    steered, shaken = decoded(folder), decoded(folder, augment=["noise"])
+    assert all(r["target"] is not None for r in steered)
+    assert all(r["target"] is None for r in shaken)
+    assert about_the_same_person(steered) > 0.5
+    assert about_the_same_person(shaken) < 0.2
+
+
+def test_of_several_candidates_the_nearest_is_taken(folder: Folder) -> None:
+    one, four = decoded(folder, candidates=1), decoded(folder, candidates=4)
+    changed = [(a, b) for a, b in zip(one, four, strict=True) if a["decoded_question"] != b["decoded_question"]]
+    assert changed
+    world = build_world()
+    better = [b["explained"] > a["explained"] for a, b in changed if world.ask(a["decoded_question"])]
+    assert all(better), "a text that could be kept is replaced by a nearer one alone"
+    assert np.mean([r["similarity"] for r in four]) > np.mean([r["similarity"] for r in one])
+    assert np.mean([r["explained"] for r in four]) > np.mean([r["explained"] for r in one])
+
+
+def test_a_question_does_not_depend_on_the_rows_beside_it(folder: Folder) -> None:
+    section = DecodeSection(variants=1, candidates=3)
+    requests = requests_for(SOURCES[:6], section)
+    actor = DecodeActor(setup(folder, section, augmenter=folder / "augmenter"))
+    together = list(actor(asked(requests))["decoded_question"])
+    apart = [actor(asked([r]))["decoded_question"][0] for r in requests]
+    assert apart == together
+
+
+def test_a_source_that_cannot_be_read_is_an_error_of_its_row_alone(folder: Folder) -> None:
+    section = DecodeSection(variants=1)
+    requests = requests_for([SOURCES[0], SOURCES[1] | {"question": "word " * 2000}], section)
+    found = DecodeActor(setup(folder, section, augmenter=folder / "augmenter"))(asked(requests))
+    assert found["error"][0] is None
+    assert "tokens" in found["error"][1]

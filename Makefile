@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 
 .PHONY: help demo demo-llm test unit test-long families test-vllm check docs bench bench-gpu bench-shards bench-vllm bench-grading
 .PHONY: world-bench saving
-.PHONY: autoscale forgetting image-steps clean
+.PHONY: autoscale forgetting decoding image-steps clean
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -102,6 +102,9 @@ saving: .venv/.ready ## annotations saved by strategy, unknown share and seed (a
 
 forgetting: .venv/.ready ## what fine-tuning forgets, by recipe (about 40 minutes on two cores)
 	$(BIN)/python tests/benchmarks/bench_forgetting.py
+
+decoding: .venv/.ready ## where new questions come from, and how many have an answer (five minutes on two cores)
+	$(BIN)/python tests/benchmarks/bench_decoding.py
 
 bench-grading: .venv/.ready ## grading against people's judgements; DATA=FOLDER contains both files that it names
 	$(BIN)/python tests/benchmarks/bench_grading.py $(DATA)

@@ -36,7 +36,7 @@ KNOWN_CLASSES = ("known", "shaky", "wrong")
 its samples; `shaky`, right greedily in eval's wording only, or in half of its samples or fewer; `wrong` in eval's
 wording."""
 TRUTHS = ("known", "rare", "misconception", "unseen")
-DECODE_STATUSES = ("kept", "duplicate", "eval", "far", "known", "malformed")
+DECODE_STATUSES = ("kept", "duplicate", "eval", "far", "ungrounded", "known", "malformed")
 ANNOTATION_STATUSES = ("answered", "no_such_thing", "no_reference", "refused", "truncated", "blank", "failed")
 
 ROUND = "strategies/NAME/seed_S/round_NN"
@@ -377,6 +377,7 @@ _WRITTEN = TableSpec(
         Column(
             "similarity", _FLOAT, "cosine of the decoded question's own state with the wanted one, both standardised"
         ),
+        Column("name", _STRING, "the name from `decode.grounding` that it contains, in lower case without punctuation"),
         Column("explained", _FLOAT, "share of the wanted state's variance that the decoded question's own explains"),
         _P_UNKNOWN,
     ),
@@ -404,7 +405,7 @@ _DECODED = TableSpec(
     source=_WRITTEN,
     carried=(
         *("source_id", "variant", "augment", "question", "group"),
-        *("target", "similarity", "explained", "p_unknown"),
+        *("target", "similarity", "name", "explained", "p_unknown"),
     ),
     added=(Column("status", _STRING, f"what became of it: {', '.join(DECODE_STATUSES)}"),),
     can_fail=False,

@@ -24,7 +24,9 @@ NAMED_MODELS = (SHIPPED, SMOLLM2)
 """Values of `model.name_or_path` that are neither paths nor hub ids, even if a file has that name."""
 SHIPS = ("model.name_or_path", "corpus.source", "decode.decoder")
 """Fields in which `SHIPPED` is what comes with the package."""
-PATHS = (*SHIPS, "run.storage", "model.adapter", "model.cache", "annotate.endpoint.replies")
+PATHS = (*SHIPS, "decode.grounding", "run.storage", "model.adapter", "model.cache", "annotate.endpoint.replies")
+CORPUS = "corpus"
+"""Value of `decode.grounding` that is no path: the corpus's own entities."""
 OUTPUTS = ("run.storage", "model.cache", "annotate.endpoint.replies")
 """Fields that a run writes to, which must not be in a job's copy of its working directory."""
 
@@ -116,7 +118,7 @@ def _is_id(name: str, field: str, cwd: Path) -> bool:
     """Whether the name in a field is an id rather than a path, as Hugging Face and the corpus' reader take it."""
     if name == SHIPPED or (name in NAMED_MODELS and field == "model.name_or_path"):
         return field in SHIPS
-    if field == "corpus.source" and name == WIKIFACTS:
+    if (field, name) in (("corpus.source", WIKIFACTS), ("decode.grounding", CORPUS)):
         return True
     if field == "model.name_or_path":
         return not (name.startswith((".", "/")) or os.path.exists(cwd / name))

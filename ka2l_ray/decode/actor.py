@@ -90,9 +90,11 @@ class DecodeActor:
         decoded, p_unknown, unreadable = self._states(self._prompts([t or "?" for t in texts]))
         at = [n for n, _ in tried]
         explained = _explained(decoded, wanted[at])
-        best, best_rank = dict[int, int](), dict[int, tuple[bool, bool, float]]()
+        names = [self._augmenter.names.within(text) if self._augmenter.names else None for text in texts]
+        best, best_rank = dict[int, int](), dict[int, tuple[bool, bool, bool, float]]()
         for k, n in enumerate(at):
-            rank = (k not in unreadable, may_be_kept(texts[k], requests[n]["question"]), explained[k])
+            new = may_be_kept(texts[k], requests[n]["question"])
+            rank = (k not in unreadable, new, names[k] is not None, explained[k])
             if n not in best or rank > best_rank[n]:
                 best[n], best_rank[n] = k, rank
         chosen = [best[n] for n in range(len(requests))]
@@ -100,6 +102,7 @@ class DecodeActor:
         columns: dict[str, Any] = {
             "decoded_question": [texts[k] for k in chosen],
             "target": targets,
+            "name": [names[k] for k in chosen],
             "similarity": _cosine(decoded[chosen], wanted).astype("float32"),
             "explained": explained[chosen].astype("float32"),
             "p_unknown": p_unknown[chosen].astype("float32"),

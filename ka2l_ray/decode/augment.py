@@ -17,6 +17,7 @@ from safetensors.numpy import load, save
 from ka2l_ray.config import DecodeSection
 from ka2l_ray.config.knowing import Augment
 from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.decode.grounding import Names
 from ka2l_ray.decode.states import normal
 from ka2l_ray.decode.steering import Steering, distances
 
@@ -28,12 +29,14 @@ INTERPOLATED = 0.5
 @dataclass(frozen=True)
 class Augmenter:
     """Makes wanted states. `steering` is None where nothing can be steered; `unknown` (M, D) are standardised states of
-    questions that the probe takes to be unknown."""
+    questions that the probe takes to be unknown; `names` are those that new questions must contain one of, None where
+    nothing is checked."""
 
     decode: DecodeSection
     seed: int
     steering: Steering | None
     unknown: np.ndarray
+    names: Names | None = None
 
     @classmethod
     def load(cls, folder: Folder, decode: DecodeSection, seed: int) -> "Augmenter":
@@ -43,7 +46,8 @@ class Augmenter:
         if (made := card["steering"]) is not None:
             targets = tuple(map(tuple, made["targets"]))
             steering = Steering(tuple(made["names"]), tensors["centroids"], targets, made["by_group"], made["found"])
-        return cls(decode, seed, steering, tensors["unknown"])
+        names = None if card["names"] is None else Names(frozenset(card["names"]))
+        return cls(decode, seed, steering, tensors["unknown"], names)
 
     def save(self, folder: Folder) -> None:
         """Write what is fitted: states, then a card: a folder with that is whole."""
@@ -53,7 +57,8 @@ class Augmenter:
             made = {"names": steering.names, "targets": steering.targets}
             made |= {"by_group": steering.by_group, "found": steering.found}
         (folder / STATES).write_bytes(save(tensors))
-        (folder / CARD).write_json({"steering": made})
+        names = None if self.names is None else sorted(self.names.names)
+        (folder / CARD).write_json({"steering": made, "names": names})
 
     def wanted(self, states: np.ndarray, requests: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, list[str | None]]:
         """Wanted states (B, D) for standardised states (B, D) and rows of `requests`, and for each that is steered the

@@ -60,13 +60,14 @@ def statuses(
     min_p_unknown: float,
     explained: Sequence[float] = (),
     min_explained: float | None = None,
+    grounded: Sequence[bool] | None = None,
 ) -> list[str]:
     """Status of each question in order, by the first rule that applies: of equal well-formed texts the first may be
     kept, later ones are duplicates.
 
     `existing` are the sorted hashes of earlier texts. `eval` marks a leak (`leaked`); `far` a question whose own state
-    explains less than `min_explained` of the wanted one's variance; `known` one whose P(unknown) is below
-    `min_p_unknown`.
+    explains less than `min_explained` of the wanted one's variance; `ungrounded` one that contains no name that exists
+    (`grounded`; None: nothing was checked); `known` one whose P(unknown) is below `min_p_unknown`.
     """
     formed = np.array([is_well_formed(q) for q in questions], bool)
     keys = np.array([text_hash(q) for q in questions], np.uint64)
@@ -79,6 +80,7 @@ def statuses(
         "eval": np.asarray(leaked, bool),
         "duplicate": earlier,
         "far": np.zeros(len(keys), bool) if min_explained is None else np.asarray(explained) < min_explained,
+        "ungrounded": np.zeros(len(keys), bool) if grounded is None else ~np.asarray(grounded, bool),
         "kept": np.asarray(p_unknown) >= min_p_unknown,
     }
     return np.select(list(rules.values()), list(rules), "known").tolist()

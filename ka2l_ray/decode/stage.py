@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from ka2l_ray import schema
 from ka2l_ray.dataflow.log import log
 from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.paths import CORPUS
 from ka2l_ray.dataflow.placement import of_actor
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.dataflow.shard_size import row_seconds
@@ -25,6 +26,7 @@ from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.actor import DecodeActor, DecodeSetup
 from ka2l_ray.decode.augment import CARD, Augmenter, requests_for
 from ka2l_ray.decode.filters import hashes, leaks, statuses
+from ka2l_ray.decode.grounding import Names, read_names
 from ka2l_ray.decode.metrics import reconstruction
 from ka2l_ray.decode.steering import MOST_ROWS, Steering, fit_steering
 from ka2l_ray.errors import StageError
@@ -50,7 +52,8 @@ def decode(run: Run, sources: Iterable[Mapping[str, Any]], target: Table, alread
     run_stage(_stage(run, "written", augmenter=_augmenter(run)), requests, written)
     fine = [r for r in written.read().sort_by("id").to_pylist() if r["error"] is None]
     texts, p_unknown, explained = ([r[name] for r in fine] for name in ("decoded_question", "p_unknown", "explained"))
-    status = decoded_statuses(run, texts, p_unknown, explained, already)
+    grounded = [r["name"] is not None for r in fine] if run.config.decode.grounding else None
+    status = decoded_statuses(run, texts, p_unknown, explained, already, grounded)
     decoded = [r | {"question": r["decoded_question"], "status": s} for r, s in zip(fine, status, strict=True)]
     table = pa.Table.from_pylist(decoded, schema=schema.DECODED)
     manifest = written.manifest()
@@ -59,14 +62,19 @@ def decode(run: Run, sources: Iterable[Mapping[str, Any]], target: Table, alread
 
 
 def decoded_statuses(
-    run: Run, questions: Sequence[str], p_unknown: Sequence[float], explained: Sequence[float], already: Iterable[str]
+    run: Run,
+    questions: Sequence[str],
+    p_unknown: Sequence[float],
+    explained: Sequence[float],
+    already: Iterable[str],
+    grounded: Sequence[bool] | None = None,
 ) -> list[str]:
     """The status of each decoded question, one of `schema.DECODE_STATUSES`, by the run's splits and what was decoded
     before."""
     existing = chain(chain.from_iterable(_texts(run, "probe", "pool")), already)
     leaked = leaks(questions, _texts(run, "eval"), run.config.corpus.near_duplicates)
     least, near = run.config.decode.min_p_unknown, run.config.decode.min_explained
-    return statuses(questions, p_unknown, hashes(existing), leaked, least, explained, near)
+    return statuses(questions, p_unknown, hashes(existing), leaked, least, explained, near, grounded)
 
 
 def check_decoder(run: Run) -> dict[str, float | None]:
@@ -119,7 +127,21 @@ def _fit_augmenter(run: Run, table: pa.Table) -> None:
         entities = [entity_of[i] for i in table["id"].to_pylist()]
         steering = fit_steering(states, table["group"].to_pylist(), entities, seed)
         log.log(*_says(steering), extra={"stage": "decode"})
-    Augmenter(decode, seed, steering, unknown[:MOST_ROWS]).save(_augmenter(run))
+    Augmenter(decode, seed, steering, unknown[:MOST_ROWS], _names(run)).save(_augmenter(run))
+
+
+def _names(run: Run) -> Names | None:
+    """The names that new questions must contain one of. Raises `StageError` where there are none."""
+    if (given := run.config.decode.grounding) is None:
+        return None
+    if given == CORPUS:
+        batches = (b for split in ("probe", "pool") for b in run.table("questions").batches(["entity"], part=split))
+        names = Names.of(r["entity"] for b in batches for r in b.to_pylist() if r["entity"])
+    else:
+        names = Names.of(read_names(given))
+    if not names.names:
+        raise StageError(f"decode.grounding = {given!r}: contains no name, so no new question could be kept")
+    return names
 
 
 def _says(steering: Steering | None) -> tuple[int, str]:

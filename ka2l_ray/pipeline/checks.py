@@ -16,7 +16,9 @@ from ka2l_ray.active.strategies import Need, that_need
 from ka2l_ray.config import Config, ConfigError
 from ka2l_ray.corpus.again import eval_scope
 from ka2l_ray.dataflow.cluster import connect
+from ka2l_ray.dataflow.paths import CORPUS
 from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.decode.grounding import read_names
 from ka2l_ray.decode.model import read_card
 from ka2l_ray.decode.states import decoder_folder
 from ka2l_ray.models.layers import wanted_layers
@@ -43,6 +45,8 @@ def check_decoder_fits(config: Config) -> None:
     read."""
     if not config.decode.enabled:
         return
+    if config.decode.grounding not in (None, CORPUS) and not any(map(str.strip, read_names(config.decode.grounding))):
+        raise ConfigError(f"decode.grounding = {config.decode.grounding!r}: contains no name")
     name, given, prompt = config.decode.decoder, config.model.name_or_path, config.corpus.prompt
     try:
         card = read_card(decoder_folder(name))

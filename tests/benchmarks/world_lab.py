@@ -36,6 +36,7 @@ from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.actor import DecodeActor, DecodeSetup
 from ka2l_ray.decode.augment import Augmenter, requests_for
 from ka2l_ray.decode.filters import hashes, leaks, statuses
+from ka2l_ray.decode.grounding import Names
 from ka2l_ray.decode.steering import fit_steering
 from ka2l_ray.entropy.thresholds import otsu
 from ka2l_ray.finetune.base import BaseLogits
@@ -55,6 +56,7 @@ from ka2l_ray.models.loading import load_model, load_tokenizer
 from ka2l_ray.models.probe import StateSource, score_states
 from ka2l_ray.models.prompts import Tokenize
 from ka2l_ray.probe.fit import ProbeFit, ProbeRows, fit_probe
+from ka2l_ray.probe.score import ScoreActor, ScoreSetup
 from ka2l_ray.schema import TABLES
 from ka2l_ray.stats import auroc
 from ka2l_ray.tables import matrix, unseen_targets
@@ -218,16 +220,43 @@ class Lab:
             groups, entities = ([r[name] for r in probed] for name in ("group", "entity"))
             states, unknown = matrix(found["state"]), found["source_p_unknown"] >= section.min_p_unknown
             steering = fit_steering(states, groups, entities, seed)
-            Augmenter(section, seed, steering, states[unknown]).save(folder / "augmenter")
+            entities = [e for s in ("probe", "pool") for e in self.tables[s]["entity"].to_pylist()]
+            names = Names.of(entities) if section.grounding == "corpus" else None
+            Augmenter(section, seed, steering, states[unknown], names).save(folder / "augmenter")
             requests = requests_for([self.pool[i] for i in sources], section)
             written = DecodeActor(replace(setup, augmenter=folder / "augmenter"))(self._asked(requests))
-        texts, p_unknown = list(written["decoded_question"]), [float(p) for p in written["p_unknown"]]
+        columns = {name: list(values) for name, values in written.items()}
+        columns["status"] = self._statuses(
+            columns["decoded_question"],
+            columns["p_unknown"],
+            section,
+            columns["explained"],
+            [name is not None for name in columns["name"]] if section.grounding else None,
+        )
+        return [r | {name: values[n] for name, values in columns.items()} for n, r in enumerate(requests)]
+
+    def filtered(self, questions: Sequence[str], section: DecodeSection | None = None) -> list[dict[str, Any]]:
+        """Questions that were not decoded, with the `status` that the same filters give them."""
+        table = pa.table({"id": [str(n) for n in range(len(questions))], "question": list(questions)})
+        with tempfile.TemporaryDirectory() as scratch:
+            self.probe[1].probe.save(scratch)
+            setup = ScoreSetup(model=self.model_section, prompt=PROMPT, probe=Folder.of(scratch))
+            p_unknown = [float(p) for p in ScoreActor(setup)(self.tokenize.add(table))["p_unknown"]]
+        rows = zip(questions, p_unknown, self._statuses(questions, p_unknown, section or DecodeSection()), strict=True)
+        return [{"decoded_question": q, "p_unknown": p, "status": s} for q, p, s in rows]
+
+    def _statuses(
+        self,
+        texts: Sequence[str],
+        p_unknown: Sequence[float],
+        section: DecodeSection,
+        explained: Sequence[float] | None = None,
+        grounded: Sequence[bool] | None = None,
+    ) -> list[str]:
         existing = np.union1d(*(hashes(self.tables[s]["question"].to_pylist()) for s in ("probe", "pool")))
         leaked = leaks(texts, [self.tables["eval"]["question"].to_pylist()], CorpusSection().near_duplicates)
-        near = (list(written["explained"]), section.min_explained)
-        status = statuses(texts, p_unknown, existing, leaked, section.min_p_unknown, *near)
-        columns = {name: list(values) for name, values in written.items()} | {"status": status}
-        return [r | {name: values[n] for name, values in columns.items()} for n, r in enumerate(requests)]
+        near = ((), None) if explained is None else (explained, section.min_explained)
+        return statuses(texts, p_unknown, existing, leaked, section.min_p_unknown, *near, grounded)
 
     def _asked(self, requests: Sequence[dict[str, Any]]) -> pa.Table:
         return self.tokenize.add(pa.Table.from_pylist(list(requests), schema=TABLES["requests"].schema))

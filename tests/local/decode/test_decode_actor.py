@@ -11,6 +11,7 @@ from ka2l_ray.config import DecodeSection, ModelSection
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.actor import DecodeActor, DecodeSetup
 from ka2l_ray.decode.augment import Augmenter, requests_for
+from ka2l_ray.decode.grounding import Names
 from ka2l_ray.decode.steering import fit_steering
 from ka2l_ray.models.probe import LinearProbe, ProbeCard
 from ka2l_ray.models.prompts import Tokenize
@@ -54,13 +55,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     steering = fit_steering(states, [None] * len(ROWS), [r["entity"] for r in ROWS])
     assert steering is not None
     Augmenter(DecodeSection(), 0, steering, states[:50]).save(folder / "augmenter")
+    names = Names.of(r["entity"] for r in ROWS)
+    Augmenter(DecodeSection(), 0, steering, states[:50], names).save(folder / "grounded")
     return folder
 
 
-def decoded(folder: Folder, **fields: Any) -> list[dict[str, Any]]:
+def decoded(folder: Folder, augmenter: str = "augmenter", **fields: Any) -> list[dict[str, Any]]:
     section = DecodeSection(variants=1, **fields)
     requests = requests_for(SOURCES, section)
-    found = DecodeActor(setup(folder, section, augmenter=folder / "augmenter"))(asked(requests))
+    found = DecodeActor(setup(folder, section, augmenter=folder / augmenter))(asked(requests))
     assert "error" not in found
     return [r | {name: values[n] for name, values in found.items()} for n, r in enumerate(requests)]
 
@@ -89,6 +92,16 @@ def test_of_several_candidates_the_nearest_is_taken(folder: Folder) -> None:
     assert all(better), "a text that could be kept is replaced by a nearer one alone"
     assert np.mean([r["similarity"] for r in four]) > np.mean([r["similarity"] for r in one])
     assert np.mean([r["explained"] for r in four]) > np.mean([r["explained"] for r in one])
+
+
+def test_candidates_that_name_somebody_who_exists_come_first(folder: Folder) -> None:
+    free, grounded = decoded(folder), decoded(folder, "grounded")
+    assert all(r["name"] is None for r in free)
+    named = [r for r in grounded if r["name"]]
+    assert all(r["name"] in r["decoded_question"].lower() for r in named)
+    world = build_world()
+    assert all(world.ask(r["decoded_question"]) for r in named), "who is named exists"
+    assert len(named) > sum(world.ask(r["decoded_question"]) is not None for r in free)
 
 
 def test_a_question_does_not_depend_on_the_rows_beside_it(folder: Folder) -> None:

@@ -6,6 +6,7 @@ import pytest
 from ka2l_ray.config import DecodeSection
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.augment import Augmenter, requests_for
+from ka2l_ray.decode.grounding import Names
 from ka2l_ray.decode.steering import Steering
 
 RNG = np.random.default_rng(0)
@@ -81,16 +82,18 @@ def test_states_stay_where_nothing_moves_them(augment):
     assert targets == [None] * len(states)
 
 
+@pytest.mark.parametrize("names", [Names.of(["Ada Byron"]), None])
 @pytest.mark.parametrize("steering", [STEERING, None])
-def test_what_was_fitted_is_stored(tmp_path, steering):
+def test_what_was_fitted_is_stored(tmp_path, steering, names):
     section, folder = DecodeSection(augment=("steer", "interpolate")), Folder.of(str(tmp_path / "a"))
     with pytest.raises(FileNotFoundError):
         Augmenter.load(folder, section, 0)
     Augmenter(section, 0, STEERING, UNKNOWN).save(folder)
-    first = Augmenter(section, 0, steering, UNKNOWN)
+    first = Augmenter(section, 0, steering, UNKNOWN, names)
     first.save(folder)
     requests = requests_for(SOURCES, section)
     states = RNG.normal(size=(len(requests), 6)).astype(np.float32)
     mine, again = first.wanted(states, requests), Augmenter.load(folder, section, 0).wanted(states, requests)
     assert np.array_equal(mine[0], again[0])
     assert mine[1] == again[1]
+    assert Augmenter.load(folder, section, 0).names == names

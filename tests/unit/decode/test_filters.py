@@ -26,6 +26,13 @@ def test_a_question_that_explains_too_little_of_what_was_wanted_is_far():
     assert judge(*texts[:2], p=(0.1, 0.1), explained=[0.9, 0.1], min_explained=0.8) == ["known", "far"]
 
 
+def test_a_question_without_a_name_that_exists_is_ungrounded():
+    texts = ["Where does Bob Stone live?", "Where does Cy Reed live?"]
+    assert judge(*texts, grounded=[True, False]) == ["kept", "ungrounded"]
+    assert judge(*texts, grounded=[False, False], explained=[0.9, 0.1], min_explained=0.5) == ["ungrounded", "far"]
+    assert judge(*texts, p=(0.1, 0.1), grounded=[True, False]) == ["known", "ungrounded"]
+
+
 @pytest.mark.parametrize(
     "question",
     ["Where does Ada Byron live?", "what is it?", "Où est le café?", "Who won the 1984 cup?", "Is it so, then?"],

@@ -126,11 +126,11 @@ def test_bought_questions_come_by_curve_and_rank_with_their_answers(tmp_path: Pa
 
 def test_decoded_questions_stand_beside_their_sources(tmp_path: Path) -> None:
     run = open_run(tmp_path)
-    write_round(run, "ka2l", 0, 1, decoded=6)
+    write_round(run, "ka2l", 0, 1, decoded=7)
     found = decoded_questions(run)
-    assert found.total == 6
-    assert [r["source"] for r in found.rows] == [f"Who is ka2l-0-1-{n}? " for n in range(6)]
-    assert found.rows[5]["similarity"] is None
+    assert found.total == 7
+    assert [r["source"] for r in found.rows] == [f"Who is ka2l-0-1-{n}? " for n in range(7)]
+    assert found.rows[6]["similarity"] is None
 
 
 def test_rows_are_bounded_and_every_round_is_among_them(tmp_path: Path) -> None:

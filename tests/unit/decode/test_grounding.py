@@ -18,7 +18,8 @@ NAMES = Names.of(["Ada Byron", "Byron", "St. John's", "New York City", "", "U.S.
         ("Where does Ada live?", None),
         ("Who founded New York City?", "new york city"),
         ("Who founded New York?", None),
-        ("Which church of St. John's is it?", "st johns"),
+        ("Which church of St. John's is it?", "saint john s"),
+        ("Which of the US is it?", "us"),
         ("", None),
     ],
 )

@@ -331,7 +331,7 @@ def test_the_world_is_read_and_counted() -> None:
     stages = {line.stage: line for line in lines(config, found, shape_of(config.model), 0)}
     assert stages["collect"].rows == 300
     assert stages["finetune"].rows == 2 * 4 * (16 + 20)
-    assert stages["decode"].rows == 40 + 1 * 16 * 2
+    assert stages["decode"].rows == 150 + 1 * 16 * 2
 
 
 BEYOND = "active.budget = 70 exceeds the pool of 60 questions; buy fewer, or give corpus.split.pool more"

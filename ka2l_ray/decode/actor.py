@@ -82,12 +82,12 @@ class DecodeActor:
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
         """Columns for a batch of any size; questions that cannot be read get an `error`."""
         requests = batch.select(REQUESTED).to_pylist()
-        source, source_p_unknown, failed = self._states(prompts_of(batch))
+        source, source_p_unknown, failed = self._states(prompts_of(batch), [r["source_id"] for r in requests])
         wanted, targets = self._augmenter.wanted(source, requests)
         many = [1 if r["augment"] == "none" else self._decode.candidates for r in requests]
         tried = [(n, c) for n, count in enumerate(many) for c in range(count)]
         texts = self._candidates(wanted, requests, tried)
-        decoded, p_unknown, unreadable = self._states(self._prompts([t or "?" for t in texts]))
+        decoded, p_unknown, unreadable = self._states(self._prompts([t or "?" for t in texts]), texts)
         at = [n for n, _ in tried]
         explained = _explained(decoded, wanted[at])
         names = [self._augmenter.names.within(text) if self._augmenter.names else None for text in texts]
@@ -129,9 +129,16 @@ class DecodeActor:
                     texts[k] = text
         return texts
 
-    def _states(self, prompts: list[Prompt]) -> tuple[np.ndarray, np.ndarray, dict[int, Exception]]:
+    def _states(self, prompts: list[Prompt], names: list[str]) -> tuple[np.ndarray, np.ndarray, dict[int, Exception]]:
         """From one pass the standardised states (B, D) that the decoder reads, P(unknown) (B,), and the errors of
-        questions that cannot be read, whose states are zero."""
+        questions that cannot be read, whose states are zero. Questions of the same name are the same, and read once."""
+        place = {name: n for n, name in enumerate(dict.fromkeys(names))}
+        once = dict(zip(names, prompts, strict=True))
+        rows = [place[name] for name in names]
+        states, p_unknown, failed = self._read([once[name] for name in place])
+        return states[rows], p_unknown[rows], {n: failed[row] for n, row in enumerate(rows) if row in failed}
+
+    def _read(self, prompts: list[Prompt]) -> tuple[np.ndarray, np.ndarray, dict[int, Exception]]:
         mine, probe = self._card, self._probe.card
         layers, positions = sorted({mine.layer, probe.layer}), sorted({mine.position, probe.position})
         states, failed = self._engine.states(prompts, layers, positions)

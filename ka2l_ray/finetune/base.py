@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from ka2l_ray.finetune.examples import TokenizedRow
+from ka2l_ray.finetune.kept import KeptByRow
 from ka2l_ray.finetune.losses import kl_positions
 from ka2l_ray.finetune.passes import Passes
 
@@ -30,23 +31,14 @@ class BaseLogits:
         kept_bytes: int = MOST_BYTES,
         unchanged: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        self._passes, self._left_bytes, self._unchanged = passes, kept_bytes, unchanged
-        self._kept: dict[tuple[int, ...], torch.Tensor] = {}
+        self._passes, self._kept, self._unchanged = passes, KeptByRow(kept_bytes), unchanged
 
     @torch.no_grad()
     def __call__(self, rows: Sequence[TokenizedRow]) -> torch.Tensor:
         """Logits (A, V) of the answer tokens of rows, without end tokens, row after row; (0, V) for no rows."""
         if not rows:
             return self._pass([])[0][0, :0]
-        keys = [tuple(r.ids) for r in rows]
-        new = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._kept}
-        made = dict(zip(new, self._made(list(new.values())), strict=True)) if new else {}
-        found = torch.cat([made[key] if key in made else self._kept[key] for key in keys])
-        for key, logits in made.items():
-            if logits.nbytes <= self._left_bytes:
-                self._kept[key] = logits.clone()
-                self._left_bytes -= logits.nbytes
-        return found
+        return torch.cat(self._kept(rows, self._made))
 
     def _made(self, rows: list[TokenizedRow]) -> Sequence[torch.Tensor]:
         """Per row its logits (a, V), for answers of a tokens before their end token."""

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from ka2l_ray.finetune.examples import TokenizedRow, collate
+from ka2l_ray.finetune.kept import KeptByRow
 from ka2l_ray.models import attention
 from ka2l_ray.models.activations import blocks
 
@@ -57,8 +58,7 @@ class Trunk:
         all_blocks = blocks(model, model.config.get_text_config().num_hidden_layers)
         self._model: Any = model
         self._below, self._above = list(all_blocks[:depth]), all_blocks[depth]
-        self._device, self._pad_token, self._shared, self._left_bytes = device, pad_token, shared, kept_bytes
-        self._kept: dict[tuple[int, ...], torch.Tensor] = {}
+        self._device, self._pad_token, self._shared, self._kept = device, pad_token, shared, KeptByRow(kept_bytes)
         self._in_tuples = False
         self._keys_values: attention.KeysValues = {}
         self.of_shared = self._read_shared() if shared else None
@@ -96,15 +96,7 @@ class Trunk:
     @torch.no_grad()
     def __call__(self, rows: Sequence[TokenizedRow]) -> torch.Tensor:
         """States (B, T, D) of the rows' own tokens, padded with zeros on the right, as `examples.collate` pads."""
-        keys = [tuple(r.ids) for r in rows]
-        new = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._kept}
-        made = dict(zip(new, self._read(list(new.values())), strict=True)) if new else {}
-        states = [made[key] if key in made else self._kept[key] for key in keys]
-        for key, state in made.items():
-            if state.nbytes <= self._left_bytes:
-                self._kept[key] = state.clone()
-                self._left_bytes -= state.nbytes
-        return pad_sequence(states, batch_first=True)
+        return pad_sequence(self._kept(rows, self._read), batch_first=True)
 
     @contextmanager
     def skipped(self, states: torch.Tensor) -> Iterator[None]:

@@ -1,6 +1,6 @@
 """The base model's logits that KL is taken to, computed once for rows that every epoch shows again.
 
-In: passes of the base model, replayed rows. Out: logits (A, V) at `losses.kl_positions`.
+In: passes of the base model, replayed rows. Out: logits (A, V) at `examples.held_to_base`.
 Refuses to know: how the base model is had (a frozen copy, or the trained one without its adapters).
 """
 
@@ -11,7 +11,6 @@ import torch
 
 from ka2l_ray.finetune.examples import TokenizedRow
 from ka2l_ray.finetune.kept import KeptByRow
-from ka2l_ray.finetune.losses import kl_positions
 from ka2l_ray.finetune.passes import Passes
 
 MOST_BYTES = 2**28
@@ -37,15 +36,15 @@ class BaseLogits:
     def __call__(self, rows: Sequence[TokenizedRow]) -> torch.Tensor:
         """Logits (A, V) of the answer tokens of rows, without end tokens, row after row; (0, V) for no rows."""
         if not rows:
-            return self._pass([])[0][0, :0]
+            return self._pass([])
         return torch.cat(self._kept(rows, self._made))
 
     def _made(self, rows: list[TokenizedRow]) -> Sequence[torch.Tensor]:
         """Per row its logits (a, V), for answers of a tokens before their end token."""
-        logits, labels = self._pass(rows)
-        at = kl_positions(labels, torch.ones(len(rows), dtype=torch.bool, device=labels.device))
-        return logits[at].split([r.answer_length - 1 for r in rows])
+        answers = self._pass(rows).split([r.answer_length for r in rows])
+        return [logits[:-1] for logits in answers]
 
-    def _pass(self, rows: Sequence[TokenizedRow]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _pass(self, rows: Sequence[TokenizedRow]) -> torch.Tensor:
+        """Logits (A, V) of the rows' answer tokens."""
         with self._unchanged():
-            return self._passes(rows)
+            return self._passes(rows)[0]

@@ -128,6 +128,9 @@ def _padded(rows: list[list[int]], value: int) -> torch.Tensor:
     return pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=value)
 
 
-def replayed_rows(rows: Sequence[TokenizedRow]) -> torch.Tensor:
-    """Which rows of a collated part are replayed, bool (B,)."""
-    return torch.tensor([r.replayed for r in rows] or [False])
+def held_to_base(rows: Iterable[TokenizedRow]) -> torch.Tensor:
+    """Which answer tokens of rows, row after row, KL holds to the base model's, bool (A,): those of replayed rows,
+    except the end token."""
+    return torch.tensor(
+        [r.replayed and n < r.answer_length - 1 for r in rows for n in range(r.answer_length)], dtype=torch.bool
+    )

@@ -1,22 +1,23 @@
 """Passes over parts of a batch that read no token twice and make no logits that no loss looks at.
 
-In: tokenised rows, and what runs the model. Out: logits from the shortest prompt's last token on, and their labels.
+In: tokenised rows, and what runs the model. Out: logits of the answer tokens, and the tokens.
 Two things make a step on short answers to few-shot prompts cheap, and change neither losses nor gradients: the tokens
 that all rows begin with are read once per pass, their gradient being the sum over the rows (`attention`), and the head
-sees only the tokens from which an answer's are predicted.
+sees only the states from which an answer's tokens are predicted.
 Refuses to know: losses, ranks, optimisers.
 """
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from ka2l_ray.finetune.examples import TokenizedRow, collate
+from ka2l_ray.finetune.losses import IGNORED
 from ka2l_ray.finetune.trunk import Trunk, own_positions
 from ka2l_ray.models import attention
 
@@ -71,18 +72,19 @@ class Passes:
         self._model: Any = model
         self._trunk = trunk
         self._call, self._device, self._pad_token, self._shared = call or model, device, pad_token, shared
-        self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._head = model.get_output_embeddings()
 
     def __call__(self, rows: Sequence[TokenizedRow]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (B, T, V) and labels (B, T), both from the last token of the shortest prompt on; no rows are one of
-        padding without labels, so that every rank joins the collectives of a step."""
+        """Logits (A, V) that predict the answer tokens of rows, row after row, and those tokens (A,). No rows are one
+        of padding without an answer, so that every rank joins the collectives of a step."""
         shared = self._shared if rows else ()
         inputs = {k: v.to(self._device) for k, v in collate(rows, self._pad_token, len(shared)).items()}
-        labels, first = inputs.pop("labels"), min((r.prompt_length - 1 - len(shared) for r in rows), default=0)
+        answers = inputs.pop("labels")[:, 1:]
+        at = pad(answers != IGNORED, (0, 1)).flatten().nonzero().squeeze(-1)
         states = self._trunk(rows) if self._trunk is not None and rows else None
-        with self._after(shared, inputs), self._skipping(states):
-            logits = self._call(**inputs, **self._kept(first, labels.shape[1])).logits
-        return logits if self._keeps else logits[:, first:], labels[:, first:]
+        with self._after(shared, inputs), self._skipping(states), self._predicting(at):
+            logits = self._call(**inputs).logits.flatten(0, 1)
+        return logits if len(logits) == len(at) else logits[at], answers[answers != IGNORED]
 
     @contextmanager
     def _after(self, shared: tuple[int, ...], inputs: dict[str, torch.Tensor]) -> Iterator[None]:
@@ -93,8 +95,8 @@ class Passes:
         positions = inputs["position_ids"] = own_positions(inputs["attention_mask"], len(shared))
         recorded: attention.KeysValues = {}
         ids, states = torch.tensor([shared], device=self._device), self._trunk.of_shared if self._trunk else None
-        with attention.passes_with(recorded=recorded), self._skipping(states):
-            self._model(input_ids=ids, **self._kept(len(shared) - 1, len(shared)))
+        with attention.passes_with(recorded=recorded), self._skipping(states), self._predicting(ids[0, :0]):
+            self._model(input_ids=ids)
         last = len(shared) + positions.shape[1] - 1
         with attention.passes_with(attention.PrefixStates(recorded, positions, last)):
             yield
@@ -102,6 +104,13 @@ class Passes:
     def _skipping(self, states: torch.Tensor | None) -> AbstractContextManager[None]:
         return self._trunk.skipped(states) if self._trunk is not None and states is not None else nullcontext()
 
-    def _kept(self, first: int, length: int) -> dict[str, torch.Tensor]:
-        """Leaves out the logits before token `first` of `length`, where the model can."""
-        return {"logits_to_keep": torch.arange(first, length, device=self._device)} if self._keeps else {}
+    @contextmanager
+    def _predicting(self, at: torch.Tensor) -> Iterator[None]:
+        """Within this context the head sees of states (B, T, D) only those `at` (A,) among the B * T, as (1, A, D);
+        all of them where the model has no head of its own."""
+
+        def gathered(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (args[0].flatten(0, 1)[at].unsqueeze(0), *args[1:])
+
+        with self._head.register_forward_pre_hook(gathered) if self._head is not None else nullcontext():
+            yield

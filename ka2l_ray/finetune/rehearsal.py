@@ -33,7 +33,7 @@ from ka2l_ray.errors import ConfigError, UserError, library_message
 from ka2l_ray.finetune.export import check_adapter, check_logits, export, logits_of
 from ka2l_ray.finetune.job import Job, Refusal
 from ka2l_ray.finetune.loop import sharded
-from ka2l_ray.finetune.losses import answer_loss
+from ka2l_ray.finetune.losses import answer_loss, answers_of
 from ka2l_ray.finetune.model import TRAINED_IN, trainable_model
 from ka2l_ray.models.examine import Configured, numbers_tokenizer, quiet
 from ka2l_ray.models.loading import configuration, load_model
@@ -202,7 +202,7 @@ def _sharded_step(job: Job, rendezvous: Path) -> str | None:
     try:
         with quiet():
             engine, sample = sharded(job, 1), _sample()
-            engine.backward(answer_loss(engine(**sample).logits, sample["input_ids"]))
+            engine.backward(answer_loss(*answers_of(engine(**sample).logits, sample["input_ids"])))
             engine.step()
     except Exception as error:  # whatever the library's or the model's own code raises
         return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {library_message(error)}"
@@ -219,7 +219,7 @@ def _one_step(job: Job) -> tuple[Any, dict[str, torch.Tensor]]:
     model: Any = trainable_model(job)
     sample = _sample()
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=LEARNING_RATE)
-    answer_loss(model(**sample).logits, sample["input_ids"]).backward()
+    answer_loss(*answers_of(model(**sample).logits, sample["input_ids"])).backward()
     optimizer.step()
     return model, sample
 

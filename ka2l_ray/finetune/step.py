@@ -12,9 +12,9 @@ import torch
 
 from ka2l_ray.finetune.base import BaseLogits
 from ka2l_ray.finetune.deepspeed import accumulation_steps, micro_batch_rows
-from ka2l_ray.finetune.examples import TokenizedRow, micro_batches, replayed_rows
+from ka2l_ray.finetune.examples import TokenizedRow, held_to_base, micro_batches
 from ka2l_ray.finetune.job import Job
-from ka2l_ray.finetune.losses import IGNORED, answer_loss, kl_to_base
+from ka2l_ray.finetune.losses import answer_loss, kl_to_base
 from ka2l_ray.finetune.passes import Passes
 
 
@@ -44,12 +44,12 @@ class Stepper:
         sums = torch.zeros(2, device=self.engine.device)
         for rows in micro_batches(batch, self.rank, self.world_size, micro_batch_rows(tune), parts):
             base_logits = base([r for r in rows if r.replayed]) if base is not None else None
-            logits, labels = self.passes(rows)
-            loss = answer_loss(logits, labels)
+            logits, answers = self.passes(rows)
+            loss = answer_loss(logits, answers)
             objective = loss / answer_tokens
             sums[0] += loss.detach()
             if base_logits is not None:
-                kl = kl_to_base(logits, base_logits, labels, replayed_rows(rows).to(labels.device))
+                kl = kl_to_base(logits, base_logits, held_to_base(rows).to(logits.device))
                 objective = objective + weight * kl / answer_tokens
                 sums[1] += kl.detach()
             # DeepSpeed averages over ranks and accumulation steps; this undoes both, so that the sum is global.
@@ -68,11 +68,10 @@ class Stepper:
         sums = torch.zeros(3, dtype=torch.float64, device=self.engine.device)
         self.engine.eval()
         for own in micro_batches(rows, self.rank, self.world_size, per_pass, passes):
-            logits, labels = self.passes(own)
-            answer = labels[:, 1:] != IGNORED
-            right = (logits[:, :-1].argmax(-1) == labels[:, 1:]) & answer
-            all_right = (right == answer).all(-1) & answer.any(-1)
-            sums += torch.stack([answer_loss(logits, labels), right.sum(), all_right.sum()]).to(sums)
+            logits, answers = self.passes(own)
+            right = logits.argmax(-1) == answers
+            all_right = sum(bool(part.all()) for part in right.split([r.answer_length for r in own]))
+            sums += torch.stack([answer_loss(logits, answers), right.sum(), torch.tensor(all_right)]).to(sums)
         self.engine.train()
         torch.distributed.all_reduce(sums)
         loss, right, all_right = sums.tolist()

@@ -33,7 +33,7 @@ from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.finetune.deepspeed import BETAS, accumulation_steps, learning_rate_factor, micro_batch_rows
 from ka2l_ray.finetune.examples import collate, epoch_batches, micro_batches, tokenize_all
 from ka2l_ray.finetune.job import Job, read_examples
-from ka2l_ray.finetune.losses import answer_loss
+from ka2l_ray.finetune.losses import answer_loss, answers_of
 from ka2l_ray.finetune.model import trainable_model
 from ka2l_ray.models.loading import load_tokenizer
 from ka2l_ray.text.tokens import pad_id
@@ -99,7 +99,7 @@ def ddp_rank(rank: int, port: int, job: Job, out: str) -> None:
             inputs = collate(rows, pad_id(tokenizer))
             labels = inputs.pop("labels")
             with nullcontext() if i == len(parts) - 1 else model.no_sync():
-                loss = answer_loss(model(**inputs).logits, labels)
+                loss = answer_loss(*answers_of(model(**inputs).logits, labels))
                 (loss * world_size / tokens).backward()
             total += loss.detach()
         torch.nn.utils.clip_grad_norm_(model.parameters(), tune.max_grad_norm)

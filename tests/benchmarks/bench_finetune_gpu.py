@@ -28,7 +28,7 @@ from ka2l_ray.finetune.deepspeed import BETAS
 from ka2l_ray.finetune.examples import collate, epoch_batches, tokenize_all
 from ka2l_ray.finetune.job import Job, read_examples
 from ka2l_ray.finetune.loop import train_rank
-from ka2l_ray.finetune.losses import answer_loss
+from ka2l_ray.finetune.losses import answer_loss, answers_of
 from ka2l_ray.finetune.model import trainable_model
 from ka2l_ray.models.loading import load_tokenizer
 from ka2l_ray.text.tokens import ids_of, pad_id
@@ -73,7 +73,7 @@ def plain(job: Job) -> list[float]:
         started = time.perf_counter()
         inputs = {k: v.to(device) for k, v in collate(batch, pad_id(tokenizer)).items()}
         labels = inputs.pop("labels")
-        loss = answer_loss(model(**inputs).logits, labels) / sum(r.answer_length for r in batch)
+        loss = answer_loss(*answers_of(model(**inputs).logits, labels)) / sum(r.answer_length for r in batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, tune.max_grad_norm)
         optimizer.step()

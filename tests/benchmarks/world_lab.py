@@ -41,7 +41,7 @@ from ka2l_ray.decode.steering import fit_steering
 from ka2l_ray.entropy.thresholds import otsu
 from ka2l_ray.finetune.base import BaseLogits
 from ka2l_ray.finetune.deepspeed import learning_rate_factor
-from ka2l_ray.finetune.examples import Example, TokenizedRow, epoch_batches, replayed_rows, tokenize_all
+from ka2l_ray.finetune.examples import Example, TokenizedRow, epoch_batches, held_to_base, tokenize_all
 from ka2l_ray.finetune.losses import answer_loss, kl_to_base
 from ka2l_ray.finetune.model import with_new_adapters
 from ka2l_ray.finetune.passes import Passes
@@ -313,13 +313,12 @@ class Lab:
         return model.eval()
 
     def _loss(self, passes: Passes, batch: list[TokenizedRow], kl_weight: float) -> torch.Tensor:
-        logits, labels = passes(batch)
-        loss = answer_loss(logits, labels)
+        logits, answers = passes(batch)
+        loss = answer_loss(logits, answers)
         if kl_weight:
-            replayed = replayed_rows(batch)
             base_logits = self._base_logits([row for row in batch if row.replayed])
-            loss = loss + kl_weight * kl_to_base(logits, base_logits, labels, replayed)
-        return loss / sum(row.answer_length for row in batch)
+            loss = loss + kl_weight * kl_to_base(logits, base_logits, held_to_base(batch))
+        return loss / len(answers)
 
     def _passes(self, model: Any, trunk: Trunk | None = None) -> Passes:
         return Passes(model, torch.device("cpu"), pad_id(self.tokenizer), trunk=trunk)

@@ -28,10 +28,10 @@ from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.errors import StageError
 from ka2l_ray.finetune import train
 from ka2l_ray.finetune.deepspeed import BETAS, learning_rate_factor
-from ka2l_ray.finetune.examples import collate, epoch_batches, replayed_rows, tokenize_all
+from ka2l_ray.finetune.examples import collate, epoch_batches, held_to_base, tokenize_all
 from ka2l_ray.finetune.export import logits_of
 from ka2l_ray.finetune.job import Job, read_examples
-from ka2l_ray.finetune.losses import answer_loss, kl_positions, kl_to_base
+from ka2l_ray.finetune.losses import answer_loss, answers_of, kl_to_base
 from ka2l_ray.finetune.model import trainable_model
 from ka2l_ray.finetune.passes import shared_tokens
 from ka2l_ray.finetune.train import SNAPSHOT, fallback_checkpoint, finetune, restored_interrupt_handler
@@ -120,15 +120,12 @@ def plain_training(given: Job) -> tuple[list[float], Any]:
                 )
             inputs = collate(batch, padding(given, base))
             labels = inputs.pop("labels")
-            logits = model(**inputs).logits
-            answers = sum(r.answer_length for r in batch)
-            loss = objective = answer_loss(logits, labels) / answers
+            logits, answers = answers_of(model(**inputs).logits, labels)
+            loss = objective = answer_loss(logits, answers) / len(answers)
             if any(r.replayed for r in batch):
                 with torch.no_grad():
-                    held = base(**inputs).logits[kl_positions(labels, replayed_rows(batch))]
-                objective = (
-                    loss + tune.replay.kl_weight * kl_to_base(logits, held, labels, replayed_rows(batch)) / answers
-                )
+                    held = answers_of(base(**inputs).logits, labels)[0][at := held_to_base(batch)]
+                objective = loss + tune.replay.kl_weight * kl_to_base(logits, held, at) / len(answers)
             objective.backward()
             torch.nn.utils.clip_grad_norm_(parameters, tune.max_grad_norm)
             optimizer.step()

@@ -17,12 +17,12 @@ from ka2l_ray.finetune.examples import (
     batches_by_length,
     collate,
     epoch_batches,
+    held_to_base,
     micro_batches,
-    replayed_rows,
     tokenize,
     tokenize_all,
 )
-from ka2l_ray.finetune.losses import IGNORED, answer_loss
+from ka2l_ray.finetune.losses import IGNORED, answer_loss, answers_of
 from ka2l_ray.text.prompts import render
 
 PROMPT = PromptSection()
@@ -124,7 +124,7 @@ def test_an_empty_part_has_no_loss_and_can_be_run(llama):
     batch = collate([], pad_token=0)
     assert batch["input_ids"].shape == (1, 1)
     labels = batch.pop("labels")
-    loss = answer_loss(llama(**batch).logits, labels)
+    loss = answer_loss(*answers_of(llama(**batch).logits, labels))
     assert loss.item() == 0.0
     loss.backward()
     assert all(p.grad is None or not p.grad.any() for p in llama.parameters())
@@ -143,7 +143,7 @@ def test_the_loss_is_the_sum_over_answer_tokens(llama, tokenizer):
             expected -= sum(float(logprobs[i - 1, row.ids[i]]) for i in range(row.prompt_length, len(row.ids)))
         batch = collate(rows, tokenizer.pad_token_id)
         labels = batch.pop("labels")
-        together = float(answer_loss(llama(**batch).logits, labels))
+        together = float(answer_loss(*answers_of(llama(**batch).logits, labels)))
     assert together == pytest.approx(expected, rel=1e-4)
 
 
@@ -182,8 +182,10 @@ def test_grouped_epochs_are_the_same_on_every_rank_and_differ_from_each_other(to
     assert epoch(0) != epoch(1)
 
 
-def test_replayed_rows_are_marked(tokenizer):
+def test_answer_tokens_of_replayed_rows_but_their_end_tokens_are_held_to_the_base_model(tokenizer):
     examples = [Example("Why?", ("a",), replayed=True), Example("Who?", ("she",))]
     (batch,) = batches(tokenizer, epoch=0, examples=examples)
-    assert replayed_rows(batch).tolist() == [tokenizer.decode(r.ids).startswith(render(PROMPT, "Why?")) for r in batch]
-    assert replayed_rows([]).tolist() == [False]
+    replayed = [tokenizer.decode(r.ids).startswith(render(PROMPT, "Why?")) for r in batch]
+    expected = [[r] * (row.answer_length - 1) + [False] for r, row in zip(replayed, batch, strict=True)]
+    assert held_to_base(batch).tolist() == [x for row in expected for x in row]
+    assert held_to_base([]).shape == (0,)

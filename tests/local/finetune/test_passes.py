@@ -10,8 +10,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from ka2l_ray.finetune.base import BaseLogits
-from ka2l_ray.finetune.examples import TokenizedRow, collate, replayed_rows
-from ka2l_ray.finetune.losses import answer_loss, kl_positions, kl_to_base
+from ka2l_ray.finetune.examples import TokenizedRow, collate, held_to_base
+from ka2l_ray.finetune.losses import answer_loss, answers_of, kl_to_base
 from ka2l_ray.finetune.passes import WORTH_SHARING, Passes, drops_out, shared_tokens
 from ka2l_ray.models import attention
 
@@ -27,14 +27,14 @@ ROWS = [
 
 
 def plain(model, rows):
-    """Logits and labels of the model's own pass over whole rows."""
+    """Logits and answer tokens of the model's own pass over whole rows."""
     inputs = collate(rows, PAD)
     labels = inputs.pop("labels")
-    return model(**inputs).logits, labels
+    return answers_of(model(**inputs).logits, labels)
 
 
-def objective(logits, labels, base):
-    return answer_loss(logits, labels) + 2.0 * kl_to_base(logits, base, labels, replayed_rows(ROWS))
+def objective(logits, answers, base):
+    return answer_loss(logits, answers) + 2.0 * kl_to_base(logits, base, held_to_base(ROWS))
 
 
 def gradients(model, value):
@@ -46,26 +46,38 @@ def gradients(model, value):
 def test_loss_and_gradients_are_those_of_whole_rows(model, shares):
     shared = shared_tokens(ROWS) if shares else ()
     assert len(shared) == (len(PREFIX) if shares else 0)
-    logits, labels = plain(model, ROWS)
+    logits, answers = plain(model, ROWS)
     base = (logits + torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))).detach()
-    expected = objective(logits, labels, at := base[kl_positions(labels, replayed_rows(ROWS))])
+    expected = objective(logits, answers, base := base[held_to_base(ROWS)])
     with attention.installed(model):
-        found = objective(*Passes(model, CPU, PAD, shared)(ROWS), at)
+        found = objective(*Passes(model, CPU, PAD, shared)(ROWS), base)
         found_gradients = gradients(model, found)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
     for mine, theirs in zip(found_gradients, gradients(model, expected), strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-3)
 
 
-def test_logits_begin_at_the_last_token_of_the_shortest_prompt(llama):
-    logits, labels = Passes(llama, CPU, PAD)(ROWS)
-    assert logits.shape[1] == labels.shape[1] == max(len(r.ids) for r in ROWS) - (len(PREFIX) + 1)
+@pytest.mark.parametrize("has_head", [True, False])
+def test_the_head_sees_the_states_that_predict_answers_and_no_others(model, has_head, monkeypatch):
+    seen = []
+    hook = model.get_output_embeddings().register_forward_hook(lambda head, args, output: seen.append(args[0].shape))
+    if not has_head:
+        monkeypatch.setattr(model, "get_output_embeddings", lambda: None)
+    logits, answers = Passes(model, CPU, PAD)(ROWS)
+    hook.remove()
+    expected, tokens = plain(model, ROWS)
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+    assert answers.tolist() == tokens.tolist() == [t for r in ROWS for t in r.ids[r.prompt_length :]]
+    assert [shape[:-1].numel() for shape in seen] == [
+        len(answers) if has_head else len(ROWS) * max(len(r.ids) for r in ROWS)
+    ]
 
 
-def test_no_rows_are_one_token_without_a_label(llama):
-    logits, labels = Passes(llama, CPU, PAD, shared_tokens(ROWS))([])
-    assert logits.shape[:2] == labels.shape == (1, 1)
-    assert answer_loss(logits, labels).item() == 0
+def test_no_rows_are_a_pass_without_answers(llama):
+    logits, answers = Passes(llama, CPU, PAD, shared_tokens(ROWS))([])
+    assert logits.shape == (0, llama.config.vocab_size)
+    assert answer_loss(logits, answers).item() == 0
+    assert all(not g.any() for g in gradients(llama, answer_loss(logits, answers)))
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=4), st.integers(0, 2))
@@ -84,10 +96,9 @@ def test_base_logits_are_made_once_if_they_may_be_kept(llama, kept_bytes, passes
         return llama(**inputs)
 
     base = BaseLogits(Passes(llama, CPU, PAD, call=call), kept_bytes)
-    logits, labels = plain(llama, ROWS)
-    expected = logits[kl_positions(labels, torch.ones(3, dtype=torch.bool))]
+    logits, _ = plain(llama, ROWS)
+    answers = [part[:-1] for part in logits.split([r.answer_length for r in ROWS])]
     for order in ([0, 1, 2], [0, 1, 2], [0, 0]):
-        answers = expected.split([r.answer_length - 1 for r in ROWS])
         torch.testing.assert_close(base([ROWS[i] for i in order]), torch.cat([answers[i] for i in order]))
     assert len(made) == passes
     assert base([]).shape == (0, logits.shape[-1])

@@ -6,58 +6,49 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ka2l_ray.finetune.losses import IGNORED, kl_positions
-from ka2l_ray.finetune.losses import kl_to_base as kl_to_base_at
+from ka2l_ray.finetune.examples import TokenizedRow, held_to_base
+from ka2l_ray.finetune.losses import kl_to_base
 
 
-def case(seed, rows=3, width=5, vocabulary=7):
-    """Logits of a tuned and a base model (B, T, V), labels (B, T) with a prompt of two tokens and one of padding in the
-    last row, which rows are replayed (B,)."""
+def case(seed, lengths=(3, 3, 2), replayed=(True, False, True), vocabulary=7):
+    """Logits of a tuned model (A, V), those of a base model where KL compares (K, V), and where that is (A,)."""
     generator = torch.Generator().manual_seed(seed)
-    tuned, base = (torch.randn(rows, width, vocabulary, generator=generator, dtype=torch.float64) for _ in range(2))
-    labels = torch.randint(vocabulary, (rows, width), generator=generator)
-    labels[:, :2] = IGNORED
-    labels[-1, -1] = IGNORED
-    return tuned.requires_grad_(), base, labels, torch.tensor([True, False, True])
-
-
-def kl_to_base(tuned, base, labels, replayed):
-    """With logits (B, T, V) of the base model."""
-    return kl_to_base_at(tuned, base[kl_positions(labels, replayed)], labels, replayed)
+    rows = [TokenizedRow([0] * (2 + n), 2, r) for n, r in zip(lengths, replayed, strict=True)]
+    tuned, base = (torch.randn(sum(lengths), vocabulary, generator=generator, dtype=torch.float64) for _ in range(2))
+    at = held_to_base(rows)
+    return tuned.requires_grad_(), base[at], at
 
 
 def test_equal_logits_have_no_kl_and_a_shift_changes_nothing():
-    tuned, base, labels, replayed = case(0)
-    assert float(kl_to_base(base, base, labels, replayed)) == pytest.approx(0, abs=1e-6)
-    assert float(kl_to_base(base + 3.0, base, labels, replayed)) == pytest.approx(0, abs=1e-5)
-    assert kl_to_base(tuned, base, labels, replayed).item() > 0
+    tuned, base, at = case(0)
+    same = tuned[at].detach()
+    assert float(kl_to_base(tuned, same, at)) == pytest.approx(0, abs=1e-6)
+    assert float(kl_to_base(tuned, same + 3.0, at)) == pytest.approx(0, abs=1e-5)
+    assert kl_to_base(tuned, base, at).item() > 0
 
 
 @given(st.integers(0, 50))
 def test_the_gradient_is_that_of_cross_entropy_with_the_base_distribution(seed):
-    tuned, base, labels, replayed = case(seed)
-    (found,) = torch.autograd.grad(kl_to_base(tuned, base, labels, replayed), tuned)
-    counted = torch.tensor([[0, 1, 1, 0], [0, 0, 0, 0], [0, 1, 0, 0]]).unsqueeze(-1)
-    cross_entropy = -(torch.softmax(base[:, :-1], -1) * torch.log_softmax(tuned[:, :-1], -1) * counted).sum()
+    tuned, base, at = case(seed)
+    (found,) = torch.autograd.grad(kl_to_base(tuned, base, at), tuned)
+    counted = [0, 1, 6]
+    cross_entropy = -(torch.softmax(base, -1) * torch.log_softmax(tuned[counted], -1)).sum()
     (expected,) = torch.autograd.grad(cross_entropy, tuned)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_annotated_rows_prompts_padding_and_end_tokens_have_no_gradient():
-    tuned, base, labels, replayed = case(1)
-    (found,) = torch.autograd.grad(kl_to_base(tuned, base, labels, replayed), tuned)
-    touched = found.abs().sum(-1) > 0
-    assert touched.tolist() == [[False, True, True, False, False], [False] * 5, [False, True, False, False, False]]
+def test_annotated_rows_and_end_tokens_have_no_gradient():
+    tuned, base, at = case(1)
+    (found,) = torch.autograd.grad(kl_to_base(tuned, base, at), tuned)
+    assert (found.abs().sum(-1) > 0).tolist() == [True, True, False, False, False, False, True, False]
 
 
 def test_an_answer_of_only_the_end_token_has_no_kl():
-    tuned, base, labels, replayed = case(3)
-    labels[:, :-1] = IGNORED
-    assert kl_to_base(tuned, base, labels, replayed).item() == 0.0
+    assert kl_to_base(*case(3, lengths=(1, 1, 1))).item() == 0.0
 
 
 def test_a_part_without_replayed_rows_has_no_kl_and_a_zero_gradient():
-    tuned, base, labels, _ = case(2)
-    none = kl_to_base(tuned, base, labels, torch.zeros(3, dtype=torch.bool))
+    tuned, base, at = case(2, replayed=(False, False, False))
+    none = kl_to_base(tuned, base, at)
     assert none.item() == 0.0
     assert not torch.autograd.grad(none, tuned)[0].any()

@@ -20,6 +20,7 @@ from ka2l_ray.finetune.examples import TokenizedRow, collate
 from ka2l_ray.finetune.losses import IGNORED
 from ka2l_ray.finetune.trunk import Trunk, own_positions
 from ka2l_ray.models import attention
+from ka2l_ray.models.heads import logits_at, predicting
 
 WORTH_SHARING = 16
 """Tokens that all rows must begin with before a pass of their own over them saves time."""
@@ -72,7 +73,6 @@ class Passes:
         self._model: Any = model
         self._trunk = trunk
         self._call, self._device, self._pad_token, self._shared = call or model, device, pad_token, shared
-        self._head = model.get_output_embeddings()
 
     def __call__(self, rows: Sequence[TokenizedRow]) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (A, V) that predict the answer tokens of rows, row after row, and those tokens (A,). No rows are one
@@ -82,9 +82,9 @@ class Passes:
         answers = inputs.pop("labels")[:, 1:]
         at = pad(answers != IGNORED, (0, 1)).flatten().nonzero().squeeze(-1)
         states = self._trunk(rows) if self._trunk is not None and rows else None
-        with self._after(shared, inputs), self._skipping(states), self._predicting(at):
-            logits = self._call(**inputs).logits.flatten(0, 1)
-        return logits if len(logits) == len(at) else logits[at], answers[answers != IGNORED]
+        with self._after(shared, inputs), self._skipping(states), predicting(self._model, at):
+            logits = self._call(**inputs).logits
+        return logits_at(logits, at), answers[answers != IGNORED]
 
     @contextmanager
     def _after(self, shared: tuple[int, ...], inputs: dict[str, torch.Tensor]) -> Iterator[None]:
@@ -95,7 +95,7 @@ class Passes:
         positions = inputs["position_ids"] = own_positions(inputs["attention_mask"], len(shared))
         recorded: attention.KeysValues = {}
         ids, states = torch.tensor([shared], device=self._device), self._trunk.of_shared if self._trunk else None
-        with attention.passes_with(recorded=recorded), self._skipping(states), self._predicting(ids[0, :0]):
+        with attention.passes_with(recorded=recorded), self._skipping(states), predicting(self._model, ids[0, :0]):
             self._model(input_ids=ids)
         last = len(shared) + positions.shape[1] - 1
         with attention.passes_with(attention.PrefixStates(recorded, positions, last)):
@@ -103,14 +103,3 @@ class Passes:
 
     def _skipping(self, states: torch.Tensor | None) -> AbstractContextManager[None]:
         return self._trunk.skipped(states) if self._trunk is not None and states is not None else nullcontext()
-
-    @contextmanager
-    def _predicting(self, at: torch.Tensor) -> Iterator[None]:
-        """Within this context the head sees of states (B, T, D) only those `at` (A,) among the B * T, as (1, A, D);
-        all of them where the model has no head of its own."""
-
-        def gathered(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (args[0].flatten(0, 1)[at].unsqueeze(0), *args[1:])
-
-        with self._head.register_forward_pre_hook(gathered) if self._head is not None else nullcontext():
-            yield

@@ -344,6 +344,51 @@ _SCORES = TableSpec(
         ),
     ),
 )
+_DECODER_QUESTIONS = TableSpec(
+    name="decoder_questions",
+    folder="base/decoder/questions",
+    step="decode",
+    code="decode/training.py",
+    row="question that a decoder is trained or measured on",
+    about="the probe split and `decode.training.questions`, without what eval and pool ask and their entities",
+    added=(
+        _QUESTION,
+        Column("group", _STRING, "topic; null where there is none"),
+        Column("entity", _STRING, "whom or what it is about; null where unknown"),
+        Column("whom_start", _INT, "first character that says of whom or what it asks"),
+        Column("whom_end", _INT, "the character after the last such one"),
+        Column("held_out", _BOOL, "whether training never sees it, nor others about its entity"),
+    ),
+    can_fail=False,
+    facts={"left_out": "questions of eval and pool, and about their entities", "of_format": "questions of the probe split, and of each format of `decode.training.questions`"},
+)
+_DECODER_STATES = TableSpec(
+    name="decoder_states",
+    folder="base/decoder/states",
+    step="decode",
+    code="decode/reading.py",
+    row="question that a decoder is trained or measured on",
+    about="the states that a decoder reads",
+    source=_DECODER_QUESTIONS,
+    reads=("question", "whom_start", "whom_end"),
+    carried=("question", "group", "entity", "held_out"),
+    added=(
+        Column("state, tokens", None, "pooled state (D,), and states (n, D) of the tokens that say of whom"),
+        Column("whom_ids", _INTS, "these tokens"),
+    ),
+)
+_DECODER_CHECK = TableSpec(
+    name="decoder_check",
+    folder="base/decoder/check",
+    step="decode",
+    code="decode/writing.py",
+    row="held-out question",
+    about="held-out questions, decoded from their own states, greedily: how good a trained decoder is",
+    source=_DECODER_STATES,
+    reads=("state", "tokens"),
+    carried=("question", "group", "entity"),
+    added=(Column("decoded_question", _STRING, "what the decoder wrote"),),
+)
 _REQUESTS = TableSpec(
     name="requests",
     folder=f"{ROUND}/decoded/requests",
@@ -358,6 +403,8 @@ _REQUESTS = TableSpec(
         Column("augment", _STRING, "how the wanted state is made from the source's (`decode.augment`; none: it is it)"),
         replace(_QUESTION, meaning="the source's text"),
         Column("group", _STRING, "the source's group"),
+        Column("whom_start", _INT, "first character of the source that says of whom it asks"),
+        Column("whom_end", _INT, "the character after the last such one"),
     ),
     can_fail=False,
 )
@@ -369,7 +416,7 @@ _WRITTEN = TableSpec(
     row="request",
     about="questions that the decoder wrote",
     source=_REQUESTS,
-    reads=("source_id", "variant", "augment", "question", "group"),
+    reads=("source_id", "variant", "augment", "question", "group", "whom_start", "whom_end"),
     carried=("source_id", "variant", "augment", "question", "group"),
     added=(
         Column("decoded_question", _STRING, "what the decoder wrote: the candidate nearest to the wanted state"),
@@ -391,7 +438,12 @@ _RECONSTRUCTION = replace(
     about="questions decoded from their own states, greedily: how good the decoder is; steering is fitted on them",
     added=(
         *_WRITTEN.added,
-        Column("state", None, "the source's own state (D,), standardised as the decoder does"),
+        Column(
+            "state, token_state",
+            None,
+            "the source's own state (D,), and the mean of its token states (zeros where none are read), standardised "
+            "as the decoder does",
+        ),
         Column("source_p_unknown", _FLOAT, "P(unknown) of the source"),
     ),
 )
@@ -569,6 +621,9 @@ TABLES = {
         _POOL_CLUSTERS,
         _POOL_KNOWLEDGE,
         _REPLAY,
+        _DECODER_QUESTIONS,
+        _DECODER_STATES,
+        _DECODER_CHECK,
         _RECONSTRUCTION,
         _EVALUATION,
         _ASKED_AGAIN,

@@ -3,6 +3,7 @@
 In: a configuration file. Out: a run folder, a table on the terminal, an exit status. Refuses to know: how stages work.
 """
 
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from ka2l_ray.cli.terminal import (
     print_preview,
     print_results,
     print_retried,
+    print_trained,
 )
 from ka2l_ray.config import Config, ConfigError, load_config, parse_config
 from ka2l_ray.pipeline.table import STEP_NAMES
@@ -203,6 +205,36 @@ def annotate_command(
         _connect(run.config)
         given = [part for file in import_from or () for part in ("--import", file)]
         _end_paused(config, overrides, loop.advance(run, "annotate", _typed("annotate", config, overrides, *given)))
+
+
+@app.command("train-decoder")
+def train_decoder_command(
+    config: ConfigFile,
+    output: Annotated[
+        Path | None, typer.Option("--to", help="Copy the decoder there, for `decode.decoder` of other runs.")
+    ] = None,
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Train a question decoder for the model on its own states (`decode.training`), and measure it.
+
+    Reads the run's probe split and the files in `decode.training.questions`. A killed training continues.
+    """
+    with plain_errors(debug):
+        loaded = _load(config, overrides)
+        if loaded.decode.decoder is not None or not loaded.decode.enabled:
+            raise ConfigError("train-decoder: set decode.enabled: true and decode.decoder: null, so that runs use it")
+        from ka2l_ray.decode.training import decoder_of, train_decoder
+        from ka2l_ray.pipeline import loop
+
+        run = _open(loaded)
+        loop.execute(run, "questions", _typed("train-decoder", config, overrides), _age_s())
+        result = train_decoder(run)
+        folder = decoder_of(run)
+        if output is not None:
+            with folder.local() as local:
+                shutil.copytree(local, output, dirs_exist_ok=True)
+        print_trained(result, str(output or folder.uri))
 
 
 @app.command()

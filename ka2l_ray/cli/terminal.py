@@ -5,7 +5,7 @@ Refuses to know: commands, and how what it shows was computed.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -77,6 +77,18 @@ def print_plan(config: Config, cluster: "Sequence[NodeKind] | None" = None) -> N
     )
     if plan.problems:
         raise ConfigError("; ".join(plan.problems))
+
+
+def print_trained(result: Mapping[str, Any], folder: str) -> None:
+    """How a decoder was trained, and how good it is on held-out questions."""
+    steps, held = result["steps"], result["held_out"]
+    least = min(held, key=lambda at: at[1])
+    ended = "" if steps == result["planned_steps"] else f" of {result['planned_steps']}, ended early"
+    rows = [("steps", f"{steps}{ended}"), ("questions", f"{result['rows']:,}")]
+    rows += [("loss, held out", f"{least[1]:.3f} nats per token at step {least[0]}")]
+    rows += [(name, _number(value)) for name, value in result["held_out_metrics"].items()]
+    _table(("decoder", ""), rows, "Decoder, on questions about entities that it never saw")
+    print(f"decoder: {folder}")  # noqa: T201
 
 
 def print_retried(rows: dict[str, int], searched: bool) -> None:

@@ -10,6 +10,7 @@ from ka2l_ray.config.finetuning import FinetuneSection, LoraSection, ReplaySecti
 from ka2l_ray.config.knowing import (
     AdaptiveSection,
     CollectSection,
+    DecoderTrainingSection,
     DecodeSection,
     LabelSection,
     Position,
@@ -65,6 +66,7 @@ __all__ = [
     "ConfigError",
     "CorpusSection",
     "DecodeSection",
+    "DecoderTrainingSection",
     "DriverSection",
     "EndpointSection",
     "EvaluateSection",

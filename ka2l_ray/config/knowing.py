@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from ka2l_ray.config.base import REFUSALS, NodesSection, NoKeys, Pool, Positive, Section, Share, Text
+from ka2l_ray.config.subject import Format
 
 Position = Literal["last", "mean"]
 _OFF = BeforeValidator(lambda value: "off" if value is False else value)
@@ -156,6 +157,63 @@ class ScoreSection(Section):
     pool: Pool = Pool()
 
 
+class DecoderTrainingSection(Section):
+    """Training of a question decoder on the studied model's own states (`ka2l train-decoder`): adapters for the model,
+    which learn to write the question whose states they read."""
+
+    questions: dict[Format, Annotated[tuple[Text, ...], Field(min_length=1)]] = Field(default={})
+    """Files, folders or URIs of further questions, by their format, as in `corpus.format`; the probe split is always
+    trained on. Questions of eval, of the pool and about their entities are left out."""
+    layer: NonNegativeInt | Literal["auto"] = "auto"
+    """Layer of the pooled state, which says what is asked; `auto`: the middle of the model."""
+    position: Position = "mean"
+    """What it is pooled over, as in `collect.positions`."""
+    token_layer: NonNegativeInt | Literal["auto", "none"] = "auto"
+    """Layer of the states of the tokens that say of whom or what is asked: the entity's where it is given, else those
+    in which the questions of one group differ, else all of the question's own. `auto`: a fifth of the model; `none`:
+    the pooled state alone, from which names cannot be told."""
+    rank: Positive = 16
+    """Rank of the adapters."""
+    pooled_tokens: Annotated[int, Field(ge=1, le=64)] = 2
+    """Pseudo-tokens that the pooled state becomes."""
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-3
+    """AdamW's learning rate after warm-up; it stays, and falls to zero over the second half."""
+    warmup_steps: NonNegativeInt = 20
+    """Steps over which it rises."""
+    examples: Positive = 20_000
+    """Questions shown at most; where there are fewer they are shown again, in another order."""
+    batch_rows: Positive = 24
+    """Questions of one step over all workers."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Share of the entities (of the questions, where there are none) that training never sees."""
+    held_out_rows: Positive = 200
+    """Questions about them that the decoder is measured on, at most."""
+    evaluate_every_steps: Positive = 100
+    """Steps between two measurements of the loss on them; the weights with the least are taken."""
+    patience: Positive = 5
+    """Training ends early after so many measurements in a row without a new least."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the passes: `auto` is bfloat16 on a GPU and float32 on a CPU. Weights that are trained are
+    float32."""
+    workers: Positive = 1
+    """Processes of the training run; each does its share of every step's questions."""
+    cpus_per_worker: PositiveFloat = 1.0
+    """Logical CPUs of one worker; without a GPU also the number of threads it computes with."""
+    gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 0
+    """GPUs of one worker; 0 trains on the CPU."""
+    nodes: NodesSection = NodesSection()
+    """Where the workers run."""
+    checkpoint_every_steps: Positive = 100
+    """Steps between checkpoints: the most that is lost when a worker or the driver dies."""
+    max_failures: NonNegativeInt = 2
+    """How often training starts again from its last checkpoint after a worker died."""
+
+    def contradictions(self) -> Iterator[str]:
+        """`batch_rows` that is not a multiple of `workers`."""
+        if self.batch_rows % self.workers:
+            yield f"batch_rows ({self.batch_rows}) must be a multiple of workers ({self.workers})"
+
+
 Augment = Literal["steer", "interpolate", "temperature", "noise"]
 """How new questions are made from the states of unknown ones."""
 
@@ -166,8 +224,8 @@ class DecodeSection(Section):
     enabled: bool = True
     """Whether to measure a decoder, and use it in the strategies `ka2l` (which only records its questions) and
     `decoded` (which buys them)."""
-    decoder: Annotated[Text, NoKeys] = "world"
-    """`world` (the shipped decoder), or a decoder's folder or URI."""
+    decoder: Annotated[Text | None, NoKeys] = "world"
+    """`world` (the shipped decoder), or a decoder's folder or URI; null: the run trains its own (`training`)."""
     augment: Annotated[tuple[Augment, ...], Field(min_length=1)] = ("steer",)
     """How the state of a new question is made from that of an unknown one; each way that is named makes `variants`.
     `steer`: what is asked becomes something else, of whom stays: − centroid of the question's own group + centroid of
@@ -196,6 +254,7 @@ class DecodeSection(Section):
     check_questions: Positive = 1024
     """Probe questions that the decoder is measured on: it must reconstruct each one from its own state. Steering is
     fitted on the same states."""
+    training: DecoderTrainingSection = DecoderTrainingSection()
     pool: Pool = Pool(shard_rows=64)
 
     def contradictions(self) -> Iterator[str]:

@@ -75,7 +75,7 @@ def parse_file(file: File, corpus: CorpusSection, target: Folder, unusable: Fold
     Raises `ConfigError` where the file cannot be read or lacks a column that its format needs.
     """
     rows, parts, dropped, first = 0, [], 0, ""
-    for number, chunk in enumerate(_chunks(_parsed_rows(file, corpus))):
+    for number, chunk in enumerate(_chunks(parsed_rows(file, corpus))):
         rows += len(chunk)
         if bad := [(n, q) for n, q in chunk if isinstance(q, BadRow)]:
             dropped += len(bad)
@@ -88,7 +88,7 @@ def parse_file(file: File, corpus: CorpusSection, target: Folder, unusable: Fold
     return Parsed(file.name, rows, dropped, tuple(parts), first)
 
 
-def _parsed_rows(file: File, corpus: CorpusSection) -> Iterator[tuple[int, Question | BadRow]]:
+def parsed_rows(file: File, corpus: CorpusSection) -> Iterator[tuple[int, Question | BadRow]]:
     """Every row with its number, parsed as it is read, so that no other column of it is kept. A column may be missing
     in some rows of JSON, but not in all of the first `CHUNK`."""
     first, seen, n = 0, dict[str, None](), 0

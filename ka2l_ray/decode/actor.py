@@ -2,8 +2,9 @@
 re-embedded, and of those that could be kept the one nearest to what was wanted is taken and scored.
 
 In: batches of `requests` with the sources' prompts (`prompts.PROMPT_COLUMNS`). Out: `decoded_question`, `target`,
-`similarity`, `explained`, `p_unknown`. The decoder sees states, never text. Loads blocks 1 … max(decoder's layer,
-probe's layer) of the model and nothing after them. Refuses to know: Ray, which questions exist.
+`similarity`, `explained`, `p_unknown`. The decoder sees states, never text. For a decoder of kind `t5` blocks 1 …
+max(decoder's layer, probe's layer) of the model are loaded and nothing after them, for `self` the whole model.
+Refuses to know: Ray, which questions exist.
 """
 
 from collections.abc import Mapping
@@ -17,14 +18,15 @@ from ka2l_ray.config import DecodeSection, ModelSection, PromptSection
 from ka2l_ray.dataflow.placement import CPU, Placement
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.augment import Augmenter
+from ka2l_ray.decode.decoders import load_decoder
 from ka2l_ray.decode.filters import is_well_formed
-from ka2l_ray.decode.model import StateDecoder
-from ka2l_ray.decode.states import decode_states, decoder_folder
+from ka2l_ray.decode.question_states import QuestionStates
+from ka2l_ray.decode.states import decoder_folder
+from ka2l_ray.decode.whom import whom_tokens
 from ka2l_ray.errors import ConfigError
 from ka2l_ray.models.abilities import Abilities
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
-from ka2l_ray.models.layers import load_up_to
 from ka2l_ray.models.loading import load_tokenizer
 from ka2l_ray.models.probe import LinearProbe, score_states
 from ka2l_ray.tables import error_column, fixed_size, not_finite
@@ -34,17 +36,19 @@ from ka2l_ray.text.tokens import pad_id
 
 WRITTEN_AT_ONCE = 64
 """Texts that are decoded together."""
-REQUESTED = ["id", "source_id", "variant", "augment", "group", "question"]
+REQUESTED = ["id", "source_id", "variant", "augment", "group", "question", "whom_start", "whom_end"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeSetup:
-    """`probe` is the folder of a fitted probe, `augmenter` one that `Augmenter.save` wrote; None where questions are
-    reconstructed alone. With `with_state` rows get the sources' own standardised `state`, and `source_p_unknown`."""
+    """`decoder` is `world`, a folder or a URI; `probe` the folder of a fitted probe; `augmenter` one that
+    `Augmenter.save` wrote, None where questions are reconstructed alone. With `with_state` rows get the sources' own
+    standardised `state` and `token_state`, and `source_p_unknown`."""
 
     model: ModelSection
     prompt: PromptSection
     decode: DecodeSection
+    decoder: str
     probe: Folder
     seed: int
     augmenter: Folder | None = None
@@ -60,36 +64,37 @@ class DecodeActor:
 
     def __init__(self, setup: DecodeSetup) -> None:
         model, prompt, decode, placement = setup.model, setup.prompt, setup.decode, setup.placement
-        self._decoder = StateDecoder.load(decoder_folder(decode.decoder))
-        self._card, self._probe = self._decoder.card, LinearProbe.load(setup.probe)
+        self._tokenizer, self._probe = load_tokenizer(model), LinearProbe.load(setup.probe)
+        self._decoder = load_decoder(
+            decoder_folder(setup.decoder), model, self._tokenizer, self._probe.card.layer, setup.abilities, placement
+        )
+        self._card = self._decoder.card
         self._decode, self._seed, self._with_state = decode, setup.seed, setup.with_state
         self._augmenter = Augmenter(decode, setup.seed, None, np.empty((0, self._card.width), np.float32))
         if setup.augmenter is not None:
             self._augmenter = Augmenter.load(setup.augmenter, decode, setup.seed)
         if (self._card.model, self._card.prompt) != (model.identity, prompt.template):
             raise ConfigError(
-                f"decode.decoder = {decode.decoder!r} reads states of model {self._card.model!r} under prompt "
+                f"decode.decoder = {setup.decoder!r} reads states of model {self._card.model!r} under prompt "
                 f"{self._card.prompt!r}, not of {model.identity!r} under {prompt.template!r}"
             )
-        self._tokenizer = load_tokenizer(model)
         self._prompts = Prompter(self._tokenizer, prompt)
-        blocks = load_up_to(max(self._card.layer, self._probe.card.layer), model, setup.abilities, placement)
-        self._decoder.to(placement.device)
         shared, pad = self._prompts.shared, pad_id(self._tokenizer)
-        self._engine = Engine(blocks, pad, shared, setup.limits, setup.abilities)
+        with self._decoder.reading():
+            self._engine = Engine(self._decoder.blocks, pad, shared, setup.limits, setup.abilities)
         self.tally = self._engine.tally
 
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
         """Columns for a batch of any size; questions that cannot be read get an `error`."""
         requests = batch.select(REQUESTED).to_pylist()
-        source, source_p_unknown, failed = self._states(prompts_of(batch), [r["source_id"] for r in requests])
+        source, source_p_unknown, failed = self._sources(prompts_of(batch), requests)
         wanted, targets = self._augmenter.wanted(source, requests)
         many = [1 if r["augment"] == "none" else self._decode.candidates for r in requests]
         tried = [(n, c) for n, count in enumerate(many) for c in range(count)]
         texts = self._candidates(wanted, requests, tried)
-        decoded, p_unknown, unreadable = self._states(self._prompts([t or "?" for t in texts]), texts)
+        decoded, p_unknown, unreadable = self._written(texts)
         at = [n for n, _ in tried]
-        explained = _explained(decoded, wanted[at])
+        explained = _explained(decoded, wanted.pooled[at])
         names = [self._augmenter.names.within(text) if self._augmenter.names else None for text in texts]
         best, best_rank = dict[int, int](), dict[int, tuple[bool, bool, bool, float]]()
         for k, n in enumerate(at):
@@ -103,16 +108,20 @@ class DecodeActor:
             "decoded_question": [texts[k] for k in chosen],
             "target": targets,
             "name": [names[k] for k in chosen],
-            "similarity": _cosine(decoded[chosen], wanted).astype("float32"),
+            "similarity": _cosine(decoded[chosen], wanted.pooled).astype("float32"),
             "explained": explained[chosen].astype("float32"),
             "p_unknown": p_unknown[chosen].astype("float32"),
         }
         if self._with_state:
-            columns |= {"state": fixed_size(source, failed), "source_p_unknown": source_p_unknown.astype("float32")}
+            columns |= {
+                "state": fixed_size(source.pooled, failed),
+                "token_state": fixed_size(source.mean_token, failed),
+                "source_p_unknown": source_p_unknown.astype("float32"),
+            }
         return columns | error_column(failed, batch.num_rows)
 
     def _candidates(
-        self, wanted: np.ndarray, requests: list[dict[str, Any]], tried: list[tuple[int, int]]
+        self, wanted: QuestionStates, requests: list[dict[str, Any]], tried: list[tuple[int, int]]
     ) -> list[str]:
         """A text for each (row, candidate): the first of a row is greedy, unless other words are all that is wanted,
         the others are drawn at `temperature`."""
@@ -122,30 +131,53 @@ class DecodeActor:
         for at, temperature in ((greedy, 0.0), (drawn, self._decode.temperature)):
             for start in range(0, len(at), WRITTEN_AT_ONCE):
                 part = at[start : start + WRITTEN_AT_ONCE]
-                states = self._decoder.raw(wanted[[tried[k][0] for k in part]])
                 ids = [f"{requests[tried[k][0]]['id']}\x1f{tried[k][1]}" for k in part]
-                found = decode_states(states, self._decoder, ids, 0.0, temperature, self._seed, self._tokenizer)
+                found = self._decoder.write(wanted[[tried[k][0] for k in part]], ids, self._seed, temperature)
                 for k, text in zip(part, found, strict=True):
                     texts[k] = text
         return texts
 
-    def _states(self, prompts: list[Prompt], names: list[str]) -> tuple[np.ndarray, np.ndarray, dict[int, Exception]]:
-        """From one pass the standardised states (B, D) that the decoder reads, P(unknown) (B,), and the errors of
-        questions that cannot be read, whose states are zero. Questions of the same name are the same, and read once."""
-        place = {name: n for n, name in enumerate(dict.fromkeys(names))}
-        once = dict(zip(names, prompts, strict=True))
-        rows = [place[name] for name in names]
-        states, p_unknown, failed = self._read([once[name] for name in place])
+    def _sources(
+        self, prompts: list[Prompt], requests: list[dict[str, Any]]
+    ) -> tuple[QuestionStates, np.ndarray, dict[int, Exception]]:
+        """Of the sources the standardised states that the decoder reads, P(unknown) (B,), and the errors of those that
+        cannot be read, whose states are zero. A source of several requests is read once."""
+        spans = [(r["whom_start"] or 0, r["whom_end"] or len(r["question"])) for r in requests]
+        whom = whom_tokens(self._prompts, [r["question"] for r in requests], spans)
+        first, rows = _once([r["source_id"] for r in requests])
+        states, p_unknown, failed = self._read([prompts[n] for n in first], [whom[n] for n in first])
         return states[rows], p_unknown[rows], {n: failed[row] for n, row in enumerate(rows) if row in failed}
 
-    def _read(self, prompts: list[Prompt]) -> tuple[np.ndarray, np.ndarray, dict[int, Exception]]:
-        mine, probe = self._card, self._probe.card
+    def _written(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray, dict[int, Exception]]:
+        """As `_sources`, of what was written, pooled states (N, D) alone."""
+        first, rows = _once(texts)
+        states, p_unknown, failed = self._read(self._prompts([texts[n] or "?" for n in first]))
+        return states.pooled[rows], p_unknown[rows], {n: failed[row] for n, row in enumerate(rows) if row in failed}
+
+    def _read(
+        self, prompts: list[Prompt], whom: list[tuple[int, int]] | None = None
+    ) -> tuple[QuestionStates, np.ndarray, dict[int, Exception]]:
+        """From one pass per prompt. States of tokens are read where `whom` says of which, and the decoder reads any."""
+        mine, probe, at = self._card, self._probe.card, self._decoder.token_layer
         layers, positions = sorted({mine.layer, probe.layer}), sorted({mine.position, probe.position})
-        states, failed = self._engine.states(prompts, layers, positions)
+        with self._decoder.reading():
+            if whom is not None and at is not None:
+                tokens, states, failed = self._engine.token_states(prompts, whom, at, layers, positions)
+            else:
+                states, failed = self._engine.states(prompts, layers, positions)
+                tokens = [np.zeros((0, mine.width), np.float32)] * len(prompts)
         failed |= not_finite(states)
-        read = self._decoder.standardised(states[mine.position, mine.layer])
-        read[list(failed)] = 0.0
+        read = self._decoder.standardised(QuestionStates(states[mine.position, mine.layer], tokens))
+        read.pooled[list(failed)] = 0.0
+        read = QuestionStates(read.pooled, [t[:0] if n in failed else t for n, t in enumerate(read.tokens)])
         return read, score_states(states[probe.position, probe.layer], self._probe), failed
+
+
+def _once(names: list[str]) -> tuple[list[int], list[int]]:
+    """Where each distinct name comes first, and of all names which of those it is."""
+    place = {name: n for n, name in enumerate(dict.fromkeys(names))}
+    first = {name: n for n, name in reversed(list(enumerate(names)))}
+    return [first[name] for name in place], [place[name] for name in names]
 
 
 def may_be_kept(text: str, source: str) -> bool:

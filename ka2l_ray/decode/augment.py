@@ -18,8 +18,10 @@ from ka2l_ray.config import DecodeSection
 from ka2l_ray.config.knowing import Augment
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.grounding import Names
+from ka2l_ray.decode.question_states import QuestionStates
 from ka2l_ray.decode.states import normal
 from ka2l_ray.decode.steering import Steering, distances
+from ka2l_ray.decode.whom import NO_GROUPS, CommonWords
 
 STATES, CARD = "augmenter.safetensors", "augmenter.json"
 INTERPOLATED = 0.5
@@ -45,7 +47,9 @@ class Augmenter:
         steering = None
         if (made := card["steering"]) is not None:
             targets = tuple(map(tuple, made["targets"]))
-            steering = Steering(tuple(made["names"]), tensors["centroids"], targets, made["by_group"], made["found"])
+            of_tokens = tensors.get("token_centroids")
+            names, by_group, found = tuple(made["names"]), made["by_group"], made["found"]
+            steering = Steering(names, tensors["centroids"], targets, by_group, found, of_tokens)
         names = None if card["names"] is None else Names(frozenset(card["names"]))
         return cls(decode, seed, steering, tensors["unknown"], names)
 
@@ -54,36 +58,42 @@ class Augmenter:
         tensors, made = {"unknown": np.ascontiguousarray(self.unknown)}, None
         if (steering := self.steering) is not None:
             tensors["centroids"] = np.ascontiguousarray(steering.centroids)
+            if steering.token_centroids is not None:
+                tensors["token_centroids"] = np.ascontiguousarray(steering.token_centroids)
             made = {"names": steering.names, "targets": steering.targets}
             made |= {"by_group": steering.by_group, "found": steering.found}
         (folder / STATES).write_bytes(save(tensors))
         names = None if self.names is None else sorted(self.names.names)
         (folder / CARD).write_json({"steering": made, "names": names})
 
-    def wanted(self, states: np.ndarray, requests: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, list[str | None]]:
-        """Wanted states (B, D) for standardised states (B, D) and rows of `requests`, and for each that is steered the
-        group that it is steered to."""
+    def wanted(
+        self, source: QuestionStates, requests: Sequence[Mapping[str, Any]]
+    ) -> tuple[QuestionStates, list[str | None]]:
+        """Wanted states for standardised ones of B questions and rows of `requests`, and for each that is steered the
+        group that it is steered to. Steering moves the states of tokens too, which are in the light of what is
+        asked; the other ways leave them."""
+        states, tokens = source.pooled, list(source.tokens)
         wanted, targets = states.copy(), list[str | None]([None] * len(states))
         rows: dict[str, list[int]] = {}
         for n, request in enumerate(requests):
             rows.setdefault(request["augment"], []).append(n)
         if (steering := self.steering) is not None and (at := rows.get("steer")):
-            index = {name: g for g, name in enumerate(steering.names)} if steering.by_group else {}
-            near = steering.group_of(states[at])
-            own = [index.get(requests[n]["group"], int(g)) for n, g in zip(at, near, strict=True)]
+            own = steering.groups_of(states[at], [requests[n]["group"] for n in at])
             to = [
                 steering.target(g, requests[n]["source_id"], requests[n]["variant"])
                 for n, g in zip(at, own, strict=True)
             ]
             wanted[at] = steering.steered(states[at], own, to)
-            for n, target in zip(at, to, strict=True):
+            for n, group, target in zip(at, own, to, strict=True):
                 targets[n] = None if target is None else steering.names[target]
+                if target is not None and len(tokens[n]) and steering.token_centroids is not None:
+                    tokens[n] = tokens[n] - steering.token_centroids[group] + steering.token_centroids[target]
         if len(self.unknown) and (at := rows.get("interpolate")):
             wanted[at] += INTERPOLATED * (self._neighbours(states[at], [requests[n] for n in at]) - states[at])
         if at := rows.get("noise"):
             ids = [requests[n]["id"] for n in at]
             wanted[at] += self.decode.noise * normal(self.seed, ids, states.shape[1])
-        return wanted.astype(np.float32), targets
+        return QuestionStates(wanted.astype(np.float32), tokens), targets
 
     def _neighbours(self, states: np.ndarray, requests: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """Of each state the unknown one that is nearest but for as many as its variant counts."""
@@ -96,11 +106,19 @@ def decoded_id(source_id: str, augment: Augment, variant: int) -> str:
     return "d" + hashlib.blake2b(f"{source_id}\x1f{augment}\x1f{variant}".encode(), digest_size=10).hexdigest()
 
 
-def requests_for(sources: Iterable[Mapping[str, Any]], decode: DecodeSection) -> list[dict[str, Any]]:
-    """Rows of `requests`: of each source, with `id`, `question` and `group`, the variants of each way to augment."""
+def source_fields(source: Mapping[str, Any], common: CommonWords) -> dict[str, Any]:
+    """What a request says of its source."""
+    start, end = common.whom(source["question"], source.get("entity"), source["group"])
+    return {"question": source["question"], "group": source["group"], "whom_start": start, "whom_end": end}
+
+
+def requests_for(
+    sources: Iterable[Mapping[str, Any]], decode: DecodeSection, common: CommonWords = NO_GROUPS
+) -> list[dict[str, Any]]:
+    """Rows of `requests`: of each source, with `id`, `question`, `group` and perhaps `entity`, the variants of each way
+    to augment."""
     return [
-        {"id": decoded_id(s["id"], a, v), "source_id": s["id"], "variant": v, "augment": a}
-        | {"question": s["question"], "group": s["group"]}
+        {"id": decoded_id(s["id"], a, v), "source_id": s["id"], "variant": v, "augment": a} | source_fields(s, common)
         for s in sources
         for a in decode.augment
         for v in range(decode.variants)

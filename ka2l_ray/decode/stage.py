@@ -24,11 +24,13 @@ from ka2l_ray.dataflow.shard_size import row_seconds
 from ka2l_ray.dataflow.stage import Stage, run_stage
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.actor import DecodeActor, DecodeSetup
-from ka2l_ray.decode.augment import CARD, Augmenter, requests_for
+from ka2l_ray.decode.augment import CARD, Augmenter, requests_for, source_fields
 from ka2l_ray.decode.filters import hashes, leaks, statuses
 from ka2l_ray.decode.grounding import Names, read_names
 from ka2l_ray.decode.metrics import reconstruction
 from ka2l_ray.decode.steering import MOST_ROWS, Steering, fit_steering
+from ka2l_ray.decode.training import decoder_of
+from ka2l_ray.decode.whom import CommonWords
 from ka2l_ray.errors import StageError
 from ka2l_ray.hashing import uniform
 from ka2l_ray.models.batching import Limits
@@ -47,7 +49,7 @@ def decode(run: Run, sources: Iterable[Mapping[str, Any]], target: Table, alread
         return target.read()
     requests, written = Table(target.folder / "requests"), Table(target.folder / "written")
     if not requests.is_done:
-        rows = requests_for(sources, run.config.decode)
+        rows = requests_for(sources, run.config.decode, _common_words(run))
         requests.write((None, pa.Table.from_pylist(rows, schema=_REQUESTS)))
     run_stage(_stage(run, "written", augmenter=_augmenter(run)), requests, written)
     fine = [r for r in written.read().sort_by("id").to_pylist() if r["error"] is None]
@@ -85,14 +87,18 @@ def check_decoder(run: Run) -> dict[str, float | None]:
         rows = run.table("questions").read(["id", "question", "group", "entity"], part="probe").to_pylist()
         # all questions about an entity, or none: steering compares them
         rows.sort(key=lambda r: (uniform("reconstruction", r["entity"] or r["id"]), r["id"]))
+        common, once = _common_words(run), {"variant": 0, "augment": "none"}
         requests = [
-            {k: r[k] for k in ("id", "question", "group")} | {"source_id": r["id"], "variant": 0, "augment": "none"}
+            {"id": r["id"], "source_id": r["id"]} | once | source_fields(r, common)
             for r in rows[: run.config.decode.check_questions]
         ]
         source.write((None, pa.Table.from_pylist(requests, schema=_REQUESTS)))
-    states = pa.schema([("state", pa.list_(pa.float32(), depth_and_width(run.config.model)[1]))])
+    state = pa.list_(pa.float32(), depth_and_width(run.config.model)[1])
+    states = pa.schema([("state", state), ("token_state", state)])
     run_stage(_stage(run, "reconstruction", states=states), source, target)
-    table = target.read(["id", "question", "group", "decoded_question", "source_p_unknown", "state", "error"])
+    table = target.read(
+        ["id", "question", "group", "decoded_question", "source_p_unknown", "state", "token_state", "error"]
+    )
     table = table.filter(pc.is_null(table["error"]))  # pyright: ignore
     if not table.num_rows:
         raise StageError(f"{target.folder.path}: every row failed, so nothing can be compared; see its folder errors")
@@ -104,6 +110,16 @@ def check_decoder(run: Run) -> dict[str, float | None]:
         "steering_groups": len(steering.names) if steering else None,
         "steering_found": steering.found if steering else None,
     }
+
+
+def decoder_address(run: Run) -> str:
+    """Where the run's decoder is: as `decode.decoder` says or, where that is null, what the run has trained."""
+    return run.config.decode.decoder or decoder_of(run).uri
+
+
+def _common_words(run: Run) -> CommonWords:
+    batches = run.table("questions").batches(["question", "group"], part="probe")
+    return CommonWords.of((r["question"], r["group"]) for b in batches for r in b.to_pylist())
 
 
 def is_fitted(run: Run) -> bool:
@@ -125,7 +141,10 @@ def _fit_augmenter(run: Run, table: pa.Table) -> None:
         batches = run.table("questions").batches(["id", "entity"], part="probe")
         entity_of = {r["id"]: r["entity"] for b in batches for r in b.to_pylist() if r["id"] in ids}
         entities = [entity_of[i] for i in table["id"].to_pylist()]
-        steering = fit_steering(states, table["group"].to_pylist(), entities, seed)
+        groups, tokens = table["group"].to_pylist(), matrix(table["token_state"])
+        steering = fit_steering(states, groups, entities, seed)
+        if steering is not None and tokens.any():
+            steering = steering.with_tokens(states, tokens, groups)
         log.log(*_says(steering), extra={"stage": "decode"})
     Augmenter(decode, seed, steering, unknown[:MOST_ROWS], _names(run)).save(_augmenter(run))
 
@@ -169,6 +188,7 @@ def _stage(
             model=config.model,
             prompt=prompt,
             decode=config.decode,
+            decoder=decoder_address(run),
             probe=run.folder / "base/search/probe",
             seed=config.run.seed,
             augmenter=augmenter,

@@ -10,7 +10,7 @@ Refuses to know: decoders, texts, Ray, files.
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 
 import numpy as np
@@ -47,10 +47,25 @@ class Steering:
     targets: tuple[tuple[int, ...], ...]
     by_group: bool = False
     found: float | None = None
+    token_centroids: np.ndarray | None = None
+    """Mean (G, D) of the groups' standardised token states; None where no states of tokens are read."""
 
     def group_of(self, states: np.ndarray) -> np.ndarray:
         """Indices (B,) of the groups whose centroids are nearest to states (B, D)."""
         return nearest(states, self.centroids)
+
+    def groups_of(self, states: np.ndarray, named: Sequence[str | None]) -> list[int]:
+        """Indices (B,) of the groups of questions: the `named` ones where it is `by_group`, else by states (B, D)."""
+        index = {name: g for g, name in enumerate(self.names)} if self.by_group else {}
+        near = self.group_of(states).tolist() if len(states) else []
+        return [index.get(str(name), g) if name else g for name, g in zip(named, near, strict=True)]
+
+    def with_tokens(self, states: np.ndarray, tokens: np.ndarray, named: Sequence[str | None]) -> "Steering":
+        """The same with the groups' mean token states, from those (N, D) of questions with states (N, D)."""
+        own = np.array(self.groups_of(states, named))
+        overall = tokens.mean(0)
+        means = [tokens[own == g].mean(0) if (own == g).any() else overall for g in range(len(self.names))]
+        return replace(self, token_centroids=np.stack(means).astype(np.float32))
 
     def target(self, group: int, id: str, variant: int) -> int | None:
         """The group that the n-th variant of a question is steered to: each source starts at another of the possible

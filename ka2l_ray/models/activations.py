@@ -75,6 +75,10 @@ def blocks(model: nn.Module, depth: int) -> nn.ModuleList:
     raise ConfigError(f"{type(model).__name__} has no list of {depth} blocks, so its hidden states cannot be read")
 
 
+EVERY = "every"
+"""The position of all tokens, whose states are (B, T, D)."""
+
+
 class _StopForward(Exception):
     """Ends a forward pass once the last wanted layer has been seen."""
 
@@ -114,7 +118,9 @@ def capture(
 
 def pool_states(stream: torch.Tensor, position: str, question_mask: torch.Tensor) -> torch.Tensor:
     """Float32 states (B, D) of a left-padded stream (B, T, D): at its last token, or the mean over the question's own
-    tokens, which `question_mask` (B, T) marks."""
+    tokens, which `question_mask` (B, T) marks; the stream itself for `EVERY`."""
+    if position == EVERY:
+        return stream.to(torch.float32, copy=True)
     if position == "last":
         return stream[:, -1].to(torch.float32, copy=True)  # a view would keep the whole stream
     weights = question_mask.to(stream.device, torch.float32).unsqueeze(-1)

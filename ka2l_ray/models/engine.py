@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ka2l_ray.dataflow.failures import BlockLost, Verdict, on_lost_block
 from ka2l_ray.dataflow.tally import Tally
 from ka2l_ray.models.abilities import Abilities
-from ka2l_ray.models.activations import Encoded, capture, pad
+from ka2l_ray.models.activations import EVERY, Encoded, capture, pad
 from ka2l_ray.models.batching import AdaptiveLimits, Limits, Load, run_batches
 from ka2l_ray.models.prefix import SharedPrefix
 from ka2l_ray.text.prompts import EMPTY_QUESTION, Prompt
@@ -158,6 +158,36 @@ class Engine:
             return captured
 
         return self.for_each_batch(prompts, work, layers, positions)
+
+    @torch.inference_mode()
+    def token_states(
+        self,
+        prompts: Sequence[Prompt],
+        spans: Sequence[tuple[int, int]],
+        token_layer: int,
+        layers: Sequence[int],
+        positions: Sequence[str],
+    ) -> tuple[list[np.ndarray], States, dict[int, Exception]]:
+        """States (n, D) of the tokens [start, end) of each prompt at `token_layer`, and what `states` returns, from one
+        pass; those of rows that failed have no tokens. No span may begin within the shared prefix.
+
+        Raises what `for_each_batch` raises.
+        """
+        width = self.model.config.get_text_config().hidden_size
+        tokens = [np.zeros((0, width), np.float32)] * len(prompts)
+
+        def work(rows: list[int], encoded: Encoded) -> Mapping[tuple[str, int], torch.Tensor]:
+            attached, all_layers = self.prefix.attached(encoded, encoded.positions), sorted({*layers, token_layer})
+            wanted = [*positions, EVERY]
+            with attached, capture(self.model, self.depth, encoded, all_layers, wanted, stop=True) as captured:
+                self.forward(**self.prefix.first_inputs(encoded))
+            stream = captured[EVERY, token_layer].cpu().numpy()
+            for n, row in enumerate(rows):
+                offset, (start, end) = encoded.max_length - len(prompts[row].ids) - encoded.prefix_length, spans[row]
+                tokens[row] = stream[n, offset + start : offset + end]
+            return {(p, layer): captured[p, layer] for p in positions for layer in layers}
+
+        return tokens, *self.for_each_batch(prompts, work, layers, positions)
 
     def _prefix_length(self, prompt: Prompt) -> int:
         """How many tokens of a prompt the prefix replaces: all of its own or, where the question merges with the text

@@ -18,8 +18,8 @@ from ka2l_ray.corpus.again import eval_scope
 from ka2l_ray.dataflow.cluster import connect
 from ka2l_ray.dataflow.paths import CORPUS
 from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.decode.decoders import card_at
 from ka2l_ray.decode.grounding import read_names
-from ka2l_ray.decode.model import read_card
 from ka2l_ray.decode.states import decoder_folder
 from ka2l_ray.models.layers import wanted_layers
 from ka2l_ray.models.loading import as_config_errors, at_commit
@@ -48,8 +48,10 @@ def check_decoder_fits(config: Config) -> None:
     if config.decode.grounding not in (None, CORPUS) and not any(map(str.strip, read_names(config.decode.grounding))):
         raise ConfigError(f"decode.grounding = {config.decode.grounding!r}: contains no name")
     name, given, prompt = config.decode.decoder, config.model.name_or_path, config.corpus.prompt
+    if name is None:
+        return
     try:
-        card = read_card(decoder_folder(name))
+        card = card_at(decoder_folder(name))
     except (OSError, TypeError, ValueError) as error:
         raise ConfigError(
             f"decode.decoder = {name!r}: contains no decoder: {error}. Or set decode.enabled: false"

@@ -15,6 +15,7 @@ from ka2l_ray.collect.stage import collect, sample_pool
 from ka2l_ray.corpus.stage import questions
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.decode.stage import check_decoder, is_fitted
+from ka2l_ray.decode.training import train_decoder
 from ka2l_ray.label.stage import gamma, label, label_pool
 from ka2l_ray.pipeline.curves import play_rounds
 from ka2l_ray.probe.search import search
@@ -52,6 +53,8 @@ def _decode(run: Run) -> Counts:
     """Reconstruction metrics are the step's result."""
     if not run.config.decode.enabled:
         return NOTHING
+    if run.config.decode.decoder is None:
+        train_decoder(run)
     metrics = run.records.result("decode")
     if metrics is None or not is_fitted(run):
         metrics = check_decoder(run)

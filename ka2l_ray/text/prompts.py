@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from ka2l_ray.config import ConfigError, PromptSection
 from ka2l_ray.text.chat import Chat, chat_prompt
@@ -87,17 +87,29 @@ class Prompter:
 
     def __call__(self, questions: Sequence[str]) -> list[Prompt]:
         """One `Prompt` per question; a blank question has no token of its own."""
-        batch = self._tokenizer(
+        batch, start = self._tokenized(questions), self._start
+        return [
+            Prompt(tuple(ids), *_own_tokens(offsets, start, start + len(q.rstrip())))
+            for q, ids, offsets in zip(questions, batch["input_ids"], batch["offset_mapping"], strict=True)
+        ]
+
+    def tokens_at(self, questions: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Of each question's prompt the tokens [first, after the last) that contain characters [start, end) of the
+        question; (0, 0) where there are none."""
+        offsets, start = self._tokenized(questions)["offset_mapping"], self._start
+        return [_own_tokens(o, start + left, start + right) for o, (left, right) in zip(offsets, spans, strict=True)]
+
+    @property
+    def _start(self) -> int:
+        return self.section.template.index("{question}")
+
+    def _tokenized(self, questions: Sequence[str]) -> BatchEncoding:
+        return self._tokenizer(
             [render(self.section, q) for q in questions],
             return_offsets_mapping=True,
             add_special_tokens=self.section.special_tokens,
             verbose=False,
         )
-        start = self.section.template.index("{question}")
-        return [
-            Prompt(tuple(ids), *_own_tokens(offsets, start, start + len(q.rstrip())))
-            for q, ids, offsets in zip(questions, batch["input_ids"], batch["offset_mapping"], strict=True)
-        ]
 
 
 def _own_tokens(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:

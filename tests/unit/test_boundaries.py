@@ -19,7 +19,8 @@ FLOORS = (
     "entropy",
     "dataflow",
     "models world chat",
-    "corpus collect label probe decode annotate finetune",
+    "corpus collect label probe annotate finetune",
+    "decode",
     "api",
     "active world_model",
     "planning report",
@@ -31,7 +32,7 @@ MARKED = {
     f"ka2l_ray/{name}.py"
     for name in (
         "dataflow/cluster dataflow/local_nodes dataflow/metrics dataflow/nodes dataflow/stage dataflow/tasks "
-        "dataflow/vault corpus/stage probe/search probe/trial annotate/stage finetune/train world_model/build "
+        "dataflow/vault corpus/stage probe/search probe/trial annotate/stage decode/training finetune/train world_model/build "
         "pipeline/checks pipeline/curves cli/jobs"
     ).split()
 }

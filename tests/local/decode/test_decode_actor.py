@@ -37,7 +37,7 @@ def asked(requests: list[dict[str, Any]]) -> pa.Table:
 
 
 def setup(folder: Folder, section: DecodeSection, **fields: Any) -> DecodeSetup:
-    return DecodeSetup(model=WORLD, prompt=PROMPT, decode=section, probe=folder / "probe", seed=0, **fields)
+    return DecodeSetup(model=WORLD, prompt=PROMPT, decode=section, decoder="world", probe=folder / "probe", seed=0, **fields)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """Wanted states by the way in which they are made."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from ka2l_ray.config import DecodeSection
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.augment import Augmenter, requests_for
 from ka2l_ray.decode.grounding import Names
+from ka2l_ray.decode.question_states import QuestionStates
 from ka2l_ray.decode.steering import Steering
 
 RNG = np.random.default_rng(0)
@@ -22,7 +25,13 @@ def wanted(augment, variants=1, steering: Steering | None = STEERING, unknown=UN
     requests = requests_for(SOURCES, section)
     own = {s["id"]: RNG.normal(size=6).astype(np.float32) for s in SOURCES}
     states = np.stack([own[r["source_id"]] for r in requests])
-    return states, *Augmenter(section, 0, steering, unknown).wanted(states, requests), requests
+    return states, *moved_by(Augmenter(section, 0, steering, unknown), states, requests), requests
+
+
+def moved_by(augmenter: Augmenter, states, requests):
+    """Wanted pooled states and targets."""
+    found, targets = augmenter.wanted(QuestionStates.pooled_alone(states), requests)
+    return found.pooled, targets
 
 
 def test_every_source_gets_each_way_as_often_as_asked():
@@ -67,11 +76,11 @@ def test_noise_has_its_size_and_depends_on_the_id_alone():
     section = DecodeSection(augment=("noise",), noise=0.5)
     requests = requests_for([{"id": f"q{n}", "question": "", "group": None} for n in range(500)], section)
     states = np.zeros((len(requests), 6), np.float32)
-    found, _ = Augmenter(section, 0, None, UNKNOWN).wanted(states, requests)
+    found, _ = moved_by(Augmenter(section, 0, None, UNKNOWN), states, requests)
     assert found.std() == pytest.approx(0.5, rel=0.05)
-    again, _ = Augmenter(section, 0, None, UNKNOWN).wanted(states[:3], requests[:3][::-1])
+    again, _ = moved_by(Augmenter(section, 0, None, UNKNOWN), states[:3], requests[:3][::-1])
     assert np.array_equal(again, found[:3][::-1])
-    other, _ = Augmenter(section, 1, None, UNKNOWN).wanted(states, requests)
+    other, _ = moved_by(Augmenter(section, 1, None, UNKNOWN), states, requests)
     assert not np.allclose(other, found)
 
 
@@ -80,6 +89,18 @@ def test_states_stay_where_nothing_moves_them(augment):
     states, found, targets, _ = wanted((augment,), steering=None, unknown=np.empty((0, 6), np.float32))
     assert np.array_equal(found, states)
     assert targets == [None] * len(states)
+
+
+def test_steering_moves_the_states_of_tokens_by_those_of_the_groups():
+    of_tokens = RNG.normal(size=(3, 6)).astype(np.float32)
+    augmenter = Augmenter(DecodeSection(), 0, replace(STEERING, token_centroids=of_tokens), UNKNOWN)
+    requests = requests_for(SOURCES[:3], DecodeSection(variants=1))
+    tokens = [RNG.normal(size=(n, 6)).astype(np.float32) for n in (2, 0, 3)]
+    found, targets = augmenter.wanted(QuestionStates(np.zeros((3, 6), np.float32), tokens), requests)
+    for n, (group, target) in enumerate(zip("abc", targets, strict=True)):
+        own, to = (STEERING.names.index(name) for name in (group, target or group))
+        np.testing.assert_allclose(found.tokens[n], tokens[n] - of_tokens[own] + of_tokens[to], rtol=1e-5, atol=1e-6)
+    assert targets[2] is None, "there is nowhere to steer it to"
 
 
 @pytest.mark.parametrize("names", [Names.of(["Ada Byron"]), None])
@@ -93,7 +114,8 @@ def test_what_was_fitted_is_stored(tmp_path, steering, names):
     first.save(folder)
     requests = requests_for(SOURCES, section)
     states = RNG.normal(size=(len(requests), 6)).astype(np.float32)
-    mine, again = first.wanted(states, requests), Augmenter.load(folder, section, 0).wanted(states, requests)
+    mine = moved_by(first, states, requests)
+    again = moved_by(Augmenter.load(folder, section, 0), states, requests)
     assert np.array_equal(mine[0], again[0])
     assert mine[1] == again[1]
     assert Augmenter.load(folder, section, 0).names == names

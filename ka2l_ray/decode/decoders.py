@@ -1,0 +1,111 @@
+"""The two decoders behind one interface, each with what reads states for it.
+
+In: a decoder's folder, the studied model. Out: a `Decoder`: the first blocks or the whole of the model, which states
+are read, and questions from states.
+`t5` is a small encoder-decoder of its own, beside the model's first blocks. `self` is the studied model, so one copy of
+its weights reads, writes and reads again.
+Refuses to know: tables, Ray, how wanted states are made.
+"""
+
+import json
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Protocol
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ka2l_ray.config import ModelSection
+from ka2l_ray.dataflow.placement import Placement
+from ka2l_ray.decode.model import DecoderCard, StateDecoder, read_card
+from ka2l_ray.decode.question_states import QuestionStates
+from ka2l_ray.decode.self_decoder import CARD, SelfCard, SelfDecoder, read_self_card
+from ka2l_ray.decode.states import decode_states
+from ka2l_ray.models.abilities import Abilities
+from ka2l_ray.models.layers import load_up_to
+from ka2l_ray.models.loading import load_model
+
+Card = DecoderCard | SelfCard
+
+
+class Decoder(Protocol):
+    """Reads states of questions, standardises them, and writes questions from them."""
+
+    card: Any
+    token_layer: int | None
+    """Layer of the token states that it reads besides the pooled ones; None for a decoder that reads none."""
+    blocks: PreTrainedModel
+    """What reads states, within `reading`."""
+
+    def reading(self) -> AbstractContextManager[Any]: ...
+
+    def standardised(self, states: QuestionStates) -> QuestionStates: ...
+
+    def write(self, states: QuestionStates, ids: Sequence[str], seed: int, temperature: float) -> list[str]:
+        """A question for each row of standardised states; draws depend on (seed, id) alone."""
+        ...
+
+
+def card_at(folder: Path) -> Card:
+    """The card of a decoder. Raises `OSError`, `ValueError` or `TypeError` where the folder contains none."""
+    kind = json.loads((folder / CARD).read_text()).get("kind", "t5")
+    if kind not in ("self", "t5"):
+        raise ValueError(f"{CARD} is of kind {kind!r}; known are `self` and `t5`")
+    return read_self_card(folder) if kind == "self" else read_card(folder)
+
+
+def load_decoder(
+    folder: Path,
+    model: ModelSection,
+    tokenizer: PreTrainedTokenizerBase,
+    deepest: int,
+    abilities: Abilities,
+    placement: Placement,
+) -> Decoder:
+    """A decoder, and the model's blocks up to its own layers and `deepest`. Raises `ConfigError` as `StateDecoder.load`
+    and `SelfDecoder.load` do."""
+    card = card_at(folder)
+    if isinstance(card, SelfCard):
+        return _Self(folder, model, tokenizer, placement)
+    return _T5(folder, load_up_to(max(card.layer, deepest), model, abilities, placement), tokenizer, placement)
+
+
+class _T5:
+    token_layer = None
+
+    def __init__(
+        self, folder: Path, blocks: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, placement: Placement
+    ) -> None:
+        self.blocks, self._tokenizer = blocks, tokenizer
+        self._decoder = StateDecoder.load(folder)
+        self._decoder.to(placement.device)
+        self.card = self._decoder.card
+
+    def reading(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def standardised(self, states: QuestionStates) -> QuestionStates:
+        return QuestionStates(self._decoder.standardised(states.pooled), states.tokens)
+
+    def write(self, states: QuestionStates, ids: Sequence[str], seed: int, temperature: float) -> list[str]:
+        raw = self._decoder.raw(states.pooled)
+        return decode_states(raw, self._decoder, ids, 0.0, temperature, seed, self._tokenizer)
+
+
+class _Self:
+    def __init__(
+        self, folder: Path, model: ModelSection, tokenizer: PreTrainedTokenizerBase, placement: Placement
+    ) -> None:
+        self._decoder = SelfDecoder.load(folder, load_model(model, placement=placement), tokenizer)
+        self._decoder.to(placement.device)
+        self.card, self.blocks = self._decoder.card, self._decoder.base
+        self.token_layer = self.card.token_layer
+
+    def reading(self) -> AbstractContextManager[Any]:
+        return self._decoder.as_studied()
+
+    def standardised(self, states: QuestionStates) -> QuestionStates:
+        return self._decoder.standardised(states)
+
+    def write(self, states: QuestionStates, ids: Sequence[str], seed: int, temperature: float) -> list[str]:
+        return self._decoder.write(self._decoder.raw(states), ids, seed, temperature)

@@ -1,0 +1,78 @@
+"""The reading actor: of each question the states that a decoder is trained on.
+
+In: batches with the questions' prompts (`prompts.PROMPT_COLUMNS`) and the characters that say of whom (`whom_start`,
+`whom_end`). Out: `state`, `tokens`, `whom_ids`. Loads the first blocks of the model alone.
+Refuses to know: Ray, files, decoders.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ka2l_ray.config import ModelSection, PromptSection
+from ka2l_ray.dataflow.placement import CPU, Placement
+from ka2l_ray.decode.question_states import token_column
+from ka2l_ray.decode.whom import whom_tokens
+from ka2l_ray.models.abilities import Abilities
+from ka2l_ray.models.batching import Limits
+from ka2l_ray.models.engine import Engine
+from ka2l_ray.models.layers import load_up_to
+from ka2l_ray.models.loading import load_tokenizer
+from ka2l_ray.tables import error_column, fixed_size, not_finite
+from ka2l_ray.text.prompts import Prompter, prompts_of
+from ka2l_ray.text.tokens import pad_id
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadSetup:
+    """The pooled state is read at `layer` and `position`, states of tokens at `token_layer`; None reads none."""
+
+    model: ModelSection
+    prompt: PromptSection
+    layer: int
+    position: str
+    token_layer: int | None
+    limits: Limits = Limits()
+    placement: Placement = CPU
+    abilities: Abilities = Abilities()
+
+
+class ReadActor:
+    """Has the blocks up to the last layer that is read."""
+
+    def __init__(self, setup: ReadSetup) -> None:
+        model, self._setup, deepest = setup.model, setup, max(setup.layer, setup.token_layer or 0)
+        tokenizer, blocks = load_tokenizer(model), load_up_to(deepest, model, setup.abilities, setup.placement)
+        self._prompter = Prompter(tokenizer, setup.prompt)
+        self._engine = Engine(blocks, pad_id(tokenizer), self._prompter.shared, setup.limits, setup.abilities)
+        self.tally = self._engine.tally
+
+    def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
+        """Columns for a batch of any size; questions that cannot be read, and states that are not finite, are reported
+        in `error`."""
+        setup, prompts = self._setup, prompts_of(batch)
+        spans = list(zip(batch["whom_start"].to_pylist(), batch["whom_end"].to_pylist(), strict=True))
+        whom = whom_tokens(self._prompter, batch["question"].to_pylist(), spans)
+        if setup.token_layer is None:
+            whom = [(0, 0)] * len(whom)
+        at = setup.layer if setup.token_layer is None else setup.token_layer
+        tokens, read, failed = self._engine.token_states(prompts, whom, at, [setup.layer], [setup.position])
+        failed |= not_finite(read) | _not_finite(tokens)
+        return {
+            "state": fixed_size(read[setup.position, setup.layer], failed),
+            "tokens": token_column(
+                [t[:0] if n in failed else t for n, t in enumerate(tokens)], read[setup.position, setup.layer].shape[1]
+            ),
+            "whom_ids": [
+                [] if n in failed else list(p.ids[a:b]) for n, (p, (a, b)) in enumerate(zip(prompts, whom, strict=True))
+            ],
+            **error_column(failed, batch.num_rows),
+        }
+
+
+def _not_finite(tokens: list[np.ndarray]) -> dict[int, Exception]:
+    lost = [n for n, states in enumerate(tokens) if not np.isfinite(states).all()]
+    return {n: ValueError("hidden state of a token contains NaN or infinity") for n in lost}

@@ -355,12 +355,13 @@ _DECODER_QUESTIONS = TableSpec(
         _QUESTION,
         Column("group", _STRING, "topic; null where there is none"),
         Column("entity", _STRING, "whom or what it is about; null where unknown"),
-        Column("whom_start", _INT, "first character that says of whom or what it asks"),
-        Column("whom_end", _INT, "the character after the last such one"),
         Column("held_out", _BOOL, "whether training never sees it, nor others about its entity"),
     ),
     can_fail=False,
-    facts={"left_out": "questions of eval and pool, and about their entities", "of_format": "questions of the probe split, and of each format of `decode.training.questions`"},
+    facts={
+        "left_out": "questions of eval and pool, and about their entities",
+        "of_format": "questions of the probe split, and of each format of `decode.training.questions`",
+    },
 )
 _DECODER_STATES = TableSpec(
     name="decoder_states",
@@ -370,12 +371,21 @@ _DECODER_STATES = TableSpec(
     row="question that a decoder is trained or measured on",
     about="the states that a decoder reads",
     source=_DECODER_QUESTIONS,
-    reads=("question", "whom_start", "whom_end"),
+    reads=("question", "group", "entity"),
     carried=("question", "group", "entity", "held_out"),
     added=(
         Column("state, tokens", None, "pooled state (D,), and states (n, D) of the tokens that say of whom"),
         Column("whom_ids", _INTS, "these tokens"),
     ),
+)
+_PROBE_STATES = replace(
+    _DECODER_STATES,
+    name="probe_states",
+    folder="base/decoder/probe_states",
+    row="probe question",
+    about="the states that the decoder reads, on which wanted states are fitted; at most 4,096",
+    source=_QUESTIONS,
+    carried=("question", "group", "entity"),
 )
 _DECODER_CHECK = TableSpec(
     name="decoder_check",
@@ -403,8 +413,7 @@ _REQUESTS = TableSpec(
         Column("augment", _STRING, "how the wanted state is made from the source's (`decode.augment`; none: it is it)"),
         replace(_QUESTION, meaning="the source's text"),
         Column("group", _STRING, "the source's group"),
-        Column("whom_start", _INT, "first character of the source that says of whom it asks"),
-        Column("whom_end", _INT, "the character after the last such one"),
+        Column("entity", _STRING, "whom or what the source asks about; null where unknown"),
     ),
     can_fail=False,
 )
@@ -416,7 +425,7 @@ _WRITTEN = TableSpec(
     row="request",
     about="questions that the decoder wrote",
     source=_REQUESTS,
-    reads=("source_id", "variant", "augment", "question", "group", "whom_start", "whom_end"),
+    reads=("source_id", "variant", "augment", "question", "group", "entity"),
     carried=("source_id", "variant", "augment", "question", "group"),
     added=(
         Column("decoded_question", _STRING, "what the decoder wrote: the candidate nearest to the wanted state"),
@@ -435,17 +444,8 @@ _RECONSTRUCTION = replace(
     folder="base/reconstruction",
     step="decode",
     row="probe question",
-    about="questions decoded from their own states, greedily: how good the decoder is; steering is fitted on them",
-    added=(
-        *_WRITTEN.added,
-        Column(
-            "state, token_state",
-            None,
-            "the source's own state (D,), and the mean of its token states (zeros where none are read), standardised "
-            "as the decoder does",
-        ),
-        Column("source_p_unknown", _FLOAT, "P(unknown) of the source"),
-    ),
+    about="questions that the decoder never saw, decoded from their own states, greedily: how good the decoder is",
+    carried=(*_WRITTEN.carried, "entity"),
 )
 _DECODED = TableSpec(
     name="decoded",
@@ -624,6 +624,7 @@ TABLES = {
         _DECODER_QUESTIONS,
         _DECODER_STATES,
         _DECODER_CHECK,
+        _PROBE_STATES,
         _RECONSTRUCTION,
         _EVALUATION,
         _ASKED_AGAIN,

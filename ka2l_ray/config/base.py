@@ -6,7 +6,8 @@ Refuses to know: any section.
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Annotated, Self, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, model_validator
@@ -17,11 +18,12 @@ HOLDS_KEY = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 """Matches a URI that holds a key, a password or a user's name; `anonymous@` is Arrow's word for none."""
-Address = TypeVar("Address", bound=str | tuple[str, ...] | None)
+Address = TypeVar("Address", bound=str | tuple[str, ...] | Mapping[str, tuple[str, ...]] | None)
 
 
 def _without_keys(address: Address) -> Address:
-    if any(HOLDS_KEY.search(one) for one in ((address,) if isinstance(address, str) else address or ())):
+    several = chain(*address.values()) if isinstance(address, Mapping) else address or ()
+    if any(HOLDS_KEY.search(one) for one in ((address,) if isinstance(address, str) else several)):
         raise ValueError(
             "must contain no keys, because it is stored with the run; set them in the environment, as AWS_ACCESS_KEY_ID"
         )

@@ -161,17 +161,18 @@ class DecoderTrainingSection(Section):
     """Training of a question decoder on the studied model's own states (`ka2l train-decoder`): adapters for the model,
     which learn to write the question whose states they read."""
 
-    questions: dict[Format, Annotated[tuple[Text, ...], Field(min_length=1)]] = Field(default={})
+    questions: Annotated[dict[Format, Annotated[tuple[Text, ...], Field(min_length=1)]], NoKeys] = Field(default={})
     """Files, folders or URIs of further questions, by their format, as in `corpus.format`; the probe split is always
     trained on. Questions of eval, of the pool and about their entities are left out."""
     layer: NonNegativeInt | Literal["auto"] = "auto"
-    """Layer of the pooled state, which says what is asked; `auto`: the middle of the model."""
+    """Layer of the pooled state, which says what is asked; `auto`: a fifth of the
+    model's depth."""
     position: Position = "mean"
     """What it is pooled over, as in `collect.positions`."""
     token_layer: NonNegativeInt | Literal["auto", "none"] = "auto"
     """Layer of the states of the tokens that say of whom or what is asked: the entity's where it is given, else those
-    in which the questions of one group differ, else all of the question's own. `auto`: a fifth of the model; `none`:
-    the pooled state alone, from which names cannot be told."""
+    in which the questions of one group differ, else all of the question's own. `auto`: 2, because later layers tell
+    less of a name; `none`: the pooled state alone, from which names cannot be told."""
     rank: Positive = 16
     """Rank of the adapters."""
     pooled_tokens: Annotated[int, Field(ge=1, le=64)] = 2

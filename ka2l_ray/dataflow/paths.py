@@ -10,6 +10,7 @@ import glob
 import operator
 import os
 import re
+from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,14 @@ _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 SHIPPED = "world"
 SMOLLM2, GGUF = "smollm2", ".gguf"
 NAMED_MODELS = (SHIPPED, SMOLLM2)
-"""Values of `model.name_or_path` that are neither paths nor hub ids, even if a file has that name."""
+"""Values of `model.name_or_path` and `decode.decoder` that are neither paths nor hub ids, even if a file has that
+name."""
 SHIPS = ("model.name_or_path", "corpus.source", "decode.decoder")
 """Fields in which `SHIPPED` is what comes with the package."""
-PATHS = (*SHIPS, "decode.grounding", "run.storage", "model.adapter", "model.cache", "annotate.endpoint.replies")
+PATHS = (
+    *(*SHIPS, "decode.grounding", "decode.training.questions", "run.storage", "model.adapter", "model.cache"),
+    "annotate.endpoint.replies",
+)
 CORPUS = "corpus"
 """Value of `decode.grounding` that is no path: the corpus's own entities."""
 OUTPUTS = ("run.storage", "model.cache", "annotate.endpoint.replies")
@@ -49,10 +54,7 @@ def absolute(config: Config, cwd: Path, is_copied: bool = False) -> Config:
     tree = config.model_dump(mode="json")
     for name in PATHS:
         section, field = _place(tree, name)
-        if isinstance(given := section[field], list):
-            section[field] = [_settled(text, name, cwd, is_copied) for text in given]
-        elif given is not None:
-            section[field] = _settled(given, name, cwd, is_copied)
+        section[field] = _each(section[field], lambda text, name=name: _settled(text, name, cwd, is_copied))
     return parse_config(tree, "with ~ and variables replaced")
 
 
@@ -66,11 +68,21 @@ def sent_with_job(config: Config, cwd: Path) -> list[Path]:
     tree, found = config.model_dump(mode="json"), []
     for name in PATHS:
         section, field = _place(tree, name)
-        given = section[field] if isinstance(section[field], list) else [section[field]]
+        given = list[str]()
+        _each(section[field], given.append)
         for text in given:
             if text and not (_is_the_drivers(text) or _is_id(text, name, cwd)):
                 found += _sent(text, name, cwd)
     return found
+
+
+def _each(value: Any, change: Callable[[str], Any]) -> Any:
+    """A field's value with each of its texts changed: it is a text, a list or a dictionary of such values, or null."""
+    if isinstance(value, dict):
+        return {key: _each(one, change) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_each(one, change) for one in value]
+    return None if value is None else change(value)
 
 
 def _is_the_drivers(text: str) -> bool:
@@ -116,13 +128,14 @@ def _place(tree: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
 
 def _is_id(name: str, field: str, cwd: Path) -> bool:
     """Whether the name in a field is an id rather than a path, as Hugging Face and the corpus' reader take it."""
-    if name == SHIPPED or (name in NAMED_MODELS and field == "model.name_or_path"):
+    if name == SHIPPED or (name in NAMED_MODELS and field in ("model.name_or_path", "decode.decoder")):
         return field in SHIPS
     if (field, name) in (("corpus.source", WIKIFACTS), ("decode.grounding", CORPUS)):
         return True
     if field == "model.name_or_path":
         return not (name.startswith((".", "/")) or os.path.exists(cwd / name))
-    return field == "corpus.source" and is_hub_id(name) and not (name.startswith(".") or os.path.exists(cwd / name))
+    by_corpus = field in ("corpus.source", "decode.training.questions")
+    return by_corpus and is_hub_id(name) and not (name.startswith(".") or os.path.exists(cwd / name))
 
 
 def _settled(text: str, field: str, cwd: Path, is_copied: bool) -> str:

@@ -22,28 +22,28 @@ from ka2l_ray.decode.decoders import load_decoder
 from ka2l_ray.decode.filters import is_well_formed
 from ka2l_ray.decode.question_states import QuestionStates
 from ka2l_ray.decode.states import decoder_folder
-from ka2l_ray.decode.whom import whom_tokens
+from ka2l_ray.decode.whom import NO_GROUPS, CommonWords, whom_tokens
 from ka2l_ray.errors import ConfigError
 from ka2l_ray.models.abilities import Abilities
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
 from ka2l_ray.models.loading import load_tokenizer
 from ka2l_ray.models.probe import LinearProbe, score_states
-from ka2l_ray.tables import error_column, fixed_size, not_finite
+from ka2l_ray.tables import error_column, not_finite
 from ka2l_ray.text.normal import normalize
 from ka2l_ray.text.prompts import Prompt, Prompter, prompts_of
 from ka2l_ray.text.tokens import pad_id
 
 WRITTEN_AT_ONCE = 64
 """Texts that are decoded together."""
-REQUESTED = ["id", "source_id", "variant", "augment", "group", "question", "whom_start", "whom_end"]
+REQUESTED = ["id", "source_id", "variant", "augment", "group", "question", "entity"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeSetup:
     """`decoder` is `world`, a folder or a URI; `probe` the folder of a fitted probe; `augmenter` one that
-    `Augmenter.save` wrote, None where questions are reconstructed alone. With `with_state` rows get the sources' own
-    standardised `state` and `token_state`, and `source_p_unknown`."""
+    `Augmenter.save` wrote, None where questions are reconstructed alone. `common` tells which words say what is
+    asked."""
 
     model: ModelSection
     prompt: PromptSection
@@ -52,7 +52,7 @@ class DecodeSetup:
     probe: Folder
     seed: int
     augmenter: Folder | None = None
-    with_state: bool = False
+    common: CommonWords = NO_GROUPS
     limits: Limits = Limits()
     placement: Placement = CPU
     abilities: Abilities = Abilities()
@@ -69,7 +69,7 @@ class DecodeActor:
             decoder_folder(setup.decoder), model, self._tokenizer, self._probe.card.layer, setup.abilities, placement
         )
         self._card = self._decoder.card
-        self._decode, self._seed, self._with_state = decode, setup.seed, setup.with_state
+        self._decode, self._seed, self._common = decode, setup.seed, setup.common
         self._augmenter = Augmenter(decode, setup.seed, None, np.empty((0, self._card.width), np.float32))
         if setup.augmenter is not None:
             self._augmenter = Augmenter.load(setup.augmenter, decode, setup.seed)
@@ -87,7 +87,7 @@ class DecodeActor:
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
         """Columns for a batch of any size; questions that cannot be read get an `error`."""
         requests = batch.select(REQUESTED).to_pylist()
-        source, source_p_unknown, failed = self._sources(prompts_of(batch), requests)
+        source, failed = self._sources(prompts_of(batch), requests)
         wanted, targets = self._augmenter.wanted(source, requests)
         many = [1 if r["augment"] == "none" else self._decode.candidates for r in requests]
         tried = [(n, c) for n, count in enumerate(many) for c in range(count)]
@@ -112,12 +112,6 @@ class DecodeActor:
             "explained": explained[chosen].astype("float32"),
             "p_unknown": p_unknown[chosen].astype("float32"),
         }
-        if self._with_state:
-            columns |= {
-                "state": fixed_size(source.pooled, failed),
-                "token_state": fixed_size(source.mean_token, failed),
-                "source_p_unknown": source_p_unknown.astype("float32"),
-            }
         return columns | error_column(failed, batch.num_rows)
 
     def _candidates(
@@ -139,17 +133,16 @@ class DecodeActor:
 
     def _sources(
         self, prompts: list[Prompt], requests: list[dict[str, Any]]
-    ) -> tuple[QuestionStates, np.ndarray, dict[int, Exception]]:
-        """Of the sources the standardised states that the decoder reads, P(unknown) (B,), and the errors of those that
-        cannot be read, whose states are zero. A source of several requests is read once."""
-        spans = [(r["whom_start"] or 0, r["whom_end"] or len(r["question"])) for r in requests]
-        whom = whom_tokens(self._prompts, [r["question"] for r in requests], spans)
+    ) -> tuple[QuestionStates, dict[int, Exception]]:
+        """Of the sources the standardised states that the decoder reads, and the errors of those that cannot be read,
+        whose states are zero. A source of several requests is read once."""
+        whom = whom_tokens(self._prompts, requests, self._common)
         first, rows = _once([r["source_id"] for r in requests])
-        states, p_unknown, failed = self._read([prompts[n] for n in first], [whom[n] for n in first])
-        return states[rows], p_unknown[rows], {n: failed[row] for n, row in enumerate(rows) if row in failed}
+        states, _, failed = self._read([prompts[n] for n in first], [whom[n] for n in first])
+        return states[rows], {n: failed[row] for n, row in enumerate(rows) if row in failed}
 
     def _written(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray, dict[int, Exception]]:
-        """As `_sources`, of what was written, pooled states (N, D) alone."""
+        """As `_sources`, of what was written, pooled states (N, D) alone; and P(unknown) (N,)."""
         first, rows = _once(texts)
         states, p_unknown, failed = self._read(self._prompts([texts[n] or "?" for n in first]))
         return states.pooled[rows], p_unknown[rows], {n: failed[row] for n, row in enumerate(rows) if row in failed}
@@ -158,7 +151,7 @@ class DecodeActor:
         self, prompts: list[Prompt], whom: list[tuple[int, int]] | None = None
     ) -> tuple[QuestionStates, np.ndarray, dict[int, Exception]]:
         """From one pass per prompt. States of tokens are read where `whom` says of which, and the decoder reads any."""
-        mine, probe, at = self._card, self._probe.card, self._decoder.token_layer
+        mine, probe, at = self._card, self._probe.card, self._card.token_layer
         layers, positions = sorted({mine.layer, probe.layer}), sorted({mine.position, probe.position})
         with self._decoder.reading():
             if whom is not None and at is not None:

@@ -21,7 +21,6 @@ from ka2l_ray.decode.grounding import Names
 from ka2l_ray.decode.question_states import QuestionStates
 from ka2l_ray.decode.states import normal
 from ka2l_ray.decode.steering import Steering, distances
-from ka2l_ray.decode.whom import NO_GROUPS, CommonWords
 
 STATES, CARD = "augmenter.safetensors", "augmenter.json"
 INTERPOLATED = 0.5
@@ -106,19 +105,16 @@ def decoded_id(source_id: str, augment: Augment, variant: int) -> str:
     return "d" + hashlib.blake2b(f"{source_id}\x1f{augment}\x1f{variant}".encode(), digest_size=10).hexdigest()
 
 
-def source_fields(source: Mapping[str, Any], common: CommonWords) -> dict[str, Any]:
+def source_fields(source: Mapping[str, Any]) -> dict[str, Any]:
     """What a request says of its source."""
-    start, end = common.whom(source["question"], source.get("entity"), source["group"])
-    return {"question": source["question"], "group": source["group"], "whom_start": start, "whom_end": end}
+    return {name: source.get(name) for name in ("question", "group", "entity")}
 
 
-def requests_for(
-    sources: Iterable[Mapping[str, Any]], decode: DecodeSection, common: CommonWords = NO_GROUPS
-) -> list[dict[str, Any]]:
+def requests_for(sources: Iterable[Mapping[str, Any]], decode: DecodeSection) -> list[dict[str, Any]]:
     """Rows of `requests`: of each source, with `id`, `question`, `group` and perhaps `entity`, the variants of each way
     to augment."""
     return [
-        {"id": decoded_id(s["id"], a, v), "source_id": s["id"], "variant": v, "augment": a} | source_fields(s, common)
+        {"id": decoded_id(s["id"], a, v), "source_id": s["id"], "variant": v, "augment": a} | source_fields(s)
         for s in sources
         for a in decode.augment
         for v in range(decode.variants)

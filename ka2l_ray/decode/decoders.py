@@ -19,7 +19,7 @@ from ka2l_ray.config import ModelSection
 from ka2l_ray.dataflow.placement import Placement
 from ka2l_ray.decode.model import DecoderCard, StateDecoder, read_card
 from ka2l_ray.decode.question_states import QuestionStates
-from ka2l_ray.decode.self_decoder import CARD, SelfCard, SelfDecoder, read_self_card
+from ka2l_ray.decode.self_decoder import CARD, SelfCard, SelfDecoder, read_self_card, standards
 from ka2l_ray.decode.states import decode_states
 from ka2l_ray.models.abilities import Abilities
 from ka2l_ray.models.layers import load_up_to
@@ -32,8 +32,6 @@ class Decoder(Protocol):
     """Reads states of questions, standardises them, and writes questions from them."""
 
     card: Any
-    token_layer: int | None
-    """Layer of the token states that it reads besides the pooled ones; None for a decoder that reads none."""
     blocks: PreTrainedModel
     """What reads states, within `reading`."""
 
@@ -71,8 +69,6 @@ def load_decoder(
 
 
 class _T5:
-    token_layer = None
-
     def __init__(
         self, folder: Path, blocks: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, placement: Placement
     ) -> None:
@@ -99,7 +95,6 @@ class _Self:
         self._decoder = SelfDecoder.load(folder, load_model(model, placement=placement), tokenizer)
         self._decoder.to(placement.device)
         self.card, self.blocks = self._decoder.card, self._decoder.base
-        self.token_layer = self.card.token_layer
 
     def reading(self) -> AbstractContextManager[Any]:
         return self._decoder.as_studied()
@@ -109,3 +104,10 @@ class _Self:
 
     def write(self, states: QuestionStates, ids: Sequence[str], seed: int, temperature: float) -> list[str]:
         return self._decoder.write(self._decoder.raw(states), ids, seed, temperature)
+
+
+def standardised(folder: Path, states: QuestionStates) -> QuestionStates:
+    """As the decoder in a folder standardises states, without the studied model."""
+    if isinstance(card_at(folder), SelfCard):
+        return standards(folder, states)
+    return QuestionStates(StateDecoder.load(folder).standardised(states.pooled), states.tokens)

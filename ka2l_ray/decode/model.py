@@ -39,6 +39,16 @@ class DecoderCard:
     feed_forward: int = 384
     max_tokens: int = 24
 
+    @property
+    def kind(self) -> str:
+        """`t5`."""
+        return "t5"
+
+    @property
+    def token_layer(self) -> None:
+        """It reads no states of tokens."""
+        return None
+
 
 def read_card(folder: Path) -> DecoderCard:
     """The card of a decoder. Raises `FileNotFoundError` where the folder contains none."""

@@ -1,7 +1,7 @@
 """The reading actor: of each question the states that a decoder is trained on.
 
-In: batches with the questions' prompts (`prompts.PROMPT_COLUMNS`) and the characters that say of whom (`whom_start`,
-`whom_end`). Out: `state`, `tokens`, `whom_ids`. Loads the first blocks of the model alone.
+In: batches with the questions' prompts (`prompts.PROMPT_COLUMNS`), `group` and `entity`. Out: `state`, `tokens`,
+`whom_ids`. Loads the first blocks of the model alone.
 Refuses to know: Ray, files, decoders.
 """
 
@@ -15,7 +15,7 @@ import pyarrow as pa
 from ka2l_ray.config import ModelSection, PromptSection
 from ka2l_ray.dataflow.placement import CPU, Placement
 from ka2l_ray.decode.question_states import token_column
-from ka2l_ray.decode.whom import whom_tokens
+from ka2l_ray.decode.whom import NO_GROUPS, WHOM, CommonWords, whom_tokens
 from ka2l_ray.models.abilities import Abilities
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
@@ -28,13 +28,15 @@ from ka2l_ray.text.tokens import pad_id
 
 @dataclass(frozen=True, kw_only=True)
 class ReadSetup:
-    """The pooled state is read at `layer` and `position`, states of tokens at `token_layer`; None reads none."""
+    """The pooled state is read at `layer` and `position`, states of tokens at `token_layer`; None reads none. `common`
+    tells which words say what is asked."""
 
     model: ModelSection
     prompt: PromptSection
     layer: int
     position: str
     token_layer: int | None
+    common: CommonWords = NO_GROUPS
     limits: Limits = Limits()
     placement: Placement = CPU
     abilities: Abilities = Abilities()
@@ -54,8 +56,7 @@ class ReadActor:
         """Columns for a batch of any size; questions that cannot be read, and states that are not finite, are reported
         in `error`."""
         setup, prompts = self._setup, prompts_of(batch)
-        spans = list(zip(batch["whom_start"].to_pylist(), batch["whom_end"].to_pylist(), strict=True))
-        whom = whom_tokens(self._prompter, batch["question"].to_pylist(), spans)
+        whom = whom_tokens(self._prompter, batch.select(WHOM).to_pylist(), setup.common)
         if setup.token_layer is None:
             whom = [(0, 0)] * len(whom)
         at = setup.layer if setup.token_layer is None else setup.token_layer

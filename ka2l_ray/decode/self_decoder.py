@@ -27,8 +27,10 @@ from ka2l_ray.config import LoraSection
 from ka2l_ray.decode.question_states import QuestionStates
 from ka2l_ray.errors import ConfigError
 from ka2l_ray.finetune.model import with_new_adapters
+from ka2l_ray.hashing import uniform
 from ka2l_ray.models.heads import logits_at, predicting
 from ka2l_ray.models.sampling import Sampling, draw, uniforms
+from ka2l_ray.text.normal import normalize
 from ka2l_ray.text.tokens import end_id, ids_of, text_of
 
 WEIGHTS, CARD = "decoder.safetensors", "decoder.json"
@@ -51,8 +53,16 @@ class SelfCard:
     width: int
     rank: int = 16
     pooled_tokens: int = 2
-    words: tuple[str, str, str] = ("Name:", "\nAbout:", "\nQuestion:")
+    words: tuple[str, str, str] = (" About", ",", ":")
     max_tokens: int = 48
+    held_out: float = 0.05
+    """Share of the entities that it was never trained on (`is_held_out`)."""
+
+
+def is_held_out(question: str, entity: str | None, share: float) -> bool:
+    """Whether a decoder with this share of entities held out was never trained on a question: decided by the entity's
+    name (the question's text where there is none) alone, so that it can be told of any question later."""
+    return uniform("decoder-held-out", normalize(entity or question)) < share
 
 
 def read_self_card(folder: Path) -> SelfCard:
@@ -234,6 +244,16 @@ class SelfDecoder(nn.Module):
             raise ConfigError(f"{folder}: {WEIGHTS} does not match {CARD}, or is of a model of another shape")
         decoder.load_state_dict(tensors, strict=False)
         return decoder.eval()
+
+
+def standards(folder: Path, states: QuestionStates) -> QuestionStates:
+    """`SelfDecoder.standardised` of the decoder in a folder, without its model."""
+    tensors = load_file(folder / WEIGHTS)
+    pooled, tokens = (
+        (tensors[f"{name}.mean"].float().numpy(), tensors[f"{name}.scale"].float().numpy())
+        for name in ("of_pooled", "of_tokens")
+    )
+    return QuestionStates(_less(states.pooled, pooled), [_less(t, tokens) for t in states.tokens])
 
 
 def _less(states: np.ndarray, standard: tuple[np.ndarray, np.ndarray]) -> np.ndarray:

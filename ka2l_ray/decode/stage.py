@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
 from logging import INFO, WARNING
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,19 +26,21 @@ from ka2l_ray.dataflow.stage import Stage, run_stage
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.actor import DecodeActor, DecodeSetup
 from ka2l_ray.decode.augment import CARD, Augmenter, requests_for, source_fields
+from ka2l_ray.decode.decoders import Card, card_at, standardised
 from ka2l_ray.decode.filters import hashes, leaks, statuses
+from ka2l_ray.decode.fitting import states_of
 from ka2l_ray.decode.grounding import Names, read_names
 from ka2l_ray.decode.metrics import reconstruction
+from ka2l_ray.decode.self_decoder import is_held_out
+from ka2l_ray.decode.states import decoder_folder
 from ka2l_ray.decode.steering import MOST_ROWS, Steering, fit_steering
-from ka2l_ray.decode.training import decoder_of
+from ka2l_ray.decode.training import decoder_of, reading
 from ka2l_ray.decode.whom import CommonWords
 from ka2l_ray.errors import StageError
 from ka2l_ray.hashing import uniform
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.examine import abilities_of
-from ka2l_ray.models.loading import depth_and_width
 from ka2l_ray.models.prompts import Tokenize, corpus_prompt
-from ka2l_ray.tables import matrix
 
 _REQUESTS = schema.TABLES["requests"].schema
 
@@ -49,7 +52,7 @@ def decode(run: Run, sources: Iterable[Mapping[str, Any]], target: Table, alread
         return target.read()
     requests, written = Table(target.folder / "requests"), Table(target.folder / "written")
     if not requests.is_done:
-        rows = requests_for(sources, run.config.decode, _common_words(run))
+        rows = requests_for(sources, run.config.decode)
         requests.write((None, pa.Table.from_pylist(rows, schema=_REQUESTS)))
     run_stage(_stage(run, "written", augmenter=_augmenter(run)), requests, written)
     fine = [r for r in written.read().sort_by("id").to_pylist() if r["error"] is None]
@@ -80,36 +83,42 @@ def decoded_statuses(
 
 
 def check_decoder(run: Run) -> dict[str, float | None]:
-    """How well probe questions are decoded from their own states, greedily: exact match, token accuracy, BLEU and F1;
-    and what their states say about steering, which is fitted on them. Raises `StageError` where every row failed."""
-    source, target = Table(run.folder / "base/reconstruction/requests"), run.base("reconstruction")
-    if not source.is_done:
-        rows = run.table("questions").read(["id", "question", "group", "entity"], part="probe").to_pylist()
-        # all questions about an entity, or none: steering compares them
-        rows.sort(key=lambda r: (uniform("reconstruction", r["entity"] or r["id"]), r["id"]))
-        common, once = _common_words(run), {"variant": 0, "augment": "none"}
-        requests = [
-            {"id": r["id"], "source_id": r["id"]} | once | source_fields(r, common)
-            for r in rows[: run.config.decode.check_questions]
-        ]
-        source.write((None, pa.Table.from_pylist(requests, schema=_REQUESTS)))
-    state = pa.list_(pa.float32(), depth_and_width(run.config.model)[1])
-    states = pa.schema([("state", state), ("token_state", state)])
-    run_stage(_stage(run, "reconstruction", states=states), source, target)
-    table = target.read(
-        ["id", "question", "group", "decoded_question", "source_p_unknown", "state", "token_state", "error"]
-    )
-    table = table.filter(pc.is_null(table["error"]))  # pyright: ignore
-    if not table.num_rows:
-        raise StageError(f"{target.folder.path}: every row failed, so nothing can be compared; see its folder errors")
+    """How well probe questions that the decoder never saw are decoded from their own states, greedily
+    (`metrics.Reconstruction`); and what probe questions' states say about steering, which is fitted on them.
+
+    Raises `StageError` where every row failed.
+    """
+    folder = decoder_folder(decoder_address(run))
+    card, rows = card_at(folder), _probe_questions(run)
     if not is_fitted(run):
-        _fit_augmenter(run, table)
+        _fit_augmenter(run, folder, card, rows)
     steering = Augmenter.load(_augmenter(run), run.config.decode, run.config.run.seed).steering
-    pairs = table["decoded_question"].to_pylist(), table["question"].to_pylist()
-    return asdict(reconstruction(*pairs)) | {
+    about_steering = {
         "steering_groups": len(steering.names) if steering else None,
         "steering_found": steering.found if steering else None,
     }
+    source, target = Table(run.folder / "base/reconstruction/requests"), run.base("reconstruction")
+    if not source.is_done:
+        unseen = [r for r in rows if card.kind == "t5" or is_held_out(r["question"], r["entity"], card.held_out)]
+        own = {"variant": 0, "augment": "none"}
+        requests = [{"id": r["id"], "source_id": r["id"]} | own | source_fields(r) for r in unseen]
+        source.write((None, pa.Table.from_pylist(requests[: run.config.decode.check_questions], schema=_REQUESTS)))
+    run_stage(_stage(run, "reconstruction"), source, target)
+    if not source.rows:
+        log.warning("no probe question is new to the decoder, so it is not measured", extra={"stage": "decode"})
+        return about_steering
+    table = target.read(["question", "entity", "decoded_question", "error"])
+    table = table.filter(pc.is_null(table["error"]))  # pyright: ignore
+    if not table.num_rows:
+        raise StageError(f"{target.folder.path}: every row failed, so nothing can be compared; see its folder errors")
+    columns = (table[name].to_pylist() for name in ("decoded_question", "question", "entity"))
+    return asdict(reconstruction(*columns)) | about_steering
+
+
+def _probe_questions(run: Run) -> list[dict[str, Any]]:
+    """At most `MOST_ROWS` probe questions: all about an entity, or none, because steering compares them."""
+    rows = run.table("questions").read(["id", "question", "group", "entity"], part="probe").to_pylist()
+    return sorted(rows, key=lambda r: (uniform("reconstruction", r["entity"] or r["id"]), r["id"]))[:MOST_ROWS]
 
 
 def decoder_address(run: Run) -> str:
@@ -132,21 +141,26 @@ def _augmenter(run: Run) -> Folder:
     return run.folder / "base/augmenter"
 
 
-def _fit_augmenter(run: Run, table: pa.Table) -> None:
-    """Fit what wanted states are made with on rows of `reconstruction`, and store it."""
-    decode, seed, states = run.config.decode, run.config.run.seed, matrix(table["state"])
-    unknown, steering = states[np.array(table["source_p_unknown"]) >= decode.min_p_unknown], None
+def _fit_augmenter(run: Run, folder: Path, card: Card, rows: list[dict[str, Any]]) -> None:
+    """Fit what wanted states are made with on the states of probe questions, and store it."""
+    decode, seed, target = run.config.decode, run.config.run.seed, run.base("decoder/probe_states")
+    source = run.base("decoder/probe_questions")
+    if not source.is_done:
+        source.write((None, pa.Table.from_pylist(rows, schema=schema.QUESTIONS)))
+    run_stage(reading(run, card, "probe_states", _common_words(run)), source, target)
+    table = target.read()
+    table = table.filter(pc.is_null(table["error"]))  # pyright: ignore
+    if not table.num_rows:
+        raise StageError(f"{target.folder.path}: every row failed, so nothing can be steered; see its folder errors")
+    states, steering = standardised(folder, states_of(table)), None
     if "steer" in decode.augment:
-        ids = set(table["id"].to_pylist())
-        batches = run.table("questions").batches(["id", "entity"], part="probe")
-        entity_of = {r["id"]: r["entity"] for b in batches for r in b.to_pylist() if r["id"] in ids}
-        entities = [entity_of[i] for i in table["id"].to_pylist()]
-        groups, tokens = table["group"].to_pylist(), matrix(table["token_state"])
-        steering = fit_steering(states, groups, entities, seed)
-        if steering is not None and tokens.any():
-            steering = steering.with_tokens(states, tokens, groups)
+        groups, entities = table["group"].to_pylist(), table["entity"].to_pylist()
+        steering = fit_steering(states.pooled, groups, entities, seed, states.mean_token)
         log.log(*_says(steering), extra={"stage": "decode"})
-    Augmenter(decode, seed, steering, unknown[:MOST_ROWS], _names(run)).save(_augmenter(run))
+    known = run.base("knowledge").read(["id", "unknown"])
+    unknown_ids = {i for i, u in zip(known["id"].to_pylist(), known["unknown"].to_pylist(), strict=True) if u}
+    unknown = np.array([i in unknown_ids for i in table["id"].to_pylist()], bool)
+    Augmenter(decode, seed, steering, states.pooled[unknown], _names(run)).save(_augmenter(run))
 
 
 def _names(run: Run) -> Names | None:
@@ -175,9 +189,7 @@ def _says(steering: Steering | None) -> tuple[int, str]:
     return INFO, f"steering among {len(steering.names)} {kind}{found}"
 
 
-def _stage(
-    run: Run, table: str, augmenter: Folder | None = None, states: pa.Schema = schema.NO_COLUMNS
-) -> Stage[DecodeSetup]:
+def _stage(run: Run, table: str, augmenter: Folder | None = None) -> Stage[DecodeSetup]:
     config, prompt, pool = run.config, corpus_prompt(run), run.config.decode.pool
     return Stage(
         name="decode",
@@ -192,14 +204,13 @@ def _stage(
             probe=run.folder / "base/search/probe",
             seed=config.run.seed,
             augmenter=augmenter,
-            with_state=len(states) > 0,
+            common=_common_words(run),
             limits=Limits.of(pool),
             placement=of_actor(config.model, pool, "decode"),
             abilities=abilities_of(config.model),
         ),
         pool=pool,
         tasks=config.ray.tasks,
-        states=states,
         max_error_fraction=config.run.max_error_fraction,
         prepare=Tokenize(config.model, prompt),
         row_seconds=row_seconds(pool),

@@ -16,6 +16,7 @@ from itertools import permutations
 import numpy as np
 from sklearn.cluster import KMeans
 from sklearn.metrics import silhouette_score
+from sklearn.neighbors import NearestNeighbors
 
 from ka2l_ray.hashing import uniform
 
@@ -31,6 +32,11 @@ SHARED_ENTITIES = 3
 """Entities that must be asked about in both groups before one is steered to the other."""
 MOST_ROWS = 4096
 """Questions that groups are fitted on at most."""
+NEIGHBOURS = 15
+"""Names nearest to a name, by the states of their tokens, that tell its kind."""
+KIN = 1.5
+"""Groups are about one kind of thing where among the neighbours of one's names the other's are this many times as
+frequent as among all names."""
 COVERED = 0.5
 """Share of the questions whose group must have another to be steered to, or clusters take the groups' place."""
 
@@ -80,20 +86,40 @@ class Steering:
 
 
 def fit_steering(
-    states: np.ndarray, groups: Sequence[str | None], entities: Sequence[str | None], seed: int = 0
+    states: np.ndarray,
+    groups: Sequence[str | None],
+    entities: Sequence[str | None],
+    seed: int = 0,
+    tokens: np.ndarray | None = None,
 ) -> Steering | None:
-    """Centroids of standardised states (N, D): by group where groups share entities, else by clustering, with the
-    number of clusters that does best on held-out entities; on `MOST_ROWS` at most.
+    """Centroids of standardised states (N, D): by group where groups share entities or, by the mean states (N, D) of
+    the `tokens` that say of whom, kinds of entities; else by clustering, with the number of clusters that does best on
+    held-out entities; on `MOST_ROWS` at most.
 
-    Groups that share no entities, such as topics, say of whom is asked rather than what, so that steering would leave
-    the thing. None where there are neither such groups nor enough questions for two clusters.
+    Groups that share neither, such as topics, say of whom is asked rather than what, so that steering would leave the
+    thing. None where there are neither such groups nor enough questions for two clusters.
     """
     states, groups, entities = states[:MOST_ROWS], groups[:MOST_ROWS], entities[:MOST_ROWS]
+    tokens = None if tokens is None or not tokens.any() else tokens[:MOST_ROWS]
+    made = _fitted(states, groups, entities, seed, tokens)
+    return made if made is None or tokens is None else made.with_tokens(states, tokens, groups)
+
+
+def _fitted(
+    states: np.ndarray,
+    groups: Sequence[str | None],
+    entities: Sequence[str | None],
+    seed: int,
+    tokens: np.ndarray | None,
+) -> Steering | None:
     known = [n for n, g in enumerate(groups) if g]
     names = sorted({str(groups[n]) for n in known})
     index = {name: n for n, name in enumerate(names)}
     assigned, own = np.array([index[str(groups[n])] for n in known], int), [entities[n] for n in known]
     targets = _targets(len(names), assigned, own)
+    if tokens is not None and known:
+        kin = _kin(len(names), assigned, tokens[known])
+        targets = tuple(sharing or alike for sharing, alike in zip(targets, kin, strict=True))
     if sum(bool(targets[g]) for g in assigned) < COVERED * len(states) or not known:
         return _by_clusters(states, entities, seed)
     centroids = np.stack([states[known][assigned == g].mean(0) for g in range(len(names))]).astype(np.float32)
@@ -135,6 +161,24 @@ def _targets(count: int, assigned: np.ndarray, entities: Sequence[str | None]) -
         for a, b in permutations(found, 2):
             shared[a, b] += 1
     return tuple(tuple(int(t) for t in np.argsort(-row, kind="stable") if row[t] >= SHARED_ENTITIES) for row in shared)
+
+
+def _kin(count: int, assigned: np.ndarray, tokens: np.ndarray) -> tuple[tuple[int, ...], ...]:
+    """Of each group the ones that ask about the same kind of thing, by the mean states (N, D) of the questions' names,
+    most alike first."""
+    near = min(NEIGHBOURS, len(tokens) - 1)
+    if near < 1:
+        return ((),) * count
+    scaled = (tokens - tokens.mean(0)) / np.maximum(tokens.std(0), 1e-6)
+    found = NearestNeighbors(n_neighbors=near + 1).fit(scaled).kneighbors(scaled, return_distance=False)[:, 1:]
+    met = np.zeros((count, count))
+    np.add.at(met, (np.repeat(assigned, near), assigned[found].ravel()), 1.0)
+    expected = met.sum(1, keepdims=True) * np.bincount(assigned, minlength=count) / len(assigned)
+    times = met / np.maximum(expected, 1e-9)
+    return tuple(
+        tuple(int(t) for t in np.argsort(-times[g], kind="stable") if times[g, t] >= KIN and t != g)
+        for g in range(count)
+    )
 
 
 def same_thing(

@@ -6,6 +6,7 @@ killed training run continues from its last checkpoint; what is there is not don
 Refuses to know: strategies, rounds, what the decoder is used for.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -32,17 +33,17 @@ from ka2l_ray.dataflow.shard_size import row_seconds
 from ka2l_ray.dataflow.stage import Stage, run_stage
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.dataflow.vault import open_vault, vault
+from ka2l_ray.decode.decoders import Card
 from ka2l_ray.decode.filters import text_hash
 from ka2l_ray.decode.fitting import DecoderJob, fit_rank
 from ka2l_ray.decode.metrics import reconstruction
 from ka2l_ray.decode.reading import ReadActor, ReadSetup
-from ka2l_ray.decode.self_decoder import SelfCard
+from ka2l_ray.decode.self_decoder import SelfCard, is_held_out
 from ka2l_ray.decode.whom import CommonWords
 from ka2l_ray.decode.writing import WriteActor, WriteSetup
 from ka2l_ray.errors import ConfigError, StageError, UserError
 from ka2l_ray.finetune.job import Refusal
 from ka2l_ray.finetune.train import PlacedTorch, RayCheckpoints, restored_interrupt_handler
-from ka2l_ray.hashing import uniform
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.examine import abilities_of
 from ka2l_ray.models.loading import depth_and_width
@@ -51,6 +52,8 @@ from ka2l_ray.text.normal import normalize
 
 BEGINS_ON = 4000
 """Questions that the projections begin on, at most."""
+PROBE = "probe"
+"""The split whose questions are always trained on."""
 SHUFFLED = 4096
 """Questions that an epoch's order is drawn among, at a time."""
 
@@ -69,7 +72,8 @@ def train_decoder(run: Run) -> dict[str, Any]:
     questions, states = (run.base(f"decoder/{name}") for name in ("questions", "states"))
     if not questions.is_done:
         _collect_questions(run, questions)
-    run_stage(_reading(run, card), questions, states)
+    common = CommonWords.of((r["question"], r["group"]) for b in questions.batches() for r in b.to_pylist())
+    run_stage(reading(run, card, "decoder_states", common), questions, states)
     result = _trained(run, _job(run, card, states), states)
     result |= {"held_out_metrics": _measured(run, states)}
     record.write_json(result)
@@ -86,8 +90,8 @@ def decoder_of(run: Run) -> Folder:
 def card_of(run: Run) -> SelfCard:
     """The states that the run's decoder reads. Raises `ConfigError` for layers that the model does not have."""
     training, (depth, width) = run.config.decode.training, depth_and_width(run.config.model)
-    layer = depth // 2 if training.layer == "auto" else training.layer
-    token_layer = max(1, depth // 5) if training.token_layer == "auto" else training.token_layer
+    layer = max(1, depth // 5) if training.layer == "auto" else training.layer
+    token_layer = min(2, depth) if training.token_layer == "auto" else training.token_layer
     token_layer = None if token_layer == "none" else token_layer
     for name, given in (("layer", layer), ("token_layer", token_layer)):
         if given is not None and given > depth:
@@ -101,52 +105,56 @@ def card_of(run: Run) -> SelfCard:
         width=width,
         rank=training.rank,
         pooled_tokens=training.pooled_tokens,
+        held_out=training.held_out,
     )
 
 
 def _collect_questions(run: Run, target: Table) -> None:
-    """Write the questions that the decoder is trained and measured on. Raises `StageError` where there are too few."""
-    training, source = run.config.decode.training, run.table("questions")
-    known, entities = set[int](), set[str]()
-    for split in ("pool", "eval"):
-        for batch in source.batches(["question", "entity"], part=split):
-            for row in batch.to_pylist():
-                known.add(text_hash(row["question"]))
-                entities.add(normalize(row["entity"] or ""))
-    entities.discard("")
-    rows, left_out, of_format = list[dict[str, Any]](), 0, dict[str, int]()
-    given = ({"question": r["question"], "group": r["group"], "entity": r["entity"]} for r in _probe(source))
-    for name, question in (*(("probe", q) for q in given), *_of_files(training)):
-        key = text_hash(question["question"])
-        if key in known or normalize(question["entity"] or "") in entities:
-            left_out += key not in known or name != "probe"
-            continue
-        known.add(key)
-        of_format[name] = of_format.get(name, 0) + 1
-        rows.append({"id": f"{key:016x}", **question})
-    common = CommonWords.of((r["question"], r["group"]) for r in rows)
-    held = 0
-    for row in sorted(rows, key=lambda r: r["id"]):
-        row["whom_start"], row["whom_end"] = common.whom(row["question"], row["entity"], row["group"])
-        apart = uniform("decoder-held-out", normalize(row["entity"] or row["question"])) < training.held_out
-        row["held_out"] = apart
-        held += apart
+    """Write the questions that the decoder is trained and measured on: the probe split, then as many of the files' as
+    training can use. Raises `StageError` where there are too few."""
+    training = run.config.decode.training
+    usable, left_out = _usable(run.table("questions"), training)
+    usable.sort(key=lambda r: (r["format"] != PROBE, r["id"]))  # ids are hashes, so theirs is a random order
+    rows = sorted(usable[: training.examples + training.held_out_rows], key=lambda r: r["id"])
+    for row in rows:
+        row["held_out"] = is_held_out(row["question"], row["entity"], training.held_out)
+    held = sum(r["held_out"] for r in rows)
     if not held or len(rows) - held < training.batch_rows:
         raise StageError(
             f"{len(rows) - held} questions to train a decoder on and {held} held out; at least "
             f"{training.batch_rows} (decode.training.batch_rows) and 1 are needed. Name files in "
             "decode.training.questions, or raise corpus.split.probe"
         )
-    rows.sort(key=lambda r: r["id"])  # ids are hashes, so this is a random order
     table = pa.Table.from_pylist(rows, schema=schema.TABLES["decoder_questions"].schema)
-    target.write((None, table), left_out=left_out, of_format=of_format)
-    said = "%s questions to train on, %s held out with their entities; %s left out, because pool or eval ask about them"
+    target.write((None, table), left_out=left_out, of_format=Counter(r["format"] for r in rows))
+    said = "%s questions to train on, %s held out with their entities; %s of files left out, because pool or eval ask "
+    said += "about the same"
     counts = (f"{n:,}" for n in (len(rows) - held, held, left_out))
     log.info(said, *counts, extra={"stage": "train-decoder"})
 
 
-def _probe(source: Table) -> Iterator[dict[str, Any]]:
-    for batch in source.batches(["question", "group", "entity"], part="probe"):
+def _usable(source: Table, training: DecoderTrainingSection) -> tuple[list[dict[str, Any]], int]:
+    """Distinct questions of the probe split and the files, each with its `format`, that pool and eval do not ask, nor
+    anything else about their entities; and how many of the files were left out for that."""
+    taken, entities = set[int](), set[str]()
+    for split in ("pool", "eval"):
+        for row in _rows(source, split):
+            taken.add(text_hash(row["question"]))
+            entities.add(normalize(row["entity"] or ""))
+    entities.discard("")
+    asked, rows, left_out = set[int](), list[dict[str, Any]](), 0
+    for name, row in (*((PROBE, r) for r in _rows(source, PROBE)), *_of_files(training)):
+        key = text_hash(row["question"])
+        if key in taken or normalize(row["entity"] or "") in entities:
+            left_out += name != PROBE
+        elif key not in asked:
+            asked.add(key)
+            rows.append({"id": f"{key:016x}", "format": name, **row})
+    return rows, left_out
+
+
+def _rows(source: Table, split: str) -> Iterator[dict[str, Any]]:
+    for batch in source.batches(["question", "group", "entity"], part=split):
         yield from batch.to_pylist()
 
 
@@ -160,13 +168,14 @@ def _of_files(training: DecoderTrainingSection) -> Iterator[tuple[str, dict[str,
                     yield name, {"question": row.text, "group": row.group, "entity": row.entity}
 
 
-def _reading(run: Run, card: SelfCard) -> Stage[ReadSetup]:
+def reading(run: Run, card: Card, table: str, common: CommonWords) -> Stage[ReadSetup]:
+    """The stage that reads the states of a decoder's card into a table."""
     config, prompt, pool = run.config, corpus_prompt(run), run.config.decode.pool
     state = pa.list_(pa.float16(), card.width)
     return Stage(
-        name="train-decoder",
+        name="decode",
         run=config.run.name,
-        spec=schema.TABLES["decoder_states"],
+        spec=schema.TABLES[table],
         actor=ReadActor,
         setup=ReadSetup(
             model=config.model,
@@ -174,6 +183,7 @@ def _reading(run: Run, card: SelfCard) -> Stage[ReadSetup]:
             layer=card.layer,
             position=card.position,
             token_layer=card.token_layer,
+            common=common,
             limits=Limits.of(pool),
             placement=of_actor(config.model, pool, "decode"),
             abilities=abilities_of(config.model),

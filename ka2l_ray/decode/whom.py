@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ka2l_ray.text.prompts import Prompter
 
@@ -61,8 +62,15 @@ NO_GROUPS = CommonWords()
 """Nothing is known to be common."""
 
 
+WHOM = ["question", "entity", "group"]
+"""Columns that tell."""
+
+
 def whom_tokens(
-    prompter: Prompter, questions: Sequence[str], spans: Sequence[tuple[int, int]]
+    prompter: Prompter, questions: Sequence[Mapping[str, Any]], common: CommonWords = NO_GROUPS
 ) -> list[tuple[int, int]]:
-    """Of each question's prompt the tokens [first, after the last) of the span of characters, at most `MOST_TOKENS`."""
-    return [(first, min(last, first + MOST_TOKENS)) for first, last in prompter.tokens_at(questions, spans)]
+    """Of the prompt of each question, with the columns `WHOM`, the tokens [first, after the last) that say of whom it
+    asks, at most `MOST_TOKENS`."""
+    spans = [common.whom(q["question"], q["entity"], q["group"]) for q in questions]
+    at = prompter.tokens_at([q["question"] for q in questions], spans)
+    return [(first, min(last, first + MOST_TOKENS)) for first, last in at]

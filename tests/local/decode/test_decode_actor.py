@@ -11,11 +11,15 @@ from ka2l_ray.config import DecodeSection, ModelSection
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.actor import DecodeActor, DecodeSetup
 from ka2l_ray.decode.augment import Augmenter, requests_for
+from ka2l_ray.decode.decoders import standardised
 from ka2l_ray.decode.grounding import Names
+from ka2l_ray.decode.question_states import QuestionStates
+from ka2l_ray.decode.states import decoder_folder
 from ka2l_ray.decode.steering import fit_steering
+from ka2l_ray.models.activations import prompt_states
+from ka2l_ray.models.loading import load_model, load_tokenizer
 from ka2l_ray.models.probe import LinearProbe, ProbeCard
-from ka2l_ray.models.prompts import Tokenize
-from ka2l_ray.tables import matrix
+from ka2l_ray.models.prompts import Tokenize, encode
 from ka2l_ray.world.facts import build_world, phrase_question
 from ka2l_ray.world_model.pretrain import PROMPT
 
@@ -37,7 +41,9 @@ def asked(requests: list[dict[str, Any]]) -> pa.Table:
 
 
 def setup(folder: Folder, section: DecodeSection, **fields: Any) -> DecodeSetup:
-    return DecodeSetup(model=WORLD, prompt=PROMPT, decode=section, decoder="world", probe=folder / "probe", seed=0, **fields)
+    return DecodeSetup(
+        model=WORLD, prompt=PROMPT, decode=section, decoder="world", probe=folder / "probe", seed=0, **fields
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +53,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     card = ProbeCard("world", PROMPT.template, 3, "last", 128, 1.0, 1.0)
     LinearProbe(np.ones(128) / 128, 0.0, card).save(folder / "probe")
     own = [r | {"source_id": r["id"], "variant": 0, "augment": "none"} for r in ROWS]
-    found = DecodeActor(setup(folder, DecodeSection(), with_state=True))(asked(own))
-    states = matrix(found["state"])
+    found = DecodeActor(setup(folder, DecodeSection()))(asked(own))
     exact = np.mean([w == r["question"] for w, r in zip(found["decoded_question"], ROWS, strict=True)])
     assert exact > 0.7, "questions are reconstructed from their own states"
     assert found["similarity"].mean() > 0.9
+    read = prompt_states(
+        load_model(WORLD), 6, encode(load_tokenizer(WORLD), PROMPT, [r["question"] for r in ROWS]), "mean", [3]
+    )
+    states = standardised(decoder_folder("world"), QuestionStates.pooled_alone(read[3].numpy())).pooled
     steering = fit_steering(states, [None] * len(ROWS), [r["entity"] for r in ROWS])
     assert steering is not None
     Augmenter(DecodeSection(), 0, steering, states[:50]).save(folder / "augmenter")

@@ -166,7 +166,15 @@ def decoding(folder: Path) -> Any:
     section = DecodeSection()
     placement = of_actor(WORLD, section.pool, "decode")
     return DecodeActor(
-        DecodeSetup(model=WORLD, prompt=PROMPT, decode=section, probe=probe(folder), seed=0, placement=placement)
+        DecodeSetup(
+            model=WORLD,
+            prompt=PROMPT,
+            decode=section,
+            decoder="world",
+            probe=probe(folder),
+            seed=0,
+            placement=placement,
+        )
     )
 
 

@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: help demo demo-llm test unit test-long families test-vllm check docs bench bench-gpu bench-shards bench-vllm bench-grading
-.PHONY: world-bench saving
+.PHONY: world-bench saving smollm2-decoder
 .PHONY: autoscale forgetting decoding image-steps clean
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -30,6 +30,13 @@ demo: .venv/.ready ## the whole loop on the knowledge world, local Ray (about 6 
 demo-llm: .venv/.ready .venv/.smollm2 ## the same on a real model and real questions: SmolLM2, 135 M parameters (20 minutes on two cores)
 	@echo "== ka2l run jobs/configs/smollm2-wikifacts.yaml: find what SmolLM2 does not know, teach it that, report the cost"
 	$(BIN)/ka2l run jobs/configs/smollm2-wikifacts.yaml
+
+DATA ?= ../shared/data
+smollm2-decoder: .venv/.ready .venv/.smollm2 ## the shipped question decoder of SmolLM2 (20 minutes on two cores; needs EntityQuestions and PopQA in $$DATA)
+	$(BIN)/ka2l train-decoder jobs/configs/smollm2-wikifacts.yaml --to ka2l_ray/decode/smollm2 \
+		--set run.name=smollm2-decoder --set decode.decoder=null --set decode.training.cpus_per_worker=2 \
+		--set decode.training.examples=6000 --set decode.training.evaluate_every_steps=50 \
+		--set "decode.training.questions={entity_questions: [$(DATA)/entityquestions_dev.jsonl], popqa: [$(DATA)/popqa_merged.jsonl]}"
 
 test: .venv/.ready .venv/.smollm2 ## all tests except the long ones (under 25 minutes on two cores)
 	@echo "== unit tests, then tests with small models, servers and processes on this machine; none of them with Ray"

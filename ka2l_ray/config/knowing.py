@@ -226,7 +226,8 @@ class DecodeSection(Section):
     """Whether to measure a decoder, and use it in the strategies `ka2l` (which only records its questions) and
     `decoded` (which buys them)."""
     decoder: Annotated[Text | None, NoKeys] = "world"
-    """`world` (the shipped decoder), or a decoder's folder or URI; null: the run trains its own (`training`)."""
+    """`world` or `smollm2` (the decoders that are shipped, for the world's model and for SmolLM2 under the prompt of
+    `jobs/configs/smollm2-wikifacts.yaml`), or a decoder's folder or URI; null: the run trains its own (`training`)."""
     augment: Annotated[tuple[Augment, ...], Field(min_length=1)] = ("steer",)
     """How the state of a new question is made from that of an unknown one; each way that is named makes `variants`.
     `steer`: what is asked becomes something else, of whom stays: − centroid of the question's own group + centroid of

@@ -30,10 +30,10 @@ def decode_states(
 ) -> list[str]:
     """Write one question per state (N, D); the decoder's card names the model, prompt, layer and position to read.
 
-    `decoder` is a loaded one, `world`, a folder or a URI. Gaussian `noise`, in standard deviations of the decoder's
-    training states, makes other questions of the same kind; without it, and at a `temperature` of 0, a question is
-    reconstructed. Draws depend only on `seed` and `ids` (N,), which default to row numbers. `tokenizer` is that of the
-    card's model, and is loaded where left out.
+    `decoder` is a loaded one, `world`, a folder or a URI, of a decoder that reads pooled states alone. Gaussian `noise`,
+    in standard deviations of the decoder's training states, makes other questions of the same kind; without it, and at
+    a `temperature` of 0, a question is reconstructed. Draws depend only on `seed` and `ids` (N,), which default to row
+    numbers. `tokenizer` is that of the card's model, and is loaded where left out.
 
     Raises `ValueError` for states of another width, or where states and ids differ in number; `ConfigError` or
     `FileNotFoundError` for a folder without a whole decoder. Source: KA2L, stage 2.
@@ -57,8 +57,10 @@ def decode_states(
 
 
 def decoder_folder(decoder: str) -> Path:
-    """Folder of a decoder: the shipped one for `world`, else the path given, or a local copy of the URI."""
-    return ASSETS / "decoder" if decoder == "world" else local_copy(decoder)
+    """Folder of a decoder: the shipped one for `world` and `smollm2`, else the path given, or a local copy of the
+    URI."""
+    shipped = {"world": ASSETS / "decoder", "smollm2": Path(__file__).parent / "smollm2"}
+    return shipped[decoder] if decoder in shipped else local_copy(decoder)
 
 
 def normal(seed: int, ids: Sequence[str], width: int) -> np.ndarray:

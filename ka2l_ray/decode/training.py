@@ -43,7 +43,7 @@ from ka2l_ray.decode.whom import CommonWords
 from ka2l_ray.decode.writing import WriteActor, WriteSetup
 from ka2l_ray.errors import ConfigError, StageError, UserError
 from ka2l_ray.finetune.job import Refusal
-from ka2l_ray.finetune.train import PlacedTorch, RayCheckpoints, restored_interrupt_handler
+from ka2l_ray.finetune.train import PlacedTorch, RayCheckpoints, has_valid_list, restored_interrupt_handler
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.examine import abilities_of
 from ka2l_ray.models.loading import depth_and_width
@@ -52,6 +52,8 @@ from ka2l_ray.text.normal import normalize
 
 BEGINS_ON = 4000
 """Questions that the projections begin on, at most."""
+NAME = "decoder"
+"""The training run's name to Ray Train."""
 PROBE = "probe"
 """The split whose questions are always trained on."""
 SHUFFLED = 4096
@@ -267,8 +269,11 @@ def _measured(run: Run, states: Table) -> dict[str, float | None]:
 
 
 def _trained(run: Run, job: DecoderJob, states: Table) -> dict[str, Any]:
-    """Train on Ray Train; the content of the record."""
-    training, folder = job.training, (run.folder / "base/decoder/train").make()
+    """Train on Ray Train; the content of the record. Where its list of checkpoints is damaged it starts again."""
+    training, folder = job.training, run.folder / "base/decoder/train"
+    if not has_valid_list(folder / NAME):
+        folder.delete()
+    folder.make()
     resources = {"CPU": training.cpus_per_worker} | ({"GPU": 1} if training.gpus_per_worker else {})
     columns = ["question", "state", "tokens", "held_out", "error"]
     ray.data.DataContext.get_current().execution_options.preserve_order = True  # so that a resumed epoch is the same
@@ -285,7 +290,7 @@ def _trained(run: Run, job: DecoderJob, states: Table) -> dict[str, Any]:
             label_selector=dict(training.nodes.labels) or None,
         ),
         run_config=RunConfig(
-            name="decoder",
+            name=NAME,
             storage_path=folder.path,
             storage_filesystem=folder.filesystem,
             failure_config=FailureConfig(max_failures=training.max_failures),

@@ -204,7 +204,7 @@ def fallback_checkpoint(job: Job, folder: Folder) -> Folder | None:
 
     A damaged list is deleted, because Ray Train fails on it; there is none until the next checkpoint is listed.
     """
-    if _has_valid_list(folder):
+    if has_valid_list(folder):
         return None
     (folder / SNAPSHOT).delete()
     steps = sorted((n for n in folder.names(files_only=False) if n.startswith("step_")), reverse=True)
@@ -220,7 +220,7 @@ def fallback_checkpoint(job: Job, folder: Folder) -> Folder | None:
     return None
 
 
-def _has_valid_list(folder: Folder) -> bool:
+def has_valid_list(folder: Folder) -> bool:
     """Whether Ray Train's list exists and is complete, and every checkpoint that it names exists."""
     try:
         listed = [c["checkpoint_dir_name"] for c in json.loads((folder / SNAPSHOT).read_bytes())["checkpoint_results"]]

@@ -142,6 +142,11 @@ def _contradictions(config: Config) -> Iterator[ConfigError]:
         yield ConfigError(f"active.budget = {active.budget} exceeds corpus.world.pool_questions = {pool_questions}")
     if not world and config.annotate.source == "world":
         yield ConfigError("annotate.source: `world` needs corpus.source = world; use `reference`")
+    if not world and config.annotate.source == "reference" and "decoded" in active.strategies:
+        yield ConfigError(
+            "active.strategies: `decoded` buys questions that the corpus does not contain, so reference answers cannot "
+            "answer them; set annotate.source: endpoint or file"
+        )
     if adapter is not None and not Folder.of(adapter).exists():
         yield ConfigError(f"model.adapter = {adapter!r}: no such folder; a hub's adapter must be downloaded first")
     if comparing and active.budget > acquire.candidates:

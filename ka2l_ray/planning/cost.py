@@ -12,6 +12,7 @@ from ka2l_ray.active.replay import replay_counts
 from ka2l_ray.active.strategies import STRATEGIES, Need, draws, that_need
 from ka2l_ray.config import Config, Pool
 from ka2l_ray.corpus.again import eval_scope
+from ka2l_ray.dataflow.paths import SHIPPED
 from ka2l_ray.dataflow.placement import gpus_used
 from ka2l_ray.dataflow.shard_size import row_seconds, shard_rows
 from ka2l_ray.planning.asking import annotating, rewording
@@ -28,6 +29,8 @@ OPTIMIZER_BYTES = 12
 """AdamW's float32 copy of a trained weight and its two moments."""
 TRAINED_ANSWER = 8
 """Tokens of an answer that is trained on, with its end token."""
+ADAPTED = 9
+"""Modules of a block that adapters are added to, with their widths over the model's, on average."""
 DECODED = 24
 """Tokens of a decoded question at most, as the shipped decoder writes them."""
 
@@ -47,6 +50,8 @@ def lines(config: Config, extent: Extent, shape: Shape, adapter_parameters: int)
         candidates = min(pool, sum(replay_counts(replay, budget)) + 2 * budget)
         tuned = replace(extent, shared=extent.tuned_shared, own=extent.tuned_own)  # asked under `finetune.prompt`
         found.append(_Estimate(config, tuned, shape).collecting("replay", candidates, replay.samples))
+    if config.decode.enabled and config.decode.decoder is None:
+        found.append(estimate.training_a_decoder())
     if config.decode.enabled:
         found.append(estimate.decoding())
     found += [
@@ -201,16 +206,39 @@ class _Estimate:
         curves = sum(STRATEGIES[s].decodes for s in active.strategies)
         wanted = decode.variants * len(decode.augment)
         new = curves * active.budget * wanted
-        rows = checked + new
+        rows, whole = checked + new, decode.decoder != SHIPPED
         return replace(
             self.line("decode", rows, decode.pool),
             read_tokens=(2 * checked + new * (1 + decode.candidates)) * self.extent.own,
             written_tokens=(checked + new * decode.candidates) * DECODED,
-            memory_bytes=self.shape.first_blocks_bytes(self.deepest) + self.reading_bytes(decode.pool),
-            memory_is=f"embeddings and blocks 1 … {self.deepest}, one batch; the decoder comes on top",
+            memory_bytes=(self.shape.weight_bytes if whole else self.shape.first_blocks_bytes(self.deepest))
+            + self.reading_bytes(decode.pool),
+            memory_is="weights with the decoder's adapters, one batch"
+            if whole
+            else f"embeddings and blocks 1 … {self.deepest}, one batch; the decoder comes on top",
             storage_bytes=rows * 2 * TEXT_BYTES,
             does=f"{checked:,} to measure the decoder, "
             f"then {wanted} per unknown question bought in {curves} curve(s), each the best of {decode.candidates}",
+        )
+
+    def training_a_decoder(self) -> Line:
+        """Each question is read once for its states, and its name, pseudo-tokens and text in each step that shows
+        it."""
+        training, shape, own = self.config.decode.training, self.shape, self.extent.own
+        trained = 2 * training.rank * shape.layers * ADAPTED * shape.width + 3 * shape.width**2
+        workers = Pool(
+            min=training.workers, max=training.workers, cpus=training.cpus_per_worker, gpus=training.gpus_per_worker
+        )
+        in_step = training.batch_rows // training.workers * 2 * own
+        live = in_step * shape.layers * shape.width * LIVE_VALUES * shape.bytes_per_value
+        return replace(
+            self.line("train-decoder", training.examples, workers),
+            read_tokens=3 * own * training.examples,
+            memory_bytes=shape.weight_bytes + trained * (4 + OPTIMIZER_BYTES) + live,
+            memory_is=f"weights {size(shape.weight_bytes)}, adapters and optimizer, activations {size(live)}",
+            storage_bytes=2 * trained + training.examples * (1 + own // 2) * shape.width * STATE_BYTES,
+            does=f"at most {training.examples // training.batch_rows:,} steps of {training.batch_rows} questions; "
+            f"leaves {size(2 * trained)}",
         )
 
     def evaluating(self) -> Line:

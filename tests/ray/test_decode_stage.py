@@ -14,6 +14,7 @@ from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.augment import Augmenter
+from ka2l_ray.decode.question_states import token_column
 from ka2l_ray.decode.stage import check_decoder, decoded_statuses, is_fitted
 from ka2l_ray.errors import StageError
 from ka2l_ray.tables import fixed_size
@@ -55,20 +56,21 @@ def reconstructed(folder: Path, **decode: Any) -> Run:
         for p, w in asked
     ]
     run.table("questions").write(("probe", pa.Table.from_pylist(questions, schema=schema.QUESTIONS)))
-    requests = [
-        {k: q[k] for k in ("id", "question", "group")} | {"source_id": q["id"], "variant": 0, "augment": "none"}
-        for q in questions
-    ]
+    known = [{"id": q["id"], "unknown": w} for q, (_, w) in zip(questions, asked, strict=True)]
+    run.base("knowledge").write((None, pa.Table.from_pylist(known)))
+    own = {"variant": 0, "augment": "none", "source_id": None}
+    requests = [own | {k: q[k] for k in ("id", "question", "group", "entity")} for q in questions]
     table = pa.Table.from_pylist(requests, schema=schema.TABLES["requests"].schema)
     Table(run.folder / "base/reconstruction/requests").write((None, table))
-    found = [
-        r
-        | {"decoded_question": r["question"], "target": None, "similarity": 1.0, "name": None, "explained": 1.0}
-        | {"p_unknown": 0.9, "source_p_unknown": 0.9 if w else 0.1, "error": None if p else "ValueError: unreadable"}
-        for r, (p, w) in zip(requests, asked, strict=True)
-    ]
+    errors = [None if p else "ValueError: unreadable" for p, _ in asked]
+    found = [r | {"decoded_question": r["question"], "error": e} for r, e in zip(requests, errors, strict=True)]
+    run.base("reconstruction").write((None, pa.Table.from_pylist(found)))
+    read = [{k: q[k] for k in ("id", "question", "group", "entity")} for q in questions]
+    run.base("decoder/probe_questions").write((None, pa.Table.from_pylist(read)))
     states = fixed_size(np.stack([people[p] + ways[w] for p, w in asked]), {0, 1})
-    run.base("reconstruction").write((None, pa.Table.from_pylist(found).append_column("state", states)))
+    columns = pa.Table.from_pylist([r | {"error": e} for r, e in zip(read, errors, strict=True)])
+    columns = columns.append_column("tokens", token_column([np.zeros((0, 128), np.float32)] * len(asked), 128))
+    run.base("decoder/probe_states").write((None, columns.append_column("state", states)))
     return run
 
 
@@ -82,7 +84,7 @@ def test_what_wanted_states_are_made_with_is_fitted_once_and_again_only_where_it
     fitted = Augmenter.load(run.folder / "base/augmenter", run.config.decode, 0)
     assert fitted.steering is not None
     assert not fitted.steering.by_group, "families say of whom is asked"
-    assert len(fitted.unknown) == 39, "readable sources that the probe takes to be unknown"
+    assert len(fitted.unknown) == 39, "readable questions that are labelled unknown"
     card = run.folder / "base/augmenter/augmenter.json"
     card.write_json(card.read_json() | {"steering": None})
     assert check_decoder(run)["steering_groups"] is None, "what rounds have used stays"

@@ -55,6 +55,7 @@ ASKED = pa.table(
         "source_id": ["a", "b"],
         "variant": [0, 0],
         "augment": ["noise", "temperature"],
+        "entity": [None, None],
         "group": ["city", None],
     }
 )
@@ -165,17 +166,8 @@ def scoring(folder: Path) -> Any:
 def decoding(folder: Path) -> Any:
     section = DecodeSection()
     placement = of_actor(WORLD, section.pool, "decode")
-    return DecodeActor(
-        DecodeSetup(
-            model=WORLD,
-            prompt=PROMPT,
-            decode=section,
-            decoder="world",
-            probe=probe(folder),
-            seed=0,
-            placement=placement,
-        )
-    )
+    fields: Any = {"model": WORLD, "prompt": PROMPT, "decode": section, "decoder": "world", "probe": probe(folder)}
+    return DecodeActor(DecodeSetup(**fields, seed=0, placement=placement))
 
 
 def evaluating(folder: Path) -> Any:

@@ -1,0 +1,136 @@
+"""`ka2l train-decoder` on the world: every question once, killed workers, bad input; and rounds that use what was
+trained."""
+
+import json
+import signal
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+from runs import copied, small
+
+from ka2l_ray.config import Config, ConfigError
+from ka2l_ray.dataflow.manifests import Table
+from ka2l_ray.dataflow.runs import Run
+from ka2l_ray.decode.decoders import card_at
+from ka2l_ray.decode.stage import check_decoder, decode
+from ka2l_ray.decode.training import decoder_of, train_decoder
+from ka2l_ray.errors import StageError
+
+TRAINING = "{examples: 96, batch_rows: 8, rank: 2, evaluate_every_steps: 6, checkpoint_every_steps: 2, layer: 3, held_out: 0.2}"
+CITIES = [
+    {"id": f"c{n}", "question": f"What is the capital of {a}{b}?"}
+    for n, (a, b) in enumerate(zip("ABCDEF" * 3, "uvwxyz" * 3, strict=True))
+]
+
+
+def trained(storage: Path, *overrides: str) -> Config:
+    return small(storage, "decode.decoder=null", f"decode.training={TRAINING}", "decode.check_questions=20", *overrides)
+
+
+@pytest.fixture(scope="module")
+def run(scored, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A scored run with a decoder of its own, and files of which some questions must be left out."""
+    folder = tmp_path_factory.mktemp("trained")
+    first = next(scored[0].table("questions").batches(["question"], part="eval"))["question"][0].as_py()
+    rows = [*CITIES, CITIES[0] | {"id": "again"}, {"id": "leak", "question": first}]
+    (folder / "more.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    given = f"decode.training.questions={{generic: [{folder / 'more.jsonl'}]}}"
+    made = copied(scored[0], trained(folder, given))
+    train_decoder(made)
+    return made
+
+
+def test_every_question_is_read_once_and_eval_is_left_out(run: Run) -> None:
+    asked = run.base("decoder/questions").read().to_pylist()
+    read = run.base("decoder/states").read().to_pylist()
+    assert Counter(r["id"] for r in read) == Counter(r["id"] for r in asked)
+    texts = Counter(r["question"] for r in asked)
+    assert set(texts.values()) == {1}
+    forbidden = {
+        r
+        for part in ("eval", "pool")
+        for r in run.table("questions").read(["question"], part=part)["question"].to_pylist()
+    }
+    assert not forbidden & texts.keys()
+    manifest = run.base("decoder/questions").manifest()
+    assert manifest["left_out"] == 1
+    assert manifest["of_format"] == {"probe": 120, "generic": len({c["question"] for c in CITIES})}
+    entities = {held: {r["entity"] for r in asked if r["held_out"] == held and r["entity"]} for held in (True, False)}
+    assert entities[True]
+    assert not entities[True] & entities[False]
+
+
+def test_what_was_trained_says_which_states_it_reads_and_how_good_it_is(run: Run) -> None:
+    record = json.loads((decoder_of(run) / "training.json").read_bytes())
+    assert record["steps"] == record["planned_steps"] == 12
+    assert record["held_out_metrics"]["exact_match"] is not None
+    assert record["losses"][-1] < record["losses"][0]
+    card = card_at(Path(decoder_of(run).path))
+    assert (card.kind, card.model, card.layer, card.token_layer) == ("self", "world", 3, 2)
+    checked = run.base("decoder/check").read()
+    held = [r["id"] for r in run.base("decoder/questions").read().to_pylist() if r["held_out"]]
+    assert sorted(checked["id"].to_pylist()) == sorted(held)
+    before = (decoder_of(run) / "decoder.safetensors").read_bytes()
+    assert train_decoder(run) == record
+    assert (decoder_of(run) / "decoder.safetensors").read_bytes() == before
+
+
+def test_rounds_decode_with_it(run: Run, tmp_path: Path) -> None:
+    found = check_decoder(run)
+    assert found["steering_groups"], "groups of the world share people"
+    sources = run.table("questions").read(["id", "question", "group", "entity"], part="pool").slice(0, 6).to_pylist()
+    target = Table(run.folder / "a_round/decoded")
+    table = decode(run, sources, target, ())
+    assert Counter(table["source_id"].to_pylist()) == Counter({s["id"]: 2 for s in sources})
+    assert decode(run, sources, target, ()).equals(table)
+
+
+def train_workers() -> list[psutil.Process]:
+    """The Train workers of the cluster that this process started."""
+    mine = psutil.Process().children(recursive=True)
+    return [p for p in mine if p.is_running() and "RayTrainWorker" in " ".join(p.cmdline())]
+
+
+def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(scored, tmp_path: Path) -> None:
+    config = trained(tmp_path, "decode.training.examples=800", "decode.training.workers=2")
+    made, killed = copied(scored[0], config), threading.Event()
+
+    def kill() -> None:
+        progress = made.folder / "base/decoder/progress.json"
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not killed.is_set():
+            if progress.exists() and progress.read_json_or_empty().get("step", 0) >= 20:
+                train_workers()[-1].send_signal(signal.SIGKILL)
+                killed.set()
+            time.sleep(0.02)
+
+    watcher = threading.Thread(target=kill)
+    watcher.start()
+    try:
+        result = train_decoder(made)
+    finally:
+        watcher.join()
+    assert killed.is_set()
+    assert len(result["resumed_at_steps"]) == 1
+    assert result["resumed_at_steps"][0] > 0
+    assert len(result["losses"]) == result["steps"] == 100
+    assert not (made.folder / "base/decoder/train").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "says"),
+    [
+        (("decode.training.layer=9",), ConfigError, r"decode\.training\.layer = 9: the model has layers 0 … 6"),
+        (("decode.training.batch_rows=512",), StageError, r"questions to train a decoder on and .* held out"),
+        (("decode.training.questions={generic: [/no/such.jsonl]}",), ConfigError, r"/no/such\.jsonl"),
+    ],
+)
+def test_bad_input_is_refused_before_any_actor_starts(scored, tmp_path: Path, changes, error, says) -> None:
+    made = copied(scored[0], trained(tmp_path, *changes))
+    with pytest.raises(error, match=says):
+        train_decoder(made)
+    assert not (made.folder / "base/decoder/states").exists()

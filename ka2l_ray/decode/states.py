@@ -30,7 +30,7 @@ def decode_states(
 ) -> list[str]:
     """Write one question per state (N, D); the decoder's card names the model, prompt, layer and position to read.
 
-    `decoder` is a loaded one, `world`, a folder or a URI, of a decoder that reads pooled states alone. Gaussian `noise`,
+    `decoder` is a loaded one, `world`, a folder or a URI, of a decoder that reads pooled states. Gaussian `noise`,
     in standard deviations of the decoder's training states, makes other questions of the same kind; without it, and at
     a `temperature` of 0, a question is reconstructed. Draws depend only on `seed` and `ids` (N,), which default to row
     numbers. `tokenizer` is that of the card's model, and is loaded where left out.

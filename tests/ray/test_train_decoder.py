@@ -20,7 +20,10 @@ from ka2l_ray.decode.stage import check_decoder, decode
 from ka2l_ray.decode.training import decoder_of, train_decoder
 from ka2l_ray.errors import StageError
 
-TRAINING = "{examples: 96, batch_rows: 8, rank: 2, evaluate_every_steps: 6, checkpoint_every_steps: 2, layer: 3, held_out: 0.2}"
+TRAINING = (
+    "{examples: 96, batch_rows: 8, rank: 2, layer: 3, held_out: 0.2, "
+    "evaluate_every_steps: 6, checkpoint_every_steps: 2}"
+)
 CITIES = [
     {"id": f"c{n}", "question": f"What is the capital of {a}{b}?"}
     for n, (a, b) in enumerate(zip("ABCDEF" * 3, "uvwxyz" * 3, strict=True))

@@ -169,7 +169,13 @@ def test_the_other_real_configurations_worked_out_by_hand() -> None:
 def test_each_switch_adds_its_cost() -> None:
     plain = by_stage(overridden())
     assert "pilot" not in plain
-    assert "decode" not in plain
+    assert not {"decode", "train-decoder"} & by_stage(overridden("decode.enabled=false")).keys()
+    given = by_stage(overridden("decode.decoder=world"))
+    assert "train-decoder" not in given
+    assert given["decode"].memory_bytes < plain["decode"].memory_bytes, "blocks up to the probe's, not the whole model"
+    training = plain["train-decoder"]
+    assert (training.rows, training.count, training.gpus) == (100_000, 8, 1)
+    assert training.memory_bytes > 16_060_522_496, "every worker has the whole model"
     pilot = by_stage(overridden("collect.adaptive.threshold=pilot"))["pilot"]
     assert (pilot.rows, pilot.written_tokens) == (500, 500 * 11 * 32)
     twice = by_stage(overridden("collect.engine=vllm"))

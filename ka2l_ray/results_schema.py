@@ -43,6 +43,10 @@ class RoundFigures(TypedDict):
     accuracy: float | None
     """Over the eval questions of the run's `eval_scope`."""
     domain_accuracy: float | None
+    beyond_accuracy: NotRequired[float | None]
+    """Over facts about the pool's entities that no question asks; None where eval asks none."""
+    beyond_unknown_accuracy: NotRequired[float | None]
+    """Over those of them that the base model answered wrong."""
     known_accuracy: float | None
     """Share of the facts that the base model knows, and no round bought or replayed, that are still right."""
     replayed_accuracy: float | None

@@ -20,10 +20,10 @@ NO_COLUMNS = pa.schema([])
 SPLITS = ("probe", "pool", "eval")
 SHOTS = "shots"
 """A part of `questions` besides the splits: the solved examples of few-shot prompts, which no stage asks."""
-SCOPES = ("pool", "domain", "other", "same")
+SCOPES = ("pool", "domain", "beyond", "other", "same")
 """What an eval question asks: `pool`, a pool question's fact in the reserved wording; `domain`, a fact about an entity
-that no pool question is about; `other`, the same where eval asks no pool fact again; `same`, a pool question's fact in
-its own words."""
+that no pool question is about; `beyond`, a fact about a pool question's entity that no question asks; `other`, a fact
+of either kind where eval asks no pool fact again; `same`, a pool question's fact in its own words."""
 ACCURACY_OVER = {
     "pool": "facts that pool questions ask, in a wording of their own",
     "same": "facts that pool questions ask, in the same words, so it is memorisation",

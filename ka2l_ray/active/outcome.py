@@ -44,6 +44,8 @@ def base_record(run: Run, strategy: str, seed: int) -> RoundResult:
         "corpus_prompt_accuracy": _corpus_prompt_accuracy(run, run.base("evaluation")),
         "same_words_accuracy": _share(rows, "same"),
         "domain_accuracy": _share(rows, "domain"),
+        "beyond_accuracy": _share(rows, "beyond"),
+        "beyond_unknown_accuracy": 0.0 if any(r["scope"] == "beyond" and not r["correct"] for r in rows) else None,
         "known_accuracy": 1.0 if (known_counts(run) or {}).get("known") else None,
         "lost": None,
         "gained": None,
@@ -73,7 +75,8 @@ def round_figures(a_round: Round) -> RoundFigures:
     touched = bought_facts | {r["fact_id"] for r in chain(*replays)} - {None}
     rows = a_round.table("evaluation").read(["id", "fact_id", *GRADES]).to_pylist()
     asked = [r for r in rows if r["id"] not in replay_ids]
-    scope = eval_scope(run.config)
+    scope, before = eval_scope(run.config), run.base("evaluation").read(["id", "correct"]).to_pylist()
+    wrong_before = {r["id"] for r in before if r["correct"] is False}
     changed = lost_and_gained(_classes(run), asked, touched)
     taught = [r for r in asked if r["fact_id"] in bought_facts]
     sampled = run.base("pool_samples").rows if needs(a_round.strategy, Need.SAMPLES) else 0
@@ -90,6 +93,8 @@ def round_figures(a_round: Round) -> RoundFigures:
         "same_words_accuracy": _share(asked, "same"),
         "corpus_prompt_accuracy": _corpus_prompt_accuracy(run, a_round.table("evaluation")),
         "domain_accuracy": _share(asked, "domain"),
+        "beyond_accuracy": _share(asked, "beyond"),
+        "beyond_unknown_accuracy": _share([r for r in asked if r["id"] in wrong_before], "beyond"),
         "known_accuracy": None if (share := changed["lost"]["share"]) is None else 1 - share,
         **changed,
         "replayed_accuracy": _mean([r for r in rows if r["id"] in known_before]),

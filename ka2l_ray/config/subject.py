@@ -176,6 +176,10 @@ class WorldCorpusSection(Section):
     """Questions for labels, search and the probe."""
     domain_questions: Annotated[int, Field(ge=10, le=1000)] = 200
     """Eval questions about facts that no pool question asks."""
+    facts_per_person: Annotated[int, Field(ge=1, le=5)] | None = None
+    """Facts that pool questions ask of each person, drawn by the seed; null: all that there are, five. Eval then asks
+    the pool's people's other facts too (`beyond`): facts that no question of the corpus asks. So as many questions are
+    about more people, of whom the world has only so many: with 600 of two facts a person, 1,300 probe questions fit."""
     unknown_share: Annotated[float, Field(ge=0.05, le=0.95)] = 0.5
     """Share of pool questions about facts that the model never saw."""
     misconceptions: bool = True

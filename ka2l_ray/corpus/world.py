@@ -2,12 +2,13 @@
 
 In: a `World`, sizes, a seed. Out: `schema.QUESTIONS` tables, one per split. Refuses to know: models, Ray.
 Splits never share a person, except that `eval` asks every pool fact again in the reserved phrasing (scope `pool`);
-its other questions (scope `domain`) are about people whom no pool question asks about, in the same phrasing.
+its other questions are about people whom no pool question asks about (scope `domain`) or, where not all facts of a
+person are asked, the pool's people's other facts (scope `beyond`), in the same phrasing.
 """
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby
 
 import pyarrow as pa
@@ -32,21 +33,31 @@ def world_questions(world: World, corpus: WorldCorpusSection, seed: int) -> dict
     known = iter([p for p in people if p[0].person.known])
     unseen = iter([p for p in people if not p[0].person.known])
     drawn: dict[str, list[Fact]] = {}
+
+    def some(of_person: list[Fact]) -> list[Fact]:
+        count = min(corpus.facts_per_person or len(of_person), len(of_person))
+        return [of_person[n] for n in sorted(rng.sample(range(len(of_person)), count))]
+
     for name, wanted, share in (
         ("pool", corpus.pool_questions, corpus.unknown_share),
         ("domain", corpus.domain_questions, corpus.unknown_share),
         ("probe", corpus.probe_questions, PROBE_UNKNOWN_SHARE),
     ):
-        drawn[name] = _take(known, unseen, wanted, share, rng)
+        drawn[name] = _take(
+            known, unseen, wanted, share, rng, some if name == "pool" and corpus.facts_per_person else list
+        )
         if len(drawn[name]) < wanted:
             raise ConfigError(
                 f"corpus.world.{name}_questions = {wanted}: the world has only {len(drawn[name])} left at "
                 f"unknown_share = {corpus.unknown_share:g} after {corpus.pool_questions} pool questions; ask for fewer"
             )
+    about, in_pool = {f.person.name for f in drawn["pool"]}, {f.fact_id for f in drawn["pool"]}
+    beyond = [f for f in facts if corpus.facts_per_person and f.person.name in about and f.fact_id not in in_pool]
+    scopes = {"pool": drawn["pool"], "domain": drawn["domain"], "beyond": beyond}
     return {
         "probe": _table(_row(f, rng.randrange(RESERVED_PHRASING), "probe", None) for f in drawn["probe"]),
         "pool": _table(_row(f, rng.randrange(RESERVED_PHRASING), "pool", None) for f in drawn["pool"]),
-        "eval": _table(_row(f, RESERVED_PHRASING, "eval", scope) for scope in ("pool", "domain") for f in drawn[scope]),
+        "eval": _table(_row(f, RESERVED_PHRASING, "eval", scope) for scope, facts in scopes.items() for f in facts),
     }
 
 
@@ -75,22 +86,28 @@ def set_aside(tables: Mapping[str, pa.Table], count: int, seed: int) -> dict[str
 
 
 def _take(
-    known: Iterator[list[Fact]], unseen: Iterator[list[Fact]], count: int, unknown_share: float, rng: random.Random
+    known: Iterator[list[Fact]],
+    unseen: Iterator[list[Fact]],
+    count: int,
+    unknown_share: float,
+    rng: random.Random,
+    asked: Callable[[list[Fact]], list[Fact]],
 ) -> list[Fact]:
-    """About `count` facts, with all facts of each person, the wanted share of them never seen by the model; fewer
-    where people run out."""
+    """About `count` facts, with the facts of each person that are `asked`, the wanted share of them never
+    seen by the model; fewer where people run out."""
     wanted = round(count * unknown_share)
     seen_facts: list[Fact] = []
     unseen_facts: list[Fact] = []
-    for person in known:
+    for everything in known:
+        person = asked(everything)
         seen_facts += [f for f in person if f.truth != "unseen"]
         unseen_facts += [f for f in person if f.truth == "unseen"]
         if len(seen_facts) >= count - wanted:
             break
-    for person in unseen:
+    for everything in unseen:
         if len(unseen_facts) >= wanted:
             break
-        unseen_facts += person
+        unseen_facts += asked(everything)
     chosen = seen_facts[: count - wanted] + unseen_facts[:wanted]
     rng.shuffle(chosen)
     return chosen

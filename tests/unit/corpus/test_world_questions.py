@@ -1,5 +1,7 @@
 """The questions asked about the world: exact sizes and shares, and splits that share no person."""
 
+from collections import Counter
+
 import pytest
 
 from ka2l_ray import schema
@@ -135,3 +137,23 @@ def test_the_same_seed_asks_the_same_and_another_seed_other_questions(world, spl
 def test_more_questions_than_the_world_holds_are_refused(world, fields, name):
     with pytest.raises(ConfigError, match=rf"corpus\.world\.{name}_questions"):
         asked(world, **fields)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_of_each_person_of_the_pool_some_facts_are_asked_and_eval_asks_the_others_too(world, count):
+    sizes = {"pool_questions": 600, "probe_questions": 1300, "domain_questions": 200, "facts_per_person": count}
+    splits = asked(world, **sizes)
+    assert max(Counter(splits["pool"]["entity"].to_pylist()).values()) == count
+    assert max(Counter(splits["probe"]["entity"].to_pylist()).values()) == 5
+    beyond, elsewhere = rows(splits, "eval", "beyond"), [*rows(splits, "pool"), *rows(splits, "probe")]
+    assert not {r["fact_id"] for r in elsewhere} & {r["fact_id"] for r in beyond}
+    people = set(splits["pool"]["entity"].to_pylist())
+    assert {r["entity"] for r in beyond} == people
+    assert len(beyond) + 600 == sum(f.person.name in people for f in world.facts)
+    assert (400 < sum(r["truth"] == "unseen" for r in beyond) < 550) == (count == 2)
+    assert not rows(asked(world), "eval", "beyond"), "where all facts are asked there are none"
+
+
+def test_a_probe_split_for_which_too_few_people_are_left_is_refused_with_what_fits(world):
+    with pytest.raises(ConfigError, match=r"probe_questions = 2200: the world has only 1,?\d\d\d left"):
+        world_questions(world, WorldCorpusSection(facts_per_person=2), 0)

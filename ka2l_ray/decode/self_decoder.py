@@ -215,8 +215,13 @@ class SelfDecoder(nn.Module):
 
     def stored(self) -> dict[str, torch.Tensor]:
         """What a decoder is, besides the studied model: adapters, projections, by name."""
+        # the adapters are in `base` too, which is the same model
+        own = ("of_pooled.", "of_tokens.")
+        adapters = ("adapted.",)
         return {
-            k: v for k, v in self.state_dict().items() if "lora_" in k or k.startswith(("of_pooled.", "of_tokens."))
+            name: tensor
+            for name, tensor in self.state_dict().items()
+            if name.startswith(own) or (name.startswith(adapters) and "lora_" in name)
         }
 
     def save(self, folder: Path) -> None:

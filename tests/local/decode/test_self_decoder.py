@@ -197,9 +197,8 @@ def test_a_stored_decoder_writes_the_same(rows: pa.Table, tmp_path: Path):
     mine.load_state_dict({k: v.half().float() for k, v in mine.stored().items()}, strict=False)
     mine.save(tmp_path / "d")
     weights = sum(f.stat().st_size for f in (tmp_path / "d").iterdir())
-    assert weights < 2.1 * sum(v.numel() for v in mine.stored().values()) + 20_000, (
-        "half precision, no copy of the model"
-    )
+    trained = sum(p.numel() for p in mine.parameters() if p.requires_grad)
+    assert weights < 2.1 * trained + 40_000, "half precision, each number once, no copy of the model"
     again = load_decoder(tmp_path / "d", WORLD, load_tokenizer(WORLD), 0, Abilities(), CPU)
     states = states_of(rows.slice(0, 6))
     ids = [str(n) for n in range(6)]

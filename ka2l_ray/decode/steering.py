@@ -35,7 +35,7 @@ MOST_ROWS = 4096
 NEIGHBOURS = 15
 """Names nearest to a name, by the states of their tokens, that tell its kind."""
 KIN = 1.5
-"""Groups are about one kind of thing where among the neighbours of one's names the other's are this many times as
+"""Groups are about one kind of thing where among the neighbours of either's names the other's are this many times as
 frequent as among all names."""
 COVERED = 0.5
 """Share of the questions whose group must have another to be steered to, or clusters take the groups' place."""
@@ -175,6 +175,7 @@ def _kin(count: int, assigned: np.ndarray, tokens: np.ndarray) -> tuple[tuple[in
     np.add.at(met, (np.repeat(assigned, near), assigned[found].ravel()), 1.0)
     expected = met.sum(1, keepdims=True) * np.bincount(assigned, minlength=count) / len(assigned)
     times = met / np.maximum(expected, 1e-9)
+    times = np.minimum(times, times.T)  # one kind of thing is one from both sides
     return tuple(
         tuple(int(t) for t in np.argsort(-times[g], kind="stable") if times[g, t] >= KIN and t != g)
         for g in range(count)

@@ -108,3 +108,21 @@ def test_groups_of_which_few_questions_could_be_steered_give_way_to_clusters():
 def test_a_seed_may_be_large():
     states, _, entities = questions()
     assert fit_steering(states, [None] * len(states), entities, 2**40) is not None
+
+
+def test_groups_about_one_kind_of_thing_are_told_by_the_states_of_names():
+    """Two ways of asking about people, two about places, and no name is asked about twice."""
+    rng = np.random.default_rng(0)
+    kinds, ways = 4 * rng.normal(size=(2, WIDTH)), 3 * rng.normal(size=(4, WIDTH))
+    groups = [g for g in range(4) for _ in range(40)]
+    names = np.stack([kinds[g // 2] + rng.normal(size=WIDTH) for g in groups]).astype(np.float32)
+    states = np.stack([n + ways[g] for n, g in zip(names, groups, strict=True)]).astype(np.float32)
+    labels = [f"group {g}" for g in groups]
+    steering = fit_steering(states, labels, [f"E {n}" for n in range(len(groups))], 0, names)
+    assert steering is not None
+    assert steering.by_group
+    assert steering.targets == ((1,), (0,), (3,), (2,))
+    assert steering.token_centroids is not None
+    assert np.allclose(steering.token_centroids[0], names[:40].mean(0), atol=1e-5)
+    blind = fit_steering(states, labels, [f"E {n}" for n in range(len(groups))], 0, np.zeros_like(names))
+    assert blind is None or not blind.by_group, "without states of tokens nothing tells the kinds"

@@ -56,6 +56,8 @@ NAME = "decoder"
 """The training run's name to Ray Train."""
 PROBE = "probe"
 """The split whose questions are always trained on."""
+KEPT_BYTES = 2**29
+"""Bytes of stored states, at most, that stay in Ray's object store from epoch to epoch."""
 SHUFFLED = 4096
 """Questions that an epoch's order is drawn among, at a time."""
 
@@ -275,14 +277,12 @@ def _trained(run: Run, job: DecoderJob, states: Table) -> dict[str, Any]:
         folder.delete()
     folder.make()
     resources = {"CPU": training.cpus_per_worker} | ({"GPU": 1} if training.gpus_per_worker else {})
-    columns = ["question", "state", "tokens", "held_out", "error"]
-    ray.data.DataContext.get_current().execution_options.preserve_order = True  # so that a resumed epoch is the same
-    rows = ray.data.read_parquet(states.files(), filesystem=states.folder.filesystem, columns=columns)
+    rows = _to_train_on(states)
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": job, "token": vault(), "run": run.config.run.name},
         torch_config=PlacedTorch(backend=job.placement.backend),
-        datasets={"train": rows.map_batches(to_train_on, batch_format="pyarrow", batch_size=None)},
+        datasets={"train": rows},
         scaling_config=ScalingConfig(
             num_workers=training.workers,
             use_gpu=training.gpus_per_worker > 0,
@@ -308,6 +308,16 @@ def _trained(run: Run, job: DecoderJob, states: Table) -> dict[str, Any]:
     if "refused" in result:
         raise StageError(f"train-decoder: {result['refused']}")
     return result
+
+
+def _to_train_on(states: Table) -> ray.data.Dataset:
+    """The rows that training sees, read again in every epoch or, where they are few, once."""
+    ray.data.DataContext.get_current().execution_options.preserve_order = True  # so that a resumed epoch is the same
+    filesystem, columns = states.folder.filesystem, ["question", "state", "tokens", "held_out", "error"]
+    rows = ray.data.read_parquet(states.files(), filesystem=filesystem, columns=columns)
+    rows = rows.map_batches(to_train_on, batch_format="pyarrow", batch_size=None)
+    size = sum(found.size or 0 for found in filesystem.get_file_info(states.files()))
+    return rows.materialize() if size <= KEPT_BYTES else rows
 
 
 def to_train_on(rows: pa.Table) -> pa.Table:

@@ -99,14 +99,14 @@ def train_workers() -> list[psutil.Process]:
 
 
 def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(scored, tmp_path: Path) -> None:
-    config = trained(tmp_path, "decode.training.examples=800", "decode.training.workers=2")
+    config = trained(tmp_path, "decode.training.examples=400", "decode.training.workers=2")
     made, killed = copied(scored[0], config), threading.Event()
 
     def kill() -> None:
         progress = made.folder / "base/decoder/progress.json"
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and not killed.is_set():
-            if progress.exists() and progress.read_json_or_empty().get("step", 0) >= 20:
+            if progress.exists() and progress.read_json_or_empty().get("step", 0) >= 10:
                 train_workers()[-1].send_signal(signal.SIGKILL)
                 killed.set()
             time.sleep(0.02)
@@ -120,7 +120,7 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(scored, tmp_p
     assert killed.is_set()
     assert len(result["resumed_at_steps"]) == 1
     assert result["resumed_at_steps"][0] > 0
-    assert len(result["losses"]) == result["steps"] == 100
+    assert len(result["losses"]) == result["steps"] == 50
     assert not (made.folder / "base/decoder/train").exists()
 
 

@@ -106,6 +106,9 @@ def results() -> Any:
             "still_unknown_fraction": 0.79,
             "truly_unknown_fraction": None,
             "answerable": 0.93,
+            "distinct_2": 0.42,
+            "kept_per_s": 3.1,
+            "grounding": None,
             "statuses": {
                 "duplicate": 61,
                 "eval": 7,

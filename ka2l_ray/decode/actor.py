@@ -34,6 +34,8 @@ from ka2l_ray.text.normal import normalize
 from ka2l_ray.text.prompts import Prompt, Prompter, prompts_of
 from ka2l_ray.text.tokens import pad_id
 
+ITSELF = ("none", "itself")
+"""Ways that leave the state as it is and want the source again: greedily, or as the best of the candidates."""
 WRITTEN_AT_ONCE = 64
 """Texts that are decoded together."""
 REQUESTED = ["id", "source_id", "variant", "augment", "group", "question", "entity"]
@@ -98,7 +100,8 @@ class DecodeActor:
         names = [self._augmenter.names.within(text) if self._augmenter.names else None for text in texts]
         best, best_rank = dict[int, int](), dict[int, tuple[bool, bool, bool, float]]()
         for k, n in enumerate(at):
-            new = may_be_kept(texts[k], requests[n]["question"])
+            again = requests[n]["augment"] in ITSELF
+            new = is_well_formed(texts[k]) if again else may_be_kept(texts[k], requests[n]["question"])
             rank = (k not in unreadable, new, names[k] is not None, explained[k])
             if n not in best or rank > best_rank[n]:
                 best[n], best_rank[n] = k, rank

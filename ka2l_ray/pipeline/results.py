@@ -16,8 +16,10 @@ from ka2l_ray.active.saving import savings
 from ka2l_ray.active.schedule import curve, planned_rounds, stopped
 from ka2l_ray.active.strategies import draws
 from ka2l_ray.corpus.again import eval_scope
+from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.dataflow.versions import versions
+from ka2l_ray.decode.metrics import distinct_2
 from ka2l_ray.label.stage import label_summary
 from ka2l_ray.results_schema import Results, RoundResult, StoppedResult
 from ka2l_ray.text.grading import Grading
@@ -121,14 +123,22 @@ def _decode_summary(run: Run) -> dict[str, Any] | None:
     is over well-formed questions, the two fractions against the truth are over kept ones."""
     if (metrics := run.records.result("decode")) is None:
         return None
-    tables = (t for r in planned_rounds(run) if (t := r.table("decoded")).is_done)
+    tables = [t for r in planned_rounds(run) if (t := r.table("decoded")).is_done]
     rows = [
         row for t in tables for row in t.read(["question", "augment", "p_unknown", "explained", "status"]).to_pylist()
     ]
     world = build_world() if run.config.corpus.source == "world" else None
     by_augment = {a: [r for r in rows if r["augment"] == a] for a in run.config.decode.augment}
     funnels = {a: _funnel(own, run.config.decode.min_p_unknown, world) for a, own in by_augment.items()}
-    return metrics | _funnel(rows, run.config.decode.min_p_unknown, world) | {"by_augment": funnels}
+    seconds = sum(Table(t.folder / "written").facts().get("seconds", 0.0) for t in tables)
+    kept = [r["question"] for r in rows if r["status"] == "kept"]
+    also = {
+        "distinct_2": distinct_2(kept) if kept else None,
+        "kept_per_s": len(kept) / seconds if seconds else None,
+        "grounding": run.config.decode.grounding,
+        "by_augment": funnels,
+    }
+    return metrics | _funnel(rows, run.config.decode.min_p_unknown, world) | also
 
 
 def _funnel(rows: Sequence[Mapping[str, Any]], min_p_unknown: float, world: World | None) -> dict[str, Any]:

@@ -51,12 +51,17 @@ DECODE_MEASURES = {
     "token_accuracy": "token accuracy",
     "bleu": "BLEU",
     "token_f1": "token F1",
+    "entity_kept": "entity kept",
+    "relation_right": "asked in the right words",
     "steering_groups": "groups steered among",
     "steering_found": "things found again under another question",
     "explained": "share of the wanted state's variance explained",
     "still_unknown_fraction": "share still unknown (probe)",
     "truly_unknown_fraction": "share truly unknown",
     "answerable": "answerable",
+    "distinct_2": "distinct pairs of words among the kept",
+    "kept_per_s": "kept per second",
+    "grounding": "names checked against",
 }
 _EMPTY = {
     **dict.fromkeys(

@@ -13,6 +13,7 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,7 +25,8 @@ from ka2l_ray.config import DecodeSection
 from ka2l_ray.world.facts import ATTRIBUTES, RESERVED_PHRASING, build_world, phrase_question
 
 RESULTS = Path(__file__).parent / "results" / "decoding.json"
-SEEDS, SOURCES = (0, 1, 2), 150
+SEEDS, SOURCES, AGAIN = (0, 1, 2), 150, 400
+"""`AGAIN` pool questions are decoded from their own states."""
 NEAR = 0.8
 """`decode.min_explained` of the demo."""
 WAYS: dict[str, dict[str, Any]] = {
@@ -94,6 +96,10 @@ def main() -> None:
     found: dict[str, dict[str, Any]] = {}
     for seed in SEEDS:
         lab = Lab(Setting(0.5, seed, 600, 1800, 200), build_world())
+        for candidates in (1, 4, 16):
+            again = asdict(lab.found_again(AGAIN, candidates))
+            found.setdefault(f"itself, best of {candidates}", {})[str(seed)] = again
+            print(f"seed {seed} itself, best of {candidates}: {json.dumps(again)}", flush=True)
         for name, figures in ways(lab):
             found.setdefault(name, {})[str(seed)] = figures
             print(f"seed {seed} {name}: {json.dumps(figures)}", flush=True)

@@ -35,9 +35,14 @@ from ka2l_ray.corpus.world import world_questions
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.actor import DecodeActor, DecodeSetup
 from ka2l_ray.decode.augment import Augmenter, requests_for
+from ka2l_ray.decode.decoders import card_at, standardised
 from ka2l_ray.decode.filters import hashes, leaks, statuses
 from ka2l_ray.decode.grounding import Names
-from ka2l_ray.decode.steering import fit_steering
+from ka2l_ray.decode.metrics import Reconstruction, reconstruction
+from ka2l_ray.decode.question_states import QuestionStates
+from ka2l_ray.decode.reading import ReadActor, ReadSetup
+from ka2l_ray.decode.states import decoder_folder
+from ka2l_ray.decode.steering import MOST_ROWS, fit_steering
 from ka2l_ray.entropy.thresholds import otsu
 from ka2l_ray.finetune.base import BaseLogits
 from ka2l_ray.finetune.deepspeed import learning_rate_factor
@@ -209,17 +214,19 @@ class Lab:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Folder.of(scratch)
             self.probe[1].probe.save(folder / "probe")
-            setup = DecodeSetup(
-                model=self.model_section, prompt=PROMPT, decode=section, probe=folder / "probe", seed=seed
-            )
+            fields: dict[str, Any] = {"model": self.model_section, "prompt": PROMPT}
+            setup = DecodeSetup(**fields, decode=section, decoder="world", probe=folder / "probe", seed=seed)
             probed = sorted(
                 self.tables["probe"].to_pylist(), key=lambda r: (uniform("reconstruction", r["entity"]), r["id"])
-            )[: section.check_questions]
-            own = [r | {"source_id": r["id"], "variant": 0, "augment": "none"} for r in probed]
-            found = DecodeActor(replace(setup, with_state=True))(self._asked(own))
-            groups, entities = ([r[name] for r in probed] for name in ("group", "entity"))
-            states, unknown = matrix(found["state"]), found["source_p_unknown"] >= section.min_p_unknown
-            steering = fit_steering(states, groups, entities, seed)
+            )[:MOST_ROWS]
+            asked = self._asked([{n: r[n] for n in ("id", "question", "group", "entity")} for r in probed])
+            card = card_at(decoder_folder("world"))
+            at = {"layer": card.layer, "position": card.position, "token_layer": None}
+            read = matrix(ReadActor(ReadSetup(**fields, **at))(asked)["state"])
+            states = standardised(decoder_folder("world"), QuestionStates.pooled_alone(read)).pooled
+            scored = ScoreActor(ScoreSetup(**fields, probe=folder / "probe"))(asked)["p_unknown"]
+            unknown = np.array(scored) >= section.min_p_unknown
+            steering = fit_steering(states, [r["group"] for r in probed], [r["entity"] for r in probed], seed)
             entities = [e for s in ("probe", "pool") for e in self.tables[s]["entity"].to_pylist()]
             names = Names.of(entities) if section.grounding == "corpus" else None
             Augmenter(section, seed, steering, states[unknown], names).save(folder / "augmenter")
@@ -234,6 +241,26 @@ class Lab:
             [name is not None for name in columns["name"]] if section.grounding else None,
         )
         return [r | {name: values[n] for name, values in columns.items()} for n, r in enumerate(requests)]
+
+    def found_again(self, count: int, candidates: int) -> Reconstruction:
+        """Pool questions decoded from their own states, each the best of some candidates by the round trip."""
+        rows = list(self.pool.values())[:count]
+        with tempfile.TemporaryDirectory() as scratch:
+            self.probe[1].probe.save(Folder.of(scratch) / "probe")
+            setup = DecodeSetup(
+                model=self.model_section,
+                prompt=PROMPT,
+                decode=DecodeSection(candidates=candidates),
+                decoder="world",
+                probe=Folder.of(scratch) / "probe",
+                seed=self.setting.seed,
+            )
+            requests = [
+                {"id": r["id"], "source_id": r["id"], "variant": 0, "augment": "itself", "question": r["question"]}
+                for r in rows
+            ]
+            found = DecodeActor(setup)(self._asked(requests))
+        return reconstruction(list(found["decoded_question"]), [r["question"] for r in rows])
 
     def filtered(self, questions: Sequence[str], section: DecodeSection | None = None) -> list[dict[str, Any]]:
         """Questions that were not decoded, with the `status` that the same filters give them."""

@@ -38,6 +38,7 @@ RUN_BY = {
     "run": "tests/e2e/test_kill_and_resume.py::test_killed_in_collecting_search_and_finetuning",
     "annotate": "tests/ray/test_rounds.py::test_people_answer_in_a_spreadsheet_and_the_loop_goes_on",
     "compare": "tests/ray/test_rounds.py::test_a_comparison_holds_every_curve_and_plays_none_twice",
+    "train-decoder": "tests/ray/test_train_decoder.py::test_",
     "submit": "tests/autoscale/test_run.py::test_a_whole_run_grows_the_cluster",
     "status": "tests/ray/test_status.py::test_the_command_prints_lines_or_json",
     "report": "tests/local/report/test_report.py::test_",

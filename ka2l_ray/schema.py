@@ -374,7 +374,12 @@ _DECODER_STATES = TableSpec(
     reads=("question", "group", "entity"),
     carried=("question", "group", "entity", "held_out"),
     added=(
-        Column("state, tokens", None, "pooled state (D,), and states (n, D) of the tokens that say of whom"),
+        Column(
+            "state, name_state, tokens",
+            None,
+            "pooled state (D,); the mean (D,) over the tokens that say of whom, at the same layer; states (n, D) of "
+            "these tokens at a layer of their own, none for a decoder that reads none",
+        ),
         Column("whom_ids", _INTS, "these tokens"),
     ),
 )

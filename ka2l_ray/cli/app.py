@@ -3,7 +3,6 @@
 In: a configuration file. Out: a run folder, a table on the terminal, an exit status. Refuses to know: how stages work.
 """
 
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -211,7 +210,8 @@ def annotate_command(
 def train_decoder_command(
     config: ConfigFile,
     output: Annotated[
-        Path | None, typer.Option("--to", help="Copy the decoder there, for `decode.decoder` of other runs.")
+        str | None,
+        typer.Option("--to", help="A folder or URI to copy the decoder to, for `decode.decoder` of other runs."),
     ] = None,
     overrides: Overrides = None,
     debug: Debug = False,
@@ -224,6 +224,7 @@ def train_decoder_command(
         loaded = _load(config, overrides)
         if loaded.decode.decoder is not None or not loaded.decode.enabled:
             raise ConfigError("train-decoder: set decode.enabled: true and decode.decoder: null, so that runs use it")
+        from ka2l_ray.dataflow.storage import Folder
         from ka2l_ray.decode.training import decoder_of, train_decoder
         from ka2l_ray.pipeline import loop
 
@@ -232,9 +233,10 @@ def train_decoder_command(
         result = train_decoder(run)
         folder = decoder_of(run)
         if output is not None:
+            target = Folder.of(output if "://" in output else str(Path(output).absolute()))
             with folder.local() as local:
-                shutil.copytree(local, output, dirs_exist_ok=True)
-        print_trained(result, str(output or folder.uri))
+                target.upload(Path(local))
+        print_trained(result, output or folder.uri)
 
 
 @app.command()

@@ -158,7 +158,8 @@ class DecodeActor:
         layers, positions = sorted({mine.layer, probe.layer}), sorted({mine.position, probe.position})
         with self._decoder.reading():
             if whom is not None and at is not None:
-                tokens, states, failed = self._engine.token_states(prompts, whom, at, layers, positions)
+                of_layer, states, failed = self._engine.token_states(prompts, whom, [at], layers, positions)
+                tokens = of_layer[at]
             else:
                 states, failed = self._engine.states(prompts, layers, positions)
                 tokens = [np.zeros((0, mine.width), np.float32)] * len(prompts)

@@ -1,7 +1,7 @@
 """The reading actor: of each question the states that a decoder is trained on.
 
-In: batches with the questions' prompts (`prompts.PROMPT_COLUMNS`), `group` and `entity`. Out: `state`, `tokens`,
-`whom_ids`. Loads the first blocks of the model alone.
+In: batches with the questions' prompts (`prompts.PROMPT_COLUMNS`), `group` and `entity`. Out: `state`,
+`name_state`, `tokens`, `whom_ids`. Loads the first blocks of the model alone.
 Refuses to know: Ray, files, decoders.
 """
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from ka2l_ray.config import ModelSection, PromptSection
 from ka2l_ray.dataflow.placement import CPU, Placement
-from ka2l_ray.decode.question_states import token_column
+from ka2l_ray.decode.question_states import QuestionStates, token_column
 from ka2l_ray.decode.whom import NO_GROUPS, WHOM, CommonWords, whom_tokens
 from ka2l_ray.models.abilities import Abilities
 from ka2l_ray.models.batching import Limits
@@ -57,19 +57,20 @@ class ReadActor:
         in `error`."""
         setup, prompts = self._setup, prompts_of(batch)
         whom = whom_tokens(self._prompter, batch.select(WHOM).to_pylist(), setup.common)
-        if setup.token_layer is None:
-            whom = [(0, 0)] * len(whom)
         at = setup.layer if setup.token_layer is None else setup.token_layer
-        tokens, read, failed = self._engine.token_states(prompts, whom, at, [setup.layer], [setup.position])
-        failed |= not_finite(read) | _not_finite(tokens)
+        of_layer, read, failed = self._engine.token_states(
+            prompts, whom, sorted({at, setup.layer}), [setup.layer], [setup.position]
+        )
+        state, tokens, deep = read[setup.position, setup.layer], of_layer[at], of_layer[setup.layer]
+        failed |= not_finite(read) | _not_finite(tokens) | _not_finite(deep)
+        names = QuestionStates(state, [t[:0] if n in failed else t for n, t in enumerate(deep)]).mean_token
+        kept = [t[:0] if n in failed or setup.token_layer is None else t for n, t in enumerate(tokens)]
+        ids = [prompt.ids[start : start + len(t)] for prompt, (start, _), t in zip(prompts, whom, kept, strict=True)]
         return {
-            "state": fixed_size(read[setup.position, setup.layer], failed),
-            "tokens": token_column(
-                [t[:0] if n in failed else t for n, t in enumerate(tokens)], read[setup.position, setup.layer].shape[1]
-            ),
-            "whom_ids": [
-                [] if n in failed else list(p.ids[a:b]) for n, (p, (a, b)) in enumerate(zip(prompts, whom, strict=True))
-            ],
+            "state": fixed_size(state, failed),
+            "name_state": fixed_size(names, failed),
+            "tokens": token_column(kept, state.shape[1]),
+            "whom_ids": ids,
             **error_column(failed, batch.num_rows),
         }
 

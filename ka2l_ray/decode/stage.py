@@ -41,6 +41,7 @@ from ka2l_ray.hashing import uniform
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.examine import abilities_of
 from ka2l_ray.models.prompts import Tokenize, corpus_prompt
+from ka2l_ray.tables import matrix
 
 _REQUESTS = schema.TABLES["requests"].schema
 
@@ -155,7 +156,8 @@ def _fit_augmenter(run: Run, folder: Path, card: Card, rows: list[dict[str, Any]
     states, steering = standardised(folder, states_of(table)), None
     if "steer" in decode.augment:
         groups, entities = table["group"].to_pylist(), table["entity"].to_pylist()
-        steering = fit_steering(states.pooled, groups, entities, seed, states.mean_token)
+        names = None if card.token_layer is None else matrix(table["name_state"])
+        steering = fit_steering(states.pooled, groups, entities, seed, states.mean_token, names)
         log.log(*_says(steering), extra={"stage": "decode"})
     known = run.base("knowledge").read(["id", "unknown"])
     unknown_ids = {i for i, u in zip(known["id"].to_pylist(), known["unknown"].to_pylist(), strict=True) if u}

@@ -175,7 +175,7 @@ def _of_files(training: DecoderTrainingSection) -> Iterator[tuple[str, dict[str,
 def reading(run: Run, card: Card, table: str, common: CommonWords) -> Stage[ReadSetup]:
     """The stage that reads the states of a decoder's card into a table."""
     config, prompt, pool = run.config, corpus_prompt(run), run.config.decode.pool
-    state = pa.list_(pa.float16(), card.width)
+    pooled, half = pa.list_(pa.float32(), card.width), pa.list_(pa.float16(), card.width)
     return Stage(
         name="decode",
         run=config.run.name,
@@ -194,7 +194,7 @@ def reading(run: Run, card: Card, table: str, common: CommonWords) -> Stage[Read
         ),
         pool=pool,
         tasks=config.ray.tasks,
-        states=pa.schema([("state", pa.list_(pa.float32(), card.width)), ("tokens", pa.list_(state))]),
+        states=pa.schema([("state", pooled), ("name_state", pooled), ("tokens", pa.list_(half))]),
         max_error_fraction=config.run.max_error_fraction,
         prepare=Tokenize(config.model, prompt),
         row_seconds=row_seconds(pool),

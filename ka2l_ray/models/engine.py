@@ -164,27 +164,28 @@ class Engine:
         self,
         prompts: Sequence[Prompt],
         spans: Sequence[tuple[int, int]],
-        token_layer: int,
+        token_layers: Sequence[int],
         layers: Sequence[int],
         positions: Sequence[str],
-    ) -> tuple[list[np.ndarray], States, dict[int, Exception]]:
-        """States (n, D) of the tokens [start, end) of each prompt at `token_layer`, and what `states` returns, from one
+    ) -> tuple[dict[int, list[np.ndarray]], States, dict[int, Exception]]:
+        """By layer the states (n, D) of the tokens [start, end) of each prompt, and what `states` returns, from one
         pass; those of rows that failed have no tokens. No span may begin within the shared prefix.
 
         Raises what `for_each_batch` raises.
         """
         width = self.model.config.get_text_config().hidden_size
-        tokens = [np.zeros((0, width), np.float32)] * len(prompts)
+        tokens = {layer: [np.zeros((0, width), np.float32)] * len(prompts) for layer in token_layers}
 
         def work(rows: list[int], encoded: Encoded) -> Mapping[tuple[str, int], torch.Tensor]:
-            attached, all_layers = self.prefix.attached(encoded, encoded.positions), sorted({*layers, token_layer})
+            attached, all_layers = self.prefix.attached(encoded, encoded.positions), sorted({*layers, *token_layers})
             wanted = [*positions, EVERY]
             with attached, capture(self.model, self.depth, encoded, all_layers, wanted, stop=True) as captured:
                 self.forward(**self.prefix.first_inputs(encoded))
-            stream = captured[EVERY, token_layer].cpu().numpy()
-            for n, row in enumerate(rows):
-                offset, (start, end) = encoded.max_length - len(prompts[row].ids) - encoded.prefix_length, spans[row]
-                tokens[row] = stream[n, offset + start : offset + end]
+            for layer in token_layers:
+                stream = captured[EVERY, layer].cpu().numpy()
+                for n, row in enumerate(rows):
+                    offset, (start, end) = stream.shape[1] - len(prompts[row].ids), spans[row]
+                    tokens[layer][row] = stream[n, offset + start : offset + end]
             return {(p, layer): captured[p, layer] for p in positions for layer in layers}
 
         return tokens, *self.for_each_batch(prompts, work, layers, positions)

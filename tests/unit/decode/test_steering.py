@@ -118,11 +118,12 @@ def test_groups_about_one_kind_of_thing_are_told_by_the_states_of_names():
     names = np.stack([kinds[g // 2] + rng.normal(size=WIDTH) for g in groups]).astype(np.float32)
     states = np.stack([n + ways[g] for n, g in zip(names, groups, strict=True)]).astype(np.float32)
     labels = [f"group {g}" for g in groups]
-    steering = fit_steering(states, labels, [f"E {n}" for n in range(len(groups))], 0, names)
+    entities = [f"E {n}" for n in range(len(groups))]
+    steering = fit_steering(states, labels, entities, 0, names, names)
     assert steering is not None
     assert steering.by_group
     assert steering.targets == ((1,), (0,), (3,), (2,))
     assert steering.token_centroids is not None
     assert np.allclose(steering.token_centroids[0], names[:40].mean(0), atol=1e-5)
-    blind = fit_steering(states, labels, [f"E {n}" for n in range(len(groups))], 0, np.zeros_like(names))
+    blind = fit_steering(states, labels, entities, 0, np.zeros_like(names))
     assert blind is None or not blind.by_group, "without states of tokens nothing tells the kinds"

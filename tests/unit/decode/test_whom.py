@@ -31,5 +31,21 @@ def test_the_whole_question_where_nothing_is_known_of_its_group(group):
     assert whom("Where was Ada born? ", None, group, common) == "Where was Ada born?"
 
 
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        ("who wrote the origin of species", "origin of species"),
+        ("when did the battle of the bulge end", "battle of the bulge"),
+        ("who is the president of france", "france"),
+        ("who wrote the king", "king"),
+    ],
+)
+def test_without_a_group_the_rarest_run_of_words(question, said):
+    """Among questions that all ask in the same few ways about things of one word."""
+    ways = ("who wrote the {}", "when did the {} end", "who is the president of {}", "where is the {} of {}")
+    asked = [(way.format(f"thing{n}", f"place{n}"), None) for n in range(500) for way in ways]
+    assert whom(question, None, None, CommonWords.of(asked)) == said
+
+
 def test_a_question_of_common_words_alone_is_taken_whole():
     assert whom("Where was born?", None, "born", CommonWords.of(BORN)) == "Where was born?"

@@ -25,12 +25,12 @@ def not_finite(states: Mapping[Any, np.ndarray]) -> dict[int, Exception]:
     return {i: ValueError("hidden state contains NaN or infinity") for i in sorted(rows)}
 
 
-def fixed_size(states: np.ndarray, failed: Container[int] = ()) -> pa.FixedSizeListArray:
-    """States (B, D) as a fixed-size list column with nulls in the failed rows: float16 where every value fits, else
-    float32."""
+def fixed_size(states: np.ndarray, failed: Container[int] = (), half: bool = True) -> pa.FixedSizeListArray:
+    """States (B, D) as a fixed-size list column with nulls in the failed rows: with `half` float16 where every value
+    fits, else float32."""
     lost = np.array([i in failed for i in range(len(states))], bool)
     values = np.where(lost[:, None], 0.0, states).astype(np.float32)
-    if np.abs(values).max(initial=0.0) <= HALF_MAX:
+    if half and np.abs(values).max(initial=0.0) <= HALF_MAX:
         values = values.astype(np.float16)
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), states.shape[1], mask=pa.array(lost))
 

@@ -225,7 +225,8 @@ def train_decoder_command(
         if loaded.decode.decoder is not None or not loaded.decode.enabled:
             raise ConfigError("train-decoder: set decode.enabled: true and decode.decoder: null, so that runs use it")
         from ka2l_ray.dataflow.storage import Folder
-        from ka2l_ray.decode.training import decoder_of, train_decoder
+        from ka2l_ray.decode.states_stage import decoder_of
+        from ka2l_ray.decode.training import train_decoder
         from ka2l_ray.pipeline import loop
 
         run = _open(loaded)

@@ -162,8 +162,8 @@ class DecoderTrainingSection(Section):
     which learn to write the question whose states they read."""
 
     questions: Annotated[dict[Format, Annotated[tuple[Text, ...], Field(min_length=1)]], NoKeys] = Field(default={})
-    """Files, folders or URIs of further questions, by their format, as in `corpus.format`; the probe split is always
-    trained on. Questions of eval, of the pool and about their entities are left out."""
+    """Files, folders or URIs of further questions, by their format, as in `corpus.format` (columns of `generic` as in
+    `corpus`); the probe split comes first. Questions of eval, of the pool and about their entities are left out."""
     layer: NonNegativeInt | Literal["auto"] = "auto"
     """Layer of the pooled state, which says what is asked; `auto`: a fifth of the
     model's depth."""
@@ -194,8 +194,8 @@ class DecoderTrainingSection(Section):
     patience: Positive = 5
     """Training ends early after so many measurements in a row without a new least."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the passes: `auto` is bfloat16 on a GPU and float32 on a CPU. Weights that are trained are
-    float32."""
+    """Precision of the passes: `auto` is bfloat16 on a GPU and float32 on a CPU, where the model is loaded so too.
+    Weights that are trained are float32."""
     workers: Positive = 1
     """Processes of the training run; each does its share of every step's questions."""
     cpus_per_worker: PositiveFloat = 1.0
@@ -254,8 +254,8 @@ class DecodeSection(Section):
     line. Of the candidates those that contain one (as whole words, without case and punctuation) are taken before
     others, and a question without one is not kept. Null: nothing is checked."""
     check_questions: Positive = 1024
-    """Probe questions that the decoder is measured on: it must reconstruct each one from its own state. Steering is
-    fitted on the same states."""
+    """Probe questions, of those that are new to the decoder, that it is measured on: it must reconstruct each one from
+    its own states."""
     training: DecoderTrainingSection = DecoderTrainingSection()
     pool: Pool = Pool(shard_rows=64)
 

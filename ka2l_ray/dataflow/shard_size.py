@@ -20,6 +20,8 @@ TEXT_BYTES = 1024
 """Size of a row's question, answers, samples and numbers."""
 STATE_BYTES = 2
 """Per value of a state: float16, where the values fit."""
+LISTED = 8
+"""States in a list of them, on average: tokens of a name."""
 MOST_ROWS = 4096
 LOST_S = 150.0
 """The work that a kill may cost an actor, at most: half of the five minutes that are acceptable."""
@@ -29,8 +31,12 @@ SHARDS_PER_ACTOR = 4
 
 
 def row_bytes(columns: pa.Schema) -> int:
-    """About how many bytes a row with these columns takes: its states, and some text."""
-    return TEXT_BYTES + STATE_BYTES * sum(f.type.list_size for f in columns if pa.types.is_fixed_size_list(f.type))
+    """About how many bytes a row with these columns takes: its states (of a list of them, `LISTED`), and some text."""
+    kinds = [f.type for f in columns]
+    single = sum(t.list_size for t in kinds if pa.types.is_fixed_size_list(t))
+    lists = [t.value_type for t in kinds if pa.types.is_list(t)]
+    listed = LISTED * sum(t.list_size for t in lists if pa.types.is_fixed_size_list(t))
+    return TEXT_BYTES + STATE_BYTES * (single + listed)
 
 
 def row_seconds(pool: Pool, answers: int = 0, new_tokens: int = 0) -> float:

@@ -30,7 +30,7 @@ INTERPOLATED = 0.5
 @dataclass(frozen=True)
 class Augmenter:
     """Makes wanted states. `steering` is None where nothing can be steered; `unknown` (M, D) are standardised states of
-    questions that the probe takes to be unknown; `names` are those that new questions must contain one of, None where
+    questions that are labelled unknown; `names` are those that new questions must contain one of, None where
     nothing is checked."""
 
     decode: DecodeSection

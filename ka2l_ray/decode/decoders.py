@@ -17,9 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ka2l_ray.config import ModelSection
 from ka2l_ray.dataflow.placement import Placement
-from ka2l_ray.decode.model import DecoderCard, StateDecoder, read_card
+from ka2l_ray.decode.model import CARD, DecoderCard, StateDecoder, read_card
 from ka2l_ray.decode.question_states import QuestionStates
-from ka2l_ray.decode.self_decoder import CARD, SelfCard, SelfDecoder, read_self_card, standards
+from ka2l_ray.decode.self_decoder import SelfCard, SelfDecoder, read_self_card, standards
 from ka2l_ray.decode.states import decode_states
 from ka2l_ray.models.abilities import Abilities
 from ka2l_ray.models.layers import load_up_to
@@ -46,7 +46,8 @@ class Decoder(Protocol):
 
 def card_at(folder: Path) -> Card:
     """The card of a decoder. Raises `OSError`, `ValueError` or `TypeError` where the folder contains none."""
-    kind = json.loads((folder / CARD).read_text()).get("kind", "t5")
+    card = json.loads((folder / CARD).read_text())
+    kind = card.get("kind", "t5") if isinstance(card, dict) else None
     if kind not in ("self", "t5"):
         raise ValueError(f"{CARD} is of kind {kind!r}; known are `self` and `t5`")
     return read_self_card(folder) if kind == "self" else read_card(folder)
@@ -92,8 +93,8 @@ class _Self:
     def __init__(
         self, folder: Path, model: ModelSection, tokenizer: PreTrainedTokenizerBase, placement: Placement
     ) -> None:
-        self._decoder = SelfDecoder.load(folder, load_model(model, placement=placement), tokenizer)
-        self._decoder.to(placement.device)
+        decoder = SelfDecoder.load(folder, load_model(model, placement=placement), tokenizer)
+        self._decoder = decoder.place(placement.device)
         self.card, self.blocks = self._decoder.card, self._decoder.base
 
     def reading(self) -> AbstractContextManager[Any]:

@@ -7,6 +7,7 @@ run, where states come from.
 """
 
 import contextlib
+import json
 import math
 import tempfile
 import time
@@ -18,20 +19,22 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from safetensors.torch import load_file, save_file
 from torch import distributed
 from torch.nn.functional import cross_entropy
 
 from ka2l_ray.config import DecoderTrainingSection, ModelSection
 from ka2l_ray.dataflow.placement import Placement
 from ka2l_ray.dataflow.storage import Folder
-from ka2l_ray.decode.question_states import QuestionStates, token_states
+from ka2l_ray.decode.question_states import states_of
 from ka2l_ray.decode.self_decoder import SelfCard, SelfDecoder
 from ka2l_ray.finetune.checkpoints import Checkpoints
 from ka2l_ray.finetune.job import Refusal
 from ka2l_ray.models.loading import load_model, load_tokenizer
-from ka2l_ray.tables import matrix
 
-STATE = "state.pt"
+TENSORS, RECORD = "state.safetensors", "state.json"
+MAY_CHANGE = {"checkpoint_every_steps", "max_failures", "cpus_per_worker", "nodes"}
+"""Fields of `decode.training` that may change between attempts."""
 MAX_GRAD_NORM = 1.0
 EVALUATED_AT_ONCE = 32
 """Held-out questions of one pass."""
@@ -52,6 +55,17 @@ class DecoderJob:
     output: Folder
     progress: Folder
     seed: int
+
+    @property
+    def precision(self) -> str:
+        """`bfloat16` or `float32`."""
+        own = self.training.precision
+        return ("bfloat16" if self.placement.on_gpu else "float32") if own == "auto" else own
+
+    @property
+    def loaded_model(self) -> ModelSection:
+        """The model as it is loaded: in float32 where passes are in that."""
+        return self.model.model_copy(update={"dtype": "float32"}) if self.precision == "float32" else self.model
 
     @property
     def per_epoch(self) -> int:
@@ -83,11 +97,6 @@ class DecoderHistory:
         return bool(self.held_out) and len(self.held_out) - 1 - self.best >= patience
 
 
-def states_of(rows: pa.Table) -> QuestionStates:
-    """The states of rows of `decoder_states`."""
-    return QuestionStates(matrix(rows["state"]), token_states(rows["tokens"]))
-
-
 def fit_rank(
     job: DecoderJob,
     batches: Callable[[int], Iterator[pa.Table]],
@@ -105,15 +114,18 @@ def fit_rank(
         torch.set_num_threads(max(1, int(job.training.cpus_per_worker)))
     torch.manual_seed(job.seed)
     tokenizer = load_tokenizer(job.model)
-    decoder = SelfDecoder(job.card, load_model(job.model, placement=job.placement), tokenizer)
+    decoder = SelfDecoder(job.card, load_model(job.loaded_model, placement=job.placement), tokenizer)
     decoder.begin(states_of(job.begin), job.begin["question"].to_pylist(), job.begin["whom_ids"].to_pylist())
-    decoder.to(job.placement.device).train()
+    decoder.place(job.placement.device).train()
     trained = {n: p for n, p in decoder.named_parameters() if p.requires_grad}
+    if world_size > 1:  # CPUs differ in how they round what the projections begin at
+        for tensor in decoder.stored().values():
+            distributed.broadcast(tensor, 0)
     optimizer = torch.optim.AdamW(trained.values(), lr=job.training.learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
     history, best = DecoderHistory(), dict[str, torch.Tensor]()
     with checkpoints.latest() as folder:
         if folder is not None:
-            history, best = _restored(Path(folder) / STATE, job, decoder, optimizer)
+            history, best = _restored(Path(folder), job, decoder, optimizer)
     passes, started = _Passes(job, decoder, list(trained.values()), optimizer, world_size), time.monotonic()
     for rows in _from_step(batches, len(history.losses), job):
         if len(history.losses) >= job.steps or history.is_over(job.training.patience):
@@ -121,7 +133,7 @@ def fit_rank(
         history.losses.append(passes.step(rows, len(history.losses)))
         step = len(history.losses)
         if step % job.training.evaluate_every_steps == 0 or step == job.steps:
-            history.held_out.append((step, passes.held_out(rank)))
+            history.held_out.append((step, _finite(passes.held_out(rank), "on held-out questions at", step, job)))
             if history.best == len(history.held_out) - 1:
                 best = {n: t.detach().to("cpu", copy=True) for n, t in decoder.stored().items()}
         if rank == 0:
@@ -130,8 +142,7 @@ def fit_rank(
         if step % job.training.checkpoint_every_steps == 0 and step < job.steps:
             folder = checkpoints.new_folder()
             if rank == 0:
-                state = {"history": asdict(history), "best": best, "now": decoder.stored()}
-                torch.save(state | {"optimizer": optimizer.state_dict(), "identity": _identity(job)}, folder / STATE)
+                _store(folder, job, decoder, optimizer, history, best)
             checkpoints.submit(folder, step)
     if rank == 0:
         decoder.load_state_dict(best, strict=False)
@@ -148,9 +159,7 @@ class _Passes:
         self, job: DecoderJob, decoder: SelfDecoder, trained: list[Any], optimizer: torch.optim.Optimizer, ranks: int
     ) -> None:
         self._job, self._decoder, self._trained, self._optimizer, self._ranks = job, decoder, trained, optimizer, ranks
-        wanted = job.training.precision
-        half = wanted == "bfloat16" or (wanted == "auto" and job.placement.on_gpu)
-        device = job.placement.device.type
+        half, device = job.precision == "bfloat16", job.placement.device.type
         self._cast = lambda: torch.autocast(device, torch.bfloat16) if half else contextlib.nullcontext()
 
     def step(self, rows: pa.Table, done: int) -> float:
@@ -169,19 +178,13 @@ class _Passes:
         torch.nn.utils.clip_grad_norm_(self._trained, MAX_GRAD_NORM)
         self._optimizer.step()
         self._optimizer.zero_grad()
-        mean = float(sums[0] / sums[1])
-        if not math.isfinite(mean):
-            raise Refusal(
-                f"the loss at step {done + 1} is {mean} at a learning rate of {rate:.3g}: lower "
-                "decode.training.learning_rate, or set decode.training.precision: float32"
-            )
-        return mean
+        return _finite(float(sums[0] / sums[1]), "at", done + 1, job)
 
     @torch.no_grad()
     def held_out(self, rank: int) -> float:
         """The loss on held-out questions in nats per token; each rank reads its share."""
         self._decoder.eval()
-        own = self._job.held.take(list(range(rank, self._job.held.num_rows, self._ranks)))
+        own = self._job.held.take(pa.array(range(rank, self._job.held.num_rows, self._ranks), pa.int64()))
         sums = torch.zeros(2, dtype=torch.float64)
         for start in range(0, own.num_rows, EVALUATED_AT_ONCE):
             loss, tokens = self._loss(own.slice(start, EVALUATED_AT_ONCE))
@@ -201,6 +204,16 @@ class _Passes:
             on_device = values.to(self._job.placement.device)
             distributed.all_reduce(on_device)
             values.copy_(on_device)
+
+
+def _finite(loss: float, where: str, step: int, job: DecoderJob) -> float:
+    """A loss in nats per token. Raises `Refusal` where it is not finite."""
+    if not math.isfinite(loss):
+        raise Refusal(
+            f"the loss {where} step {step} is {loss}: lower decode.training.learning_rate "
+            f"({job.training.learning_rate:.3g}), or set decode.training.precision: float32"
+        )
+    return loss
 
 
 def rate_factor(step: int, steps: int, warmup: int) -> float:
@@ -226,26 +239,50 @@ def _from_step(batches: Callable[[int], Iterator[pa.Table]], done: int, job: Dec
 
 def _identity(job: DecoderJob) -> dict[str, Any]:
     """What must be equal for a checkpoint to be continued."""
-    free = {"checkpoint_every_steps", "max_failures", "cpus_per_worker", "nodes"}
-    own = job.training.model_dump(mode="json", exclude=free)
-    return own | {"card": asdict(job.card), "rows": job.rows, "seed": job.seed}
+    own = job.training.model_dump(mode="json", exclude=MAY_CHANGE)
+    return own | {"card": asdict(job.card) | {"words": list(job.card.words)}, "rows": job.rows, "seed": job.seed}
+
+
+def _store(
+    folder: Path,
+    job: DecoderJob,
+    decoder: SelfDecoder,
+    optimizer: torch.optim.Optimizer,
+    history: DecoderHistory,
+    best: dict[str, torch.Tensor],
+) -> None:
+    """Write what a training run continues from: tensors, then a record, without pickle."""
+    tensors = {f"now.{n}": t.detach() for n, t in decoder.stored().items()} | {f"best.{n}": t for n, t in best.items()}
+    for n, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{n}.{name}": value for name, value in state.items()}
+    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / TENSORS)
+    (folder / RECORD).write_text(json.dumps({"history": asdict(history), "identity": _identity(job)}))
 
 
 def _restored(
-    file: Path, job: DecoderJob, decoder: SelfDecoder, optimizer: torch.optim.Optimizer
+    folder: Path, job: DecoderJob, decoder: SelfDecoder, optimizer: torch.optim.Optimizer
 ) -> tuple[DecoderHistory, dict[str, torch.Tensor]]:
-    state = torch.load(file, weights_only=True, map_location=job.placement.device)
-    if state["identity"] != _identity(job):
+    """What `_store` wrote, with the decoder and the optimiser as they were then."""
+    record, tensors = json.loads((folder / RECORD).read_text()), load_file(folder / TENSORS)
+    if record["identity"] != _identity(job):
         raise Refusal(
             "decode.training was changed since this training run began: delete the folder base/decoder of the run, or "
             "set it back"
         )
-    decoder.load_state_dict(state["now"], strict=False)
-    optimizer.load_state_dict(state["optimizer"])
-    history = DecoderHistory(**state["history"])
+    parts: dict[str, dict[str, torch.Tensor]] = {"now": {}, "best": {}, "optimizer": {}}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        parts[part][rest] = tensor
+    decoder.load_state_dict(parts["now"], strict=False)
+    moments: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in parts["optimizer"].items():
+        number, _, rest = name.partition(".")
+        moments.setdefault(int(number), {})[rest] = tensor
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+    history = DecoderHistory(**record["history"])
     history.held_out = [(int(step), float(loss)) for step, loss in history.held_out]
     history.resumed_at_steps.append(len(history.losses))
-    return history, {n: t.cpu() for n, t in state["best"].items()}
+    return history, parts["best"]
 
 
 def _say(job: DecoderJob, history: DecoderHistory, seconds: float) -> None:

@@ -19,6 +19,8 @@ from transformers import T5Config, T5ForConditionalGeneration
 from ka2l_ray.errors import ConfigError
 from ka2l_ray.models.sampling import Sampling, draw, uniforms
 
+CARD = "decoder.json"
+
 
 @dataclass(frozen=True)
 class DecoderCard:
@@ -52,7 +54,7 @@ class DecoderCard:
 
 def read_card(folder: Path) -> DecoderCard:
     """The card of a decoder. Raises `FileNotFoundError` where the folder contains none."""
-    return DecoderCard(**json.loads((folder / "decoder.json").read_text()))
+    return DecoderCard(**json.loads((folder / CARD).read_text()))
 
 
 class StateDecoder(nn.Module):
@@ -129,7 +131,7 @@ class StateDecoder(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {k: v.contiguous() for k, v in self.state_dict().items() if k in self._stored_keys()}
         save_file(tensors, folder / "decoder.safetensors")
-        (folder / "decoder.json").write_text(json.dumps(asdict(self.card), indent=1) + "\n")
+        (folder / CARD).write_text(json.dumps(asdict(self.card), indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> "StateDecoder":

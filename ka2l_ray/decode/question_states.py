@@ -59,3 +59,8 @@ def token_states(column: pa.ChunkedArray | pa.Array) -> list[np.ndarray]:
     flat = matrix(values) if len(values) else np.zeros((0, values.type.list_size), np.float32)
     ends = np.cumsum([0, *lengths])
     return [flat[a:b] for a, b in pairwise(ends)]
+
+
+def states_of(rows: pa.Table) -> QuestionStates:
+    """The states in rows of `decoder_states` or `probe_states`."""
+    return QuestionStates(matrix(rows["state"]), token_states(rows["tokens"]))

@@ -67,8 +67,8 @@ class ReadActor:
         kept = [t[:0] if n in failed or setup.token_layer is None else t for n, t in enumerate(tokens)]
         ids = [prompt.ids[start : start + len(t)] for prompt, (start, _), t in zip(prompts, whom, kept, strict=True)]
         return {
-            "state": fixed_size(state, failed),
-            "name_state": fixed_size(names, failed),
+            "state": fixed_size(state, failed, half=False),
+            "name_state": fixed_size(names, failed, half=False),
             "tokens": token_column(kept, state.shape[1]),
             "whom_ids": ids,
             **error_column(failed, batch.num_rows),

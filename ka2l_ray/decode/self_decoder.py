@@ -24,6 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from ka2l_ray.config import LoraSection
+from ka2l_ray.decode.model import CARD
 from ka2l_ray.decode.question_states import QuestionStates
 from ka2l_ray.errors import ConfigError
 from ka2l_ray.finetune.model import with_new_adapters
@@ -33,7 +34,7 @@ from ka2l_ray.models.sampling import Sampling, draw, uniforms
 from ka2l_ray.text.normal import normalize
 from ka2l_ray.text.tokens import end_id, ids_of, text_of
 
-WEIGHTS, CARD = "decoder.safetensors", "decoder.json"
+WEIGHTS = "decoder.safetensors"
 RIDGE = 1e-2
 """Penalty of the first projections per row, on standardised states."""
 
@@ -68,7 +69,8 @@ def is_held_out(question: str, entity: str | None, share: float) -> bool:
 def read_self_card(folder: Path) -> SelfCard:
     """The card of a decoder. Raises `OSError`, `ValueError` or `TypeError` where the folder contains none."""
     card = json.loads((folder / CARD).read_text())
-    return SelfCard(**card | {"words": tuple(card["words"])})
+    before, between, after = card.pop("words", SelfCard.words)
+    return SelfCard(**card, words=(before, between, after))
 
 
 class Projection(nn.Module):
@@ -118,6 +120,13 @@ class SelfDecoder(nn.Module):
         ids = [ids_of(tokenizer, text, special_tokens=n == 0) for n, text in enumerate(card.words)]
         self._words = [torch.tensor(words, dtype=torch.long) for words in ids]
         self._end = end_id(tokenizer)
+
+    def place(self, device: torch.device) -> "SelfDecoder":
+        """Move what reads states to a device; the model, and its adapters with it, stay where they are, which may be
+        several devices."""
+        self.of_pooled.to(device)
+        self.of_tokens.to(device)
+        return self
 
     def as_studied(self) -> Any:
         """Within this context the model is the studied one, without adapters."""
@@ -192,15 +201,16 @@ class SelfDecoder(nn.Module):
         numbers = torch.from_numpy(np.stack([uniforms(seed, i, 1, most)[0] for i in ids])).to(device)
         ended = torch.zeros(len(read), dtype=torch.bool, device=device)
         for step in range(most):
-            passed = self.adapted(
-                inputs_embeds=inputs,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            logits = passed.logits[:, -1]
+            last = torch.arange(1, len(read) + 1, device=device) * inputs.shape[1] - 1
+            with predicting(self.base, last):
+                passed = self.adapted(
+                    inputs_embeds=inputs,
+                    attention_mask=mask,
+                    position_ids=positions,
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+            logits = logits_at(passed.logits, last)
             chosen = logits.argmax(-1) if temperature == 0 else draw(logits, numbers[:, step], Sampling(temperature))[0]
             tokens = torch.cat([tokens, chosen.unsqueeze(-1)], -1)
             ended |= chosen == self._end
@@ -225,10 +235,12 @@ class SelfDecoder(nn.Module):
         }
 
     def save(self, folder: Path) -> None:
-        """Write `decoder.safetensors` in half precision and the card `decoder.json`, last."""
+        """Write `decoder.safetensors`, weights in half precision, and the card `decoder.json`, last."""
         folder.mkdir(parents=True, exist_ok=True)
-        half = {k: v.detach().to("cpu", torch.float16).contiguous() for k, v in self.stored().items()}
-        save_file(half, folder / WEIGHTS)
+        # means and scales of states may be beyond half precision
+        kinds = {k: torch.float32 if k.endswith((".mean", ".scale")) else torch.float16 for k in self.stored()}
+        tensors = {k: v.detach().to("cpu", kinds[k]).contiguous() for k, v in self.stored().items()}
+        save_file(tensors, folder / WEIGHTS)
         (folder / CARD).write_text(json.dumps(asdict(self.card), indent=1) + "\n")
 
     @classmethod

@@ -28,14 +28,13 @@ from ka2l_ray.decode.actor import DecodeActor, DecodeSetup
 from ka2l_ray.decode.augment import CARD, Augmenter, requests_for, source_fields
 from ka2l_ray.decode.decoders import Card, card_at, standardised
 from ka2l_ray.decode.filters import hashes, leaks, statuses
-from ka2l_ray.decode.fitting import states_of
 from ka2l_ray.decode.grounding import Names, read_names
 from ka2l_ray.decode.metrics import reconstruction
+from ka2l_ray.decode.question_states import states_of
 from ka2l_ray.decode.self_decoder import is_held_out
 from ka2l_ray.decode.states import decoder_folder
+from ka2l_ray.decode.states_stage import common_words, decoder_address, reading
 from ka2l_ray.decode.steering import MOST_ROWS, Steering, fit_steering
-from ka2l_ray.decode.training import decoder_of, reading
-from ka2l_ray.decode.whom import CommonWords
 from ka2l_ray.errors import StageError
 from ka2l_ray.hashing import uniform
 from ka2l_ray.models.batching import Limits
@@ -122,16 +121,6 @@ def _probe_questions(run: Run) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda r: (uniform("reconstruction", r["entity"] or r["id"]), r["id"]))[:MOST_ROWS]
 
 
-def decoder_address(run: Run) -> str:
-    """Where the run's decoder is: as `decode.decoder` says or, where that is null, what the run has trained."""
-    return run.config.decode.decoder or decoder_of(run).uri
-
-
-def _common_words(run: Run) -> CommonWords:
-    batches = run.table("questions").batches(["question", "group"], part="probe")
-    return CommonWords.of((r["question"], r["group"]) for b in batches for r in b.to_pylist())
-
-
 def is_fitted(run: Run) -> bool:
     """Whether there is what wanted states are made with. It stays as it is once it is there, even where failed rows of
     `reconstruction` are done again, because rounds have used it."""
@@ -148,7 +137,7 @@ def _fit_augmenter(run: Run, folder: Path, card: Card, rows: list[dict[str, Any]
     source = run.base("decoder/probe_questions")
     if not source.is_done:
         source.write((None, pa.Table.from_pylist(rows, schema=schema.QUESTIONS)))
-    run_stage(reading(run, card, "probe_states", _common_words(run)), source, target)
+    run_stage(reading(run, card, "probe_states"), source, target)
     table = target.read()
     table = table.filter(pc.is_null(table["error"]))  # pyright: ignore
     if not table.num_rows:
@@ -206,7 +195,7 @@ def _stage(run: Run, table: str, augmenter: Folder | None = None) -> Stage[Decod
             probe=run.folder / "base/search/probe",
             seed=config.run.seed,
             augmenter=augmenter,
-            common=_common_words(run),
+            common=common_words(run),
             limits=Limits.of(pool),
             placement=of_actor(config.model, pool, "decode"),
             abilities=abilities_of(config.model),

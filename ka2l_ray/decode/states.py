@@ -4,6 +4,7 @@ In: states (N, D), a decoder, its model's tokenizer. Out: N texts. Refuses to kn
 Source: KA2L, stage 2.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ka2l_ray.config import ModelSection
-from ka2l_ray.decode.model import StateDecoder
+from ka2l_ray.decode.model import CARD, StateDecoder
+from ka2l_ray.errors import ConfigError
 from ka2l_ray.models.copies import local_copy
 from ka2l_ray.models.loading import ASSETS, load_tokenizer
 from ka2l_ray.models.sampling import uniforms
@@ -44,7 +46,10 @@ def decode_states(
     ['Which pet does Kuvan Gadadottir keep?']
     """
     if isinstance(decoder, str):
-        decoder = StateDecoder.load(decoder_folder(decoder))
+        folder = decoder_folder(decoder)
+        if json.loads((folder / CARD).read_text()).get("kind", "t5") != "t5":
+            raise ConfigError(f"{decoder}: this decoder reads states of tokens too; `ka2l run` decodes with it")
+        decoder = StateDecoder.load(folder)
     card, ids = decoder.card, [str(n) for n in range(len(states))] if ids is None else list(ids)
     if states.shape != (len(ids), card.width):
         raise ValueError(f"the decoder reads {len(ids)} states of width {card.width}, got shape {tuple(states.shape)}")

@@ -6,8 +6,9 @@ killed training run continues from its last checkpoint; what is there is not don
 Refuses to know: strategies, rounds, what the decoder is used for.
 """
 
+import heapq
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -15,12 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 import ray.train
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+from ray.data import ExecutionOptions
+from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 
 from ka2l_ray import schema
-from ka2l_ray.config import CorpusSection, DecoderTrainingSection
-from ka2l_ray.corpus.files import files_of
+from ka2l_ray.config import Config, CorpusSection, Format
+from ka2l_ray.corpus.files import File, files_of
 from ka2l_ray.corpus.formats import Question
 from ka2l_ray.corpus.prepare import parsed_rows
 from ka2l_ray.dataflow.log import log, log_progress
@@ -33,21 +35,25 @@ from ka2l_ray.dataflow.shard_size import row_seconds
 from ka2l_ray.dataflow.stage import Stage, run_stage
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.dataflow.vault import open_vault, vault
-from ka2l_ray.decode.decoders import Card
 from ka2l_ray.decode.filters import text_hash
 from ka2l_ray.decode.fitting import DecoderJob, fit_rank
 from ka2l_ray.decode.metrics import reconstruction
-from ka2l_ray.decode.reading import ReadActor, ReadSetup
 from ka2l_ray.decode.self_decoder import SelfCard, is_held_out
-from ka2l_ray.decode.whom import CommonWords
+from ka2l_ray.decode.states_stage import TRAINED, decoder_of, is_trained, reading
 from ka2l_ray.decode.writing import WriteActor, WriteSetup
-from ka2l_ray.errors import ConfigError, StageError, UserError
+from ka2l_ray.errors import ConfigError, StageError
 from ka2l_ray.finetune.job import Refusal
-from ka2l_ray.finetune.train import PlacedTorch, RayCheckpoints, has_valid_list, restored_interrupt_handler
-from ka2l_ray.models.batching import Limits
+from ka2l_ray.finetune.train import (
+    PlacedTorch,
+    RayCheckpoints,
+    check_gpu,
+    fit,
+    has_valid_list,
+    restored_interrupt_handler,
+)
 from ka2l_ray.models.examine import abilities_of
 from ka2l_ray.models.loading import depth_and_width
-from ka2l_ray.models.prompts import Tokenize, corpus_prompt
+from ka2l_ray.models.prompts import corpus_prompt
 from ka2l_ray.text.normal import normalize
 
 BEGINS_ON = 4000
@@ -55,7 +61,9 @@ BEGINS_ON = 4000
 NAME = "decoder"
 """The training run's name to Ray Train."""
 PROBE = "probe"
-"""The split whose questions are always trained on."""
+"""The split whose questions come before those of files."""
+IN_ORDER = ExecutionOptions(preserve_order=True)
+"""So that a resumed epoch is the same."""
 KEPT_BYTES = 2**29
 """Bytes of stored states, at most, that stay in Ray's object store from epoch to epoch."""
 SHUFFLED = 4096
@@ -63,43 +71,37 @@ SHUFFLED = 4096
 
 
 def train_decoder(run: Run) -> dict[str, Any]:
-    """Train the run's decoder (`decode.training`), unless that is done; returns what `fitting.fit_rank` does.
+    """Train the run's decoder (`decode.training`) and measure it, as far as that is not done; returns what
+    `fitting.fit_rank` does, and `held_out_metrics`.
 
-    Raises `ConfigError` for files that contain no questions and layers that the model does not have, `StageError` where
-    there are too few questions, and for what would fail the same way again.
+    Raises `ConfigError` for files that contain no questions, layers that the model does not have, and a model that
+    cannot read several questions at once; `StageError` where there are too few questions, and for what would fail the
+    same way again.
     """
-    folder = decoder_of(run)
-    record = folder / "training.json"
-    if record.exists():
-        return record.read_json()
-    card = card_of(run)
-    questions, states = (run.base(f"decoder/{name}") for name in ("questions", "states"))
-    if not questions.is_done:
-        _collect_questions(run, questions)
-    common = CommonWords.of((r["question"], r["group"]) for b in questions.batches() for r in b.to_pylist())
-    run_stage(reading(run, card, "decoder_states", common), questions, states)
-    result = _trained(run, _job(run, card, states), states)
-    result |= {"held_out_metrics": _measured(run, states)}
-    record.write_json(result)
-    (run.folder / "base/decoder/train").delete()
-    (run.folder / "base/decoder/progress.json").delete()
-    return result
-
-
-def decoder_of(run: Run) -> Folder:
-    """The folder of the decoder that a run has trained, or will."""
-    return run.folder / "base/decoder/trained"
+    folder, states = decoder_of(run), run.base("decoder/states")
+    if not is_trained(run):
+        card, questions = card_of(run), run.base("decoder/questions")
+        if not abilities_of(run.config.model).padding:
+            raise ConfigError(
+                "decode.decoder: this model reads no padded batches, so it cannot learn to decode; set decode.enabled: "
+                "false"
+            )
+        if not questions.is_done:
+            _collect_questions(run, questions)
+        run_stage(reading(run, card, "decoder_states"), questions, states)
+        (folder / TRAINED).write_json(_trained(run, _job(run, card, states), states))
+    for left in ("train", "progress.json"):
+        (run.folder / "base/decoder" / left).delete()
+    measured = folder / "metrics.json"
+    if not measured.exists():
+        measured.write_json(_measured(run))
+    return (folder / TRAINED).read_json() | {"held_out_metrics": measured.read_json()}
 
 
 def card_of(run: Run) -> SelfCard:
     """The states that the run's decoder reads. Raises `ConfigError` for layers that the model does not have."""
-    training, (depth, width) = run.config.decode.training, depth_and_width(run.config.model)
-    layer = max(1, depth // 5) if training.layer == "auto" else training.layer
-    token_layer = min(2, depth) if training.token_layer == "auto" else training.token_layer
-    token_layer = None if token_layer == "none" else token_layer
-    for name, given in (("layer", layer), ("token_layer", token_layer)):
-        if given is not None and given > depth:
-            raise ConfigError(f"decode.training.{name} = {given}: the model has layers 0 … {depth}")
+    training, width = run.config.decode.training, depth_and_width(run.config.model)[1]
+    layer, token_layer = layers_of(run.config)
     return SelfCard(
         model=run.config.model.identity,
         prompt=corpus_prompt(run).template,
@@ -113,13 +115,42 @@ def card_of(run: Run) -> SelfCard:
     )
 
 
+def layers_of(config: Config) -> tuple[int, int | None]:
+    """`decode.training.layer` and `token_layer` as numbers; None for no token layer. Raises `ConfigError` for layers
+    that the model does not have."""
+    training, depth = config.decode.training, depth_and_width(config.model)[0]
+    layer = max(1, depth // 5) if training.layer == "auto" else training.layer
+    token_layer = min(2, depth) if training.token_layer == "auto" else training.token_layer
+    token_layer = None if token_layer == "none" else token_layer
+    for name, given in (("layer", layer), ("token_layer", token_layer)):
+        if given is not None and given > depth:
+            raise ConfigError(f"decode.training.{name} = {given}: the model has layers 0 … {depth}")
+    return layer, token_layer
+
+
+def check_training(config: Config) -> None:
+    """Raise `ConfigError` for layers that the model does not have, and files that do not exist."""
+    layers_of(config)
+    for name in config.decode.training.questions:
+        _files(config, name)
+
+
+def _files(config: Config, name: Format) -> tuple[CorpusSection, list[File]]:
+    """The files of a format in `decode.training.questions`, and how they are read: columns as those of the corpus."""
+    sources = config.decode.training.questions[name]
+    corpus = config.corpus.model_copy(update={"source": sources, "format": name})
+    try:
+        return corpus, files_of(sources, corpus.hub, corpus.encoding)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("corpus.source", "decode.training.questions")) from error
+
+
 def _collect_questions(run: Run, target: Table) -> None:
     """Write the questions that the decoder is trained and measured on: the probe split, then as many of the files' as
     training can use. Raises `StageError` where there are too few."""
     training = run.config.decode.training
-    usable, left_out = _usable(run.table("questions"), training)
-    usable.sort(key=lambda r: (r["format"] != PROBE, r["id"]))  # ids are hashes, so theirs is a random order
-    rows = sorted(usable[: training.examples + training.held_out_rows], key=lambda r: r["id"])
+    rows, left_out = _usable(run, training.examples + training.held_out_rows)
+    rows.sort(key=lambda r: r["id"])  # ids are hashes, so this is a random order
     for row in rows:
         row["held_out"] = is_held_out(row["question"], row["entity"], training.held_out)
     held = sum(r["held_out"] for r in rows)
@@ -134,27 +165,35 @@ def _collect_questions(run: Run, target: Table) -> None:
     said = "%s questions to train on, %s held out with their entities; %s of files left out, because pool or eval ask "
     said += "about the same"
     counts = (f"{n:,}" for n in (len(rows) - held, held, left_out))
-    log.info(said, *counts, extra={"stage": "train-decoder"})
+    log.info(said, *counts, extra={"stage": "decode"})
 
 
-def _usable(source: Table, training: DecoderTrainingSection) -> tuple[list[dict[str, Any]], int]:
-    """Distinct questions of the probe split and the files, each with its `format`, that pool and eval do not ask, nor
-    anything else about their entities; and how many of the files were left out for that."""
-    taken, entities = set[int](), set[str]()
+def _usable(run: Run, most: int) -> tuple[list[dict[str, Any]], int]:
+    """Distinct questions that pool and eval do not ask, nor anything else about their entities, each with its `format`:
+    those of the probe split, and as many of the files' that there are `most`, drawn by their ids; and how many of the
+    files were left out for what they ask."""
+    source, taken, entities = run.table("questions"), set[int](), set[str]()
     for split in ("pool", "eval"):
         for row in _rows(source, split):
             taken.add(text_hash(row["question"]))
             entities.add(normalize(row["entity"] or ""))
     entities.discard("")
-    asked, rows, left_out = set[int](), list[dict[str, Any]](), 0
-    for name, row in (*((PROBE, r) for r in _rows(source, PROBE)), *_of_files(training)):
-        key = text_hash(row["question"])
-        if key in taken or normalize(row["entity"] or "") in entities:
-            left_out += name != PROBE
-        elif key not in asked:
-            asked.add(key)
-            rows.append({"id": f"{key:016x}", "format": name, **row})
-    return rows, left_out
+    left_out = Counter[str]()
+
+    def usable(name: str, given: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for row in given:
+            key = text_hash(row["question"])
+            if key in taken or normalize(row["entity"] or "") in entities:
+                left_out[name] += key not in asked
+            elif key not in asked:
+                asked.add(key)
+                yield {"id": f"{key:016x}", "format": name, **row}
+
+    asked = set[int]()
+    own = list(usable(PROBE, _rows(source, PROBE)))
+    others = (row for name in run.config.decode.training.questions for row in usable(name, _of_files(run, name)))
+    drawn = heapq.nsmallest(max(0, most - len(own)), others, key=lambda r: r["id"])
+    return [*own, *drawn], left_out.total() - left_out[PROBE]
 
 
 def _rows(source: Table, split: str) -> Iterator[dict[str, Any]]:
@@ -162,59 +201,28 @@ def _rows(source: Table, split: str) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
-def _of_files(training: DecoderTrainingSection) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(format, question) of each row of `decode.training.questions` that is one."""
-    for name, sources in training.questions.items():
-        corpus = CorpusSection(source=sources, format=name)
-        for file in files_of(sources, corpus.hub):
-            for _, row in parsed_rows(file, corpus):
-                if isinstance(row, Question):
-                    yield name, {"question": row.text, "group": row.group, "entity": row.entity}
-
-
-def reading(run: Run, card: Card, table: str, common: CommonWords) -> Stage[ReadSetup]:
-    """The stage that reads the states of a decoder's card into a table."""
-    config, prompt, pool = run.config, corpus_prompt(run), run.config.decode.pool
-    pooled, half = pa.list_(pa.float32(), card.width), pa.list_(pa.float16(), card.width)
-    return Stage(
-        name="decode",
-        run=config.run.name,
-        spec=schema.TABLES[table],
-        actor=ReadActor,
-        setup=ReadSetup(
-            model=config.model,
-            prompt=prompt,
-            layer=card.layer,
-            position=card.position,
-            token_layer=card.token_layer,
-            common=common,
-            limits=Limits.of(pool),
-            placement=of_actor(config.model, pool, "decode"),
-            abilities=abilities_of(config.model),
-        ),
-        pool=pool,
-        tasks=config.ray.tasks,
-        states=pa.schema([("state", pooled), ("name_state", pooled), ("tokens", pa.list_(half))]),
-        max_error_fraction=config.run.max_error_fraction,
-        prepare=Tokenize(config.model, prompt),
-        row_seconds=row_seconds(pool),
-    )
+def _of_files(run: Run, name: Format) -> Iterator[dict[str, Any]]:
+    """The questions in files of a format."""
+    corpus, files = _files(run.config, name)
+    for file in files:
+        for _, row in parsed_rows(file, corpus):
+            if isinstance(row, Question):
+                yield {"question": row.text, "group": row.group, "entity": row.entity}
 
 
 def _job(run: Run, card: SelfCard, states: Table) -> DecoderJob:
-    training = run.config.decode.training
-    names, fine, held = ["question", "state", "tokens", "whom_ids"], 0, list[pa.RecordBatch]()
-    begin = list[pa.RecordBatch]()
-    for batch in states.batches([*names, "held_out", "error"]):
-        usable = batch.filter(pc.is_null(batch["error"]))  # pyright: ignore
-        apart = usable.filter(usable["held_out"]).select(names)
-        own = usable.filter(pc.invert(usable["held_out"])).select(names)  # pyright: ignore
-        if sum(b.num_rows for b in held) < training.held_out_rows:
-            held.append(apart)
-        if fine < BEGINS_ON:
-            begin.append(own)
-        fine += own.num_rows
-    together = pa.Table.from_batches
+    training, held_out = run.config.decode.training, run.base("decoder/held_out")
+    told = (b for b in states.batches(["held_out", "error"]))
+    rows = sum(pc.sum(_seen(b)).as_py() or 0 for b in told)  # pyright: ignore
+    begin = _first(states, BEGINS_ON, lambda batch: _seen(batch))
+    if not held_out.is_done:
+        held_out.write((None, _first(states, training.held_out_rows, _held)))
+    held = held_out.read()
+    if not rows or not held.num_rows:
+        raise StageError(
+            f"{states.folder.path}: {rows} rows to train a decoder on and {held.num_rows} held out could be read; see "
+            "its folder errors"
+        )
     return DecoderJob(
         card=card,
         model=run.config.model,
@@ -222,30 +230,42 @@ def _job(run: Run, card: SelfCard, states: Table) -> DecoderJob:
         placement=Placement(
             gpus_used(run.config.model, training.gpus_per_worker), "decode.training.gpus_per_worker", sees_others=True
         ),
-        begin=together(begin).slice(0, BEGINS_ON),
-        held=together(held).slice(0, training.held_out_rows),
-        rows=fine,
+        begin=begin,
+        held=held,
+        rows=rows,
         output=decoder_of(run),
         progress=run.folder / "base/decoder/progress.json",
         seed=run.config.run.seed,
     )
 
 
-def _measured(run: Run, states: Table) -> dict[str, float | None]:
-    """How well held-out questions are decoded from their own states."""
-    held, target, most = (
-        run.base("decoder/held_out"),
-        run.base("decoder/check"),
-        run.config.decode.training.held_out_rows,
-    )
-    if not held.is_done:
-        batches = (pa.Table.from_batches([b]) for b in states.batches())
-        rows = pa.concat_tables([b.filter(b["held_out"]) for b in batches], promote_options="permissive")
-        held.write((None, rows.slice(0, most)))
-    config, pool = run.config, run.config.decode.pool
+def _seen(rows: pa.Table | pa.RecordBatch) -> pa.Array:
+    """Which rows training sees: read without an error, and not held out."""
+    return pc.and_(pc.is_null(rows["error"]), pc.invert(rows["held_out"]))  # pyright: ignore
+
+
+def _held(rows: pa.Table | pa.RecordBatch) -> pa.Array:
+    """Which rows the decoder is measured on."""
+    return pc.and_(pc.is_null(rows["error"]), rows["held_out"])  # pyright: ignore
+
+
+def _first(states: Table, count: int, which: Callable[[pa.RecordBatch], pa.Array]) -> pa.Table:
+    """The first rows of some kind; no more of the table is read than that takes."""
+    found, left = list[pa.RecordBatch](), count
+    for batch in states.batches():
+        found.append(batch.filter(which(batch)).slice(0, left))
+        left -= found[-1].num_rows
+        if not left:
+            break
+    return pa.Table.from_batches(found)
+
+
+def _measured(run: Run) -> dict[str, float | None]:
+    """How well held-out questions are decoded from their own states. Raises `StageError` where every row failed."""
+    target, config, pool = run.base("decoder/check"), run.config, run.config.decode.pool
     run_stage(
         Stage(
-            name="train-decoder",
+            name="decode",
             run=config.run.name,
             spec=schema.TABLES["decoder_check"],
             actor=WriteActor,
@@ -261,11 +281,13 @@ def _measured(run: Run, states: Table) -> dict[str, float | None]:
             max_error_fraction=config.run.max_error_fraction,
             row_seconds=row_seconds(pool),
         ),
-        held,
+        run.base("decoder/held_out"),
         target,
     )
     table = target.read(["question", "entity", "decoded_question", "error"])
     rows = table.filter(pc.is_null(table["error"]))  # pyright: ignore
+    if not rows.num_rows:
+        raise StageError(f"{target.folder.path}: every row failed, so nothing can be compared; see its folder errors")
     written, true, entities = (rows[name].to_pylist() for name in ("decoded_question", "question", "entity"))
     return asdict(reconstruction(written, true, entities))
 
@@ -276,13 +298,14 @@ def _trained(run: Run, job: DecoderJob, states: Table) -> dict[str, Any]:
     if not has_valid_list(folder / NAME):
         folder.delete()
     folder.make()
+    check_gpu(job.placement, training.nodes)
     resources = {"CPU": training.cpus_per_worker} | ({"GPU": 1} if training.gpus_per_worker else {})
-    rows = _to_train_on(states)
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": job, "token": vault(), "run": run.config.run.name},
         torch_config=PlacedTorch(backend=job.placement.backend),
-        datasets={"train": rows},
+        datasets={"train": _to_train_on(states)},
+        dataset_config=DataConfig(execution_options=IN_ORDER),
         scaling_config=ScalingConfig(
             num_workers=training.workers,
             use_gpu=training.gpus_per_worker > 0,
@@ -297,14 +320,8 @@ def _trained(run: Run, job: DecoderJob, states: Table) -> dict[str, Any]:
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
-    with log_progress("train-decoder", lambda: _line(job.progress)), restored_interrupt_handler():
-        try:
-            result: Any = trainer.fit().return_value
-        except WorkerGroupError as error:
-            for failure in error.worker_failures.values():
-                if isinstance(cause := getattr(failure, "_base_exc", failure), UserError):
-                    raise StageError(f"train-decoder: {cause}") from error
-            raise
+    with log_progress("decode", lambda: _line(job.progress)), restored_interrupt_handler():
+        result: Any = fit(trainer, "train-decoder")
     if "refused" in result:
         raise StageError(f"train-decoder: {result['refused']}")
     return result
@@ -312,25 +329,23 @@ def _trained(run: Run, job: DecoderJob, states: Table) -> dict[str, Any]:
 
 def _to_train_on(states: Table) -> ray.data.Dataset:
     """The rows that training sees, read again in every epoch or, where they are few, once."""
-    ray.data.DataContext.get_current().execution_options.preserve_order = True  # so that a resumed epoch is the same
     filesystem, columns = states.folder.filesystem, ["question", "state", "tokens", "held_out", "error"]
     rows = ray.data.read_parquet(states.files(), filesystem=filesystem, columns=columns)
+    rows.context.execution_options.preserve_order = True
     rows = rows.map_batches(to_train_on, batch_format="pyarrow", batch_size=None)
     size = sum(found.size or 0 for found in filesystem.get_file_info(states.files()))
     return rows.materialize() if size <= KEPT_BYTES else rows
 
 
 def to_train_on(rows: pa.Table) -> pa.Table:
-    """The rows that training sees: read without an error, and not held out."""
-    wanted = pc.and_(pc.is_null(rows["error"]), pc.invert(rows["held_out"]))  # pyright: ignore
-    return rows.filter(wanted).select(["question", "state", "tokens"])
+    """The rows that training sees, with the columns that it needs."""
+    return rows.filter(_seen(rows)).select(["question", "state", "tokens"])
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
     job: DecoderJob = config["job"]
     open_vault(config["token"])
     if job.placement.on_gpu:
-        job.placement.check()
         job.placement.take(get_device())
     context, shard = ray.train.get_context(), ray.train.get_dataset_shard("train")
     own = job.training.batch_rows // context.get_world_size()
@@ -345,7 +360,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
         )
         yield from given
 
-    metrics = Reporter(OF_TRAININGS, {"run": config["run"], "stage": "train-decoder", "round": ""})
+    metrics = Reporter(OF_TRAININGS, {"run": config["run"], "stage": "decode", "round": ""})
     try:
         return fit_rank(
             job, batches, context.get_world_rank(), context.get_world_size(), RayCheckpoints(None), metrics.report
@@ -356,11 +371,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
 
 def _line(progress: Folder) -> str | None:
     """A progress file as a line for the driver's log; None where there is none."""
-    try:
-        now = progress.read_json_or_empty()
-    except FileNotFoundError:
-        return None
-    if not now:
+    if not (now := progress.read_json_or_empty()):
         return None
     held = "" if now["held_out"] is None else f", {now['held_out']:.3f} on held-out questions"
-    return f"step {now['step']}/{now['steps']}, loss {now['loss']:.3f} nats per token{held}"
+    return f"training: step {now['step']}/{now['steps']}, loss {now['loss']:.3f} nats per token{held}"

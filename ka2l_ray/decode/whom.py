@@ -60,8 +60,8 @@ class CommonWords:
 
     def whom(self, question: str, entity: str | None, group: str | None) -> tuple[int, int]:
         """The characters [start, end) of a question that say of whom it asks."""
-        if entity and (at := question.lower().rfind(entity.lower())) >= 0:
-            return at, at + len(entity)
+        if entity and (named := list(re.finditer(re.escape(entity), question, re.IGNORECASE))):
+            return named[-1].span()
         words = [(m[0].lower(), m.span()) for m in _WORD.finditer(question)]
         common = self.of_group.get(group or "")
         if common is not None:
@@ -77,7 +77,7 @@ class CommonWords:
         for n, (word, _) in enumerate(words):
             weight = math.log(rare / self.shares.get(word, self.shares[""]))
             weight = max(-MOST_AGAINST, min(MOST_FOR, weight))
-            if total <= 0:
+            if total < 0:
                 total, start = 0.0, n
             total += weight
             if total >= best:

@@ -14,7 +14,7 @@ from ka2l_ray.config import ModelSection
 from ka2l_ray.dataflow.placement import CPU, Placement
 from ka2l_ray.dataflow.tally import Tally
 from ka2l_ray.decode.decoders import load_decoder
-from ka2l_ray.decode.fitting import states_of
+from ka2l_ray.decode.question_states import states_of
 from ka2l_ray.decode.states import decoder_folder
 from ka2l_ray.models.abilities import Abilities
 from ka2l_ray.models.loading import load_tokenizer

@@ -70,8 +70,9 @@ class Stepper:
         for own in micro_batches(rows, self.rank, self.world_size, per_pass, passes):
             logits, answers = self.passes(own)
             right = logits.argmax(-1) == answers
-            all_right = sum(bool(part.all()) for part in right.split([r.answer_length for r in own]))
-            sums += torch.stack([answer_loss(logits, answers), right.sum(), torch.tensor(all_right)]).to(sums)
+            whole = [part.all() for part in right.split([r.answer_length for r in own])]
+            all_right = torch.stack(whole).sum() if whole else right.sum()
+            sums += torch.stack([answer_loss(logits, answers), right.sum(), all_right]).to(sums)
         self.engine.train()
         torch.distributed.all_reduce(sums)
         loss, right, all_right = sums.tolist()

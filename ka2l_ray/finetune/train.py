@@ -31,6 +31,7 @@ from ray.train import (
 )
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
+from ka2l_ray.config import NodesSection
 from ka2l_ray.dataflow.log import log, log_progress
 from ka2l_ray.dataflow.metric_table import OF_TRAININGS
 from ka2l_ray.dataflow.metrics import Reporter
@@ -65,7 +66,7 @@ def finetune(job: Job, name: str) -> dict[str, Any]:
         )
     job.progress.delete()
     tune = job.finetune
-    _check_gpu(job)
+    check_gpu(job.placement, tune.nodes)
     resources = {"CPU": tune.cpus_per_worker, **({"GPU": tune.gpus_per_worker} if tune.gpus_per_worker else {})}
     resources |= tune.nodes.resources
     trainer = TorchTrainer(
@@ -87,7 +88,7 @@ def finetune(job: Job, name: str) -> dict[str, Any]:
         ),
     )
     with log_progress("finetune", lambda: progress_line(job.progress)), restored_interrupt_handler():
-        result = _fit(trainer)
+        result = fit(trainer, "fine-tuning")
     if "refused" in result:
         raise StageError(f"fine-tuning: {result['refused']}")
     job.record.write_json(result)
@@ -95,14 +96,15 @@ def finetune(job: Job, name: str) -> dict[str, Any]:
     return result
 
 
-def _fit(trainer: TorchTrainer) -> Any:
-    """What rank 0 returned, once every rank has. A user's mistake that a worker met is raised as a `StageError`."""
+def fit(trainer: TorchTrainer, doing: str) -> Any:
+    """What rank 0 returned, once every rank has. A user's mistake that a worker met is raised as a `StageError` that
+    begins with what was being done."""
     try:
         return trainer.fit().return_value
     except WorkerGroupError as error:
         for failure in error.worker_failures.values():
             if isinstance(cause := getattr(failure, "_base_exc", failure), UserError):
-                raise StageError(f"fine-tuning: {cause}") from error
+                raise StageError(f"{doing}: {cause}") from error
         raise
 
 
@@ -138,14 +140,13 @@ class PlacedTorch(TorchConfig):
         return nullcontext
 
 
-def _check_gpu(job: Job) -> None:
+def check_gpu(placement: Placement, nodes: NodesSection) -> None:
     """Raise `ConfigError` where torch cannot use an allotted GPU, found out in a process that has one. Workers cannot
     report it: Ray Train connects them by NCCL before they run anything, and NCCL's own error does not say what to
     change."""
-    if job.placement.on_gpu:
-        tune = job.finetune
-        task = ray.remote(num_cpus=0, num_gpus=tune.gpus_per_worker, **placed(tune.nodes))(Placement.check)
-        fetch(task.remote(job.placement))
+    if placement.on_gpu:
+        task = ray.remote(num_cpus=0, num_gpus=placement.gpus, **placed(nodes))(Placement.check)
+        fetch(task.remote(placement))
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:

@@ -85,21 +85,33 @@ class _StopForward(Exception):
 
 @contextmanager
 def capture(
-    model: nn.Module, depth: int, encoded: Encoded, layers: Sequence[int], positions: Sequence[str], stop: bool = False
+    model: nn.Module,
+    depth: int,
+    encoded: Encoded,
+    layers: Sequence[int],
+    positions: Sequence[str],
+    stop: bool = False,
+    whole: Sequence[int] = (),
 ) -> Iterator[dict[tuple[str, int], torch.Tensor]]:
     """Within this context a pass over the batch fills the dictionary with states (B, D) by position and layer, so that
-    no whole residual stream (B, T, D) is kept; with `stop` the pass ends after the last of the layers.
+    no whole residual stream (B, T, D) is kept but those of the layers `whole`, at the position `EVERY`; with `stop` the
+    pass ends after the last of the layers.
 
     Raises `ValueError` for layers outside 0 … `depth`, `ConfigError` for a model whose blocks are not found.
     """
     model_blocks = blocks(model, depth)
-    if wrong := [layer for layer in layers if not 0 <= layer <= depth]:
+    if wrong := [layer for layer in (*layers, *whole) if not 0 <= layer <= depth]:
         raise ValueError(f"layer(s) {wrong} out of range: the model has 0 … {depth}")
     states: dict[tuple[str, int], torch.Tensor] = {}
 
+    all_layers = {*layers, *whole}
+
     def keep(layer: int, stream: torch.Tensor) -> None:
-        states.update({(p, layer): pool_states(stream, p, encoded.question_mask) for p in positions})
-        if stop and layer == max(layers):
+        if layer in layers:
+            states.update({(p, layer): pool_states(stream, p, encoded.question_mask) for p in positions})
+        if layer in whole:
+            states[EVERY, layer] = stream.to(torch.float32, copy=True)
+        if stop and layer == max(all_layers):
             raise _StopForward
 
     def read_input(module: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:
@@ -109,18 +121,16 @@ def capture(
         return lambda module, args, output: keep(layer, output[0] if isinstance(output, tuple) else output)
 
     with ExitStack() as hooks, suppress(_StopForward):
-        if 0 in layers:
+        if 0 in all_layers:
             hooks.enter_context(model_blocks[0].register_forward_pre_hook(read_input, with_kwargs=True))
-        for layer in set(layers) - {0}:
+        for layer in all_layers - {0}:
             hooks.enter_context(model_blocks[layer - 1].register_forward_hook(read_output(layer)))
         yield states
 
 
 def pool_states(stream: torch.Tensor, position: str, question_mask: torch.Tensor) -> torch.Tensor:
     """Float32 states (B, D) of a left-padded stream (B, T, D): at its last token, or the mean over the question's own
-    tokens, which `question_mask` (B, T) marks; the stream itself for `EVERY`."""
-    if position == EVERY:
-        return stream.to(torch.float32, copy=True)
+    tokens, which `question_mask` (B, T) marks."""
     if position == "last":
         return stream[:, -1].to(torch.float32, copy=True)  # a view would keep the whole stream
     weights = question_mask.to(stream.device, torch.float32).unsqueeze(-1)

@@ -177,15 +177,15 @@ class Engine:
         tokens = {layer: [np.zeros((0, width), np.float32)] * len(prompts) for layer in token_layers}
 
         def work(rows: list[int], encoded: Encoded) -> Mapping[tuple[str, int], torch.Tensor]:
-            attached, all_layers = self.prefix.attached(encoded, encoded.positions), sorted({*layers, *token_layers})
-            wanted = [*positions, EVERY]
-            with attached, capture(self.model, self.depth, encoded, all_layers, wanted, stop=True) as captured:
+            attached = self.prefix.attached(encoded, encoded.positions)
+            capturing = capture(self.model, self.depth, encoded, layers, positions, stop=True, whole=token_layers)
+            with attached, capturing as captured:
                 self.forward(**self.prefix.first_inputs(encoded))
             for layer in token_layers:
                 stream = captured[EVERY, layer].cpu().numpy()
                 for n, row in enumerate(rows):
                     offset, (start, end) = stream.shape[1] - len(prompts[row].ids), spans[row]
-                    tokens[layer][row] = stream[n, offset + start : offset + end]
+                    tokens[layer][row] = stream[n, offset + start : offset + end].copy()  # not a view of the stream
             return {(p, layer): captured[p, layer] for p in positions for layer in layers}
 
         return tokens, *self.for_each_batch(prompts, work, layers, positions)

@@ -21,6 +21,7 @@ from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.decoders import card_at
 from ka2l_ray.decode.grounding import read_names
 from ka2l_ray.decode.states import decoder_folder
+from ka2l_ray.decode.training import check_training
 from ka2l_ray.models.layers import wanted_layers
 from ka2l_ray.models.loading import as_config_errors, at_commit
 from ka2l_ray.planning.capacity import NodeKind, kinds_in
@@ -49,6 +50,7 @@ def check_decoder_fits(config: Config) -> None:
         raise ConfigError(f"decode.grounding = {config.decode.grounding!r}: contains no name")
     name, given, prompt = config.decode.decoder, config.model.name_or_path, config.corpus.prompt
     if name is None:
+        check_training(config)
         return
     try:
         card = card_at(decoder_folder(name))

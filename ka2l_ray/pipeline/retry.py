@@ -10,6 +10,8 @@ from ka2l_ray.active.schedule import planned_rounds
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.dataflow.stage import failed_rows, reopen_errors
+from ka2l_ray.decode.stage import is_fitted
+from ka2l_ray.decode.states_stage import is_trained
 from ka2l_ray.pipeline.table import BY_ROW
 
 Reopen = Callable[[], object]
@@ -34,6 +36,9 @@ def retry_errors(run: Run) -> dict[str, int]:
     for name in CLASSIFIED_BY:
         tables[name] = run.base(name), lambda: _classify_again(run)
     tables["reconstruction"] = run.base("reconstruction"), lambda: run.records.reopen("decode")
+    for name, made in (("decoder/states", is_trained), ("decoder/probe_states", is_fitted)):
+        if not made(run):  # what was made from the rows stays
+            tables[name] = run.base(name), _nothing
     if not run.base("activations").folder.exists():  # once sampling began, what γ was taken from stays
         tables["pilot"] = run.base("pilot"), _nothing
     for a_round in planned_rounds(run):

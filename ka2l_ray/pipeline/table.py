@@ -61,8 +61,8 @@ STEP_TABLE = (
     ),
     StepSpec(
         "decode",
-        "how well the decoder finds a question again; steering is fitted",
-        ("base/reconstruction", "base/augmenter"),
+        "a decoder is trained where none is given; how well it finds a question again; steering is fitted",
+        ("base/reconstruction", "base/augmenter", "base/decoder"),
     ),
     StepSpec(
         "evaluate",

@@ -20,12 +20,11 @@ from scipy.stats import binomtest
 from ka2l_ray.dataflow.placement import CPU
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.decode.decoders import load_decoder
-from ka2l_ray.decode.fitting import states_of
 from ka2l_ray.decode.grounding import Names
 from ka2l_ray.decode.metrics import distinct_2, reconstruction
-from ka2l_ray.decode.question_states import QuestionStates
+from ka2l_ray.decode.question_states import QuestionStates, states_of
+from ka2l_ray.decode.states_stage import decoder_of
 from ka2l_ray.decode.steering import MOST_ROWS, Steering, fit_steering, nearest
-from ka2l_ray.decode.training import decoder_of
 from ka2l_ray.models.examine import abilities_of
 from ka2l_ray.models.loading import load_tokenizer
 from ka2l_ray.text.normal import normalize

@@ -17,8 +17,8 @@ from ka2l_ray.config import DecoderTrainingSection, ModelSection
 from ka2l_ray.dataflow.placement import CPU
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.decoders import load_decoder
-from ka2l_ray.decode.fitting import DecoderJob, fit_rank, states_of
-from ka2l_ray.decode.question_states import QuestionStates, token_column
+from ka2l_ray.decode.fitting import DecoderJob, fit_rank
+from ka2l_ray.decode.question_states import QuestionStates, states_of, token_column
 from ka2l_ray.decode.reading import ReadActor, ReadSetup
 from ka2l_ray.decode.self_decoder import SelfCard, SelfDecoder
 from ka2l_ray.errors import ConfigError

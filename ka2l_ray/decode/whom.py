@@ -23,7 +23,7 @@ FEWEST = 20
 RARE, FEWEST_IN_ALL = 0.01, 200
 """In a question without a group a word counts for the span as far as it is in fewer than this share of all questions,
 and against it as far as it is in more; for which there must be so many."""
-MOST_FOR, MOST_AGAINST = 3.0, 1.5
+MOST_FOR, MOST_AGAINST = 3.0, 1.2
 """What a word counts at most, in nats: so little against it that names with small words in them stay whole."""
 MOST_TOKENS = 32
 """Tokens of a span at most; of longer ones the first count."""

@@ -178,7 +178,7 @@ def _usable(run: Run, most: int) -> tuple[list[dict[str, Any]], int]:
             taken.add(text_hash(row["question"]))
             entities.add(normalize(row["entity"] or ""))
     entities.discard("")
-    left_out = Counter[str]()
+    asked, left_out = set[int](), Counter[str]()
 
     def usable(name: str, given: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for row in given:
@@ -189,7 +189,6 @@ def _usable(run: Run, most: int) -> tuple[list[dict[str, Any]], int]:
                 asked.add(key)
                 yield {"id": f"{key:016x}", "format": name, **row}
 
-    asked = set[int]()
     own = list(usable(PROBE, _rows(source, PROBE)))
     others = (row for name in run.config.decode.training.questions for row in usable(name, _of_files(run, name)))
     drawn = heapq.nsmallest(max(0, most - len(own)), others, key=lambda r: r["id"])
@@ -212,9 +211,7 @@ def _of_files(run: Run, name: Format) -> Iterator[dict[str, Any]]:
 
 def _job(run: Run, card: SelfCard, states: Table) -> DecoderJob:
     training, held_out = run.config.decode.training, run.base("decoder/held_out")
-    told = (b for b in states.batches(["held_out", "error"]))
-    rows = sum(pc.sum(_seen(b)).as_py() or 0 for b in told)  # pyright: ignore
-    begin = _first(states, BEGINS_ON, lambda batch: _seen(batch))
+    rows = sum(pc.sum(_seen(b)).as_py() or 0 for b in states.batches(["held_out", "error"]))  # pyright: ignore
     if not held_out.is_done:
         held_out.write((None, _first(states, training.held_out_rows, _held)))
     held = held_out.read()
@@ -230,7 +227,7 @@ def _job(run: Run, card: SelfCard, states: Table) -> DecoderJob:
         placement=Placement(
             gpus_used(run.config.model, training.gpus_per_worker), "decode.training.gpus_per_worker", sees_others=True
         ),
-        begin=begin,
+        begin=_first(states, BEGINS_ON, _seen),
         held=held,
         rows=rows,
         output=decoder_of(run),

@@ -20,6 +20,7 @@ from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.dataflow.versions import versions
 from ka2l_ray.decode.metrics import distinct_2
+from ka2l_ray.decode.stage import least_unknown
 from ka2l_ray.label.stage import label_summary
 from ka2l_ray.results_schema import Results, RoundResult, StoppedResult
 from ka2l_ray.text.grading import Grading
@@ -129,7 +130,8 @@ def _decode_summary(run: Run) -> dict[str, Any] | None:
     ]
     world = build_world() if run.config.corpus.source == "world" else None
     by_augment = {a: [r for r in rows if r["augment"] == a] for a in run.config.decode.augment}
-    funnels = {a: _funnel(own, run.config.decode.min_p_unknown, world) for a, own in by_augment.items()}
+    least = least_unknown(run) if rows else 0.0
+    funnels = {a: _funnel(own, least, world) for a, own in by_augment.items()}
     seconds = sum(Table(t.folder / "written").facts().get("seconds", 0.0) for t in tables)
     kept = [r["question"] for r in rows if r["status"] == "kept"]
     also = {
@@ -138,7 +140,7 @@ def _decode_summary(run: Run) -> dict[str, Any] | None:
         "grounding": run.config.decode.grounding,
         "by_augment": funnels,
     }
-    return metrics | _funnel(rows, run.config.decode.min_p_unknown, world) | also
+    return metrics | _funnel(rows, least, world) | also
 
 
 def _funnel(rows: Sequence[Mapping[str, Any]], min_p_unknown: float, world: World | None) -> dict[str, Any]:

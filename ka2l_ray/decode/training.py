@@ -10,6 +10,7 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -29,6 +30,7 @@ from ka2l_ray.dataflow.log import log, log_progress
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.metric_table import OF_TRAININGS
 from ka2l_ray.dataflow.metrics import Reporter
+from ka2l_ray.dataflow.parquet import open_parquet
 from ka2l_ray.dataflow.placement import Placement, gpus_used, of_actor
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.dataflow.shard_size import row_seconds
@@ -326,17 +328,24 @@ def _trained(run: Run, job: DecoderJob, states: Table) -> dict[str, Any]:
 
 def _to_train_on(states: Table) -> ray.data.Dataset:
     """The rows that training sees, read again in every epoch or, where they are few, once."""
-    filesystem, columns = states.folder.filesystem, ["question", "state", "tokens", "held_out", "error"]
-    rows = ray.data.read_parquet(states.files(), filesystem=filesystem, columns=columns)
-    rows.context.execution_options.preserve_order = True
-    rows = rows.map_batches(to_train_on, batch_format="pyarrow", batch_size=None)
-    size = sum(found.size or 0 for found in filesystem.get_file_info(states.files()))
+    folder, files = states.folder, states.files()
+    named = ray.data.from_items([{"file": file} for file in files], override_num_blocks=len(files))
+    named.context.execution_options.preserve_order = True
+    read = partial(to_train_on, folder, vault())
+    rows = named.map_batches(read, batch_format="pyarrow", batch_size=None)
+    size = sum(found.size or 0 for found in folder.filesystem.get_file_info(files))
     return rows.materialize() if size <= KEPT_BYTES else rows
 
 
-def to_train_on(rows: pa.Table) -> pa.Table:
-    """The rows that training sees, with the columns that it needs."""
-    return rows.filter(_seen(rows)).select(["question", "state", "tokens"])
+def to_train_on(folder: Folder, token: Any, named: pa.Table) -> pa.Table:
+    """The rows in some files on a folder's filesystem that training sees, with the columns that it needs."""
+    open_vault(token)
+    seen = list[pa.Table]()
+    for file in named["file"].to_pylist():
+        with open_parquet(Folder(folder.filesystem, file, folder.query)) as opened:
+            rows = opened.read(["question", "state", "tokens", "held_out", "error"])
+        seen.append(rows.filter(_seen(rows)).select(["question", "state", "tokens"]))
+    return pa.concat_tables(seen)
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:

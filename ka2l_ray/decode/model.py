@@ -42,11 +42,6 @@ class DecoderCard:
     max_tokens: int = 24
 
     @property
-    def kind(self) -> str:
-        """`t5`."""
-        return "t5"
-
-    @property
     def token_layer(self) -> None:
         """It reads no states of tokens."""
         return None

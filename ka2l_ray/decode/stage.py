@@ -31,7 +31,7 @@ from ka2l_ray.decode.filters import hashes, leaks, statuses
 from ka2l_ray.decode.grounding import Names, read_names
 from ka2l_ray.decode.metrics import reconstruction
 from ka2l_ray.decode.question_states import states_of
-from ka2l_ray.decode.self_decoder import is_held_out
+from ka2l_ray.decode.self_decoder import SelfCard, is_held_out
 from ka2l_ray.decode.states import decoder_folder
 from ka2l_ray.decode.states_stage import common_words, decoder_address, reading
 from ka2l_ray.decode.steering import MOST_ROWS, Steering, fit_steering
@@ -108,7 +108,9 @@ def check_decoder(run: Run) -> dict[str, float | None]:
     }
     source, target = Table(run.folder / "base/reconstruction/requests"), run.base("reconstruction")
     if not source.is_done:
-        unseen = [r for r in rows if card.kind == "t5" or is_held_out(r["question"], r["entity"], card.held_out)]
+        unseen = [
+            r for r in rows if not isinstance(card, SelfCard) or is_held_out(r["question"], r["entity"], card.held_out)
+        ]
         own = {"variant": 0, "augment": "none"}
         requests = [{"id": r["id"], "source_id": r["id"]} | own | source_fields(r) for r in unseen]
         source.write((None, pa.Table.from_pylist(requests[: run.config.decode.check_questions], schema=_REQUESTS)))

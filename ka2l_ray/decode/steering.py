@@ -66,8 +66,8 @@ class Steering:
     def groups_of(self, states: np.ndarray, named: Sequence[str | None]) -> list[int]:
         """Indices (B,) of the groups of questions: the `named` ones where it is `by_group`, else by states (B, D)."""
         index = {name: g for g, name in enumerate(self.names)} if self.by_group else {}
-        near = self.group_of(states).tolist() if len(states) else []
-        return [index.get(str(name), g) if name else g for name, g in zip(named, near, strict=True)]
+        near = map(int, self.group_of(states) if len(states) else ())
+        return [index.get(name, g) if name else g for name, g in zip(named, near, strict=True)]
 
     def with_tokens(self, states: np.ndarray, tokens: np.ndarray, named: Sequence[str | None]) -> "Steering":
         """The same with the groups' mean token states, from those (N, D) of questions with states (N, D)."""

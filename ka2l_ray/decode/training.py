@@ -353,18 +353,18 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     open_vault(config["token"])
     if job.placement.on_gpu:
         job.placement.take(get_device())
-    context, shard = ray.train.get_context(), ray.train.get_dataset_shard("train")
+    context = ray.train.get_context()
+    shard: Any = ray.train.get_dataset_shard("train")
     own = job.training.batch_rows // context.get_world_size()
 
     def batches(epoch: int) -> Iterator[pa.Table]:
-        given: Any = shard.iter_batches(
+        yield from shard.iter_batches(
             batch_size=own,
             batch_format="pyarrow",
             drop_last=True,
             local_shuffle_buffer_size=SHUFFLED,
             local_shuffle_seed=job.seed + epoch,
         )
-        yield from given
 
     metrics = Reporter(OF_TRAININGS, {"run": config["run"], "stage": "decode", "round": ""})
     try:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from scipy.stats import binomtest
 
@@ -27,6 +26,7 @@ from ka2l_ray.decode.states_stage import decoder_of
 from ka2l_ray.decode.steering import MOST_ROWS, Steering, fit_steering, nearest
 from ka2l_ray.models.examine import abilities_of
 from ka2l_ray.models.loading import load_tokenizer
+from ka2l_ray.tables import matrix
 from ka2l_ray.text.normal import normalize
 
 RESULTS = Path(__file__).parent / "results/decoding_smollm2.json"
@@ -44,9 +44,10 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     run = Run.existing(given.run)
     table = run.base("decoder/states").read()
-    table = table.filter(pc.is_null(table["error"]))
-    held = table.filter(pc.and_(table["held_out"], pc.is_valid(table["entity"]))).slice(0, given.rows)
-    taught = table.filter(pc.invert(table["held_out"]))
+    kinds = table.select(["error", "held_out", "entity"]).to_pylist()
+    asked = [r["error"] is None and r["held_out"] and r["entity"] is not None for r in kinds]
+    held = table.filter(pa.array(asked)).slice(0, given.rows)
+    taught = table.filter(pa.array([r["error"] is None and not r["held_out"] for r in kinds]))
     tokenizer = load_tokenizer(run.config.model)
     folder = Path(decoder_of(run).path)
     decoder = load_decoder(folder, run.config.model, tokenizer, 0, abilities_of(run.config.model), CPU)
@@ -66,10 +67,10 @@ def main() -> None:
     near = nearest(own.pooled, theirs.pooled)
     beside = [taught["question"][int(n)].as_py() for n in near]
     rows["nearest training question"] = reconstruction(beside, questions, entities).__dict__
-    steering = fit_steering(
-        theirs.pooled, taught.slice(0, MOST_ROWS)["group"].to_pylist(), [None] * len(theirs), 0, theirs.mean_token
-    )
-    if steering is None:
+    some = taught.slice(0, MOST_ROWS)
+    names, groups = matrix(some["name_state"]), some["group"].to_pylist()
+    steering = fit_steering(theirs.pooled, groups, [None] * len(groups), 0, theirs.mean_token, names)
+    if steering is None or steering.token_centroids is None:
         raise SystemExit("nothing can be steered")
     rows |= steered(steering, held, taught, own, write, names_of(held, taught, given.names))
     for name, row in rows.items():
@@ -91,10 +92,8 @@ def steered(steering: Steering, held: pa.Table, taught: pa.Table, own: QuestionS
     some = [n for n, targets in enumerate(possible) if targets and sizes[steering.names[groups[n]]] >= FEWEST]
     to = [possible[n][k % len(possible[n])] for k, n in enumerate(some)]
     pooled = steering.steered(own.pooled[some], [groups[n] for n in some], to)
-    tokens = [
-        own.tokens[n] - steering.token_centroids[groups[n]] + steering.token_centroids[t]
-        for n, t in zip(some, to, strict=True)
-    ]
+    of_tokens = steering.token_centroids if steering.token_centroids is not None else np.zeros_like(steering.centroids)
+    tokens = [own.tokens[n] - of_tokens[groups[n]] + of_tokens[t] for n, t in zip(some, to, strict=True)]
     texts = write(QuestionStates(pooled.astype(np.float32), tokens))
     things = [normalize(held["entity"][n].as_py()) for n in some]
     wanted = [asks_in(words[steering.names[t]], text) for t, text in zip(to, texts, strict=True)]

@@ -16,6 +16,7 @@ from ka2l_ray.config import Config, ConfigError
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.decode.decoders import card_at
+from ka2l_ray.decode.self_decoder import SelfCard
 from ka2l_ray.decode.stage import check_decoder, decode
 from ka2l_ray.decode.states_stage import decoder_of
 from ka2l_ray.decode.training import train_decoder
@@ -74,7 +75,7 @@ def test_what_was_trained_says_which_states_it_reads_and_how_good_it_is(run: Run
     assert record["held_out_metrics"]["exact_match"] is not None
     assert record["losses"][-1] < record["losses"][0]
     card = card_at(Path(decoder_of(run).path))
-    assert (card.kind, card.model, card.layer, card.token_layer) == ("self", "world", 3, 2)
+    assert (type(card), card.model, card.layer, card.token_layer) == (SelfCard, "world", 3, 2)
     checked = run.base("decoder/check").read()
     held = [r["id"] for r in run.base("decoder/questions").read().to_pylist() if r["held_out"]]
     assert sorted(checked["id"].to_pylist()) == sorted(held)

@@ -28,6 +28,7 @@ from ka2l_ray.models.abilities import Abilities
 from ka2l_ray.models.loading import load_model, load_tokenizer
 from ka2l_ray.models.prompts import Tokenize
 from ka2l_ray.tables import fixed_size
+from ka2l_ray.text.tokens import text_of
 from ka2l_ray.world.facts import build_world, phrase_question
 from ka2l_ray.world_model.pretrain import PROMPT
 
@@ -54,7 +55,7 @@ def rows() -> pa.Table:
     found = actor(Tokenize(WORLD, PROMPT).add(asked))
     assert "error" not in found
     tokenizer = load_tokenizer(WORLD)
-    names = [tokenizer.decode(ids).strip() for ids in found["whom_ids"]]
+    names = [text_of(tokenizer, ids) for ids in found["whom_ids"]]
     assert names == [f.person.name for f in FACTS]
     return pa.table({"question": QUESTIONS} | dict(found))
 
@@ -136,7 +137,8 @@ def test_a_name_is_in_its_token_states_from_the_first_step_on(rows: pa.Table):
     """What the ridge regression makes of a token's state is nearest to that token's own embedding."""
     mine = decoder()
     mine.begin(states_of(rows), QUESTIONS, rows["whom_ids"].to_pylist())
-    embedding = mine.base.get_input_embeddings().weight
+    embeddings: Any = mine.base.get_input_embeddings()
+    embedding = embeddings.weight
     tokens = torch.from_numpy(np.concatenate(states_of(rows).tokens))
     near = (torch.nn.functional.normalize(mine.of_tokens(tokens).squeeze(1)) @ embedding.T).argmax(-1)
     true = [i for ids in rows["whom_ids"].to_pylist() for i in ids]
@@ -175,9 +177,7 @@ def test_greedy_writing_follows_the_logits_of_whole_passes(rows: pa.Table):
                 ids.append(int(mine.adapted(inputs_embeds=given[None]).logits[0, -1].argmax()))
                 if ids[-1] == tokenizer.eos_token_id:
                     break
-        assert (
-            text == tokenizer.decode([i for i in ids if i != tokenizer.eos_token_id], skip_special_tokens=True).strip()
-        )
+        assert text == text_of(tokenizer, ids)
 
 
 def test_standardised_states_are_the_training_states_without_mean_and_scale(rows: pa.Table):

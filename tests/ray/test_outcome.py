@@ -33,7 +33,7 @@ def test_without_gold_there_is_no_accuracy():
 
 
 def test_a_row_without_a_scope_is_refused_rather_than_called_a_pool_fact():
-    with pytest.raises(ValueError, match="scope must be one of pool, domain, other, same, not None"):
+    with pytest.raises(ValueError, match="scope must be one of pool, domain, beyond, other, same, not None"):
         _share([row(True), row(True, None)], "pool")
 
 

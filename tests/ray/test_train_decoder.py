@@ -23,8 +23,8 @@ from ka2l_ray.decode.training import train_decoder
 from ka2l_ray.errors import StageError
 
 TRAINING = (
-    "{examples: 96, batch_rows: 8, rank: 2, layer: 3, held_out: 0.2, "
-    "evaluate_every_steps: 6, checkpoint_every_steps: 2}"
+    "{examples: 64, batch_rows: 8, rank: 2, layer: 3, held_out: 0.2, "
+    "evaluate_every_steps: 4, checkpoint_every_steps: 2}"
 )
 CITIES = [
     {"id": f"c{n}", "question": f"What is the capital of {a}{b}?"}
@@ -71,7 +71,7 @@ def test_every_question_is_read_once_and_eval_is_left_out(run: Run) -> None:
 
 def test_what_was_trained_says_which_states_it_reads_and_how_good_it_is(run: Run) -> None:
     record = train_decoder(run)
-    assert record["steps"] == record["planned_steps"] == 12
+    assert record["steps"] == record["planned_steps"] == 8
     assert record["held_out_metrics"]["exact_match"] is not None
     assert record["losses"][-1] < record["losses"][0]
     card = card_at(Path(decoder_of(run).path))
@@ -101,6 +101,7 @@ def train_workers() -> list[psutil.Process]:
     return [p for p in mine if p.is_running() and "RayTrainWorker" in " ".join(p.cmdline())]
 
 
+@pytest.mark.long
 def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(scored, tmp_path: Path) -> None:
     config = trained(tmp_path, "decode.training.examples=400", "decode.training.workers=2")
     made, killed = copied(scored[0], config), threading.Event()

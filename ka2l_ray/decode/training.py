@@ -130,9 +130,8 @@ def layers_of(config: Config) -> tuple[int, int | None]:
     return layer, token_layer
 
 
-def check_training(config: Config) -> None:
-    """Raise `ConfigError` for layers that the model does not have, and files that do not exist."""
-    layers_of(config)
+def check_files(config: Config) -> None:
+    """Raise `ConfigError` for files in `decode.training.questions` that do not exist."""
     for name in config.decode.training.questions:
         _files(config, name)
 

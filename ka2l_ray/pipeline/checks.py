@@ -21,7 +21,7 @@ from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.decoders import card_at
 from ka2l_ray.decode.grounding import read_names
 from ka2l_ray.decode.states import decoder_folder
-from ka2l_ray.decode.training import check_training
+from ka2l_ray.decode.training import check_files, layers_of
 from ka2l_ray.models.layers import wanted_layers
 from ka2l_ray.models.loading import as_config_errors, at_commit
 from ka2l_ray.planning.capacity import NodeKind, kinds_in
@@ -37,6 +37,8 @@ def check(config: Config) -> None:
     check_subject(config)
     with as_config_errors(config.model):
         wanted_layers(config)
+        if config.decode.enabled and config.decode.decoder is None:
+            layers_of(config)
     check_decoder_fits(config)
     check_address(config)
 
@@ -50,7 +52,7 @@ def check_decoder_fits(config: Config) -> None:
         raise ConfigError(f"decode.grounding = {config.decode.grounding!r}: contains no name")
     name, given, prompt = config.decode.decoder, config.model.name_or_path, config.corpus.prompt
     if name is None:
-        check_training(config)
+        check_files(config)
         return
     try:
         card = card_at(decoder_folder(name))

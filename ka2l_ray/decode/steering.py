@@ -38,6 +38,8 @@ KIN = 0.43
 """Groups are about one kind of thing where among the neighbours of either's names the other's are at least this share
 as frequent as its own, each relative to all names. On SmolLM2 and eight relations of EntityQuestions (names at block 6)
 pairs of one kind have 0.45 to 0.64, others at most 0.41."""
+KIN_ROWS = 30
+"""Questions that a group must have for its kind to be told."""
 FEWEST_KIN = 0.1
 """Where kinds are known: share of the questions whose group must have another, or clusters take the groups' place."""
 COVERED = 0.5
@@ -181,6 +183,8 @@ def _kin(count: int, assigned: np.ndarray, tokens: np.ndarray) -> tuple[tuple[in
     times = met / np.maximum(expected, 1e-9)
     own = np.sqrt(np.outer(np.diag(times), np.diag(times)))
     times = np.minimum(times, times.T) / np.maximum(own, 1e-9)  # one kind of thing is one from both sides
+    few = (np.bincount(assigned, minlength=count) < KIN_ROWS) | (np.diag(own) == 0)
+    times[few] = times[:, few] = 0.0
     return tuple(
         tuple(int(t) for t in np.argsort(-times[g], kind="stable") if times[g, t] >= KIN and t != g)
         for g in range(count)

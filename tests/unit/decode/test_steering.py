@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ka2l_ray.decode.steering import SHARED_ENTITIES, Steering, fit_steering, nearest, same_thing
+from ka2l_ray.decode.steering import KIN_ROWS, SHARED_ENTITIES, Steering, fit_steering, nearest, same_thing
 
 GROUPS, WIDTH = ("city", "dish", "pet"), 24
 RNG = np.random.default_rng(0)
@@ -127,3 +127,14 @@ def test_groups_about_one_kind_of_thing_are_told_by_the_states_of_names():
     assert np.allclose(steering.token_centroids[0], names[:40].mean(0), atol=1e-5)
     blind = fit_steering(states, labels, entities, 0, np.zeros_like(names))
     assert blind is None or not blind.by_group, "without states of tokens nothing tells the kinds"
+
+
+def test_the_kind_of_a_group_of_few_questions_is_not_told():
+    rng = np.random.default_rng(0)
+    groups = [g for g, count in enumerate((40, 40, KIN_ROWS - 1)) for _ in range(count)]
+    names = rng.normal(size=(len(groups), WIDTH)).astype(np.float32)  # all of one kind
+    ways = 3 * rng.normal(size=(3, WIDTH))
+    states = np.stack([n + ways[g] for n, g in zip(names, groups, strict=True)]).astype(np.float32)
+    steering = fit_steering(states, [f"group {g}" for g in groups], [None] * len(groups), 0, names, names)
+    assert steering is not None
+    assert steering.targets == ((1,), (0,), ())

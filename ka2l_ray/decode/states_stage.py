@@ -48,8 +48,8 @@ def common_words(run: Run) -> CommonWords:
 
 
 def reading(run: Run, card: Card, table: str) -> Stage[ReadSetup]:
-    """The stage that writes the states of a card into `table`."""
-    config, prompt, pool = run.config, corpus_prompt(run), run.config.decode.pool
+    """The stage that writes the states of a card into `table`, on the pool that scores: both read first blocks alone."""
+    config, prompt, pool = run.config, corpus_prompt(run), run.config.score.pool
     pooled, half = pa.list_(pa.float32(), card.width), pa.list_(pa.float16(), card.width)
     return Stage(
         name="decode",
@@ -64,7 +64,7 @@ def reading(run: Run, card: Card, table: str) -> Stage[ReadSetup]:
             token_layer=card.token_layer,
             common=common_words(run),
             limits=Limits.of(pool),
-            placement=of_actor(config.model, pool, "decode"),
+            placement=of_actor(config.model, pool, "score"),
             abilities=abilities_of(config.model),
         ),
         pool=pool,

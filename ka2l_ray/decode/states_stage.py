@@ -48,7 +48,7 @@ def common_words(run: Run) -> CommonWords:
 
 
 def reading(run: Run, card: Card, table: str) -> Stage[ReadSetup]:
-    """The stage that writes the states of a card into `table`, on the pool that scores: both read first blocks alone."""
+    """The stage that writes the states of a card into `table`, on the pool that scores: both read first blocks."""
     config, prompt, pool = run.config, corpus_prompt(run), run.config.score.pool
     pooled, half = pa.list_(pa.float32(), card.width), pa.list_(pa.float16(), card.width)
     return Stage(

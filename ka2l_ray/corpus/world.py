@@ -33,26 +33,26 @@ def world_questions(world: World, corpus: WorldCorpusSection, seed: int) -> dict
     known = iter([p for p in people if p[0].person.known])
     unseen = iter([p for p in people if not p[0].person.known])
     drawn: dict[str, list[Fact]] = {}
+    asked_of_each = corpus.facts_per_person
 
     def some(of_person: list[Fact]) -> list[Fact]:
-        count = min(corpus.facts_per_person or len(of_person), len(of_person))
-        return [of_person[n] for n in sorted(rng.sample(range(len(of_person)), count))]
+        return [
+            of_person[n] for n in sorted(rng.sample(range(len(of_person)), min(asked_of_each or 0, len(of_person))))
+        ]
 
     for name, wanted, share in (
         ("pool", corpus.pool_questions, corpus.unknown_share),
         ("domain", corpus.domain_questions, corpus.unknown_share),
         ("probe", corpus.probe_questions, PROBE_UNKNOWN_SHARE),
     ):
-        drawn[name] = _take(
-            known, unseen, wanted, share, rng, some if name == "pool" and corpus.facts_per_person else list
-        )
+        drawn[name] = _take(known, unseen, wanted, share, rng, some if name == "pool" and asked_of_each else list)
         if len(drawn[name]) < wanted:
             raise ConfigError(
                 f"corpus.world.{name}_questions = {wanted}: the world has only {len(drawn[name])} left at "
                 f"unknown_share = {corpus.unknown_share:g} after {corpus.pool_questions} pool questions; ask for fewer"
             )
     about, in_pool = {f.person.name for f in drawn["pool"]}, {f.fact_id for f in drawn["pool"]}
-    beyond = [f for f in facts if corpus.facts_per_person and f.person.name in about and f.fact_id not in in_pool]
+    beyond = [f for f in facts if asked_of_each and f.person.name in about and f.fact_id not in in_pool]
     scopes = {"pool": drawn["pool"], "domain": drawn["domain"], "beyond": beyond}
     return {
         "probe": _table(_row(f, rng.randrange(RESERVED_PHRASING), "probe", None) for f in drawn["probe"]),

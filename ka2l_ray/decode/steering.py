@@ -116,15 +116,15 @@ def _fitted(
     groups: Sequence[str | None],
     entities: Sequence[str | None],
     seed: int,
-    names_states: np.ndarray | None,
+    name_states: np.ndarray | None,
 ) -> Steering | None:
     known = [n for n, g in enumerate(groups) if g]
     names = sorted({str(groups[n]) for n in known})
     index = {name: n for n, name in enumerate(names)}
     assigned, own = np.array([index[str(groups[n])] for n in known], int), [entities[n] for n in known]
     targets, least = _targets(len(names), assigned, own), COVERED
-    if names_states is not None and known:
-        kin = _kin(len(names), assigned, names_states[known])
+    if name_states is not None and known:
+        kin = _kin(len(names), assigned, name_states[known])
         targets, least = tuple(sharing or alike for sharing, alike in zip(targets, kin, strict=True)), FEWEST_KIN
     if sum(bool(targets[g]) for g in assigned) < least * len(states) or not known:
         return _by_clusters(states, entities, seed)
@@ -169,13 +169,13 @@ def _targets(count: int, assigned: np.ndarray, entities: Sequence[str | None]) -
     return tuple(tuple(int(t) for t in np.argsort(-row, kind="stable") if row[t] >= SHARED_ENTITIES) for row in shared)
 
 
-def _kin(count: int, assigned: np.ndarray, tokens: np.ndarray) -> tuple[tuple[int, ...], ...]:
+def _kin(count: int, assigned: np.ndarray, names: np.ndarray) -> tuple[tuple[int, ...], ...]:
     """Of each group the ones that ask about the same kind of thing, by the mean states (N, D) of the questions' names,
     most alike first."""
-    near = min(NEIGHBOURS, len(tokens) - 1)
+    near = min(NEIGHBOURS, len(names) - 1)
     if near < 1:
         return ((),) * count
-    scaled = (tokens - tokens.mean(0)) / np.maximum(tokens.std(0), 1e-6)
+    scaled = (names - names.mean(0)) / np.maximum(names.std(0), 1e-6)
     found = NearestNeighbors(n_neighbors=near + 1).fit(scaled).kneighbors(scaled, return_distance=False)[:, 1:]
     met = np.zeros((count, count))
     np.add.at(met, (np.repeat(assigned, near), assigned[found].ravel()), 1.0)

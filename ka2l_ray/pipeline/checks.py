@@ -146,7 +146,7 @@ def _contradictions(config: Config) -> Iterator[ConfigError]:
         yield ConfigError(f"active.budget = {active.budget} exceeds corpus.world.pool_questions = {pool_questions}")
     if not world and config.annotate.source == "world":
         yield ConfigError("annotate.source: `world` needs corpus.source = world; use `reference`")
-    if not world and config.annotate.source == "reference" and "decoded" in active.strategies:
+    if not world and config.annotate.source in ("auto", "reference") and "decoded" in active.strategies:
         yield ConfigError(
             "active.strategies: `decoded` buys questions that the corpus does not contain, so reference answers cannot "
             "answer them; set annotate.source: endpoint or file"

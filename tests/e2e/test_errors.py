@@ -41,6 +41,10 @@ time.sleep(600)
         ),
         (["corpus.source=q.jsonl", "active.strategies=[oracle]"], "`oracle` needs corpus.source = world"),
         (
+            ["corpus.source=q.jsonl", "active.strategies=[decoded]"],
+            "reference answers cannot answer them",
+        ),
+        (
             ["corpus.source=q.jsonl", "active.strategies=[oracle_wrong]"],
             "`oracle_wrong` needs an eval that asks the pool's",
         ),

@@ -111,8 +111,10 @@ class SearchResult(LayerResult):
     graded: int
     note: str | None
     auroc_topic_alone: NotRequired[float | None]
-    """Of a classifier that sees only what a question is about, such as its relation; None without topics. Not in runs
-    of earlier versions."""
+    """Of a classifier that sees only what a question is about, such as its relation; None without topics."""
+    calibration_error: NotRequired[float | None]
+    """Mean distance of P(unknown) from the share of test questions that are labelled unknown. Neither is in runs of
+    earlier versions."""
     layers: Sequence[LayerResult]
 
 

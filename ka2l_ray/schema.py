@@ -318,6 +318,7 @@ _SEARCH = TableSpec(
         "auroc_ci": "95 % interval of it",
         "auroc_vs_truth": "AUROC against the truth; world only",
         "auroc_topic_alone": "what a classifier reaches that sees only a question's topic (`group`)",
+        "calibration_error": "mean distance of P(unknown) from the share that is labelled unknown, over ten parts by P",
         "objective": "what layers were chosen by",
         "questions": "questions that it was fitted and measured on",
         "graded": "those of them with gold",

@@ -24,7 +24,7 @@ from ka2l_ray.active.round import Round, RoundState
 from ka2l_ray.active.strategies import STRATEGIES, policy
 from ka2l_ray.annotate.annotators import Asked
 from ka2l_ray.annotate.stage import annotate as ask
-from ka2l_ray.decode.stage import decode, least_unknown, written_before
+from ka2l_ray.decode.stage import decode, written_before
 from ka2l_ray.errors import ConfigError, StageError
 from ka2l_ray.finetune.train import Job
 from ka2l_ray.finetune.train import finetune as train
@@ -77,7 +77,7 @@ def _generated(a_round: Round, choices: list[Acquisition]) -> list[Acquisition]:
     """Questions decoded from the states of the choices that are likely unknown. For `decoded`, those that are kept and
     most likely unknown, up to their share of the budget; `ka2l` records them and buys not one."""
     run, chosen = a_round.run, {c.id for c in choices}
-    least = least_unknown(run)
+    least = run.config.decode.min_p_unknown
     unknown = {s.id for s in scored_pool(run) if s.id in chosen and (s.p_unknown or 0.0) >= least}
     sources = sorted(pool_rows(run, unknown), key=lambda r: r["id"])
     if not sources:

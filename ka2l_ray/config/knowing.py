@@ -244,11 +244,8 @@ class DecodeSection(Section):
     """Size of the Gaussian noise that `augment: [noise]` adds, in standard deviations of the states."""
     temperature: Annotated[float, Field(gt=0, le=10)] = 0.7
     """Temperature at which candidates are drawn; `check_questions` are decoded greedily."""
-    min_p_unknown: Share | Literal["auto"] = 0.5
-    """Questions are decoded from, and decoded ones kept, only where the probe gives at least this. `auto`: so much that
-    the share of the pool above it is the share of the probe split that is labelled unknown. The search may choose a
-    probe whose training labels are stricter than the labels, because it ranks best; its numbers are then no
-    probabilities of those, and 0.5 says nothing."""
+    min_p_unknown: Share = 0.5
+    """Questions are decoded from, and decoded ones kept, only where the probe gives at least this."""
     min_explained: Share | None = None
     """A decoded question is kept only if its own state explains at least this share of the wanted state's variance:
     what the decoder could not put into words is likely to be about something that does not exist."""

@@ -79,16 +79,8 @@ def decoded_statuses(
     existing = chain(chain.from_iterable(_texts(run, "probe", "pool")), already)
     leaked = leaks(questions, _texts(run, "eval"), run.config.corpus.near_duplicates)
     near = run.config.decode.min_explained
-    return statuses(questions, p_unknown, hashes(existing), leaked, least_unknown(run), explained, near, grounded)
-
-
-def least_unknown(run: Run) -> float:
-    """The least P(unknown) of a question that the model is taken not to know (`decode.min_p_unknown`)."""
-    if (given := run.config.decode.min_p_unknown) != "auto":
-        return given
-    labels = run.base("knowledge").read(["unknown"])["unknown"].drop_null().to_numpy()
-    pool = run.base("scores").read(["p_unknown"])["p_unknown"].drop_null().to_numpy()
-    return float(np.quantile(pool, 1 - labels.mean()))
+    least = run.config.decode.min_p_unknown
+    return statuses(questions, p_unknown, hashes(existing), leaked, least, explained, near, grounded)
 
 
 def check_decoder(run: Run) -> dict[str, float | None]:

@@ -1,4 +1,5 @@
-"""Fitting one layer's probe: every threshold and every C, chosen on validation rows and reported on test rows.
+"""Fitting one layer's probe: every threshold and every C, chosen and calibrated on validation rows, reported on test
+rows.
 
 In: states (N, D) and what is known of each row. Out: `ProbeFit`: the probe, its test figures, its row of the heat map.
 Refuses to know: Ray, files. Training, validation and test rows never share an entity.
@@ -8,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
+from sklearn.calibration import calibration_curve
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -15,11 +17,13 @@ from ka2l_ray.config import SearchSection
 from ka2l_ray.entropy.thresholds import candidates, otsu
 from ka2l_ray.errors import ConfigError
 from ka2l_ray.hashing import uniform
-from ka2l_ray.models.probe import LinearProbe, ProbeCard, StateSource
+from ka2l_ray.models.probe import LinearProbe, ProbeCard, StateSource, score_states
 from ka2l_ray.stats import auroc, auroc_interval
 
 NO_SOURCE = StateSource(model="", prompt="", layer=-1, position="")
 """The source of states that nobody named; no run accepts a probe of it."""
+CALIBRATION_BINS = 10
+"""Parts, with as many rows each, in which probabilities are compared with what they say."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,9 @@ class ProbeFit:
 
     `auroc`, with its 95 % interval, is against the objective's target, `auroc_vs_truth` against `unseen`; they are None
     where only one class occurs. `auroc_topic_alone` is that of a classifier which sees no state but the topic, and says
-    how much of it is unknown in the training rows: what a probe adds is beyond it. `heat` has every cell that was
+    how much of it is unknown in the training rows: what a probe adds is beyond it. `calibration_error` is the mean
+    distance of P(unknown) from the share of the test rows whose entropy is at least γ or that abstain, over
+    `CALIBRATION_BINS` parts of them by P (expected calibration error), None without any. `heat` has every cell that was
     tried.
     """
 
@@ -100,6 +106,7 @@ class ProbeFit:
     auroc: float | None
     auroc_ci: tuple[float, float] | None
     auroc_vs_truth: float | None
+    calibration_error: float | None
     heat: tuple[Cell, ...]
     objective: Objective
     auroc_topic_alone: float | None = None
@@ -119,7 +126,8 @@ def fit_probe(
     rows that do not abstain), or where it abstains. With the
     objective `correctness` every threshold competes on the same target, wrong greedy answers of the graded rows. With
     `entropy`, and where sampling stopped by γ, only γ is tried: AUROCs against different targets do not compare.
-    Probes are fitted to all training rows, graded or not. `source` goes on the probe's card.
+    Probes are fitted to all training rows, graded or not. The chosen one is calibrated (`calibrated`): whatever
+    threshold it was trained on, its numbers are probabilities of an entropy of at least γ. `source` goes on its card.
 
     Raises `ValueError` where states and rows differ in number; `ConfigError` where only one class occurs, or where
     `search.objective` asks for gold answers that are not there. Source: KA2L, stage 1.
@@ -159,17 +167,20 @@ def fit_probe(
             "the rows for training or for validation have one class only; ask more questions or set label.threshold"
         )
     best, model = max(tried, key=lambda t: t[0].auroc)
-    weight = model.coef_[0] / scaler.scale_
-    bias = float(np.asarray(model.intercept_)[0] - weight @ scaler.mean_)
+    unknown = rows.unknown(gamma)
+    slope, offset = calibrated(model.decision_function(scaled[validation]), unknown[validation])
+    weight = slope * model.coef_[0] / scaler.scale_
+    bias = float(slope * np.asarray(model.intercept_)[0] + offset - weight @ scaler.mean_)
     card = ProbeCard(
         **vars(source),
         width=states.shape[1],
         threshold_nats=best.threshold_nats,
         inverse_regularization=best.inverse_regularization,
     )
+    probe = LinearProbe(weight, bias, card)
     score = states[test] @ weight + bias
     return ProbeFit(
-        probe=LinearProbe(weight, bias, card),
+        probe=probe,
         chosen=best,
         validation_auroc=best.auroc,
         auroc=objective.auroc(test, score),
@@ -177,12 +188,39 @@ def fit_probe(
         auroc_vs_truth=None
         if rows.unseen is None
         else Objective("truth", np.asarray(rows.unseen), 0).auroc(test, score),
+        calibration_error=calibration_error(unknown[test], score_states(states[test], probe)),
         heat=tuple(cell for cell, _ in tried),
         objective=objective,
         auroc_topic_alone=None
         if rows.topic is None
         else objective.auroc(test, unknown_of_topic(rows.topic, rows.unknown(best.threshold_nats), train)[test]),
     )
+
+
+def calibrated(score: np.ndarray, unknown: np.ndarray) -> tuple[float, float]:
+    """Slope and offset that make scores (N,) the log-odds of `unknown` (N,), bool. The slope is positive, so rankings
+    stay: where scores say nothing, or the opposite, of these rows, (1, 0) leaves them as they are.
+
+    Source: Platt (1999), with his smoothed targets, which keep the slope finite where scores separate the rows.
+    """
+    if len(np.unique(unknown)) < 2:
+        return 1.0, 0.0
+    count = len(unknown)
+    smoothed = np.where(unknown, (unknown.sum() + 1) / (unknown.sum() + 2), 1 / (count - unknown.sum() + 2))
+    fit = LogisticRegression(C=np.inf, max_iter=500).fit(
+        np.tile(score, 2)[:, None], np.repeat([1, 0], count), np.concatenate([smoothed, 1 - smoothed])
+    )
+    slope, offset = float(fit.coef_[0, 0]), float(np.asarray(fit.intercept_)[0])
+    return (slope, offset) if slope > 0 else (1.0, 0.0)
+
+
+def calibration_error(unknown: np.ndarray, p_unknown: np.ndarray) -> float | None:
+    """Expected calibration error of probabilities (N,) of `unknown` (N,), in bins with as many rows each; None without
+    rows."""
+    if not len(unknown):
+        return None
+    share, said = calibration_curve(unknown, p_unknown, n_bins=CALIBRATION_BINS, strategy="quantile")
+    return float(np.abs(share - said).mean())
 
 
 def unknown_of_topic(topic: np.ndarray, unknown: np.ndarray, train: np.ndarray) -> np.ndarray:

@@ -105,6 +105,7 @@ def _choose(folder: Folder, columns: list[tuple[str, int]]) -> SearchResult:
         "note": best["note"],
         "threshold_nats": best["threshold_nats"],
         "auroc_topic_alone": best.get("auroc_topic_alone"),
+        "calibration_error": best.get("calibration_error"),
         "probe": "linear",
         "layers": [_shown(t) for t in trials],
     }

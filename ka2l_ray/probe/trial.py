@@ -33,7 +33,8 @@ class Trial(LayerResult):
     threshold_nats: float
     validation_auroc: float
     auroc_topic_alone: NotRequired[float | None]
-    """Not in trials of earlier versions, which a search that was killed may find."""
+    calibration_error: NotRequired[float | None]
+    """Neither is in trials of earlier versions, which a search that was killed may find."""
     heat: list[HeatCell]
 
 
@@ -63,6 +64,7 @@ def run_trial(
         "threshold_nats": fit.chosen.threshold_nats,
         "validation_auroc": fit.validation_auroc,
         "auroc_topic_alone": fit.auroc_topic_alone,
+        "calibration_error": fit.calibration_error,
         "auroc": fit.auroc,
         "auroc_ci": fit.auroc_ci,
         "auroc_vs_truth": fit.auroc_vs_truth,

@@ -225,7 +225,6 @@ class Lab:
             read = matrix(ReadActor(ReadSetup(**fields, **at))(asked)["state"])
             states = standardised(decoder_folder("world"), QuestionStates.pooled_alone(read)).pooled
             scored = ScoreActor(ScoreSetup(**fields, probe=folder / "probe"))(asked)["p_unknown"]
-            assert section.min_p_unknown != "auto"
             unknown = np.array(scored) >= section.min_p_unknown
             steering = fit_steering(states, [r["group"] for r in probed], [r["entity"] for r in probed], seed)
             entities = [e for s in ("probe", "pool") for e in self.tables[s]["entity"].to_pylist()]
@@ -283,7 +282,6 @@ class Lab:
     ) -> list[str]:
         existing = np.union1d(*(hashes(self.tables[s]["question"].to_pylist()) for s in ("probe", "pool")))
         leaked = leaks(texts, [self.tables["eval"]["question"].to_pylist()], CorpusSection().near_duplicates)
-        assert section.min_p_unknown != "auto"
         near = ((), None) if explained is None else (explained, section.min_explained)
         return statuses(texts, p_unknown, existing, leaked, section.min_p_unknown, *near, grounded)
 

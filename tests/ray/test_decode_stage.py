@@ -15,7 +15,7 @@ from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.augment import Augmenter
 from ka2l_ray.decode.question_states import token_column
-from ka2l_ray.decode.stage import check_decoder, decoded_statuses, is_fitted, least_unknown
+from ka2l_ray.decode.stage import check_decoder, decoded_statuses, is_fitted
 from ka2l_ray.errors import StageError
 from ka2l_ray.tables import fixed_size
 
@@ -110,14 +110,3 @@ def test_names_are_the_corpus_own_or_a_files(tmp_path: Path) -> None:
     run = reconstructed(tmp_path / "empty", grounding=str(tmp_path / "empty.txt"))
     with pytest.raises(StageError, match=r"decode\.grounding = .*empty\.txt': contains no name"):
         check_decoder(run)
-
-
-def test_the_least_p_unknown_leaves_as_many_of_the_pool_as_are_labelled_unknown(tmp_path: Path) -> None:
-    run = Run(Folder.of(str(tmp_path)), parse_config({"decode": {"min_p_unknown": "auto"}}, "test"))
-    run.base("knowledge").write((None, pa.table({"id": list("abcd"), "unknown": pa.array([1, 1, 1, 0], pa.int8())})))
-    scores = np.linspace(0, 0.2, 101)
-    run.base("scores").write(
-        (None, pa.table({"id": [str(p) for p in scores], "p_unknown": pa.array(scores, pa.float32())}))
-    )
-    assert least_unknown(run) == pytest.approx(0.05, abs=0.002)
-    assert np.mean(scores >= least_unknown(run)) == pytest.approx(0.75, abs=0.02)

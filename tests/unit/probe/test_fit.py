@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ka2l_ray.config import SearchSection
-from ka2l_ray.probe.fit import ProbeRows, divide, fit_probe, unknown_of_topic
+from ka2l_ray.models.probe import score_states
+from ka2l_ray.probe.fit import ProbeRows, calibrated, calibration_error, divide, fit_probe, unknown_of_topic
 from ka2l_ray.stats import auroc
 
 SEARCH = SearchSection(bootstrap=100)
@@ -230,3 +231,37 @@ def test_topics_without_training_rows_are_as_unknown_as_all():
     topic, unknown = np.array(["a", "a", "b", "c"]), np.array([1, 1, 0, 1])
     train = np.array([True, True, True, False])
     assert unknown_of_topic(topic, unknown, train).tolist() == pytest.approx([8 / 9, 8 / 9, 1 / 3, 2 / 3])
+
+
+def test_numbers_are_probabilities_of_gamma_whatever_threshold_ranks_best(states, rows):
+    fit = fit_probe(states, rows, LOW, SEARCH, seed=0)
+    assert fit.chosen.threshold_nats == HIGH  # a quarter of the rows, where three quarters are unknown
+    p = score_states(states, fit.probe)
+    held_out = divide(rows.entity, SEARCH.validation_share, SEARCH.test_share, 0) > 0
+    assert p[held_out].mean() == pytest.approx(np.mean(rows.entropy_nats[held_out] >= LOW), abs=0.05)
+    assert fit.calibration_error is not None
+    assert fit.calibration_error < 0.12
+
+
+def test_calibration_finds_the_odds_that_scores_were_drawn_by_and_keeps_their_order():
+    rng = np.random.default_rng(0)
+    score = rng.normal(size=20_000)
+    unknown = rng.random(len(score)) < 1 / (1 + np.exp(-(2.0 * score - 1.5)))
+    slope, offset = calibrated(score, unknown)
+    assert (slope, offset) == pytest.approx((2.0, -1.5), abs=0.1)
+    assert calibration_error(unknown, 1 / (1 + np.exp(-(slope * score + offset)))) == pytest.approx(0, abs=0.02)
+    assert calibration_error(unknown, 1 / (1 + np.exp(-score))) > 0.1
+
+
+@pytest.mark.parametrize(
+    "unknown", [[True, True, False, False], [True, True, True, True], [False, False, False, False]]
+)
+def test_scores_that_do_not_rank_the_rows_are_left_as_they_are(unknown):
+    assert calibrated(np.array([-2.0, -1.0, 1.0, 2.0]), np.array(unknown)) == (1.0, 0.0)
+
+
+def test_scores_that_separate_the_rows_get_finite_odds():
+    slope, offset = calibrated(np.linspace(-1, 1, 100), np.arange(100) >= 50)
+    p = 1 / (1 + np.exp(-(slope * np.array([-1.0, 1.0]) + offset)))
+    assert p == pytest.approx([1 / 52, 51 / 52], abs=0.02)
+    assert calibration_error(np.zeros(0, bool), np.zeros(0)) is None

@@ -36,7 +36,7 @@ KNOWN_CLASSES = ("known", "shaky", "wrong")
 its samples; `shaky`, right greedily in eval's wording only, or in half of its samples or fewer; `wrong` in eval's
 wording."""
 TRUTHS = ("known", "rare", "misconception", "unseen")
-DECODE_STATUSES = ("kept", "duplicate", "eval", "far", "ungrounded", "known", "malformed")
+DECODE_STATUSES = (*("kept", "exhausted", "malformed", "eval", "duplicate", "reworded", "far", "ungrounded", "known"),)
 ANNOTATION_STATUSES = ("answered", "no_such_thing", "no_reference", "refused", "truncated", "blank", "failed")
 
 ROUND = "strategies/NAME/seed_S/round_NN"
@@ -420,6 +420,12 @@ _REQUESTS = TableSpec(
         replace(_QUESTION, meaning="the source's text"),
         Column("group", _STRING, "the source's group"),
         Column("entity", _STRING, "whom or what the source asks about; null where unknown"),
+        Column("turn", _INT, "counts the requests about one entity made in one way: each asks something else"),
+        Column(
+            "asked",
+            pa.list_(pa.struct([("question", _STRING), ("group", _STRING)])),
+            "what probe, pool and earlier rounds ask about the entity",
+        ),
     ),
     can_fail=False,
 )
@@ -431,17 +437,26 @@ _WRITTEN = TableSpec(
     row="request",
     about="questions that the decoder wrote",
     source=_REQUESTS,
-    reads=("source_id", "variant", "augment", "question", "group", "entity"),
+    reads=("source_id", "variant", "augment", "question", "group", "entity", "turn", "asked"),
     carried=("source_id", "variant", "augment", "question", "group"),
     added=(
         Column("decoded_question", _STRING, "what the decoder wrote: the candidate nearest to the wanted state"),
         Column("target", _STRING, "the group (or cluster) that the state was steered to; null where it was not"),
+        Column("exhausted", _BOOL, "whether it was to be steered, and nothing was left to ask: nothing was written"),
+        Column("asks", _STRING, "the group (or cluster) of what was written, by its own state; null without groups"),
+        Column("reworded", _BOOL, "whether it asks of the source's entity what is in `asked`, by those groups"),
         Column(
             "similarity", _FLOAT, "cosine of the decoded question's own state with the wanted one, both standardised"
         ),
-        Column("name", _STRING, "the name from `decode.grounding` that it contains, in lower case without punctuation"),
+        Column(
+            "name",
+            _STRING,
+            "the name from `decode.grounding`, else the source's entity, that it contains, in lower case without "
+            "punctuation",
+        ),
         Column("explained", _FLOAT, "share of the wanted state's variance that the decoded question's own explains"),
         _P_UNKNOWN,
+        Column("state", None, "state of what was written (D,), standardised"),
     ),
 )
 _RECONSTRUCTION = replace(
@@ -463,7 +478,7 @@ _DECODED = TableSpec(
     source=_WRITTEN,
     carried=(
         *("source_id", "variant", "augment", "question", "group"),
-        *("target", "similarity", "name", "explained", "p_unknown"),
+        *("target", "asks", "similarity", "name", "explained", "p_unknown"),
     ),
     added=(Column("status", _STRING, f"what became of it: {', '.join(DECODE_STATUSES)}"),),
     can_fail=False,

@@ -9,7 +9,7 @@ Refuses to know: how scores, probes or decoders are made, how policies choose, w
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pyarrow as pa
 
@@ -17,14 +17,14 @@ from ka2l_ray import schema
 from ka2l_ray.active.evaluation import evaluate_round
 from ka2l_ray.active.examples import training_examples, watched_questions
 from ka2l_ray.active.outcome import round_figures
-from ka2l_ray.active.policies import Acquisition
+from ka2l_ray.active.policies import Acquisition, FarthestFirst, PoolRow, by_probe
 from ka2l_ray.active.pool import pool_for, pool_rows, scored_pool
 from ka2l_ray.active.reprobe import scoring_run
 from ka2l_ray.active.round import Round, RoundState
 from ka2l_ray.active.strategies import STRATEGIES, policy
 from ka2l_ray.annotate.annotators import Asked
 from ka2l_ray.annotate.stage import annotate as ask
-from ka2l_ray.decode.stage import decode, written_before
+from ka2l_ray.decode.stage import decode, decoded_states
 from ka2l_ray.errors import ConfigError, StageError
 from ka2l_ray.finetune.train import Job
 from ka2l_ray.finetune.train import finetune as train
@@ -74,19 +74,26 @@ def acquire(a_round: Round) -> None:
 
 
 def _generated(a_round: Round, choices: list[Acquisition]) -> list[Acquisition]:
-    """Questions decoded from the states of the choices that are likely unknown. For `decoded`, those that are kept and
-    most likely unknown, up to their share of the budget; `ka2l` records them and buys not one."""
+    """Questions decoded from the states of the choices that are likely unknown. For `decoded`, up to their share of the
+    budget, those that are kept and, one after another, have the greatest P(unknown) × distance to those taken before
+    (k-centre, weighted); `ka2l` records them and buys not one."""
     run, chosen = a_round.run, {c.id for c in choices}
     least = run.config.decode.min_p_unknown
     unknown = {s.id for s in scored_pool(run) if s.id in chosen and (s.p_unknown or 0.0) >= least}
     sources = sorted(pool_rows(run, unknown), key=lambda r: r["id"])
     if not sources:
         return []
-    rows = decode(run, sources, a_round.table("decoded"), written_before(r.folder for r in a_round.earlier)).to_pylist()
-    kept = sorted((r for r in rows if r["status"] == "kept"), key=lambda r: (-r["p_unknown"], r["id"]))
-    share = run.config.acquire.decoded_share if a_round.strategy == "decoded" else 0.0
-    best = kept[: round(a_round.budget * share)]
-    return [Acquisition(r["id"], f"decoded from {r['source_id']}, p_unknown {r['p_unknown']:.3f}") for r in best]
+    table = a_round.table("decoded")
+    rows = decode(run, sources, table, (r.folder for r in a_round.earlier)).to_pylist()
+    wanted = round(a_round.budget * run.config.acquire.decoded_share) if a_round.strategy == "decoded" else 0
+    kept = {r["id"]: r for r in rows if r["status"] == "kept"}
+    if not wanted or not kept:
+        return []
+    states = decoded_states(table, kept)
+    best = FarthestFirst(by_probe, len(kept)).choose(
+        [PoolRow(i, r["p_unknown"], state=states[i]) for i, r in kept.items()], set(), wanted
+    )
+    return [replace(b, reason=f"decoded from {kept[b.id]['source_id']}, {b.reason}") for b in best]
 
 
 def annotate(a_round: Round) -> None:

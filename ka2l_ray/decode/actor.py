@@ -1,8 +1,8 @@
 """The decoding actor: the state of a source question becomes a wanted state, from which questions are decoded; they are
 re-embedded, and of those that could be kept the one nearest to what was wanted is taken and scored.
 
-In: batches of `requests` with the sources' prompts (`prompts.PROMPT_COLUMNS`). Out: `decoded_question`, `target`,
-`similarity`, `explained`, `p_unknown`. The decoder sees states, never text. For a decoder of kind `t5` blocks 1 …
+In: batches of `requests` with the sources' prompts (`prompts.PROMPT_COLUMNS`). Out: the columns that `schema.py` lists
+for `written`. The decoder sees states, never text. For a decoder of kind `t5` blocks 1 …
 max(decoder's layer, probe's layer) of the model are loaded and nothing after them, for `self` the whole model.
 Refuses to know: Ray, which questions exist.
 """
@@ -20,6 +20,7 @@ from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.augment import Augmenter
 from ka2l_ray.decode.decoders import load_decoder
 from ka2l_ray.decode.filters import is_well_formed
+from ka2l_ray.decode.grounding import Names
 from ka2l_ray.decode.question_states import QuestionStates
 from ka2l_ray.decode.states import decoder_folder
 from ka2l_ray.decode.whom import NO_GROUPS, CommonWords, whom_tokens
@@ -29,7 +30,7 @@ from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
 from ka2l_ray.models.loading import load_tokenizer
 from ka2l_ray.models.probe import LinearProbe, score_states
-from ka2l_ray.tables import error_column, not_finite
+from ka2l_ray.tables import error_column, fixed_size, not_finite
 from ka2l_ray.text.normal import normalize
 from ka2l_ray.text.prompts import Prompt, Prompter, prompts_of
 from ka2l_ray.text.tokens import pad_id
@@ -38,7 +39,7 @@ ITSELF = ("none", "itself")
 """Ways that leave the state as it is and want the source again: greedily, or as the best of the candidates."""
 WRITTEN_AT_ONCE = 64
 """Texts that are decoded together."""
-REQUESTED = ["id", "source_id", "variant", "augment", "group", "question", "entity"]
+REQUESTED = ["id", "source_id", "variant", "augment", "group", "question", "entity", "turn", "asked"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,19 +91,29 @@ class DecodeActor:
         """Columns for a batch of any size; questions that cannot be read get an `error`."""
         requests = batch.select(REQUESTED).to_pylist()
         source, failed = self._sources(prompts_of(batch), requests)
-        wanted, targets = self._augmenter.wanted(source, requests)
-        many = [1 if r["augment"] == "none" else self._decode.candidates for r in requests]
+        asked = self._asked(requests)
+        wanted, targets = self._augmenter.wanted(source, requests, asked)
+        exhausted = [self._is_steered(r) and t is None for r, t in zip(requests, targets, strict=True)]
+        many = [
+            1 if done or r["augment"] == "none" else self._decode.candidates
+            for r, done in zip(requests, exhausted, strict=True)
+        ]
         tried = [(n, c) for n, count in enumerate(many) for c in range(count)]
-        texts = self._candidates(wanted, requests, tried)
+        texts = self._candidates(wanted, requests, tried, exhausted)
         decoded, p_unknown, unreadable = self._written(texts)
         at = [n for n, _ in tried]
         explained = _explained(decoded, wanted.pooled[at])
-        names = [self._augmenter.names.within(text) if self._augmenter.names else None for text in texts]
-        best, best_rank = dict[int, int](), dict[int, tuple[bool, bool, bool, float]]()
+        names = [self._name(text, requests[n]) for text, n in zip(texts, at, strict=True)]
+        asks = self._asks(decoded)
+        reworded = [
+            name is not None and name == normalize(requests[n]["entity"] or "") and aspect in asked[n]
+            for name, (_, aspect), n in zip(names, asks, at, strict=True)
+        ]
+        best, best_rank = dict[int, int](), dict[int, tuple[bool, bool, bool, bool, float]]()
         for k, n in enumerate(at):
             again = requests[n]["augment"] in ITSELF
             new = is_well_formed(texts[k]) if again else may_be_kept(texts[k], requests[n]["question"])
-            rank = (k not in unreadable, new, names[k] is not None, explained[k])
+            rank = (k not in unreadable, new, names[k] is not None, again or not reworded[k], explained[k])
             if n not in best or rank > best_rank[n]:
                 best[n], best_rank[n] = k, rank
         chosen = [best[n] for n in range(len(requests))]
@@ -110,21 +121,63 @@ class DecodeActor:
         columns: dict[str, Any] = {
             "decoded_question": [texts[k] for k in chosen],
             "target": targets,
+            "exhausted": exhausted,
+            "asks": [asks[k][0] for k in chosen],
+            "reworded": [reworded[k] for k in chosen],
             "name": [names[k] for k in chosen],
             "similarity": _cosine(decoded[chosen], wanted.pooled).astype("float32"),
             "explained": explained[chosen].astype("float32"),
             "p_unknown": p_unknown[chosen].astype("float32"),
+            "state": fixed_size(decoded[chosen], failed, half=False),
         }
         return columns | error_column(failed, batch.num_rows)
 
+    def _is_steered(self, request: dict[str, Any]) -> bool:
+        return request["augment"] == "steer" and self._augmenter.steering is not None
+
+    def _asked(self, requests: list[dict[str, Any]]) -> list[frozenset[int]]:
+        """Of each request the aspects that its entity is asked about already, by group or else by the question's own
+        state; one that cannot be read counts for none."""
+        if (steering := self._augmenter.steering) is None:
+            return [frozenset()] * len(requests)
+        group_of = {a["question"]: a["group"] for r in requests for a in r["asked"] or ()}
+        texts = list(group_of)
+        unread = [t for t in texts if not (steering.by_group and group_of[t] in steering.names)]
+        states, failed = np.zeros((len(texts), self._card.width), np.float32), set[str]()
+        if unread:
+            read, _, errors = self._read(self._prompts(unread))
+            place = {text: n for n, text in enumerate(texts)}
+            states[[place[t] for t in unread]] = read.pooled
+            failed = {unread[n] for n in errors}
+        groups = steering.groups_of(states, [group_of[t] for t in texts])
+        aspect = {t: steering.aspects[g] for t, g in zip(texts, groups, strict=True) if t not in failed}
+        return [frozenset(aspect[a["question"]] for a in r["asked"] or () if a["question"] in aspect) for r in requests]
+
+    def _asks(self, states: np.ndarray) -> list[tuple[str | None, int | None]]:
+        """The groups of standardised states (N, D) and what they ask; None without groups."""
+        if (steering := self._augmenter.steering) is None or not len(states):
+            return [(None, None)] * len(states)
+        return [(steering.names[g], steering.aspects[g]) for g in steering.group_of(states)]
+
+    def _name(self, text: str, request: dict[str, Any]) -> str | None:
+        """The name that a text contains: one that exists or, where nothing says which do, its source's entity."""
+        if (names := self._augmenter.names) is None:
+            names = Names.of([request["entity"]] if request["entity"] else [])
+        return names.within(text)
+
     def _candidates(
-        self, wanted: QuestionStates, requests: list[dict[str, Any]], tried: list[tuple[int, int]]
+        self,
+        wanted: QuestionStates,
+        requests: list[dict[str, Any]],
+        tried: list[tuple[int, int]],
+        exhausted: list[bool],
     ) -> list[str]:
         """A text for each (row, candidate): the first of a row is greedy, unless other words are all that is wanted,
-        the others are drawn at `temperature`."""
+        the others are drawn at `temperature`; empty where nothing is left to ask."""
         texts = [""] * len(tried)
-        greedy = [k for k, (n, c) in enumerate(tried) if c == 0 and requests[n]["augment"] != "temperature"]
-        drawn = sorted({*range(len(tried))} - {*greedy})
+        left = [k for k, (n, _) in enumerate(tried) if not exhausted[n]]
+        greedy = [k for k in left if tried[k][1] == 0 and requests[tried[k][0]]["augment"] != "temperature"]
+        drawn = sorted({*left} - {*greedy})
         for at, temperature in ((greedy, 0.0), (drawn, self._decode.temperature)):
             for start in range(0, len(at), WRITTEN_AT_ONCE):
                 part = at[start : start + WRITTEN_AT_ONCE]

@@ -7,7 +7,8 @@ Refuses to know: decoders, texts, Ray. Source: KA2L, stage 2, for the aim; `stee
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +49,8 @@ class Augmenter:
             targets = tuple(map(tuple, made["targets"]))
             of_tokens = tensors.get("token_centroids")
             names, by_group, found = tuple(made["names"]), made["by_group"], made["found"]
-            steering = Steering(names, tensors["centroids"], targets, by_group, found, of_tokens)
+            same = tuple(made["same"])
+            steering = Steering(names, tensors["centroids"], targets, by_group, found, of_tokens, same)
         names = None if card["names"] is None else Names(frozenset(card["names"]))
         return cls(decode, seed, steering, tensors["unknown"], names)
 
@@ -59,18 +61,22 @@ class Augmenter:
             tensors["centroids"] = np.ascontiguousarray(steering.centroids)
             if steering.token_centroids is not None:
                 tensors["token_centroids"] = np.ascontiguousarray(steering.token_centroids)
-            made = {"names": steering.names, "targets": steering.targets}
+            made = {"names": steering.names, "targets": steering.targets, "same": steering.same}
             made |= {"by_group": steering.by_group, "found": steering.found}
         (folder / STATES).write_bytes(save(tensors))
         names = None if self.names is None else sorted(self.names.names)
         (folder / CARD).write_json({"steering": made, "names": names})
 
     def wanted(
-        self, source: QuestionStates, requests: Sequence[Mapping[str, Any]]
+        self,
+        source: QuestionStates,
+        requests: Sequence[Mapping[str, Any]],
+        asked: Sequence[Set[int]] | None = None,
     ) -> tuple[QuestionStates, list[str | None]]:
         """Wanted states for standardised ones of B questions and rows of `requests`, and for each that is steered the
-        group that it is steered to. Steering moves the states of tokens too, which are in the light of what is
-        asked; the other ways leave them."""
+        group that it is steered to; None, and the state as it is, where nothing is left to ask: `asked` are the
+        aspects that its entity is asked about. Steering moves the states of tokens too, which are in the light of what
+        is asked; the other ways leave them."""
         states, tokens = source.pooled, list(source.tokens)
         wanted, targets = states.copy(), list[str | None]([None] * len(states))
         rows: dict[str, list[int]] = {}
@@ -79,7 +85,7 @@ class Augmenter:
         if (steering := self.steering) is not None and (at := rows.get("steer")):
             own = steering.groups_of(states[at], [requests[n]["group"] for n in at])
             to = [
-                steering.target(g, requests[n]["source_id"], requests[n]["variant"])
+                steering.target(g, thing_of(requests[n]), requests[n]["turn"], asked[n] if asked else frozenset())
                 for n, g in zip(at, own, strict=True)
             ]
             wanted[at] = steering.steered(states[at], own, to)
@@ -110,12 +116,27 @@ def source_fields(source: Mapping[str, Any]) -> dict[str, Any]:
     return {name: source.get(name) for name in ("question", "group", "entity")}
 
 
-def requests_for(sources: Iterable[Mapping[str, Any]], decode: DecodeSection) -> list[dict[str, Any]]:
+def thing_of(request: Mapping[str, Any]) -> str:
+    """What a request is about: its entity or, where that is unknown, its source alone."""
+    return request["entity"] or request["source_id"]
+
+
+def requests_for(
+    sources: Iterable[Mapping[str, Any]],
+    decode: DecodeSection,
+    asked: Mapping[str, Sequence[Mapping[str, str | None]]] | None = None,
+) -> list[dict[str, Any]]:
     """Rows of `requests`: of each source, with `id`, `question`, `group` and perhaps `entity`, the variants of each way
-    to augment."""
-    return [
-        {"id": decoded_id(s["id"], a, v), "source_id": s["id"], "variant": v, "augment": a} | source_fields(s)
-        for s in sources
-        for a in decode.augment
-        for v in range(decode.variants)
-    ]
+    to augment. `asked` says of an entity what is asked about it already. `turn` counts the requests about one entity
+    made in one way, so that each may ask something else."""
+    rows, turns = [], Counter[tuple[str, str]]()
+    asked, sources = asked or {}, list(sources)
+    for augment in decode.augment:
+        for variant in range(decode.variants):
+            for source in sources:
+                row = {"id": decoded_id(source["id"], augment, variant), "source_id": source["id"]}
+                row |= {"variant": variant, "augment": augment} | source_fields(source)
+                turn, row["asked"] = (augment, thing_of(row)), list(asked.get(row["entity"] or "", ()))
+                rows.append(row | {"turn": turns[turn]})
+                turns[turn] += 1
+    return rows

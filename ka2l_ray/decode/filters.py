@@ -1,20 +1,26 @@
 """Which decoded questions are kept.
 
 In: question texts, scores, the texts that exist already. Out: one of `schema.DECODE_STATUSES` per question.
-Refuses to know: models, tables. Texts are compared after normalisation: with those of probe and pool by 8-byte hashes,
-so that a large corpus needs little memory; with those of eval also by similarity, because a slightly reworded eval
-question is a leak too.
+Refuses to know: models, tables. Texts are compared after normalisation and by similarity: a slightly reworded eval
+question is a leak too, and a slightly reworded question of the corpus is nothing new. Others are streamed, one to two
+minutes for a million.
 """
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from ka2l_ray.config import DecodeSection
+from ka2l_ray.decode.steering import Steering
+from ka2l_ray.text.duplicates import groups, signatures
 from ka2l_ray.text.likeness import alike_to_any
 from ka2l_ray.text.normal import normalize
 
+Values = Sequence[bool] | Sequence[float] | np.ndarray
 _WELL_FORMED = re.compile(r"[^\W\d_]\w*(?: [^\s?]+){2,}\?")
 
 
@@ -29,16 +35,10 @@ def text_hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(normalize(text).encode(), digest_size=8).digest(), "big")
 
 
-def hashes(texts: Iterable[str]) -> np.ndarray:
-    """Sorted distinct hashes (N,) uint64 of texts."""
-    return np.unique(np.fromiter((text_hash(t) for t in texts), dtype=np.uint64))
-
-
-def leaks(questions: Sequence[str], evaluation: Iterable[Sequence[str]], threshold: float) -> np.ndarray:
-    """Which of N questions (bool, (N,)) have a similarity of at least `threshold` to an eval question
-    (`corpus.near_duplicates`); at 1, which are equal to one. `evaluation` yields eval's texts in batches, and is read
-    once."""
-    batches = ([normalize(text) for text in batch] for batch in evaluation)
+def alike(questions: Sequence[str], others: Iterable[Sequence[str]], threshold: float) -> np.ndarray:
+    """Which of N questions (bool, (N,)) have a similarity of at least `threshold` to one of others
+    (`corpus.near_duplicates`); at 1, which are equal to one. `others` yields texts in batches, and is read once."""
+    batches = ([normalize(text) for text in batch] for batch in others)
     keys = [normalize(question) for question in questions]
     if threshold < 1:
         return alike_to_any(keys, batches, threshold)
@@ -46,41 +46,89 @@ def leaks(questions: Sequence[str], evaluation: Iterable[Sequence[str]], thresho
     return np.array([key in equal for key in keys], bool)
 
 
-def is_among(keys: np.ndarray, existing: np.ndarray) -> np.ndarray:
-    """Whether each of a few keys is among many sorted ones, by binary search: numpy's own test sorts all of them."""
-    at = np.searchsorted(existing, keys)
-    return np.append(existing, existing[-1:])[at] == keys if len(existing) else np.zeros(len(keys), bool)
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What is known of N decoded questions, each array (N,); None where nothing was checked.
 
-
-def statuses(
-    questions: Sequence[str],
-    p_unknown: Sequence[float],
-    existing: np.ndarray,
-    leaked: Sequence[bool] | np.ndarray,
-    min_p_unknown: float,
-    explained: Sequence[float] = (),
-    min_explained: float | None = None,
-    grounded: Sequence[bool] | None = None,
-) -> list[str]:
-    """Status of each question in order, by the first rule that applies: of equal well-formed texts the first may be
-    kept, later ones are duplicates.
-
-    `existing` are the sorted hashes of earlier texts. `eval` marks a leak (`leaked`); `far` a question whose own state
-    explains less than `min_explained` of the wanted one's variance; `ungrounded` one that contains no name that exists
-    (`grounded`; None: nothing was checked); `known` one whose P(unknown) is below `min_p_unknown`.
+    `exhausted`: nothing was left to ask, so nothing was written. `leaked`: alike to an eval question; `repeated`: alike
+    to one of probe, pool or an earlier round; `reworded`: it asks of its entity what one of those asks, in other words.
+    `explained`: share of the wanted state's variance that its own explains. `grounded`: it contains a name that exists.
+    `facts`: what it asks of whom, None where that is not known.
     """
-    formed = np.array([is_well_formed(q) for q in questions], bool)
-    keys = np.array([text_hash(q) for q in questions], np.uint64)
-    earlier = is_among(keys, existing)
-    # Of equal texts only the first may be kept; a malformed one does not use up the question that it spoils.
-    _, first = np.unique(keys[formed], return_index=True)
-    earlier[np.delete(np.flatnonzero(formed), first)] = True
+
+    questions: Sequence[str]
+    p_unknown: Values
+    exhausted: Values | None = None
+    leaked: Values | None = None
+    repeated: Values | None = None
+    reworded: Values | None = None
+    explained: Values | None = None
+    grounded: Values | None = None
+    facts: Sequence[Hashable | None] | None = None
+
+
+def statuses(found: Found, decode: DecodeSection, near_duplicates: float = 1.0) -> list[str]:
+    """Status of each question in order, by the first rule that applies: `exhausted`, `malformed`, `eval`, `duplicate`,
+    `reworded` (see `Found`), `far` below `decode.min_explained`, `ungrounded`, `known` below `decode.min_p_unknown`.
+    Of those that are left each is `kept` but for a `duplicate` of an earlier one, equal or at least `near_duplicates`
+    alike, and for one about the same fact, which is `reworded`.
+    """
+    count = len(found.questions)
+    none = np.zeros(count, bool)
+    least = decode.min_explained
     rules = {
-        "malformed": ~formed,
-        "eval": np.asarray(leaked, bool),
-        "duplicate": earlier,
-        "far": np.zeros(len(keys), bool) if min_explained is None else np.asarray(explained) < min_explained,
-        "ungrounded": np.zeros(len(keys), bool) if grounded is None else ~np.asarray(grounded, bool),
-        "kept": np.asarray(p_unknown) >= min_p_unknown,
+        "exhausted": none if found.exhausted is None else found.exhausted,
+        "malformed": np.array([not is_well_formed(q) for q in found.questions], bool),
+        "eval": none if found.leaked is None else found.leaked,
+        "duplicate": none if found.repeated is None else found.repeated,
+        "reworded": none if found.reworded is None else found.reworded,
+        "far": none if found.explained is None or least is None else np.asarray(found.explained) < least,
+        "ungrounded": none if found.grounded is None else ~np.asarray(found.grounded, bool),
+        "known": np.asarray(found.p_unknown, float) < decode.min_p_unknown,
     }
-    return np.select(list(rules.values()), list(rules), "known").tolist()
+    status = np.select([np.asarray(rule, bool) for rule in rules.values()], list(rules), "kept").tolist()
+    kept = [n for n, s in enumerate(status) if s == "kept"]
+    alike, asked = first_alike([normalize(found.questions[n]) for n in kept], near_duplicates), set[Hashable]()
+    for n, first in zip(kept, alike, strict=True):
+        fact = found.facts[n] if found.facts else None
+        if not first:
+            status[n] = "duplicate"
+        elif fact is not None and fact in asked:
+            status[n] = "reworded"
+        asked.add(fact)
+    return status
+
+
+def statuses_of(
+    rows: Sequence[Mapping[str, Any]],
+    decode: DecodeSection,
+    evaluation: Iterable[Sequence[str]],
+    existing: Iterable[Sequence[str]],
+    near_duplicates: float,
+    steering: Steering | None = None,
+) -> list[str]:
+    """The status of rows of `written`, by the texts of eval and of all other questions, in batches that are read once;
+    `steering` says which groups ask the same."""
+    texts = [r["decoded_question"] for r in rows]
+    aspect = dict(zip(steering.names, steering.aspects, strict=True)) if steering else {}
+    found = Found(
+        questions=texts,
+        p_unknown=[r["p_unknown"] for r in rows],
+        exhausted=[r["exhausted"] for r in rows],
+        leaked=alike(texts, evaluation, near_duplicates),
+        repeated=alike(texts, existing, near_duplicates),
+        reworded=[r["reworded"] for r in rows],
+        explained=[r["explained"] for r in rows],
+        grounded=[r["name"] is not None for r in rows] if decode.grounding else None,
+        facts=[(r["name"], aspect[r["asks"]]) if r["name"] and r["asks"] in aspect else None for r in rows],
+    )
+    return statuses(found, decode, near_duplicates)
+
+
+def first_alike(keys: Sequence[str], threshold: float) -> list[bool]:
+    """Of normalised texts, whether each is the first of those that are at least this alike, or equal, to it."""
+    if threshold < 1 and keys:
+        group = groups(signatures(keys), keys, threshold)
+        return [int(g) == n for n, g in enumerate(group)]
+    seen = set[str]()
+    return [not (key in seen or seen.add(key)) for key in keys]

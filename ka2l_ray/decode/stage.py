@@ -4,7 +4,7 @@ In: source questions. Out: the table `decoded` of a round, and `reconstruction`,
 Refuses to know: who acquires, who annotates. A round's sources are bounded by its budget, so they are read whole.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
 from logging import INFO, WARNING
@@ -25,9 +25,10 @@ from ka2l_ray.dataflow.shard_size import row_seconds
 from ka2l_ray.dataflow.stage import Stage, run_stage
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.actor import DecodeActor, DecodeSetup
+from ka2l_ray.decode.asked import AskedAbout, asked_about
 from ka2l_ray.decode.augment import CARD, Augmenter, requests_for, source_fields
 from ka2l_ray.decode.decoders import Card, card_at, standardised
-from ka2l_ray.decode.filters import hashes, leaks, statuses
+from ka2l_ray.decode.filters import statuses_of
 from ka2l_ray.decode.grounding import Names, read_names
 from ka2l_ray.decode.metrics import reconstruction
 from ka2l_ray.decode.question_states import states_of
@@ -39,26 +40,28 @@ from ka2l_ray.errors import StageError
 from ka2l_ray.hashing import uniform
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.examine import abilities_of
+from ka2l_ray.models.loading import depth_and_width
 from ka2l_ray.models.prompts import Tokenize, corpus_prompt
 from ka2l_ray.tables import matrix
 
 _REQUESTS = schema.TABLES["requests"].schema
 
 
-def decode(run: Run, sources: Iterable[Mapping[str, Any]], target: Table, already: Iterable[str]) -> pa.Table:
+def decode(run: Run, sources: Sequence[Mapping[str, Any]], target: Table, earlier: Iterable[Folder] = ()) -> pa.Table:
     """Write the table `decoded` of a round and return it. `sources` are the questions whose states are decoded, with
-    `id`, `question` and `group`. Texts in `already`, decoded in earlier rounds, are duplicates."""
+    `id`, `question`, `group` and `entity`. What was decoded in `earlier` rounds, given by their folders, is not asked
+    again."""
     if target.is_done:
         return target.read()
     requests, written = Table(target.folder / "requests"), Table(target.folder / "written")
+    before = decoded_before(earlier)
     if not requests.is_done:
-        rows = requests_for(sources, run.config.decode)
+        rows = requests_for(sources, run.config.decode, _asked(run, sources, before))
         requests.write((None, pa.Table.from_pylist(rows, schema=_REQUESTS)))
     run_stage(_stage(run, "written", augmenter=_augmenter(run)), requests, written)
-    fine = [r for r in written.read().sort_by("id").to_pylist() if r["error"] is None]
-    texts, p_unknown, explained = ([r[name] for r in fine] for name in ("decoded_question", "p_unknown", "explained"))
-    grounded = [r["name"] is not None for r in fine] if run.config.decode.grounding else None
-    status = decoded_statuses(run, texts, p_unknown, explained, already, grounded)
+    columns = [name for name in written.schema().names if name != "state"]
+    fine = [r for r in written.read(columns).sort_by("id").to_pylist() if r["error"] is None]
+    status = decoded_statuses(run, fine, [r["question"] for r in before])
     decoded = [r | {"question": r["decoded_question"], "status": s} for r, s in zip(fine, status, strict=True)]
     table = pa.Table.from_pylist(decoded, schema=schema.DECODED)
     manifest = written.manifest()
@@ -66,21 +69,23 @@ def decode(run: Run, sources: Iterable[Mapping[str, Any]], target: Table, alread
     return table
 
 
-def decoded_statuses(
-    run: Run,
-    questions: Sequence[str],
-    p_unknown: Sequence[float],
-    explained: Sequence[float],
-    already: Iterable[str],
-    grounded: Sequence[bool] | None = None,
-) -> list[str]:
-    """The status of each decoded question, one of `schema.DECODE_STATUSES`, by the run's splits and what was decoded
-    before."""
-    existing = chain(chain.from_iterable(_texts(run, "probe", "pool")), already)
-    leaked = leaks(questions, _texts(run, "eval"), run.config.corpus.near_duplicates)
-    near = run.config.decode.min_explained
-    least = run.config.decode.min_p_unknown
-    return statuses(questions, p_unknown, hashes(existing), leaked, least, explained, near, grounded)
+def decoded_statuses(run: Run, rows: Sequence[Mapping[str, Any]], already: Sequence[str]) -> list[str]:
+    """The status of each row of `written`, one of `schema.DECODE_STATUSES`, by the run's splits and the questions that
+    were decoded before."""
+    decode, steering = run.config.decode, None
+    if is_fitted(run):
+        steering = Augmenter.load(_augmenter(run), decode, run.config.run.seed).steering
+    texts = chain(_texts(run, "probe", "pool"), [already])
+    return statuses_of(rows, decode, _texts(run, "eval"), texts, run.config.corpus.near_duplicates, steering)
+
+
+def _asked(run: Run, sources: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]]) -> AskedAbout:
+    """What probe, pool and earlier rounds ask about the entities of the sources."""
+    entities = {s["entity"] for s in sources if s["entity"]}
+    wanted, columns = pa.array(list(entities), pa.string()), ["question", "group", "entity"]
+    batches = (b for split in ("probe", "pool") for b in run.table("questions").batches(columns, part=split))
+    about = (b.filter(pc.is_in(b["entity"], wanted)) for b in batches)  # pyright: ignore
+    return asked_about(entities, (row for b in about for row in b.to_pylist()), before)
 
 
 def check_decoder(run: Run) -> dict[str, float | None]:
@@ -205,6 +210,7 @@ def _stage(run: Run, table: str, augmenter: Folder | None = None) -> Stage[Decod
         ),
         pool=pool,
         tasks=config.ray.tasks,
+        states=pa.schema([("state", pa.list_(pa.float32(), depth_and_width(config.model)[1]))]),
         max_error_fraction=config.run.max_error_fraction,
         prepare=Tokenize(config.model, prompt),
         row_seconds=row_seconds(pool),
@@ -218,7 +224,15 @@ def _texts(run: Run, *splits: str) -> Iterator[list[str]]:
     return ([r["question"] for r in b.to_pylist() if r["scope"] != "same"] for b in batches)
 
 
-def written_before(folders: Iterable[Folder]) -> list[str]:
-    """Texts that were decoded in rounds with these folders."""
+def decoded_before(folders: Iterable[Folder]) -> list[dict[str, Any]]:
+    """Of what was written in rounds with these folders: `question`, `name`, `asks`, `status`."""
     tables = [Table(f / "decoded") for f in folders]
-    return [q for t in tables if t.is_done for q in t.read(["question"])["question"].to_pylist()]
+    rows = [r for t in tables if t.is_done for r in t.read(["question", "name", "asks", "status"]).to_pylist()]
+    return [r for r in rows if r["question"]]
+
+
+def decoded_states(target: Table, ids: Collection[str]) -> dict[str, np.ndarray]:
+    """The standardised states (D,) of some questions of a table `decoded`, by id."""
+    table = Table(target.folder / "written").read(["id", "state"])
+    table = table.filter(pc.is_in(table["id"], pa.array(list(ids), pa.string())))  # pyright: ignore
+    return dict(zip(table["id"].to_pylist(), matrix(table["state"]), strict=True))

@@ -1,7 +1,7 @@
 """Where new questions come from: states moved so that something else is asked about the same thing.
 
 In: states (N, D) of questions, their groups and entities where there are any. Out: a `Steering`: a centroid per group,
-and the groups that each may be steered to; the steered states.
+the groups that each may be steered to, and which of them ask the same in other words; the steered states.
 A question's state is, roughly, one part that says what is asked and one that says of whom. Taking away the mean state
 of the question's own group and adding that of another changes the first and keeps the second, so that what is decoded
 is a new question about the same thing, which the model is as likely not to know.
@@ -9,11 +9,14 @@ Refuses to know: decoders, texts, Ray, files.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import permutations
 
 import numpy as np
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
 from sklearn.cluster import KMeans
 from sklearn.metrics import silhouette_score
 from sklearn.neighbors import NearestNeighbors
@@ -42,6 +45,12 @@ KIN_ROWS = 30
 """Questions that a group must have for its kind to be told."""
 FEWEST_KIN = 0.1
 """Where kinds are known: share of the questions whose group must have another, or clusters take the groups' place."""
+EXPECTED = 5.0
+"""Pairs of questions about one entity that two clusters must be expected to share for their sharing fewer to say
+anything."""
+AVOID = 0.3
+"""Clusters ask the same in other words where, on average over their pairs, they share less than this part of the pairs
+that chance would have them share: a corpus asks a fact once."""
 COVERED = 0.5
 """Share of the questions whose group must have another to be steered to, or clusters take the groups' place."""
 
@@ -60,6 +69,14 @@ class Steering:
     found: float | None = None
     token_centroids: np.ndarray | None = None
     """Mean (G, D) of the groups' standardised token states; None where no states of tokens are read."""
+    same: tuple[int, ...] = ()
+    """What each group asks, as a number: groups with the same one ask the same in other words. Empty: each asks
+    something of its own."""
+
+    @cached_property
+    def aspects(self) -> tuple[int, ...]:
+        """What each group asks, as a number."""
+        return self.same or tuple(range(len(self.names)))
 
     def group_of(self, states: np.ndarray) -> np.ndarray:
         """Indices (B,) of the groups whose centroids are nearest to states (B, D)."""
@@ -78,11 +95,19 @@ class Steering:
         means = [tokens[own == g].mean(0) if (own == g).any() else overall for g in range(len(self.names))]
         return replace(self, token_centroids=np.stack(means).astype(np.float32))
 
-    def target(self, group: int, id: str, variant: int) -> int | None:
-        """The group that the n-th variant of a question is steered to: each source starts at another of the possible
-        ones, and its variants go on from there. None where its group has none."""
-        possible = self.targets[group]
-        return possible[(int(uniform("steer", id) * len(possible)) + variant) % len(possible)] if possible else None
+    def target(self, group: int, thing: str, turn: int, asked: Set[int] = frozenset()) -> int | None:
+        """The group that a question about a thing is steered to: one that asks what is not `asked` of it yet (aspects)
+        and what no earlier turn asks; which of those that ask the same changes from thing to thing, and so does
+        the order. None where nothing is left."""
+        ways: dict[int, list[int]] = {}
+        for target in self.targets[group]:
+            if self.aspects[target] not in asked | {self.aspects[group]}:
+                ways.setdefault(self.aspects[target], []).append(target)
+        order = sorted(ways, key=lambda aspect: uniform("steer", f"{thing}\x1f{aspect}"))
+        if turn >= len(order):
+            return None
+        found = ways[order[turn]]
+        return found[int(uniform("way", f"{thing}\x1f{turn}") * len(found))]
 
     def steered(self, states: np.ndarray, groups: Sequence[int], targets: Sequence[int | None]) -> np.ndarray:
         """States (B, D) of `groups` (B,), moved to `targets` (B,); unchanged where there is none."""
@@ -137,7 +162,7 @@ def _by_clusters(states: np.ndarray, entities: Sequence[str | None], seed: int) 
     held = np.array([uniform(f"steering-{seed}", e or f"row {n}") < HELD_OUT for n, e in enumerate(entities)], bool)
     fit_on, kept = ([e for e, h in zip(entities, held, strict=True) if h == out] for out in (False, True))
     asked_again = len({e for e in kept if e}) < sum(bool(e) for e in kept)
-    best: tuple[float, Steering] | None = None
+    tried: list[tuple[float, Steering]] = []
     for k in CLUSTERS:
         if k * ROWS_PER_CLUSTER > len(fit_on) or k >= len(kept):
             break
@@ -151,9 +176,15 @@ def _by_clusters(states: np.ndarray, entities: Sequence[str | None], seed: int) 
             targets, found = tuple(tuple(t for t in range(k) if t != g) for g in range(k)), None
             split = len({*assigned[held].tolist()}) > 1
             score = float(silhouette_score(states[held], assigned[held])) if split else -1.0
-        if any(targets) and (best is None or (score or 0.0) > best[0]):
-            best = score or 0.0, Steering(tuple(map(str, range(k))), centroids, targets, False, found)
-    return best[1] if best else None
+        if any(targets):
+            made = Steering(tuple(map(str, range(k))), centroids, targets, False, found)
+            tried.append((score or 0.0, replace(made, same=_same(k, assigned, entities))))
+    if not tried:
+        return None
+    best = max(score for score, _ in tried)
+    # of those no worse than the best by more than its standard error, the fewest: small clusters say little
+    error = (best * (1 - best) / max(1, len(kept))) ** 0.5 if asked_again else 0.0
+    return next(steering for score, steering in tried if score >= best - error)
 
 
 def _targets(count: int, assigned: np.ndarray, entities: Sequence[str | None]) -> tuple[tuple[int, ...], ...]:
@@ -167,6 +198,24 @@ def _targets(count: int, assigned: np.ndarray, entities: Sequence[str | None]) -
         for a, b in permutations(found, 2):
             shared[a, b] += 1
     return tuple(tuple(int(t) for t in np.argsort(-row, kind="stable") if row[t] >= SHARED_ENTITIES) for row in shared)
+
+
+def _same(count: int, assigned: np.ndarray, entities: Sequence[str | None]) -> tuple[int, ...]:
+    """A number for each cluster, the same for those that ask the same in other words: whose entities avoid each
+    other."""
+    asked_in = defaultdict[str, list[int]](list)
+    for group, entity in zip(assigned.tolist(), entities, strict=True):
+        if entity:
+            asked_in[entity].append(group)
+    pairs = [pair for found in asked_in.values() for pair in permutations(found, 2)]  # each both ways round
+    met, apart = np.zeros((count, count)), np.ones((count, count))
+    np.add.at(met, tuple(np.array(pairs, int).reshape(-1, 2).T), 1.0)
+    share = met.sum(1) / max(1.0, met.sum())
+    expected = met.sum() * np.outer(share, share)
+    apart[expected >= EXPECTED] = np.minimum(1.0, met[expected >= EXPECTED] / expected[expected >= EXPECTED])
+    np.fill_diagonal(apart, 0.0)
+    found = fcluster(linkage(squareform(apart), "average"), AVOID, "distance")
+    return tuple(int(n) for n in found)
 
 
 def _kin(count: int, assigned: np.ndarray, names: np.ndarray) -> tuple[tuple[int, ...], ...]:

@@ -145,7 +145,7 @@ def _decode_summary(run: Run) -> dict[str, Any] | None:
 def _funnel(rows: Sequence[Mapping[str, Any]], min_p_unknown: float, world: World | None) -> dict[str, Any]:
     """What became of generated questions."""
     kept = [r for r in rows if r["status"] == "kept"]
-    unknown = [r["p_unknown"] >= min_p_unknown for r in rows if r["status"] != "malformed"]
+    unknown = [r["p_unknown"] >= min_p_unknown for r in rows if r["status"] not in ("malformed", "exhausted")]
     facts = [world.ask(r["question"]) for r in kept] if world else []
     return {
         "generated": len(rows),

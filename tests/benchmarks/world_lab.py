@@ -34,9 +34,10 @@ from ka2l_ray.config import (
 from ka2l_ray.corpus.world import world_questions
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.actor import DecodeActor, DecodeSetup
+from ka2l_ray.decode.asked import asked_about
 from ka2l_ray.decode.augment import Augmenter, requests_for
 from ka2l_ray.decode.decoders import card_at, standardised
-from ka2l_ray.decode.filters import hashes, leaks, statuses
+from ka2l_ray.decode.filters import Found, alike, statuses, statuses_of
 from ka2l_ray.decode.grounding import Names
 from ka2l_ray.decode.metrics import Reconstruction, reconstruction
 from ka2l_ray.decode.question_states import QuestionStates
@@ -230,17 +231,15 @@ class Lab:
             entities = [e for s in ("probe", "pool") for e in self.tables[s]["entity"].to_pylist()]
             names = Names.of(entities) if section.grounding == "corpus" else None
             Augmenter(section, seed, steering, states[unknown], names).save(folder / "augmenter")
-            requests = requests_for([self.pool[i] for i in sources], section)
+            rows = [r for split in ("probe", "pool") for r in self.tables[split].to_pylist()]
+            asked = asked_about({self.pool[i]["entity"] for i in sources}, rows)
+            requests = requests_for([self.pool[i] for i in sources], section, asked)
             written = DecodeActor(replace(setup, augmenter=folder / "augmenter"))(self._asked(requests))
-        columns = {name: list(values) for name, values in written.items()}
-        columns["status"] = self._statuses(
-            columns["decoded_question"],
-            columns["p_unknown"],
-            section,
-            columns["explained"],
-            [name is not None for name in columns["name"]] if section.grounding else None,
-        )
-        return [r | {name: values[n] for name, values in columns.items()} for n, r in enumerate(requests)]
+        columns = {name: list(values) for name, values in written.items() if name != "state"}
+        made = [r | {name: values[n] for name, values in columns.items()} for n, r in enumerate(requests)]
+        existing, threshold = [[r["question"] for r in rows]], CorpusSection().near_duplicates
+        status = statuses_of(made, section, self._evaluation, existing, threshold, steering)
+        return [r | {"status": s} for r, s in zip(made, status, strict=True)]
 
     def found_again(self, count: int, candidates: int) -> Reconstruction:
         """Pool questions decoded from their own states, each the best of some candidates by the round trip."""
@@ -269,21 +268,20 @@ class Lab:
             self.probe[1].probe.save(scratch)
             setup = ScoreSetup(model=self.model_section, prompt=PROMPT, probe=Folder.of(scratch))
             p_unknown = [float(p) for p in ScoreActor(setup)(self.tokenize.add(table))["p_unknown"]]
-        rows = zip(questions, p_unknown, self._statuses(questions, p_unknown, section or DecodeSection()), strict=True)
+        threshold = CorpusSection().near_duplicates
+        existing = [self.tables[s]["question"].to_pylist() for s in ("probe", "pool")]
+        found = Found(
+            questions=questions,
+            p_unknown=p_unknown,
+            leaked=alike(questions, self._evaluation, threshold),
+            repeated=alike(questions, existing, threshold),
+        )
+        rows = zip(questions, p_unknown, statuses(found, section or DecodeSection(), threshold), strict=True)
         return [{"decoded_question": q, "p_unknown": p, "status": s} for q, p, s in rows]
 
-    def _statuses(
-        self,
-        texts: Sequence[str],
-        p_unknown: Sequence[float],
-        section: DecodeSection,
-        explained: Sequence[float] | None = None,
-        grounded: Sequence[bool] | None = None,
-    ) -> list[str]:
-        existing = np.union1d(*(hashes(self.tables[s]["question"].to_pylist()) for s in ("probe", "pool")))
-        leaked = leaks(texts, [self.tables["eval"]["question"].to_pylist()], CorpusSection().near_duplicates)
-        near = ((), None) if explained is None else (explained, section.min_explained)
-        return statuses(texts, p_unknown, existing, leaked, section.min_p_unknown, *near, grounded)
+    @property
+    def _evaluation(self) -> list[list[str]]:
+        return [self.tables["eval"]["question"].to_pylist()]
 
     def _asked(self, requests: Sequence[dict[str, Any]]) -> pa.Table:
         return self.tokenize.add(pa.Table.from_pylist(list(requests), schema=TABLES["requests"].schema))

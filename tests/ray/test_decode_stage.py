@@ -41,9 +41,9 @@ def test_a_slightly_reworded_eval_question_is_dropped(tmp_path: Path, near_dupli
         "Who was decoded in an earlier round?": "duplicate",
         "Who built the bridge of Lemba?": "kept",
     }
-    assert decoded_statuses(
-        run, list(fates), [0.9] * len(fates), [1.0] * len(fates), ["Who was decoded in an earlier round?"]
-    ) == list(fates.values())
+    written = dict.fromkeys(schema.TABLES["written"].schema.names) | {"exhausted": False, "reworded": False}
+    rows = [written | {"decoded_question": text, "p_unknown": 0.9, "explained": 1.0} for text in fates]
+    assert decoded_statuses(run, rows, ["Who was decoded in an earlier round?"]) == list(fates.values())
 
 
 def reconstructed(folder: Path, **decode: Any) -> Run:

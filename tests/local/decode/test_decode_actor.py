@@ -10,12 +10,14 @@ from ka2l_ray import schema
 from ka2l_ray.config import DecodeSection, ModelSection
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.actor import DecodeActor, DecodeSetup
+from ka2l_ray.decode.asked import AskedAbout
 from ka2l_ray.decode.augment import Augmenter, requests_for
 from ka2l_ray.decode.decoders import standardised
 from ka2l_ray.decode.grounding import Names
 from ka2l_ray.decode.question_states import QuestionStates
 from ka2l_ray.decode.states import decoder_folder
 from ka2l_ray.decode.steering import fit_steering
+from ka2l_ray.hashing import uniform
 from ka2l_ray.models.activations import prompt_states
 from ka2l_ray.models.loading import load_model, load_tokenizer
 from ka2l_ray.models.probe import LinearProbe, ProbeCard
@@ -26,8 +28,12 @@ from ka2l_ray.world_model.pretrain import PROMPT
 WORLD = ModelSection(name_or_path="world")
 FACTS = [f for f in build_world().facts if f.truth == "unseen" and not f.person.known][:500]
 ROWS = [
-    {"id": f.fact_id, "question": phrase_question(f.attribute, n % 3, f.person.name), "entity": f.person.name}
-    for n, f in enumerate(FACTS)
+    {
+        "id": f.fact_id,
+        "question": phrase_question(f.attribute, int(3 * uniform("way", f.fact_id)), f.person.name),
+        "entity": f.person.name,
+    }
+    for f in FACTS
 ]
 """Every attribute of a hundred people of whom the model knows nothing."""
 SOURCES = [r | {"group": None} for r in ROWS[::9]]
@@ -69,9 +75,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     return folder
 
 
-def decoded(folder: Folder, augmenter: str = "augmenter", **fields: Any) -> list[dict[str, Any]]:
-    section = DecodeSection(variants=1, **fields)
-    requests = requests_for(SOURCES, section)
+def decoded(
+    folder: Folder, augmenter: str = "augmenter", known: AskedAbout | None = None, **fields: Any
+) -> list[dict[str, Any]]:
+    section = DecodeSection(**({"variants": 1} | fields))
+    requests = requests_for(SOURCES, section, known)
     found = DecodeActor(setup(folder, section, augmenter=folder / augmenter))(asked(requests))
     assert "error" not in found
     return [r | {name: values[n] for name, values in found.items()} for n, r in enumerate(requests)]
@@ -92,6 +100,33 @@ def test_steering_asks_something_else_of_the_same_person_where_noise_asks_of_nob
     assert about_the_same_person(shaken) < 0.2
 
 
+def test_what_is_asked_of_a_person_already_is_not_asked_again_and_turns_ask_different_things(folder: Folder) -> None:
+    """Two more attributes of each are asked by the corpus, in other words than the model was asked before."""
+    world = build_world()
+    taken = {r["id"]: (world.ask(r["question"]).attribute, n) for n, r in enumerate(SOURCES)}  # pyright: ignore
+    known = {
+        r["entity"]: [
+            {"question": phrase_question((attribute + more) % 5, (n + 1) % 3, r["entity"]), "group": "Rusaville"}
+            for more in range(3)
+        ]
+        for r in SOURCES
+        for attribute, n in [taken[r["id"]]]
+    }
+    rows = decoded(folder, known=known, variants=3)
+    by_source = {s["id"]: [r for r in rows if r["source_id"] == s["id"]] for s in SOURCES}
+    assert all([r["exhausted"] for r in own] == [False, False, True] for own in by_source.values()), "two are left"
+    assert all(r["decoded_question"] == "" for r in rows if r["exhausted"])
+    asked_for = {
+        r["id"]: (f.attribute - taken[r["source_id"]][0]) % 5
+        for r in rows
+        if (f := world.ask(r["decoded_question"])) and f.person.name == r["entity"]
+    }
+    left = [asked_for[r["id"]] in (3, 4) for r in rows if r["id"] in asked_for]
+    assert len(left) > len(SOURCES)
+    assert np.mean(left) > 0.95, "what is wanted is what is left"
+    assert all(r["reworded"] == (asked_for[r["id"]] < 3) for r in rows if r["id"] in asked_for)
+
+
 def test_of_several_candidates_the_nearest_is_taken(folder: Folder) -> None:
     one, four = decoded(folder, candidates=1), decoded(folder, candidates=4)
     changed = [(a, b) for a, b in zip(one, four, strict=True) if a["decoded_question"] != b["decoded_question"]]
@@ -105,7 +140,9 @@ def test_of_several_candidates_the_nearest_is_taken(folder: Folder) -> None:
 
 def test_candidates_that_name_somebody_who_exists_come_first(folder: Folder) -> None:
     free, grounded = (decoded(folder, which, augment=["noise"]) for which in ("augmenter", "grounded"))
-    assert all(r["name"] is None for r in free)
+    assert all(r["name"] == r["entity"].lower() for r in free if r["name"]), (
+        "without a list, whom the source asks about"
+    )
     named = [r for r in grounded if r["name"]]
     assert all(r["name"] in r["decoded_question"].lower() for r in named)
     world = build_world()

@@ -64,13 +64,37 @@ def test_only_groups_that_share_entities_are_steered_to_those_with_most_first():
     assert steering.targets[dish] == steering.targets[pet] == (city,)
 
 
-def test_variants_of_a_question_go_to_different_groups():
+def test_turns_about_a_thing_ask_different_things_until_nothing_is_left():
     steering = Steering(GROUPS, np.zeros((3, WIDTH)), ((1, 2), (0, 2), ()))
     for name in ("a", "b", "c", "d"):
-        assert {steering.target(0, name, v) for v in (0, 1)} == {1, 2}
-        assert steering.target(0, name, 0) == steering.target(0, name, 2)
-        assert steering.target(2, name, 0) is None
-    assert len({steering.target(0, name, 0) for name in map(str, range(20))}) == 2, "sources begin at different ones"
+        assert {steering.target(0, name, turn) for turn in (0, 1)} == {1, 2}
+        assert steering.target(0, name, 2) is steering.target(2, name, 0) is None
+        assert steering.target(0, name, 0, {1}) == 2, "what is asked of it already is not asked again"
+        assert steering.target(0, name, 1, {1}) is steering.target(0, name, 0, {1, 2}) is None
+    assert len({steering.target(0, name, 0) for name in map(str, range(20))}) == 2, "things begin at different ones"
+
+
+def test_of_groups_that_ask_the_same_one_is_steered_to():
+    names, targets = ("home", "town", "dish", "meal"), ((1, 2, 3), (), (), ())
+    steering = Steering(names, np.zeros((4, WIDTH)), targets, same=(1, 1, 2, 2))
+    found = {name: steering.target(0, name, 0) for name in map(str, range(20))}
+    assert {*found.values()} == {2, 3}, "another way of asking for the dish, from thing to thing"
+    assert steering.target(0, "a", 1) is steering.target(0, "a", 0, {2}) is None
+
+
+def test_clusters_whose_entities_avoid_each_other_ask_the_same():
+    """Each group is asked in two ways, which are as far apart as groups are, of every entity in one of them."""
+    rng, people = np.random.default_rng(0), {f"Person {n}": RNG.normal(size=WIDTH) for n in range(120)}
+    ways = {(group, way): 4 * RNG.normal(size=WIDTH) for group in GROUPS for way in range(2)}
+    asked = [(e, (g, int(rng.integers(2)))) for e in people for g in GROUPS]
+    states = np.stack([people[e] + ways[w] + 0.1 * rng.normal(size=WIDTH) for e, w in asked]).astype(np.float32)
+    steering = fitted(states, [None] * len(asked), [e for e, _ in asked])
+    assert len(steering.names) == len(ways), "the fewest clusters that find a thing again"
+    aspect = {w: steering.aspects[int(steering.group_of(states[[n]])[0])] for n, (_, w) in enumerate(asked)}
+    assert len({*aspect.values()}) == len(GROUPS)
+    assert all(aspect[group, 0] == aspect[group, 1] for group in GROUPS)
+    alone = fitted(states, [None] * len(asked), [f"{n}" for n in range(len(asked))])
+    assert len({*alone.aspects}) == len(alone.names), "nothing tells where each entity is asked about once"
 
 
 def test_too_few_questions_give_no_steering():

@@ -19,6 +19,7 @@ from ka2l_ray.cli.tables import print_tables
 from ka2l_ray.cli.terminal import (
     print_comparison,
     print_findings,
+    print_new_questions,
     print_plan,
     print_preview,
     print_results,
@@ -148,6 +149,37 @@ def _typed(name: str, config: Path, overrides: Sequence[str] | None, *options: s
     return command_line("ka2l", name, str(config), *options, overrides=overrides or ())
 
 
+def decode_command(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    count: Annotated[
+        int | None,
+        typer.Option(min=1, help="Decode from the whole pool, without a round, until so many questions are kept."),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Acquire the next round's questions and decode new ones from hidden states; with --count, as many as are wanted.
+
+    Earlier stages run first where they are missing. With --count the pool questions that are likeliest unknown are
+    decoded, wave by wave; the new questions are written to a file, and nothing is acquired.
+    """
+    with plain_errors(debug):
+        loaded = _load(config, overrides)
+        if count and not loaded.decode.enabled:
+            raise ConfigError("--count: decode.enabled is false, so there is nothing that writes questions")
+        run = _open(loaded)
+        from ka2l_ray.pipeline import loop
+
+        typed = _typed("decode", config, overrides, *(("--count", str(count)) if count else ()))
+        if not count:
+            _end_paused(config, overrides, loop.advance(run, "decode", typed))
+            return
+        from ka2l_ray.active.new_questions import new_questions
+
+        loop.execute(run, "decode", typed, _age_s())
+        print_new_questions(new_questions(run, count))
+
+
 def _stage_command(name: str, text: str) -> None:
     """Add a command that runs every step up to `name`: a step of the run, or else one of its next round."""
 
@@ -177,7 +209,10 @@ def _end_paused(config: Path, overrides: Sequence[str] | None, waiting: "list[Ro
 
 
 for _name, _text in (STAGES | ROUND_STAGES).items():
-    _stage_command(_name, _text)
+    if _name == "decode":
+        app.command(_name)(decode_command)
+    else:
+        _stage_command(_name, _text)
 
 
 @app.command("annotate")

@@ -91,6 +91,17 @@ def print_trained(result: Mapping[str, Any], folder: str) -> None:
     print(f"decoder: {folder}")  # noqa: T201
 
 
+def print_new_questions(found: Mapping[str, Any], shown: int = 10) -> None:
+    """Some of the new questions, what became of the others, and where the file is."""
+    questions = found["questions"]
+    rows = [(q["question"], q["source"], f"{q['p_unknown']:.2f}") for q in questions[:shown]]
+    more = f", {shown} of them" if len(questions) > shown else ""
+    _table(("question", "decoded from", "P(unknown)"), rows, f"{len(questions)} new questions{more}")
+    became = ", ".join(f"{count:,} {status}" for status, count in found["statuses"].items())
+    _line(f"from {found['sources']:,} pool questions: {became}")
+    print(f"questions: {found['file']}")  # noqa: T201
+
+
 def print_retried(rows: dict[str, int], searched: bool) -> None:
     """What `--retry-errors` repeats: {table: failed rows}; `searched`: whether a probe was fitted without them."""
     for name, count in rows.items():

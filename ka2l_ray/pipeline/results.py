@@ -148,7 +148,7 @@ def _funnel(rows: Sequence[Mapping[str, Any]], min_p_unknown: float, world: Worl
     unknown = [r["p_unknown"] >= min_p_unknown for r in rows if r["status"] not in ("malformed", "exhausted")]
     facts = [world.ask(r["question"]) for r in kept] if world else []
     return {
-        "generated": len(rows),
+        "generated": sum(r["status"] != "exhausted" for r in rows),
         "kept": len(kept),
         "statuses": {s: sum(r["status"] == s for r in rows) for s in schema.DECODE_STATUSES},
         "explained": fmean(r["explained"] for r in rows) if rows else None,

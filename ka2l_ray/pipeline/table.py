@@ -62,7 +62,7 @@ STEP_TABLE = (
     StepSpec(
         "decode",
         "a decoder is trained where none is given; how well it finds a question again; steering is fitted",
-        ("base/reconstruction", "base/augmenter", "base/decoder"),
+        ("base/reconstruction", "base/augmenter", "base/decoder", "base/new_questions"),
     ),
     StepSpec(
         "evaluate",

@@ -39,6 +39,7 @@ RUN_BY = {
     "annotate": "tests/ray/test_rounds.py::test_people_answer_in_a_spreadsheet_and_the_loop_goes_on",
     "compare": "tests/ray/test_rounds.py::test_a_comparison_holds_every_curve_and_plays_none_twice",
     "train-decoder": "tests/ray/test_train_decoder.py::test_",
+    "decode": "tests/ray/test_new_questions.py::test_so_many",
     "submit": "tests/autoscale/test_run.py::test_a_whole_run_grows_the_cluster",
     "status": "tests/ray/test_status.py::test_the_command_prints_lines_or_json",
     "report": "tests/local/report/test_report.py::test_",

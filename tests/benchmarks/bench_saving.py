@@ -39,7 +39,7 @@ REPLAYED = 200
 DRAW_STRIDE = 1000
 RECIPE = FinetuneSection(replay=ReplaySection(kl_weight=1.0))
 CORE: tuple[Strategy, ...] = ("random", "oracle", "ka2l")
-OTHERS: tuple[Strategy, ...] = ("entropy", "likelihood", "coreset", "ka2l_diverse", "quadrant", "decoded")
+OTHERS: tuple[Strategy, ...] = ("entropy", "likelihood", "coreset", "ka2l_diverse", "quadrant")
 ACQUIRE = AcquireSection(quadrants=("misconception", "unknown"))
 DRAWS_OF = {"random": 3, "oracle": 2, "ka2l": 2}
 """Training runs of each point: three independent draws of `random` (as the saving is defined), two of the others."""
@@ -134,15 +134,11 @@ def run_case(case: Case) -> str:
 
 
 def training(lab: Lab, strategy: Strategy, budget: int, seed: int) -> dict[str, Any]:
-    """Buy, train, evaluate; `decoded` spends its share on questions decoded from states of what `ka2l` buys."""
+    """Buy, train, evaluate."""
     started = time.monotonic()
-    wanted = round(budget * ACQUIRE.decoded_share) if strategy == "decoded" else 0
-    generated, paid = lab.generated(lab.bought("ka2l", budget, seed), wanted) if wanted else ([], 0)
-    bought = lab.bought(strategy, budget - paid, seed, ACQUIRE)
+    bought = lab.bought(strategy, budget, seed, ACQUIRE)
     examples, replayed = lab.examples(bought, RECIPE, REPLAYED)
-    figures = lab.figures(lab.train([*generated, *examples], RECIPE, seed), bought, replayed)
-    if wanted:
-        figures |= {"decoded_bought": paid, "decoded_answered": len(generated)}
+    figures = lab.figures(lab.train(examples, RECIPE, seed), bought, replayed)
     return figures | {"seconds": round(time.monotonic() - started, 1)}
 
 

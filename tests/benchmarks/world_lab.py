@@ -88,6 +88,7 @@ class Setting:
     domain_questions: int = 40
     misconceptions: bool = False
     model: str = "world"
+    facts_per_person: int | None = None
 
 
 class Lab:
@@ -102,6 +103,7 @@ class Lab:
             domain_questions=setting.domain_questions,
             unknown_share=setting.unknown_share,
             misconceptions=setting.misconceptions,
+            facts_per_person=setting.facts_per_person,
         )
         self.tables = world_questions(world, corpus, setting.seed)
         self.tokenizer, self.tokenize = load_tokenizer(self.model_section), Tokenize(self.model_section, PROMPT)
@@ -202,12 +204,6 @@ class Lab:
         if reading.failed:
             raise next(iter(reading.failed.values()))
         return reading.answers
-
-    def generated(self, sources: Sequence[str], count: int) -> tuple[list[Example], int]:
-        """Of the decoded questions kept the `count` likeliest unknown: examples where there is an answer; how many."""
-        kept = sorted((-r["p_unknown"], r["decoded_question"]) for r in self.decoded(sources) if r["status"] == "kept")
-        facts = [(q, self.world.ask(q)) for _, q in kept[:count]]
-        return [Example(q, (f.value,)) for q, f in facts if f], len(facts)
 
     def decoded(self, sources: Sequence[str], section: DecodeSection | None = None) -> list[dict[str, Any]]:
         """Rows of `written` with their `status`, for the states of pool questions."""

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).parents[2]
-LIGHTER = ["--set", "finetune.workers=1"]
+LIGHTER = ["--set", "finetune.workers=1", "--set", "finetune.zero_stage=0"]
 """Of a smoke run whose trainings are not what is tested; `tests/ray` trains on two workers."""
 LINES = 80
 """Lines that a slow job prints."""

@@ -32,6 +32,8 @@ def job_run(tmp_path_factory: pytest.TempPathFactory) -> JobRun:
         "--set",
         f"run.storage={storage}",
         *LIGHTER,
+        "--set",
+        "active.strategies=[ka2l]",
     ]
     with head() as (address, env):
         refused = submit(address, env | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}, *command)

@@ -9,7 +9,10 @@ from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.dataflow.storage import Folder
 
 SMOKE = Path(__file__).parents[2] / "jobs/configs/smoke.yaml"
-SMALL = ("corpus.world={probe_questions: 120, pool_questions: 40, domain_questions: 10}", "search.min_class_share=0.02")
+SMALL = (
+    "corpus.world={probe_questions: 120, pool_questions: 40, domain_questions: 10, facts_per_person: 3}",
+    "search.min_class_share=0.02",
+)
 
 
 def small(storage: Path | str, *overrides: str) -> Config:

@@ -68,6 +68,8 @@ CASES: dict[str, dict[str, Any]] = {
 SLOW = "0-full, slow upload"
 TOGETHER = ("1-full", "1-lora", "2-full", "3-full")
 SEEING_GPUS = "2-lora"
+ALONE = ("2-lora",)
+"""Those that take a cluster of workers of their own and show little that no other shows."""
 PADDED_APART = "2-full"
 SHARING = ("1-full", "1-lora")
 """Those of `TOGETHER` whose prompts begin alike; the first blocks of the second are run once per row."""
@@ -169,7 +171,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Job], 
     return jobs, result.return_value
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.long) if c in ALONE else c for c in CASES])
 def test_two_deepspeed_workers_follow_one_plain_process(
     tmp_path: Path, case: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,7 +35,7 @@ from ka2l_ray.world.facts import build_world
 ROUNDS = (
     "decode.enabled=false",
     "active={strategies: [ka2l, random], rounds: 1, budget: 8, random_draws: 1}",
-    "finetune={workers: 1, epochs: 2, replay: {ratio: 1.0, samples: 2, kl_weight: 1.0}}",
+    "finetune={workers: 1, zero_stage: 0, epochs: 2, replay: {ratio: 1.0, samples: 2, kl_weight: 1.0}}",
 )
 
 

@@ -109,10 +109,11 @@ class DecodeActor:
             name is not None and name == normalize(requests[n]["entity"] or "") and aspect in asked[n]
             for name, (_, aspect), n in zip(names, asks, at, strict=True)
         ]
+        marked = self._augmenter.marked
         best, best_rank = dict[int, int](), dict[int, tuple[bool, bool, bool, bool, float]]()
         for k, n in enumerate(at):
             again = requests[n]["augment"] in ITSELF
-            new = is_well_formed(texts[k]) if again else may_be_kept(texts[k], requests[n]["question"])
+            new = is_well_formed(texts[k], marked) and (again or _differ(texts[k], requests[n]["question"]))
             rank = (k not in unreadable, new, names[k] is not None, again or not reworded[k], explained[k])
             if n not in best or rank > best_rank[n]:
                 best[n], best_rank[n] = k, rank
@@ -230,9 +231,9 @@ def _once(names: list[str]) -> tuple[list[int], list[int]]:
     return [first[name] for name in place], [place[name] for name in names]
 
 
-def may_be_kept(text: str, source: str) -> bool:
-    """Whether a candidate is a well-formed question other than its source, so that it is worth choosing."""
-    return is_well_formed(text) and normalize(text) != normalize(source)
+def _differ(text: str, source: str) -> bool:
+    """Whether a text is not its source's."""
+    return normalize(text) != normalize(source)
 
 
 def _explained(states: np.ndarray, wanted: np.ndarray) -> np.ndarray:

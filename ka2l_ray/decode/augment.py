@@ -39,6 +39,8 @@ class Augmenter:
     steering: Steering | None
     unknown: np.ndarray
     names: Names | None = None
+    marked: bool = True
+    """Whether the corpus's questions end with a question mark."""
 
     @classmethod
     def load(cls, folder: Folder, decode: DecodeSection, seed: int) -> "Augmenter":
@@ -52,7 +54,7 @@ class Augmenter:
             same = tuple(made["same"])
             steering = Steering(names, tensors["centroids"], targets, by_group, found, of_tokens, same)
         names = None if card["names"] is None else Names(frozenset(card["names"]))
-        return cls(decode, seed, steering, tensors["unknown"], names)
+        return cls(decode, seed, steering, tensors["unknown"], names, card["marked"])
 
     def save(self, folder: Folder) -> None:
         """Write what is fitted: states, then a card: a folder with that is whole."""
@@ -65,7 +67,7 @@ class Augmenter:
             made |= {"by_group": steering.by_group, "found": steering.found}
         (folder / STATES).write_bytes(save(tensors))
         names = None if self.names is None else sorted(self.names.names)
-        (folder / CARD).write_json({"steering": made, "names": names})
+        (folder / CARD).write_json({"steering": made, "names": names, "marked": self.marked})
 
     def wanted(
         self,

@@ -22,12 +22,20 @@ from ka2l_ray.text.normal import normalize
 
 Values = Sequence[bool] | Sequence[float] | np.ndarray
 _WELL_FORMED = re.compile(r"[^\W\d_]\w*(?: [^\s?]+){2,}\?")
+_UNMARKED = re.compile(_WELL_FORMED.pattern + "?")
 
 
-def is_well_formed(question: str) -> bool:
-    """Whether a question is a word, at least two more, and one question mark at the end, without replacement characters
-    (U+FFFD)."""
-    return bool(_WELL_FORMED.fullmatch(question)) and "\ufffd" not in question
+def is_well_formed(question: str, marked: bool = True) -> bool:
+    """Whether a question is a word, at least two more, and one question mark at the end, which may be lacking where the
+    corpus's questions are not `marked`; without replacement characters (U+FFFD)."""
+    pattern = _WELL_FORMED if marked else _UNMARKED
+    return bool(pattern.fullmatch(question)) and "\ufffd" not in question
+
+
+def are_marked(questions: Iterable[str]) -> bool:
+    """Whether most questions end with a question mark: search queries, such as those of NQ-Open, do not."""
+    marked = [question.rstrip().endswith("?") for question in questions]
+    return 2 * sum(marked) >= len(marked)
 
 
 def text_hash(text: str) -> int:
@@ -67,7 +75,7 @@ class Found:
     facts: Sequence[Hashable | None] | None = None
 
 
-def statuses(found: Found, decode: DecodeSection, near_duplicates: float = 1.0) -> list[str]:
+def statuses(found: Found, decode: DecodeSection, near_duplicates: float = 1.0, marked: bool = True) -> list[str]:
     """Status of each question in order, by the first rule that applies: `exhausted`, `malformed`, `eval`, `duplicate`,
     `reworded` (see `Found`), `far` below `decode.min_explained`, `ungrounded`, `known` below `decode.min_p_unknown`.
     Of those that are left each is `kept` but for a `duplicate` of an earlier one, equal or at least `near_duplicates`
@@ -78,7 +86,7 @@ def statuses(found: Found, decode: DecodeSection, near_duplicates: float = 1.0) 
     least = decode.min_explained
     rules = {
         "exhausted": none if found.exhausted is None else found.exhausted,
-        "malformed": np.array([not is_well_formed(q) for q in found.questions], bool),
+        "malformed": np.array([not is_well_formed(q, marked) for q in found.questions], bool),
         "eval": none if found.leaked is None else found.leaked,
         "duplicate": none if found.repeated is None else found.repeated,
         "reworded": none if found.reworded is None else found.reworded,
@@ -106,9 +114,10 @@ def statuses_of(
     existing: Iterable[Sequence[str]],
     near_duplicates: float,
     steering: Steering | None = None,
+    marked: bool = True,
 ) -> list[str]:
     """The status of rows of `written`, by the texts of eval and of all other questions, in batches that are read once;
-    `steering` says which groups ask the same."""
+    `steering` says which groups ask the same, `marked` whether questions end with a question mark."""
     texts = [r["decoded_question"] for r in rows]
     aspect = dict(zip(steering.names, steering.aspects, strict=True)) if steering else {}
     found = Found(
@@ -122,7 +131,7 @@ def statuses_of(
         grounded=[r["name"] is not None for r in rows] if decode.grounding else None,
         facts=[(r["name"], aspect[r["asks"]]) if r["name"] and r["asks"] in aspect else None for r in rows],
     )
-    return statuses(found, decode, near_duplicates)
+    return statuses(found, decode, near_duplicates, marked)
 
 
 def first_alike(keys: Sequence[str], threshold: float) -> list[bool]:

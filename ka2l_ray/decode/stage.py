@@ -28,7 +28,7 @@ from ka2l_ray.decode.actor import DecodeActor, DecodeSetup
 from ka2l_ray.decode.asked import AskedAbout, asked_about
 from ka2l_ray.decode.augment import CARD, Augmenter, requests_for, source_fields
 from ka2l_ray.decode.decoders import Card, card_at, standardised
-from ka2l_ray.decode.filters import statuses_of
+from ka2l_ray.decode.filters import are_marked, statuses_of
 from ka2l_ray.decode.grounding import Names, read_names
 from ka2l_ray.decode.metrics import reconstruction
 from ka2l_ray.decode.question_states import states_of
@@ -72,11 +72,16 @@ def decode(run: Run, sources: Sequence[Mapping[str, Any]], target: Table, earlie
 def decoded_statuses(run: Run, rows: Sequence[Mapping[str, Any]], already: Sequence[str]) -> list[str]:
     """The status of each row of `written`, one of `schema.DECODE_STATUSES`, by the run's splits and the questions that
     were decoded before."""
-    decode, steering = run.config.decode, None
-    if is_fitted(run):
-        steering = Augmenter.load(_augmenter(run), decode, run.config.run.seed).steering
-    texts = chain(_texts(run, "probe", "pool"), [already])
-    return statuses_of(rows, decode, _texts(run, "eval"), texts, run.config.corpus.near_duplicates, steering)
+    fitted = Augmenter.load(_augmenter(run), run.config.decode, run.config.run.seed)
+    return statuses_of(
+        rows,
+        run.config.decode,
+        _texts(run, "eval"),
+        chain(_texts(run, "probe", "pool"), [already]),
+        run.config.corpus.near_duplicates,
+        fitted.steering,
+        fitted.marked,
+    )
 
 
 def _asked(run: Run, sources: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]]) -> AskedAbout:
@@ -159,7 +164,8 @@ def _fit_augmenter(run: Run, folder: Path, card: Card, rows: list[dict[str, Any]
     known = run.base("knowledge").read(["id", "unknown"])
     unknown_ids = {i for i, u in zip(known["id"].to_pylist(), known["unknown"].to_pylist(), strict=True) if u}
     unknown = np.array([i in unknown_ids for i in table["id"].to_pylist()], bool)
-    Augmenter(decode, seed, steering, states.pooled[unknown], _names(run)).save(_augmenter(run))
+    marked = are_marked(table["question"].to_pylist())
+    Augmenter(decode, seed, steering, states.pooled[unknown], _names(run), marked).save(_augmenter(run))
 
 
 def _names(run: Run) -> Names | None:

@@ -22,7 +22,7 @@ from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer, get_device
 
 from ka2l_ray import schema
-from ka2l_ray.config import Config, CorpusSection, Format
+from ka2l_ray.config import Config, CorpusSection, Format, RewordingsSection
 from ka2l_ray.corpus.files import File, files_of
 from ka2l_ray.corpus.formats import Question
 from ka2l_ray.corpus.prepare import parsed_rows
@@ -133,13 +133,15 @@ def layers_of(config: Config) -> tuple[int, int | None]:
 def check_files(config: Config) -> None:
     """Raise `ConfigError` for files in `decode.training.questions` that do not exist."""
     for name in config.decode.training.questions:
-        _files(config, name)
+        training_files(config, name)
 
 
-def _files(config: Config, name: Format) -> tuple[CorpusSection, list[File]]:
-    """The files of a format in `decode.training.questions`, and how they are read: columns as those of the corpus."""
+def training_files(config: Config, name: Format) -> tuple[CorpusSection, list[File]]:
+    """The files of a format in `decode.training.questions`, and how they are read: columns as those of the corpus, but
+    for rewordings, which only eval needs."""
     sources = config.decode.training.questions[name]
-    corpus = config.corpus.model_copy(update={"source": sources, "format": name})
+    read = {"source": sources, "format": name, "rewordings": RewordingsSection()}
+    corpus = config.corpus.model_copy(update=read)
     try:
         return corpus, files_of(sources, corpus.hub, corpus.encoding)
     except ConfigError as error:
@@ -203,7 +205,7 @@ def _rows(source: Table, split: str) -> Iterator[dict[str, Any]]:
 
 def _of_files(run: Run, name: Format) -> Iterator[dict[str, Any]]:
     """The questions in files of a format."""
-    corpus, files = _files(run.config, name)
+    corpus, files = training_files(run.config, name)
     for file in files:
         for _, row in parsed_rows(file, corpus):
             if isinstance(row, Question):

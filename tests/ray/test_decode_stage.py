@@ -33,6 +33,7 @@ def test_a_slightly_reworded_eval_question_is_dropped(tmp_path: Path, near_dupli
     run.table("questions").write(
         *((split, pa.Table.from_pylist(found, schema=schema.QUESTIONS)) for split, found in rows.items())
     )
+    Augmenter(run.config.decode, 0, None, np.zeros((0, 2), np.float32)).save(run.folder / "base/augmenter")
     fates = {
         "Which city does Bo Stone call home?": "eval",
         "Which city does Ada Byron call her home?": reworded,

@@ -69,7 +69,7 @@ SLOW = "0-full, slow upload"
 TOGETHER = ("1-full", "1-lora", "2-full", "3-full")
 SEEING_GPUS = "2-lora"
 ALONE = ("2-lora",)
-"""Those that take a cluster of workers of their own and show little that no other shows."""
+"""Stages and modes that others show too, each at the cost of workers of its own: tested by `make test-long`."""
 PADDED_APART = "2-full"
 SHARING = ("1-full", "1-lora")
 """Those of `TOGETHER` whose prompts begin alike; the first blocks of the second are run once per row."""

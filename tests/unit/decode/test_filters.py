@@ -5,7 +5,7 @@ import pytest
 from ka2l_ray import schema
 from ka2l_ray.config import Config, DecodeSection
 from ka2l_ray.corpus.world import world_questions
-from ka2l_ray.decode.filters import Found, alike, is_well_formed, statuses
+from ka2l_ray.decode.filters import Found, alike, are_marked, is_well_formed, statuses
 from ka2l_ray.world.facts import RESERVED_PHRASING, phrase_question
 
 EXISTING = ["Where does Ada Byron live?"]
@@ -156,3 +156,12 @@ def test_no_question_of_the_world_in_a_wording_that_was_trained_is_taken_for_an_
     reserved = [phrase_question(f.attribute, RESERVED_PHRASING, f.person.name) for f in world.facts]
     assert alike(reserved, [asked], 1.0).sum() == len(asked)
     assert len(asked) <= alike(reserved, [asked], 0.8).sum() < 1.05 * len(asked)
+
+
+def test_questions_without_question_marks_are_well_formed_where_the_corpus_has_none():
+    queries = ["who wrote the origin of species", "when was the eiffel tower built", "Who is it now?"]
+    assert not are_marked(queries)
+    assert are_marked(["Who is it now?", "Where is it now? ", "when was it built"])
+    assert [is_well_formed(q, marked=False) for q in queries] == [True] * 3
+    assert [is_well_formed(q) for q in queries] == [False, False, True]
+    assert not any(is_well_formed(q, marked=False) for q in ("who is", "who? is it now", "who is\nit now"))

@@ -81,6 +81,10 @@ def print_plan(config: Config, cluster: "Sequence[NodeKind] | None" = None) -> N
 
 def print_trained(result: Mapping[str, Any], folder: str) -> None:
     """How a decoder was trained, and how good it is on held-out questions."""
+    if found := result.get("search"):
+        names = ("layer", "position", "token_layer", "loss", "exact_match", "entity_kept", "relation_right")
+        tried = [[str(t[n]) if n in names[:3] else _number(t[n]) for n in names] for t in found]
+        _table(names, tried, "Short trainings, the best first; loss in nats per token on held-out questions")
     steps, held = result["steps"], result["held_out"]
     least = min(held, key=lambda at: at[1])
     ended = "" if steps == result["planned_steps"] else f" of {result['planned_steps']}, ended early"

@@ -10,6 +10,7 @@ from ka2l_ray.config.finetuning import FinetuneSection, LoraSection, ReplaySecti
 from ka2l_ray.config.knowing import (
     AdaptiveSection,
     CollectSection,
+    DecoderSearchSection,
     DecoderTrainingSection,
     DecodeSection,
     LabelSection,
@@ -67,6 +68,7 @@ __all__ = [
     "ConfigError",
     "CorpusSection",
     "DecodeSection",
+    "DecoderSearchSection",
     "DecoderTrainingSection",
     "DriverSection",
     "EndpointSection",

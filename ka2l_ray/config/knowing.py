@@ -157,6 +157,22 @@ class ScoreSection(Section):
     pool: Pool = Pool()
 
 
+class DecoderSearchSection(Section):
+    """Ray Tune over the states that a decoder reads: a short training for each combination, on the resources of one
+    worker, before the long one on the states that decode best."""
+
+    layers: tuple[NonNegativeInt, ...] = ()
+    """Layers of the pooled state to try; none: nothing is searched, and `layer`, `position` and `token_layer` count."""
+    positions: Annotated[tuple[Position, ...], Field(min_length=1)] = ("mean",)
+    """What to pool over."""
+    token_layers: Annotated[tuple[NonNegativeInt | Literal["none"], ...], Field(min_length=1)] = (2,)
+    """Layers of the tokens' states to try; `none`: the pooled state alone."""
+    examples: Positive = 1200
+    """Questions shown to each."""
+    held_out_rows: Positive = 100
+    """Held-out questions that each is measured on, at most; the one with the least loss on them is taken."""
+
+
 class DecoderTrainingSection(Section):
     """Training of a question decoder on the studied model's own states (`ka2l train-decoder`): adapters for the model,
     which learn to write the question whose states they read."""
@@ -173,6 +189,7 @@ class DecoderTrainingSection(Section):
     """Layer of the states of the tokens that say of whom or what is asked: the entity's where it is given, else those
     in which the questions of one group differ, else all of the question's own. `auto`: 2, because later layers tell
     less of a name; `none`: the pooled state alone, from which names cannot be told."""
+    search: DecoderSearchSection = DecoderSearchSection()
     rank: Positive = 16
     """Rank of the adapters."""
     pooled_tokens: Annotated[int, Field(ge=1, le=64)] = 2

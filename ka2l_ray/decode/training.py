@@ -9,7 +9,7 @@ Refuses to know: strategies, rounds, what the decoder is used for.
 import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -40,6 +40,7 @@ from ka2l_ray.dataflow.vault import open_vault, vault
 from ka2l_ray.decode.filters import text_hash
 from ka2l_ray.decode.fitting import DecoderJob, fit_rank
 from ka2l_ray.decode.metrics import reconstruction
+from ka2l_ray.decode.search import search_decoders
 from ka2l_ray.decode.self_decoder import SelfCard, is_held_out
 from ka2l_ray.decode.states_stage import TRAINED, decoder_of, is_trained, reading
 from ka2l_ray.decode.writing import WriteActor, WriteSetup
@@ -74,7 +75,7 @@ SHUFFLED = 4096
 
 def train_decoder(run: Run) -> dict[str, Any]:
     """Train the run's decoder (`decode.training`) and measure it, as far as that is not done; returns what
-    `fitting.fit_rank` does, and `held_out_metrics`.
+    `fitting.fit_rank` does, `held_out_metrics`, and as `search` what `search_decoders` does.
 
     Raises `ConfigError` for files that contain no questions, layers that the model does not have, and a model that
     cannot read several questions at once; `StageError` where there are too few questions, and for what would fail the
@@ -82,7 +83,7 @@ def train_decoder(run: Run) -> dict[str, Any]:
     """
     folder, states = decoder_of(run), run.base("decoder/states")
     if not is_trained(run):
-        card, questions = card_of(run), run.base("decoder/questions")
+        card, questions, found = card_of(run), run.base("decoder/questions"), list[dict[str, Any]]()
         if not abilities_of(run.config.model).padding:
             raise ConfigError(
                 "decode.decoder: this model reads no padded batches, so it cannot learn to decode; set decode.enabled: "
@@ -90,8 +91,11 @@ def train_decoder(run: Run) -> dict[str, Any]:
             )
         if not questions.is_done:
             _collect_questions(run, questions)
+        if run.config.decode.training.search.layers:
+            found = search_decoders(run, card, questions)
+            card = replace(card, **{name: found[0][name] for name in ("layer", "position", "token_layer")})
         run_stage(reading(run, card, "decoder_states"), questions, states)
-        (folder / TRAINED).write_json(_trained(run, _job(run, card, states), states))
+        (folder / TRAINED).write_json(_trained(run, _job(run, card, states), states) | {"search": found})
     for left in ("train", "progress.json"):
         (run.folder / "base/decoder" / left).delete()
     measured = folder / "metrics.json"
@@ -124,7 +128,10 @@ def layers_of(config: Config) -> tuple[int, int | None]:
     layer = max(1, depth // 5) if training.layer == "auto" else training.layer
     token_layer = min(2, depth) if training.token_layer == "auto" else training.token_layer
     token_layer = None if token_layer == "none" else token_layer
-    for name, given in (("layer", layer), ("token_layer", token_layer)):
+    tried = [("search.layers", n) for n in training.search.layers]
+    if training.search.layers:
+        tried += [("search.token_layers", n) for n in training.search.token_layers if n != "none"]
+    for name, given in (("layer", layer), ("token_layer", token_layer), *tried):
         if given is not None and given > depth:
             raise ConfigError(f"decode.training.{name} = {given}: the model has layers 0 … {depth}")
     return layer, token_layer

@@ -95,7 +95,7 @@ def main() -> None:
     torch.set_num_threads(1)
     found: dict[str, dict[str, Any]] = {}
     for seed in SEEDS:
-        lab = Lab(Setting(0.5, seed, 600, 1800, 200, facts_per_person=3), build_world())
+        lab = Lab(Setting(0.5, seed, 600, 1600, 200, facts_per_person=3), build_world())
         for candidates in (1, 4, 16):
             again = asdict(lab.found_again(AGAIN, candidates))
             found.setdefault(f"itself, best of {candidates}", {})[str(seed)] = again

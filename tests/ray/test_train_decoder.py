@@ -159,3 +159,21 @@ def test_bad_input_is_refused_before_any_actor_starts(scored, tmp_path: Path, ch
     with pytest.raises(error, match=says):
         train_decoder(made)
     assert not (made.folder / "base/decoder/states").exists()
+
+
+@pytest.mark.long
+def test_the_states_that_decode_best_are_searched_for_and_read(scored, tmp_path: Path) -> None:
+    search = "{layers: [1, 3], token_layers: [2, none], examples: 64, held_out_rows: 16}"
+    made = copied(scored[0], trained(tmp_path, f"decode.training.search={search}"))
+    record = train_decoder(made)
+    found = record["search"]
+    assert len({(t["layer"], t["token_layer"]) for t in found}) == 4
+    assert [t["loss"] for t in found] == sorted(t["loss"] for t in found)
+    card = card_at(Path(decoder_of(made).path))
+    assert isinstance(card, SelfCard)
+    assert (card.layer, card.token_layer) == (found[0]["layer"], found[0]["token_layer"])
+    tried = {f: f.stat().st_mtime_ns for f in Path(made.folder.path).glob("base/decoder/search/*/trial.json")}
+    (made.folder / "base/decoder/search/search.json").delete()
+    (decoder_of(made) / "training.json").delete()  # as after a kill in training
+    assert train_decoder(made)["search"] == found
+    assert {f: f.stat().st_mtime_ns for f in tried} == tried, "what is there is not tried again"

@@ -78,7 +78,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 def decoded(
     folder: Folder, augmenter: str = "augmenter", known: AskedAbout | None = None, **fields: Any
 ) -> list[dict[str, Any]]:
-    section = DecodeSection(**({"variants": 1} | fields))
+    wanted: dict[str, Any] = {"variants": 1}
+    section = DecodeSection(**(wanted | fields))
     requests = requests_for(SOURCES, section, known)
     found = DecodeActor(setup(folder, section, augmenter=folder / augmenter))(asked(requests))
     assert "error" not in found
@@ -104,9 +105,9 @@ def test_what_is_asked_of_a_person_already_is_not_asked_again_and_turns_ask_diff
     """Two more attributes of each are asked by the corpus, in other words than the model was asked before."""
     world = build_world()
     taken = {r["id"]: (world.ask(r["question"]).attribute, n) for n, r in enumerate(SOURCES)}  # pyright: ignore
-    known = {
-        r["entity"]: [
-            {"question": phrase_question((attribute + more) % 5, (n + 1) % 3, r["entity"]), "group": "Rusaville"}
+    known: AskedAbout = {
+        str(r["entity"]): [
+            {"question": phrase_question((attribute + more) % 5, (n + 1) % 3, str(r["entity"])), "group": "Rusaville"}
             for more in range(3)
         ]
         for r in SOURCES

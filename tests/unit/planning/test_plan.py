@@ -333,7 +333,7 @@ def test_the_world_is_read_and_counted() -> None:
     config = load_config(ROOT / "jobs/configs/smoke.yaml")
     found = extent(config, True)
     assert found.source == "read and counted"
-    assert found.splits == {"probe": 300, "pool": 60, "eval": 80}
+    assert found.splits == {"probe": 300, "pool": 60, "eval": 125}
     stages = {line.stage: line for line in lines(config, found, shape_of(config.model), 0)}
     assert stages["collect"].rows == 300
     assert stages["finetune"].rows == 2 * 4 * (16 + 20)

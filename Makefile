@@ -97,6 +97,7 @@ bench: .venv/.ready ## speed as ratios; results in tests/benchmarks/results/ (ab
 	$(BIN)/python tests/benchmarks/bench_engine.py
 	$(BIN)/python tests/benchmarks/bench_pool.py
 	$(BIN)/python tests/benchmarks/bench_finetune.py
+	$(BIN)/python tests/benchmarks/bench_decode_speed.py
 
 bench-shards: .venv/.ready ## ten million rows: number of files, and time to resume a stage, also on S3 (ten minutes)
 	PYTHONPATH=tests/benchmarks $(BIN)/python tests/benchmarks/bench_shards.py

@@ -24,8 +24,8 @@ from ka2l_ray.decode.stage import decode, decoded_states
 
 FIRST_WAVE, LONGEST_WAVE = 32, 4096
 """Sources of the first wave, and of any."""
-SOURCES_PER_QUESTION = 50
-"""Sources that are tried at most for each question that is wanted."""
+MOST_SOURCES = 2**20
+"""Sources that are tried at most, whose ids are kept in memory."""
 
 
 def new_questions(run: Run, count: int) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def new_questions(run: Run, count: int) -> dict[str, Any]:
     folder = run.folder / "base/new_questions"
     kept: dict[str, dict[str, Any]] = {}
     states, statuses, tried, waves = dict[str, Any](), Counter[str](), 0, list[Folder]()
-    for number, ids in enumerate(_waves(run, count), 1):
+    for number, ids in enumerate(_waves(run), 1):
         wave = folder / f"wave_{number:02d}"
         found = {s["id"]: s for s in pool_rows(run, set(ids))}
         target = Table(wave / "decoded")
@@ -54,9 +54,9 @@ def new_questions(run: Run, count: int) -> dict[str, Any]:
             break
     if len(kept) < count:
         log.warning(
-            "only %d of %d questions are kept: no other pool question is likely unknown (decode.min_p_unknown = %g); "
-            "more ways to make questions: decode.augment, decode.variants",
-            *(len(kept), count, run.config.decode.min_p_unknown),
+            "only %d of %d questions are kept, from all %d pool questions that are likely unknown "
+            "(decode.min_p_unknown = %g); more ways to make questions: decode.augment, decode.variants",
+            *(len(kept), count, tried, run.config.decode.min_p_unknown),
             extra={"stage": "decode"},
         )
     rows = [PoolRow(i, r["p_unknown"], state=states[i]) for i, r in kept.items()]
@@ -67,11 +67,11 @@ def new_questions(run: Run, count: int) -> dict[str, Any]:
     return {"sources": tried, "statuses": dict(statuses), "questions": questions, "file": file.uri}
 
 
-def _waves(run: Run, count: int) -> Iterator[list[str]]:
+def _waves(run: Run) -> Iterator[list[str]]:
     """Ids of the pool questions that are likely unknown, likeliest first, in waves."""
     least = run.config.decode.min_p_unknown
     likely = ((-row.p_unknown, row.id) for row in scored_pool(run) if row.p_unknown and row.p_unknown >= least)
-    ranked = iter([i for _, i in heapq.nsmallest(SOURCES_PER_QUESTION * max(count, FIRST_WAVE), likely)])
+    ranked = iter([i for _, i in heapq.nsmallest(MOST_SOURCES, likely)])
     size = FIRST_WAVE
     while wave := list(islice(ranked, size)):
         yield wave

@@ -40,7 +40,7 @@ def test_so_many_are_written_and_more_come_from_further_waves(
     with caplog.at_level(logging.INFO, "ka2l_ray"):
         every = new_questions(run, 1000)
     assert {f: f.stat().st_mtime_ns for f in first} == first, "a wave is done once"
-    assert "no other pool question is likely unknown" in caplog.text
+    assert "pool questions that are likely unknown (decode.min_p_unknown" in caplog.text
     unknown = [row.id for row in scored_pool(run) if (row.p_unknown or 0.0) >= run.config.decode.min_p_unknown]
     assert every["sources"] == len(unknown) > 8
     assert sum(every["statuses"].values()) == run.config.decode.variants * len(unknown), "every request once"

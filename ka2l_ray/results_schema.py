@@ -8,7 +8,9 @@ Refuses to know: how any of it is computed or shown.
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NotRequired, TypedDict
 
-Measure = Literal["accuracy", "domain_accuracy", "known_accuracy", "replayed_accuracy", "annotations", "cost"]
+Measure = Literal[
+    "accuracy", "domain_accuracy", "beyond_accuracy", "known_accuracy", "replayed_accuracy", "annotations", "cost"
+]
 """The numbers of a round that form a learning curve."""
 EvalWording = Literal["reserved", "same", "other facts"]
 """What `accuracy` is over: pool facts in a reserved wording, pool facts in the same words, or other facts."""

@@ -29,10 +29,11 @@ COLUMNS: dict[Measure, str] = {
     "cost": "cost",
     "accuracy": "accuracy",
     "domain_accuracy": "domain",
+    "beyond_accuracy": "beyond",
     "known_accuracy": "known",
     "replayed_accuracy": "replayed",
 }
-"""Columns of the table of rounds."""
+"""Columns of the table of rounds; one that no round has a number for is left out."""
 Mean = Literal["of_oracle", "compute_saving", "area", "known_accuracy"]
 OTHER_MEANS: tuple[Mean, ...] = ("of_oracle", "compute_saving", "area", "known_accuracy")
 """The means of a comparison besides the saving, in the order of their columns."""
@@ -119,11 +120,12 @@ def print_retried(rows: dict[str, int], searched: bool) -> None:
 def print_results(folder: str, results: Results) -> None:
     """A row per round, the savings, and where results and report are."""
     if results["rounds"]:
+        found = {k: name for k, name in COLUMNS.items() if any(r.get(k) is not None for r in results["rounds"])}
         rows = (
-            (r["strategy"], str(r["seed"]), str(r["round"]), *(_number(r[k]) for k in COLUMNS))
+            (r["strategy"], str(r["seed"]), str(r["round"]), *(_number(r.get(k)) for k in found))
             for r in results["rounds"]
         )
-        _table(("strategy", "seed", "round", *COLUMNS.values()), rows, "Rounds")
+        _table(("strategy", "seed", "round", *found.values()), rows, "Rounds")
         _line(_over(results["eval_scope"]))
     for s in results["saving"]:
         _line(f"saving of {s['strategy']} (seed {s['seed']}) against random: {_number(s['saving'])}")

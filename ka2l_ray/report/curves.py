@@ -27,7 +27,7 @@ def curves(rounds: Sequence[RoundResult], measure: Measure) -> list[DrawnCurve]:
     by_strategy: dict[str, dict[int, dict[int, Point]]] = {}
     for entry in rounds:
         points = by_strategy.setdefault(entry["strategy"], {}).setdefault(entry["seed"], {})
-        if (value := entry[measure]) is not None:
+        if (value := entry.get(measure)) is not None:
             points[entry["round"]] = (entry["annotations"], value)
     found = [_curve(strategy, list(draws.values())) for strategy, draws in by_strategy.items()]
     return [curve for curve in found if any(curve.draws)]

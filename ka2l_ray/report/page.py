@@ -150,6 +150,7 @@ def render(run: Run, results: Results, svgs: Mapping[str, str | None], shown_top
             changes=known_changes(results["rounds"]),
             last_changes=last_changes(results["rounds"]),
             spendings=spendings(results["rounds"]),
+            beyond=any(r.get("beyond_accuracy") is not None for r in results["rounds"]),
             other_prompt=any(r.get("corpus_prompt_accuracy") is not None for r in results["rounds"]),
             taught=any(r.get("taught_accuracy") is not None for r in results["rounds"]),
             same_words=results["eval_scope"] == "pool"

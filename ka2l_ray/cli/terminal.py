@@ -121,6 +121,8 @@ def print_results(folder: str, results: Results) -> None:
     """A row per round, the savings, and where results and report are."""
     if results["rounds"]:
         found = {k: name for k, name in COLUMNS.items() if any(r.get(k) is not None for r in results["rounds"])}
+        if all(r["cost"] == r["annotations"] for r in results["rounds"]):
+            del found["cost"]  # it says nothing more, and ten columns are too many for a narrow terminal
         rows = (
             (r["strategy"], str(r["seed"]), str(r["round"]), *(_number(r.get(k)) for k in found))
             for r in results["rounds"]

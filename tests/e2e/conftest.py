@@ -32,8 +32,7 @@ def job_run(tmp_path_factory: pytest.TempPathFactory) -> JobRun:
         "--set",
         f"run.storage={storage}",
         *LIGHTER,
-        "--set",
-        "active.strategies=[ka2l]",
+        *("--set", "active.strategies=[ka2l]", "--set", "finetune.replay.ratio=0", "--set", "collect.layers=[4]"),
     ]
     with head() as (address, env):
         refused = submit(address, env | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}, *command)

@@ -57,6 +57,8 @@ ASKED = pa.table(
         "augment": ["noise", "temperature"],
         "entity": [None, None],
         "group": ["city", None],
+        "turn": [0, 0],
+        "asked": [[], [{"question": "Who was she?", "group": None}]],
     }
 )
 BATCH = Tokenize(WORLD, PROMPT).add(ASKED)

@@ -66,6 +66,9 @@ def enumerated(lab: Lab, sources: list[str], rng: random.Random) -> list[str]:
 
 
 def measured(lab: Lab, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """`new_unknown_facts` are distinct, never seen by the model, and asked by no question of the corpus."""
+    questions = [q for split in ("probe", "pool") for q in lab.tables[split]["question"].to_pylist()]
+    asked = {f.fact_id for q in questions if (f := lab.world.ask(q))}
     kept = [r["decoded_question"] for r in rows if r["status"] == "kept"]
     facts = [lab.world.ask(question) for question in kept]
     return {
@@ -74,7 +77,7 @@ def measured(lab: Lab, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "statuses": dict(Counter(r["status"] for r in rows)),
         "answerable": fmean(f is not None for f in facts) if facts else None,
         "truly_unknown": fmean(f is not None and f.truth == "unseen" for f in facts) if facts else None,
-        "unknown_facts": len({f.fact_id for f in facts if f is not None and f.truth == "unseen"}),
+        "new_unknown_facts": len({f.fact_id for f in facts if f and f.truth == "unseen"} - asked),
         "explained": fmean(float(r["explained"]) for r in rows) if "explained" in rows[0] else None,
     }
 

@@ -103,7 +103,8 @@ def test_a_mistake_ends_the_command_itself(tmp_path: Path) -> None:
 
 
 def test_a_run_folder_of_another_configuration_is_refused_naming_the_field(tmp_path: Path) -> None:
-    Run.open(load_config(ROOT / SMOKE, [f"run.storage={tmp_path}"]))  # as `ka2l run` does before it joins a cluster
+    run = Run.open(load_config(ROOT / SMOKE, [f"run.storage={tmp_path}"]))
+    run.table("questions").close([])  # a run that has begun
     done = ka2l("run", SMOKE, "--set", f"run.storage={tmp_path}", "--set", "collect.samples=5", "--until", "questions")
     assert done.returncode == 2
     assert "collect.samples: 10 → 5" in done.stderr

@@ -36,7 +36,7 @@ KNOWN_CLASSES = ("known", "shaky", "wrong")
 its samples; `shaky`, right greedily in eval's wording only, or in half of its samples or fewer; `wrong` in eval's
 wording."""
 TRUTHS = ("known", "rare", "misconception", "unseen")
-DECODE_STATUSES = (*("kept", "exhausted", "malformed", "eval", "duplicate", "reworded", "far", "ungrounded", "known"),)
+DECODE_STATUSES = ("kept", "exhausted", "malformed", "eval", "duplicate", "reworded", "far", "ungrounded", "known")
 ANNOTATION_STATUSES = ("answered", "no_such_thing", "no_reference", "refused", "truncated", "blank", "failed")
 
 ROUND = "strategies/NAME/seed_S/round_NN"

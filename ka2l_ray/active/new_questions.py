@@ -10,11 +10,13 @@ Refuses to know: how states, probes and decoders are made, who answers.
 import heapq
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from ka2l_ray.active.policies import FarthestFirst, PoolRow, by_probe
+import numpy as np
+
+from ka2l_ray.active.policies import Acquisition, FarthestFirst, PoolRow, by_probe
 from ka2l_ray.active.pool import pool_rows, scored_pool
 from ka2l_ray.dataflow.log import log
 from ka2l_ray.dataflow.manifests import Table
@@ -31,9 +33,8 @@ MOST_SOURCES = 2**20
 def new_questions(run: Run, count: int) -> dict[str, Any]:
     """Decode until `count` questions are kept, or no unknown pool question is left; write the chosen ones.
 
-    Of all that are kept, `count` are chosen one by one, each with the greatest P(unknown) × distance to those chosen
-    before (k-centre, weighted). Returns the number of `sources`, `statuses`, and the `questions`: their `id`,
-    `question`, `source`, `p_unknown` and `augment`, as in the file at `file`.
+    Of all that are kept, `count` are chosen (`diverse`). Returns the number of `sources`, `statuses`, and the
+    `questions`: their `id`, `question`, `source`, `p_unknown` and `augment`, as in the file at `file`.
     """
     folder = run.folder / "base/new_questions"
     kept: dict[str, dict[str, Any]] = {}
@@ -47,7 +48,7 @@ def new_questions(run: Run, count: int) -> dict[str, Any]:
         tried += len(ids)
         statuses.update(r["status"] for r in rows)
         new = {r["id"]: r | {"source": found[r["source_id"]]["question"]} for r in rows if r["status"] == "kept"}
-        states |= decoded_states(target, new) if new else {}
+        states |= decoded_states(target, new)
         kept |= new
         log.info("%d of %d questions kept from %d sources", len(kept), count, tried, extra={"stage": "decode"})
         if len(kept) >= count:
@@ -59,12 +60,18 @@ def new_questions(run: Run, count: int) -> dict[str, Any]:
             *(len(kept), count, tried, run.config.decode.min_p_unknown),
             extra={"stage": "decode"},
         )
-    rows = [PoolRow(i, r["p_unknown"], state=states[i]) for i, r in kept.items()]
-    chosen = [kept[c.id] for c in FarthestFirst(by_probe, len(rows)).choose(rows, set(), count)] if rows else []
+    chosen = [kept[c.id] for c in diverse(kept, states, count)]
     questions = [{k: r[k] for k in ("id", "question", "source", "p_unknown", "augment")} for r in chosen]
     file = folder / "questions.jsonl"
     file.write_bytes("".join(json.dumps(q, ensure_ascii=False) + "\n" for q in questions).encode())
     return {"sources": tried, "statuses": dict(statuses), "questions": questions, "file": file.uri}
+
+
+def diverse(kept: Mapping[str, Mapping[str, Any]], states: Mapping[str, np.ndarray], count: int) -> list[Acquisition]:
+    """Of the kept rows of `decoded`, by id, at most `count`, one after another: each time the one with the greatest
+    P(unknown) × distance of its state to those chosen before (k-centre, weighted)."""
+    rows = [PoolRow(i, r["p_unknown"], state=states[i]) for i, r in kept.items()]
+    return FarthestFirst(by_probe, len(rows)).choose(rows, set(), count)
 
 
 def _waves(run: Run) -> Iterator[list[str]]:

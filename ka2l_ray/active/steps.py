@@ -16,8 +16,9 @@ import pyarrow as pa
 from ka2l_ray import schema
 from ka2l_ray.active.evaluation import evaluate_round
 from ka2l_ray.active.examples import training_examples, watched_questions
+from ka2l_ray.active.new_questions import diverse
 from ka2l_ray.active.outcome import round_figures
-from ka2l_ray.active.policies import Acquisition, FarthestFirst, PoolRow, by_probe
+from ka2l_ray.active.policies import Acquisition
 from ka2l_ray.active.pool import pool_for, pool_rows, scored_pool
 from ka2l_ray.active.reprobe import scoring_run
 from ka2l_ray.active.round import Round, RoundState
@@ -75,8 +76,7 @@ def acquire(a_round: Round) -> None:
 
 def _generated(a_round: Round, choices: list[Acquisition]) -> list[Acquisition]:
     """Questions decoded from the states of the choices that are likely unknown. For `decoded`, up to their share of the
-    budget, those that are kept and, one after another, have the greatest P(unknown) × distance to those taken before
-    (k-centre, weighted); `ka2l` records them and buys not one."""
+    budget, the most diverse ones that are kept; `ka2l` records them and buys not one."""
     run, chosen = a_round.run, {c.id for c in choices}
     least = run.config.decode.min_p_unknown
     unknown = {s.id for s in scored_pool(run) if s.id in chosen and (s.p_unknown or 0.0) >= least}
@@ -87,12 +87,9 @@ def _generated(a_round: Round, choices: list[Acquisition]) -> list[Acquisition]:
     rows = decode(run, sources, table, (r.folder for r in a_round.earlier)).to_pylist()
     wanted = round(a_round.budget * run.config.acquire.decoded_share) if a_round.strategy == "decoded" else 0
     kept = {r["id"]: r for r in rows if r["status"] == "kept"}
-    if not wanted or not kept:
+    if not wanted:
         return []
-    states = decoded_states(table, kept)
-    best = FarthestFirst(by_probe, len(kept)).choose(
-        [PoolRow(i, r["p_unknown"], state=states[i]) for i, r in kept.items()], set(), wanted
-    )
+    best = diverse(kept, decoded_states(table, kept), wanted)
     return [replace(b, reason=f"decoded from {kept[b.id]['source_id']}, {b.reason}") for b in best]
 
 

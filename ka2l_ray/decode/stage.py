@@ -239,6 +239,8 @@ def decoded_before(folders: Iterable[Folder]) -> list[dict[str, Any]]:
 
 def decoded_states(target: Table, ids: Collection[str]) -> dict[str, np.ndarray]:
     """The standardised states (D,) of some questions of a table `decoded`, by id."""
+    if not ids:
+        return {}
     table = Table(target.folder / "written").read(["id", "state"])
     table = table.filter(pc.is_in(table["id"], pa.array(list(ids), pa.string())))  # pyright: ignore
     return dict(zip(table["id"].to_pylist(), matrix(table["state"]), strict=True))

@@ -6,20 +6,18 @@ all of them, the best first. One that is there is not tried again.
 Refuses to know: how a decoder is trained, what it is used for.
 """
 
-import tempfile
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from ray import tune
-from ray.tune.execution import class_cache
 
 from ka2l_ray.dataflow.log import log
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.placement import Placement, gpus_used
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.dataflow.storage import Folder
-from ka2l_ray.dataflow.tasks import one_line, raised_by_library
+from ka2l_ray.dataflow.trials import run_trials
 from ka2l_ray.dataflow.vault import open_vault, vault
 from ka2l_ray.decode.self_decoder import SelfCard
 from ka2l_ray.decode.states_stage import common_words
@@ -27,7 +25,6 @@ from ka2l_ray.decode.trial import RESULT, TrialSetup, cards_of, for_trials, run_
 from ka2l_ray.errors import StageError
 from ka2l_ray.models.examine import abilities_of
 from ka2l_ray.models.prompts import corpus_prompt
-from ka2l_ray.probe.search import KEYS
 
 SUMMARY = "search.json"
 
@@ -67,31 +64,26 @@ def _tune(run: Run, cards: dict[str, SelfCard], questions: Table, folder: Folder
         abilities=abilities_of(config.model),
         seed=config.run.seed,
     )
-    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(KEYS)
-    resources = {"CPU": training.cpus_per_worker} | ({"GPU": 1} if training.gpus_per_worker else {})
-    labels = dict(training.nodes.labels)
-    placed: dict[str, Any] = {"bundle_label_selector": [labels]} if labels else {}
     log.info("a short training for each of %d combinations", len(cards), extra={"stage": "decode"})
-    with tempfile.TemporaryDirectory(prefix="ka2l-tune-") as scratch:
-        results = tune.Tuner(
-            tune.with_resources(
-                tune.with_parameters(_trial, setup=setup, cards=cards, folder=folder, token=vault()),
-                tune.PlacementGroupFactory([resources | training.nodes.resources], **placed),
-            ),
-            param_space={"name": tune.grid_search(list(cards))},
-            tune_config=tune.TuneConfig(metric="loss", mode="min"),
-            run_config=tune.RunConfig(name=f"decoders-{run.hash}", storage_path=scratch, verbose=0),
-        ).fit()
-    if results.errors:
-        error = results.errors[0]
-        if raised_by_library(error):
-            raise error
-        raise StageError(f"decode.training.search: {one_line(error)}") from error
+    run_trials(
+        _trial,
+        list(cards),
+        name=f"decoders-{run.hash}",
+        stage="decode.training.search",
+        metric="loss",
+        mode="min",
+        resources={"CPU": training.cpus_per_worker} | ({"GPU": 1} if training.gpus_per_worker else {}),
+        nodes=training.nodes,
+        setup=setup,
+        cards=cards,
+        folder=folder,
+        token=vault(),
+    )
 
 
 def _trial(params: dict[str, str], setup: TrialSetup, cards: dict[str, SelfCard], folder: Folder, token: Any) -> None:
     open_vault(token)
-    name = params["name"]
+    name = params["value"]
     found = run_trial(setup, cards[name], folder / name)
     tune.report({key: value for key, value in found.items() if isinstance(value, (int, float))})
 

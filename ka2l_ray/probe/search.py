@@ -6,18 +6,11 @@ A layer whose card is there is not tried again, so a killed search continues whe
 Refuses to know: how states were collected, what is done with the probe.
 """
 
-import tempfile
-from typing import Any
-
-from ray import tune
-from ray.tune.execution import class_cache
-
 from ka2l_ray import schema
-from ka2l_ray.config import SearchSection
 from ka2l_ray.dataflow.log import log
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.dataflow.storage import Folder
-from ka2l_ray.dataflow.tasks import one_line, raised_by_library
+from ka2l_ray.dataflow.trials import run_trials
 from ka2l_ray.errors import StageError
 from ka2l_ray.models.layers import wanted_layers
 from ka2l_ray.models.probe import LinearProbe
@@ -26,9 +19,6 @@ from ka2l_ray.probe.trial import Trial, run_trial
 from ka2l_ray.results_schema import LayerResult, SearchResult
 
 SUMMARY = "search.json"
-KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
-"""Tune would pass the driver's keys to trials in a `runtime_env`, which Ray writes to its log and shows in its
-dashboard. Trials have those of their nodes, as all actors do."""
 
 
 def search(run: Run, threshold_nats: float) -> None:
@@ -53,37 +43,23 @@ def _without_probe(folder: Folder, columns: list[tuple[str, int]]) -> list[tuple
 
 
 def _tune(run: Run, columns: list[tuple[str, int]], threshold_nats: float) -> None:
-    config = run.config
-    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(KEYS)
-    trial = tune.with_parameters(
+    search = run.config.search
+    run_trials(
         run_trial,
-        config=config,
+        [list(c) for c in columns],
+        name=f"search-{run.hash}",
+        stage="search",
+        metric="validation_auroc",
+        mode="max",
+        resources={"CPU": search.cpus},
+        nodes=search.nodes,
+        config=run.config,
         prompt=corpus_prompt(run).template,
         activations=run.base("activations"),
         knowledge=run.base("knowledge"),
         gamma=threshold_nats,
         output=run.folder / "base/search/layers",
     )
-    with tempfile.TemporaryDirectory(prefix="ka2l-tune-") as scratch:
-        results = tune.Tuner(
-            tune.with_resources(trial, _resources(config.search)),
-            param_space={"column": tune.grid_search([list(c) for c in columns])},
-            tune_config=tune.TuneConfig(metric="validation_auroc", mode="max"),
-            run_config=tune.RunConfig(name=f"search-{run.hash}", storage_path=scratch, verbose=0),
-        ).fit()
-    if results.errors:
-        error = results.errors[0]
-        if raised_by_library(error):
-            raise error
-        raise StageError(f"search: {one_line(error)}") from error
-
-
-def _resources(search: SearchSection) -> tune.PlacementGroupFactory:
-    """What one trial takes, and on which nodes."""
-    labels = dict(search.nodes.labels)
-    wanted = {"CPU": search.cpus, **search.nodes.resources}
-    placed: dict[str, Any] = {"bundle_label_selector": [labels]} if labels else {}
-    return tune.PlacementGroupFactory([wanted], **placed)
 
 
 def _choose(folder: Folder, columns: list[tuple[str, int]]) -> SearchResult:

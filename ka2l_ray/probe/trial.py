@@ -48,7 +48,7 @@ def run_trial(
     output: Folder,
 ) -> None:
     """Fit one layer's probe and write it with its card. `params` is what Tune gives a trial: position and layer."""
-    position, layer = params["column"]
+    position, layer = params["value"]
     column = schema.state_column(position, layer)
     states, rows = read_rows(activations, knowledge, column)
     source = StateSource(config.model.identity, prompt, layer, position)

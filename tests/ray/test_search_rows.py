@@ -103,7 +103,7 @@ def test_a_search_whose_gold_is_too_little_falls_back_in_a_real_trial(
     config = run.config.model_copy(update={"search": too_many})
     column, gamma = ("last", 4), scored[1]["label"]["threshold_nats"]
     run_trial(
-        {"column": column}, config, "p", run.base("activations"), run.base("knowledge"), gamma, Folder.of(str(tmp_path))
+        {"value": column}, config, "p", run.base("activations"), run.base("knowledge"), gamma, Folder.of(str(tmp_path))
     )
     found = (Folder.of(str(tmp_path)) / "last_004/fit.json").read_json()
     assert found["objective"] == "entropy"

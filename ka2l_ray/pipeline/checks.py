@@ -21,7 +21,8 @@ from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.decoders import card_at
 from ka2l_ray.decode.grounding import read_names
 from ka2l_ray.decode.states import decoder_folder
-from ka2l_ray.decode.training import check_files, layers_of
+from ka2l_ray.decode.training import layers_of
+from ka2l_ray.decode.training_questions import check_files
 from ka2l_ray.models.layers import wanted_layers
 from ka2l_ray.models.loading import as_config_errors, at_commit
 from ka2l_ray.planning.capacity import NodeKind, kinds_in

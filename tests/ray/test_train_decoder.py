@@ -12,19 +12,16 @@ import psutil
 import pytest
 from runs import copied, small
 
-from ka2l_ray.config import Config, ConfigError, load_config
-from ka2l_ray.corpus.formats import Question
-from ka2l_ray.corpus.prepare import parsed_rows
+from ka2l_ray.config import Config, ConfigError
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.decode.decoders import card_at
 from ka2l_ray.decode.self_decoder import SelfCard
 from ka2l_ray.decode.stage import check_decoder, decode
 from ka2l_ray.decode.states_stage import decoder_of
-from ka2l_ray.decode.training import train_decoder, training_files
+from ka2l_ray.decode.training import train_decoder
 from ka2l_ray.errors import StageError
 
-ROOT = Path(__file__).parents[2]
 TRAINING = (
     "{examples: 64, batch_rows: 8, rank: 2, layer: 3, held_out: 0.2, "
     "evaluate_every_steps: 4, checkpoint_every_steps: 2}"
@@ -86,17 +83,6 @@ def test_what_was_trained_says_which_states_it_reads_and_how_good_it_is(run: Run
     (decoder_of(run) / "metrics.json").delete()  # as after a kill before it was measured
     assert train_decoder(run) == record, "it is measured again, and not trained again"
     assert (decoder_of(run) / "decoder.safetensors").read_bytes() == before
-
-
-def test_files_need_no_rewordings_whatever_eval_needs(tmp_path: Path) -> None:
-    (tmp_path / "nq.jsonl").write_text('{"question": "who wrote the origin of species", "answer": ["Darwin"]}\n')
-    given = f"decode.training.questions={{nq_open: [{tmp_path / 'nq.jsonl'}]}}"
-    config = load_config(ROOT / "jobs/configs/smollm2-wikifacts.yaml", ["decode.decoder=null", given])
-    assert config.corpus.rewordings.source == "column"
-    corpus, (file,) = training_files(config, "nq_open")
-    (row,) = (row for _, row in parsed_rows(file, corpus))
-    assert isinstance(row, Question)
-    assert row.text == "who wrote the origin of species", "as it stands, without a question mark"
 
 
 def test_rounds_decode_with_it(run: Run, tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ class DecodeActor:
         unread = [t for t in texts if not (steering.by_group and group_of[t] in steering.names)]
         states, failed = np.zeros((len(texts), self._card.width), np.float32), set[str]()
         if unread:
-            read, _, errors = self._read(self._prompts(unread))
+            read, _, errors = self._read(self._prompts(unread), scored=False)
             place = {text: n for n, text in enumerate(texts)}
             states[[place[t] for t in unread]] = read.pooled
             failed = {unread[n] for n in errors}
@@ -195,7 +195,7 @@ class DecodeActor:
         whose states are zero. A source of several requests is read once."""
         whom = whom_tokens(self._prompts, requests, self._common)
         first, rows = _once([r["source_id"] for r in requests])
-        states, _, failed = self._read([prompts[n] for n in first], [whom[n] for n in first])
+        states, _, failed = self._read([prompts[n] for n in first], [whom[n] for n in first], scored=False)
         return states[rows], {n: failed[row] for n, row in enumerate(rows) if row in failed}
 
     def _written(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray, dict[int, Exception]]:
@@ -205,11 +205,14 @@ class DecodeActor:
         return states.pooled[rows], p_unknown[rows], {n: failed[row] for n, row in enumerate(rows) if row in failed}
 
     def _read(
-        self, prompts: list[Prompt], whom: list[tuple[int, int]] | None = None
+        self, prompts: list[Prompt], whom: list[tuple[int, int]] | None = None, scored: bool = True
     ) -> tuple[QuestionStates, np.ndarray, dict[int, Exception]]:
-        """From one pass per prompt. States of tokens are read where `whom` says of which, and the decoder reads any."""
+        """From one pass per prompt. States of tokens are read where `whom` says of which, and the decoder reads any.
+        P(unknown) is NaN where it is not wanted (`scored`): the pass ends at the decoder's layer then, not at the
+        probe's."""
         mine, probe, at = self._card, self._probe.card, self._card.token_layer
-        layers, positions = sorted({mine.layer, probe.layer}), sorted({mine.position, probe.position})
+        wanted = [mine, probe] if scored else [mine]
+        layers, positions = sorted({c.layer for c in wanted}), sorted({c.position for c in wanted})
         with self._decoder.reading():
             if whom is not None and at is not None:
                 of_layer, states, failed = self._engine.token_states(prompts, whom, [at], layers, positions)
@@ -221,7 +224,10 @@ class DecodeActor:
         read = self._decoder.standardised(QuestionStates(states[mine.position, mine.layer], tokens))
         read.pooled[list(failed)] = 0.0
         read = QuestionStates(read.pooled, [t[:0] if n in failed else t for n, t in enumerate(read.tokens)])
-        return read, score_states(states[probe.position, probe.layer], self._probe), failed
+        scores = (
+            score_states(states[probe.position, probe.layer], self._probe) if scored else np.full(len(read), np.nan)
+        )
+        return read, scores, failed
 
 
 def _once(names: list[str]) -> tuple[list[int], list[int]]:

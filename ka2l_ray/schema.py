@@ -376,10 +376,9 @@ _DECODER_STATES = TableSpec(
     carried=("question", "group", "entity", "held_out"),
     added=(
         Column(
-            "state, name_state, tokens",
+            "state, tokens",
             None,
-            "pooled state (D,); the mean (D,) over the tokens that say of whom, at the same layer; states (n, D) of "
-            "these tokens at a layer of their own, none for a decoder that reads none",
+            "pooled state (D,); states (n, D) of the tokens that say of whom, none for a decoder that reads none",
         ),
         Column("whom_ids", _INTS, "these tokens"),
     ),
@@ -392,6 +391,10 @@ _PROBE_STATES = replace(
     about="the states that the decoder reads, on which wanted states are fitted; at most 4,096",
     source=_QUESTIONS,
     carried=("question", "group", "entity"),
+    added=(
+        *_DECODER_STATES.added,
+        Column("kind_state", None, "state (D,) in which the model is about to say what whom is (`reading.WHAT_IS`)"),
+    ),
 )
 _DECODER_CHECK = TableSpec(
     name="decoder_check",

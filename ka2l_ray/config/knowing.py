@@ -174,8 +174,13 @@ class DecoderSearchSection(Section):
 
 
 class DecoderTrainingSection(Section):
-    """Training of a question decoder on the studied model's own states (`ka2l train-decoder`): adapters for the model,
-    which learn to write the question whose states they read."""
+    """Training of a question decoder on the studied model's own states (`ka2l train-decoder`): it learns to write the
+    question whose states it reads."""
+
+    writer: Annotated[Text | None, NoKeys] = None
+    """Who writes. Null: the studied model itself, with adapters. Else an encoder-decoder with safetensors, such as
+    `google-t5/t5-base`: a hub id, a folder or a URI; it is trained whole and stored with the decoder, and the studied
+    model is not loaded for it."""
 
     questions: Annotated[dict[Format, Annotated[tuple[Text, ...], Field(min_length=1)]], NoKeys] = Field(default={})
     """Files, folders or URIs of further questions, by their format, as in `corpus.format` (columns of `generic` as in
@@ -191,7 +196,7 @@ class DecoderTrainingSection(Section):
     less of a name; `none`: the pooled state alone, from which names cannot be told."""
     search: DecoderSearchSection = DecoderSearchSection()
     rank: Positive = 16
-    """Rank of the adapters."""
+    """Rank of the adapters; a writer of its own has none."""
     pooled_tokens: Annotated[int, Field(ge=1, le=64)] = 2
     """Pseudo-tokens that the pooled state becomes."""
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-3

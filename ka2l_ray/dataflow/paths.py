@@ -27,8 +27,8 @@ name."""
 SHIPS = ("model.name_or_path", "corpus.source", "decode.decoder")
 """Fields in which `SHIPPED` is what comes with the package."""
 PATHS = (
-    *(*SHIPS, "decode.grounding", "decode.training.questions", "run.storage", "model.adapter", "model.cache"),
-    "annotate.endpoint.replies",
+    *(*SHIPS, "decode.grounding", "decode.training.questions", "decode.training.writer", "run.storage"),
+    *("model.adapter", "model.cache", "annotate.endpoint.replies"),
 )
 CORPUS = "corpus"
 """Value of `decode.grounding` that is no path: the corpus's own entities."""
@@ -132,7 +132,7 @@ def _is_id(name: str, field: str, cwd: Path) -> bool:
         return field in SHIPS
     if (field, name) in (("corpus.source", WIKIFACTS), ("decode.grounding", CORPUS)):
         return True
-    if field == "model.name_or_path":
+    if field in ("model.name_or_path", "decode.training.writer"):
         return not (name.startswith((".", "/")) or os.path.exists(cwd / name))
     by_corpus = field in ("corpus.source", "decode.training.questions")
     return by_corpus and is_hub_id(name) and not (name.startswith(".") or os.path.exists(cwd / name))

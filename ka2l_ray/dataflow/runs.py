@@ -19,7 +19,7 @@ from ka2l_ray.dataflow.versions import version_of
 from ka2l_ray.errors import StageError
 
 CONFIG_FILE, FORMAT_FILE, DRIVER_FILE = "config.yaml", "format.json", "driver.json"
-FORMAT = 8
+FORMAT = 9
 """Format of a run folder; a run of another format is refused. Raise it with every change after which this version would
 misread an older version's folder, or the other way round: names of files and folders, what counts as done, columns that
 a later stage reads."""

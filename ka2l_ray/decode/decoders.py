@@ -1,14 +1,14 @@
-"""The two decoders behind one interface, each with what reads states for it.
+"""The three decoders behind one interface, each with what reads states for it.
 
 In: a decoder's folder, the studied model. Out: a `Decoder`: the first blocks or the whole of the model, which states
 are read, and questions from states.
-`t5` is a small encoder-decoder of its own, beside the model's first blocks. `self` is the studied model, so one copy of
-its weights reads, writes and reads again.
+`t5`, the world's, and `seq2seq` are encoder-decoders of their own, beside the model's first blocks. `self` is the
+studied model, so one copy of its weights reads, writes and reads again.
 Refuses to know: tables, Ray, how wanted states are made.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,13 +19,16 @@ from ka2l_ray.config import ModelSection
 from ka2l_ray.dataflow.placement import Placement
 from ka2l_ray.decode.model import CARD, DecoderCard, StateDecoder, read_card
 from ka2l_ray.decode.question_states import QuestionStates
-from ka2l_ray.decode.self_decoder import SelfCard, SelfDecoder, read_self_card, standards
+from ka2l_ray.decode.self_decoder import SelfCard, SelfDecoder, read_self_card
+from ka2l_ray.decode.seq2seq import Seq2SeqCard, Seq2SeqDecoder, read_seq2seq_card
+from ka2l_ray.decode.standards import stored_standards
 from ka2l_ray.decode.states import decode_states
 from ka2l_ray.models.abilities import Abilities
 from ka2l_ray.models.layers import load_up_to
 from ka2l_ray.models.loading import load_model
 
-Card = DecoderCard | SelfCard
+Card = DecoderCard | SelfCard | Seq2SeqCard
+KINDS: dict[str, Callable[[Path], Card]] = {"self": read_self_card, "seq2seq": read_seq2seq_card, "t5": read_card}
 
 
 class Decoder(Protocol):
@@ -48,9 +51,9 @@ def card_at(folder: Path) -> Card:
     """The card of a decoder. Raises `OSError`, `ValueError` or `TypeError` where the folder contains none."""
     card = json.loads((folder / CARD).read_text())
     kind = card.get("kind", "t5") if isinstance(card, dict) else None
-    if kind not in ("self", "t5"):
-        raise ValueError(f"{CARD} is of kind {kind!r}; known are `self` and `t5`")
-    return read_self_card(folder) if kind == "self" else read_card(folder)
+    if kind not in KINDS:
+        raise ValueError(f"{CARD} is of kind {kind!r}; known are {', '.join(f'`{k}`' for k in KINDS)}")
+    return KINDS[kind](folder)
 
 
 def load_decoder(
@@ -61,12 +64,15 @@ def load_decoder(
     abilities: Abilities,
     placement: Placement,
 ) -> Decoder:
-    """A decoder, and the model's blocks up to its own layers and `deepest`. Raises `ConfigError` as `StateDecoder.load`
-    and `SelfDecoder.load` do."""
+    """A decoder, and the model's blocks up to its own layers and `deepest`. Raises `ConfigError` as the `load` of each
+    does."""
     card = card_at(folder)
     if isinstance(card, SelfCard):
         return _Self(folder, model, tokenizer, placement)
-    return _T5(folder, load_up_to(max(card.layer, deepest), model, abilities, placement), tokenizer, placement)
+    blocks = load_up_to(max(card.layer, card.token_layer or 0, deepest), model, abilities, placement)
+    if isinstance(card, Seq2SeqCard):
+        return _Seq2Seq(folder, blocks, placement)
+    return _T5(folder, blocks, tokenizer, placement)
 
 
 class _T5:
@@ -89,6 +95,21 @@ class _T5:
         return decode_states(raw, self._decoder, ids, 0.0, temperature, seed, self._tokenizer)
 
 
+class _Seq2Seq:
+    def __init__(self, folder: Path, blocks: PreTrainedModel, placement: Placement) -> None:
+        self.blocks, self._decoder = blocks, Seq2SeqDecoder.load(folder).place(placement.device)
+        self.card = self._decoder.card
+
+    def reading(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def standardised(self, states: QuestionStates) -> QuestionStates:
+        return self._decoder.standardised(states)
+
+    def write(self, states: QuestionStates, ids: Sequence[str], seed: int, temperature: float) -> list[str]:
+        return self._decoder.write(self._decoder.raw(states), ids, seed, temperature)
+
+
 class _Self:
     def __init__(
         self, folder: Path, model: ModelSection, tokenizer: PreTrainedTokenizerBase, placement: Placement
@@ -109,6 +130,6 @@ class _Self:
 
 def standardised(folder: Path, states: QuestionStates) -> QuestionStates:
     """As the decoder in a folder standardises states, without the studied model."""
-    if isinstance(card_at(folder), SelfCard):
-        return standards(folder, states)
+    if isinstance(card_at(folder), (SelfCard, Seq2SeqCard)):
+        return stored_standards(folder, states)
     return QuestionStates(StateDecoder.load(folder).standardised(states.pooled), states.tokens)

@@ -1,4 +1,4 @@
-"""The training run of a question decoder on one rank: from the studied model to a checked folder.
+"""The training run of a question decoder on one rank: from a pretrained model to a checked folder.
 
 In: a `DecoderJob`, this rank's batches of `decoder_states`, its place in an initialised torch.distributed, where
 checkpoints go. Out: the decoder with the least loss on held-out questions, and how it came about.
@@ -28,10 +28,14 @@ from ka2l_ray.dataflow.placement import Placement
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.question_states import states_of
 from ka2l_ray.decode.self_decoder import SelfCard, SelfDecoder
+from ka2l_ray.decode.seq2seq import Seq2SeqCard, Seq2SeqDecoder
 from ka2l_ray.finetune.checkpoints import Checkpoints
 from ka2l_ray.finetune.job import Refusal
 from ka2l_ray.models.loading import load_model, load_tokenizer
 
+TrainedCard = SelfCard | Seq2SeqCard
+"""Of the decoders that a run can train."""
+TrainedDecoder = SelfDecoder | Seq2SeqDecoder
 TENSORS, RECORD = "state.safetensors", "state.json"
 MAY_CHANGE = {"checkpoint_every_steps", "max_failures", "cpus_per_worker", "nodes"}
 """Fields of `decode.training` that may change between attempts."""
@@ -45,7 +49,7 @@ class DecoderJob:
     """Everything a worker needs. `begin` (rows of `decoder_states` that the projections begin on) and `held` (those
     that are measured on) are small tables; `rows` is how many there are to train on."""
 
-    card: SelfCard
+    card: TrainedCard
     model: ModelSection
     training: DecoderTrainingSection
     placement: Placement
@@ -113,8 +117,7 @@ def fit_rank(
     if not job.placement.on_gpu:
         torch.set_num_threads(max(1, int(job.training.cpus_per_worker)))
     torch.manual_seed(job.seed)
-    tokenizer = load_tokenizer(job.model)
-    decoder = SelfDecoder(job.card, load_model(job.loaded_model, placement=job.placement), tokenizer)
+    decoder = _begun(job)
     decoder.begin(states_of(job.begin), job.begin["question"].to_pylist(), job.begin["whom_ids"].to_pylist())
     decoder.place(job.placement.device).train()
     trained = {n: p for n, p in decoder.named_parameters() if p.requires_grad}
@@ -152,11 +155,19 @@ def fit_rank(
     return {"steps": len(history.losses), "planned_steps": job.steps, "rows": job.rows} | asdict(history)
 
 
+def _begun(job: DecoderJob) -> TrainedDecoder:
+    """The decoder before training: `self` around the studied model, or with a writer of its own."""
+    if isinstance(job.card, Seq2SeqCard):
+        return Seq2SeqDecoder.begun(job.card, job.model.cache)
+    tokenizer = load_tokenizer(job.model)
+    return SelfDecoder(job.card, load_model(job.loaded_model, placement=job.placement), tokenizer)
+
+
 class _Passes:
     """Makes steps and measurements of one rank."""
 
     def __init__(
-        self, job: DecoderJob, decoder: SelfDecoder, trained: list[Any], optimizer: torch.optim.Optimizer, ranks: int
+        self, job: DecoderJob, decoder: TrainedDecoder, trained: list[Any], optimizer: torch.optim.Optimizer, ranks: int
     ) -> None:
         self._job, self._decoder, self._trained, self._optimizer, self._ranks = job, decoder, trained, optimizer, ranks
         half, device = job.precision == "bfloat16", job.placement.device.type
@@ -240,13 +251,14 @@ def _from_step(batches: Callable[[int], Iterator[pa.Table]], done: int, job: Dec
 def _identity(job: DecoderJob) -> dict[str, Any]:
     """What must be equal for a checkpoint to be continued."""
     own = job.training.model_dump(mode="json", exclude=MAY_CHANGE)
-    return own | {"card": asdict(job.card) | {"words": list(job.card.words)}, "rows": job.rows, "seed": job.seed}
+    card = json.loads(json.dumps(asdict(job.card)))  # tuples are lists once they were stored
+    return own | {"card": card, "rows": job.rows, "seed": job.seed}
 
 
 def _store(
     folder: Path,
     job: DecoderJob,
-    decoder: SelfDecoder,
+    decoder: TrainedDecoder,
     optimizer: torch.optim.Optimizer,
     history: DecoderHistory,
     best: dict[str, torch.Tensor],
@@ -260,7 +272,7 @@ def _store(
 
 
 def _restored(
-    folder: Path, job: DecoderJob, decoder: SelfDecoder, optimizer: torch.optim.Optimizer
+    folder: Path, job: DecoderJob, decoder: TrainedDecoder, optimizer: torch.optim.Optimizer
 ) -> tuple[DecoderHistory, dict[str, torch.Tensor]]:
     """What `_store` wrote, with the decoder and the optimiser as they were then."""
     record, tensors = json.loads((folder / RECORD).read_text()), load_file(folder / TENSORS)

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
+from ka2l_ray.decode.writing_loop import write_tokens
 from ka2l_ray.errors import ConfigError
-from ka2l_ray.models.sampling import Sampling, draw, uniforms
 
 CARD = "decoder.json"
 
@@ -45,6 +45,11 @@ class DecoderCard:
     def token_layer(self) -> None:
         """It reads no states of tokens."""
         return None
+
+    @property
+    def held_out(self) -> float:
+        """It was trained on questions that no corpus contains word by word."""
+        return 1.0
 
 
 def read_card(folder: Path) -> DecoderCard:
@@ -109,17 +114,9 @@ class StateDecoder(nn.Module):
     def write(self, states: torch.Tensor, ids: list[str], seed: int, temperature: float) -> list[list[int]]:
         """Token ids of one question per state (B, D), without the end token. A temperature of 0 is argmax; draws depend
         on (seed, id) only."""
-        card, encoded = self.card, self.t5.encoder(inputs_embeds=self.pseudo_tokens(states))
-        numbers = torch.from_numpy(np.stack([uniforms(seed, i, 1, card.max_tokens)[0] for i in ids])).to(states.device)
-        tokens = torch.full((len(states), 1), card.pad_token, device=states.device)
-        for step in range(card.max_tokens):
-            logits = self.t5(encoder_outputs=encoded, decoder_input_ids=tokens).logits[:, -1]
-            chosen = logits.argmax(-1) if temperature == 0 else draw(logits, numbers[:, step], Sampling(temperature))[0]
-            tokens = torch.cat([tokens, chosen.unsqueeze(-1)], -1)
-            if (tokens[:, 1:] == card.end_token).any(-1).all():
-                break
-        written = tokens[:, 1:].tolist()
-        return [row[: row.index(card.end_token)] if card.end_token in row else row for row in written]
+        card, inputs = self.card, self.pseudo_tokens(states)
+        ends = (card.pad_token, card.end_token)
+        return write_tokens(self.t5, inputs, None, ends, card.max_tokens, ids, seed, temperature)
 
     def save(self, folder: Path) -> None:
         """Write `decoder.safetensors` and the card `decoder.json`."""

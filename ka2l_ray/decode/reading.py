@@ -1,7 +1,7 @@
 """The reading actor: of each question the states that a decoder is trained on.
 
-In: batches with the questions' prompts (`prompts.PROMPT_COLUMNS`), `group` and `entity`. Out: `state`,
-`name_state`, `tokens`, `whom_ids`. Loads the first blocks of the model alone.
+In: batches with the questions' prompts (`prompts.PROMPT_COLUMNS`), `group` and `entity`. Out: `state`, `tokens`,
+`whom_ids` and, on request, `kind_state`. Loads the first blocks of the model alone.
 Refuses to know: Ray, files, decoders.
 """
 
@@ -14,28 +14,39 @@ import pyarrow as pa
 
 from ka2l_ray.config import ModelSection, PromptSection
 from ka2l_ray.dataflow.placement import CPU, Placement
-from ka2l_ray.decode.question_states import QuestionStates, token_column
+from ka2l_ray.decode.question_states import token_column
 from ka2l_ray.decode.whom import NO_GROUPS, WHOM, CommonWords, whom_tokens
 from ka2l_ray.models.abilities import Abilities
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.engine import Engine
 from ka2l_ray.models.layers import load_up_to
-from ka2l_ray.models.loading import load_tokenizer
+from ka2l_ray.models.loading import depth_and_width, load_tokenizer
 from ka2l_ray.tables import error_column, fixed_size, not_finite
 from ka2l_ray.text.prompts import Prompter, prompts_of
 from ka2l_ray.text.tokens import pad_id
 
+WHAT_IS = "What is {name}? {name} is a"
+"""What the model is about to answer says of what kind a name is. In a question the name's own tokens say what is asked
+too, which is told before it."""
+WHAT_IS_DEPTH = 0.75
+"""Share of the model's depth at which that is read, from its last token. On SmolLM2 and 20 relations of EntityQuestions
+and Wikidata it tells pairs of one kind from others (`steering.KIN`) with an AUROC of 0.994; the name's tokens in the
+question let places pass for works."""
+
+AS_IS = PromptSection(template="{question}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReadSetup:
-    """The pooled state is read at `layer` and `position`, states of tokens at `token_layer`; None reads none. `common`
-    tells which words say what is asked."""
+    """The pooled state is read at `layer` and `position`, states of tokens at `token_layer`; None reads none. `kinds`:
+    whether to read of what kind whom is. `common` tells which words say what is asked."""
 
     model: ModelSection
     prompt: PromptSection
     layer: int
     position: str
     token_layer: int | None
+    kinds: bool = False
     common: CommonWords = NO_GROUPS
     limits: Limits = Limits()
     placement: Placement = CPU
@@ -46,33 +57,42 @@ class ReadActor:
     """Has the blocks up to the last layer that is read."""
 
     def __init__(self, setup: ReadSetup) -> None:
-        model, self._setup, deepest = setup.model, setup, max(setup.layer, setup.token_layer or 0)
+        model, self._setup = setup.model, setup
+        self._kind_layer = round(WHAT_IS_DEPTH * depth_and_width(model)[0])
+        deepest = max(setup.layer, setup.token_layer or 0, self._kind_layer if setup.kinds else 0)
         tokenizer, blocks = load_tokenizer(model), load_up_to(deepest, model, setup.abilities, setup.placement)
-        self._prompter = Prompter(tokenizer, setup.prompt)
+        self._prompter, self._as_is = Prompter(tokenizer, setup.prompt), Prompter(tokenizer, AS_IS)
         self._engine = Engine(blocks, pad_id(tokenizer), self._prompter.shared, setup.limits, setup.abilities)
         self.tally = self._engine.tally
 
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
         """Columns for a batch of any size; questions that cannot be read, and states that are not finite, are reported
         in `error`."""
-        setup, prompts = self._setup, prompts_of(batch)
-        whom = whom_tokens(self._prompter, batch.select(WHOM).to_pylist(), setup.common)
+        setup, prompts, rows = self._setup, prompts_of(batch), batch.select(WHOM).to_pylist()
+        whom = whom_tokens(self._prompter, rows, setup.common)
         at = setup.layer if setup.token_layer is None else setup.token_layer
-        of_layer, read, failed = self._engine.token_states(
-            prompts, whom, sorted({at, setup.layer}), [setup.layer], [setup.position]
-        )
-        state, tokens, deep = read[setup.position, setup.layer], of_layer[at], of_layer[setup.layer]
-        failed |= not_finite(read) | _not_finite(tokens) | _not_finite(deep)
-        names = QuestionStates(state, [t[:0] if n in failed else t for n, t in enumerate(deep)]).mean_token
+        of_layer, read, failed = self._engine.token_states(prompts, whom, [at], [setup.layer], [setup.position])
+        state, tokens = read[setup.position, setup.layer], of_layer[at]
+        failed |= not_finite(read) | _not_finite(tokens)
+        kinds = self._kinds(rows, failed) if setup.kinds else {}
         kept = [t[:0] if n in failed or setup.token_layer is None else t for n, t in enumerate(tokens)]
         ids = [prompt.ids[start : start + len(t)] for prompt, (start, _), t in zip(prompts, whom, kept, strict=True)]
         return {
             "state": fixed_size(state, failed, half=False),
-            "name_state": fixed_size(names, failed, half=False),
+            **{name: fixed_size(values, failed, half=False) for name, values in kinds.items()},
             "tokens": token_column(kept, state.shape[1]),
             "whom_ids": ids,
             **error_column(failed, batch.num_rows),
         }
+
+    def _kinds(self, rows: list[dict[str, Any]], failed: dict[int, Exception]) -> dict[str, np.ndarray]:
+        """The column `kind_state`; adds to `failed`."""
+        spans = [self._setup.common.whom(r["question"], r["entity"], r["group"]) for r in rows]
+        names = [r["question"][start:end] for r, (start, end) in zip(rows, spans, strict=True)]
+        asked = self._as_is([WHAT_IS.replace("{name}", name) for name in names])
+        read, lost = self._engine.states(asked, [self._kind_layer], ["last"])
+        failed |= {n: error for n, error in (lost | not_finite(read)).items() if n not in failed}
+        return {"kind_state": read["last", self._kind_layer]}
 
 
 def _not_finite(tokens: list[np.ndarray]) -> dict[int, Exception]:

@@ -19,7 +19,7 @@ from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.dataflow.trials import run_trials
 from ka2l_ray.dataflow.vault import open_vault, vault
-from ka2l_ray.decode.self_decoder import SelfCard
+from ka2l_ray.decode.fitting import TrainedCard
 from ka2l_ray.decode.states_stage import common_words
 from ka2l_ray.decode.trial import RESULT, TrialSetup, cards_of, for_trials, run_trial
 from ka2l_ray.errors import StageError
@@ -29,7 +29,7 @@ from ka2l_ray.models.prompts import corpus_prompt
 SUMMARY = "search.json"
 
 
-def search_decoders(run: Run, card: SelfCard, questions: Table) -> list[dict[str, Any]]:
+def search_decoders(run: Run, card: TrainedCard, questions: Table) -> list[dict[str, Any]]:
     """Try every combination of `decode.training.search`; returns what `run_trial` does of each, the best first.
 
     Raises `StageError` where a trial failed.
@@ -52,7 +52,7 @@ def search_decoders(run: Run, card: SelfCard, questions: Table) -> list[dict[str
     return found
 
 
-def _tune(run: Run, cards: dict[str, SelfCard], questions: Table, folder: Folder) -> None:
+def _tune(run: Run, cards: dict[str, TrainedCard], questions: Table, folder: Folder) -> None:
     config, training = run.config, for_trials(run.config.decode.training)
     setup = TrialSetup(
         model=config.model,
@@ -81,7 +81,9 @@ def _tune(run: Run, cards: dict[str, SelfCard], questions: Table, folder: Folder
     )
 
 
-def _trial(params: dict[str, str], setup: TrialSetup, cards: dict[str, SelfCard], folder: Folder, token: Any) -> None:
+def _trial(
+    params: dict[str, str], setup: TrialSetup, cards: dict[str, TrainedCard], folder: Folder, token: Any
+) -> None:
     open_vault(token)
     name = params["value"]
     found = run_trial(setup, cards[name], folder / name)

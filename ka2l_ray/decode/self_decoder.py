@@ -26,6 +26,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from ka2l_ray.config import LoraSection
 from ka2l_ray.decode.model import CARD
 from ka2l_ray.decode.question_states import QuestionStates
+from ka2l_ray.decode.standards import WEIGHTS, Standards
 from ka2l_ray.errors import ConfigError
 from ka2l_ray.finetune.model import with_new_adapters
 from ka2l_ray.hashing import uniform
@@ -34,7 +35,6 @@ from ka2l_ray.models.sampling import Sampling, draw, uniforms
 from ka2l_ray.text.normal import normalize
 from ka2l_ray.text.tokens import end_id, ids_of, text_of
 
-WEIGHTS = "decoder.safetensors"
 RIDGE = 1e-2
 """Penalty of the first projections per row, on standardised states."""
 
@@ -73,32 +73,21 @@ def read_self_card(folder: Path) -> SelfCard:
     return SelfCard(**card, words=(before, between, after))
 
 
-class Projection(nn.Module):
-    """States (…, D), less `mean` (D,) in units of `scale` (D,), to `count` embeddings each (…, count, E)."""
-
-    mean: torch.Tensor
-    scale: torch.Tensor
+class Projection(Standards):
+    """States (…, D), standardised, to `count` embeddings each (…, count, E)."""
 
     def __init__(self, width: int, count: int, embedding: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("scale", torch.ones(width))
+        super().__init__(width)
         self.linear, self.count = nn.Linear(width, count * embedding), count
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        out = self.linear((states.to(self.mean) - self.mean) / self.scale)
-        return out.unflatten(-1, (self.count, -1))
-
-    def numbers(self) -> tuple[np.ndarray, np.ndarray]:
-        """`mean` and `scale` (D,)."""
-        return self.mean.float().cpu().numpy(), self.scale.float().cpu().numpy()
+        return self.linear(self.standardised(states)).unflatten(-1, (self.count, -1))
 
     @torch.no_grad()
     def begin(self, states: torch.Tensor, targets: torch.Tensor) -> None:
         """Standardise by states (N, D), and begin at the ridge regression onto targets (N, count * E)."""
-        self.mean.copy_(states.mean(0))
-        self.scale.copy_(states.std(0, correction=0).clamp(min=1e-6))
-        x = (states - self.mean) / self.scale
+        self.measure(states)
+        x = self.standardised(states)
         middle = targets.mean(0)
         gram = x.T @ x + RIDGE * len(x) * torch.eye(x.shape[1])
         self.linear.weight.copy_(torch.linalg.solve(gram, x.T @ (targets - middle)).T)
@@ -134,14 +123,12 @@ class SelfDecoder(nn.Module):
 
     def standardised(self, states: QuestionStates) -> QuestionStates:
         """Raw states less their mean, in standard deviations, of the training states."""
-        pooled, tokens = self.of_pooled.numbers(), self.of_tokens.numbers()
-        return QuestionStates(_less(states.pooled, pooled), [_less(t, tokens) for t in states.tokens])
+        return QuestionStates(self.of_pooled.less(states.pooled), [self.of_tokens.less(t) for t in states.tokens])
 
     def raw(self, standardised: QuestionStates) -> QuestionStates:
         """The inverse of `standardised`."""
-        (mean, scale), (of_tokens, token_scale) = self.of_pooled.numbers(), self.of_tokens.numbers()
-        tokens = [(t * token_scale + of_tokens).astype(np.float32) for t in standardised.tokens]
-        return QuestionStates((standardised.pooled * scale + mean).astype(np.float32), tokens)
+        tokens = [self.of_tokens.more(t) for t in standardised.tokens]
+        return QuestionStates(self.of_pooled.more(standardised.pooled), tokens)
 
     def labels(self, question: str) -> list[int]:
         """Token ids of a space, which makes the words the same tokens as in a prompt, the question, the end token."""
@@ -261,17 +248,3 @@ class SelfDecoder(nn.Module):
             raise ConfigError(f"{folder}: {WEIGHTS} does not match {CARD}, or is of a model of another shape")
         decoder.load_state_dict(tensors, strict=False)
         return decoder.eval()
-
-
-def standards(folder: Path, states: QuestionStates) -> QuestionStates:
-    """`SelfDecoder.standardised` of the decoder in a folder, without its model."""
-    tensors = load_file(folder / WEIGHTS)
-    pooled, tokens = (
-        (tensors[f"{name}.mean"].float().numpy(), tensors[f"{name}.scale"].float().numpy())
-        for name in ("of_pooled", "of_tokens")
-    )
-    return QuestionStates(_less(states.pooled, pooled), [_less(t, tokens) for t in states.tokens])
-
-
-def _less(states: np.ndarray, standard: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    return ((states - standard[0]) / standard[1]).astype(np.float32)

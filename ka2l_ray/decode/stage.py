@@ -32,7 +32,7 @@ from ka2l_ray.decode.filters import are_marked, statuses_of
 from ka2l_ray.decode.grounding import Names, read_names
 from ka2l_ray.decode.metrics import reconstruction
 from ka2l_ray.decode.question_states import states_of
-from ka2l_ray.decode.self_decoder import SelfCard, is_held_out
+from ka2l_ray.decode.self_decoder import is_held_out
 from ka2l_ray.decode.states import decoder_folder
 from ka2l_ray.decode.states_stage import common_words, decoder_address, reading
 from ka2l_ray.decode.steering import MOST_ROWS, Steering, fit_steering
@@ -110,9 +110,7 @@ def check_decoder(run: Run) -> dict[str, float | None]:
     }
     source, target = Table(run.folder / "base/reconstruction/requests"), run.base("reconstruction")
     if not source.is_done:
-        unseen = [
-            r for r in rows if not isinstance(card, SelfCard) or is_held_out(r["question"], r["entity"], card.held_out)
-        ]
+        unseen = [r for r in rows if is_held_out(r["question"], r["entity"], card.held_out)]
         own = {"variant": 0, "augment": "none"}
         requests = [{"id": r["id"], "source_id": r["id"]} | own | source_fields(r) for r in unseen]
         source.write((None, pa.Table.from_pylist(requests[: run.config.decode.check_questions], schema=_REQUESTS)))
@@ -158,8 +156,8 @@ def _fit_augmenter(run: Run, folder: Path, card: Card, rows: list[dict[str, Any]
     states, steering = standardised(folder, states_of(table)), None
     if "steer" in decode.augment:
         groups, entities = table["group"].to_pylist(), table["entity"].to_pylist()
-        names = None if card.token_layer is None else matrix(table["name_state"])
-        steering = fit_steering(states.pooled, groups, entities, seed, states.mean_token, names)
+        kinds = matrix(table["kind_state"])
+        steering = fit_steering(states.pooled, groups, entities, seed, states.mean_token, kinds)
         log.log(*_says(steering), extra={"stage": "decode"})
     known = run.base("knowledge").read(["id", "unknown"])
     unknown_ids = {i for i, u in zip(known["id"].to_pylist(), known["unknown"].to_pylist(), strict=True) if u}

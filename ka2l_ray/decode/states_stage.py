@@ -21,6 +21,8 @@ from ka2l_ray.models.prompts import Tokenize, corpus_prompt
 
 TRAINED = "training.json"
 """Written last into the folder of a decoder that a run has trained."""
+KINDS_IN = "probe_states"
+"""The table that also says of what kind whom is, which steering is fitted on."""
 
 
 def decoder_of(run: Run) -> Folder:
@@ -62,6 +64,7 @@ def reading(run: Run, card: Card, table: str) -> Stage[ReadSetup]:
             layer=card.layer,
             position=card.position,
             token_layer=card.token_layer,
+            kinds=table == KINDS_IN,
             common=common_words(run),
             limits=Limits.of(pool),
             placement=of_actor(config.model, pool, "score"),
@@ -69,7 +72,9 @@ def reading(run: Run, card: Card, table: str) -> Stage[ReadSetup]:
         ),
         pool=pool,
         tasks=config.ray.tasks,
-        states=pa.schema([("state", pooled), ("name_state", pooled), ("tokens", pa.list_(half))]),
+        states=pa.schema(
+            [("state", pooled), ("tokens", pa.list_(half)), *([("kind_state", pooled)] if table == KINDS_IN else [])]
+        ),
         max_error_fraction=config.run.max_error_fraction,
         prepare=Tokenize(config.model, prompt),
         row_seconds=row_seconds(pool),

@@ -36,11 +36,11 @@ SHARED_ENTITIES = 3
 MOST_ROWS = 4096
 """Questions that groups are fitted on at most."""
 NEIGHBOURS = 15
-"""Names nearest to a name, by the states of their tokens, that tell its kind."""
-KIN = 0.43
+"""Names nearest to a name, by the states of what they are, that tell its kind."""
+KIN = 0.5
 """Groups are about one kind of thing where among the neighbours of either's names the other's are at least this share
-as frequent as its own, each relative to all names. On SmolLM2 and eight relations of EntityQuestions (names at block 6)
-pairs of one kind have 0.45 to 0.64, others at most 0.41."""
+as frequent as its own, each relative to all names. On SmolLM2 and 20 relations of EntityQuestions and Wikidata (by
+`reading.WHAT_IS`) pairs of different kinds have at most 0.40, but for bands and albums; most of one kind 0.5 to 1."""
 KIN_ROWS = 30
 """Questions that a group must have for its kind to be told."""
 FEWEST_KIN = 0.1
@@ -121,18 +121,19 @@ def fit_steering(
     entities: Sequence[str | None],
     seed: int = 0,
     tokens: np.ndarray | None = None,
-    names: np.ndarray | None = None,
+    kinds: np.ndarray | None = None,
 ) -> Steering | None:
-    """Centroids of standardised states (N, D): by group where groups share entities or, by the states (N, D) of
-    `names`, kinds of entities; else by clustering, with the number of clusters that does best on held-out entities; on
-    `MOST_ROWS` at most. `tokens` (N, D) are the means of the questions' standardised token states, where any are read.
+    """Centroids of standardised states (N, D): by group where groups share entities or, by the states (N, D) of what
+    these are (`kinds`), kinds of them; else by clustering, with the number of clusters that does best on held-out
+    entities; on `MOST_ROWS` at most. `tokens` (N, D) are the means of the questions' standardised token states, where
+    any are read.
 
     Groups that share neither, such as topics, say of whom is asked rather than what, so that steering would leave the
     thing. None where there are neither such groups nor enough questions for two clusters.
     """
     states, groups, entities = states[:MOST_ROWS], groups[:MOST_ROWS], entities[:MOST_ROWS]
     tokens = None if tokens is None or not tokens.any() else tokens[:MOST_ROWS]
-    made = _fitted(states, groups, entities, seed, None if names is None else names[:MOST_ROWS])
+    made = _fitted(states, groups, entities, seed, None if kinds is None else kinds[:MOST_ROWS])
     return made if made is None or tokens is None else made.with_tokens(states, tokens, groups)
 
 
@@ -141,15 +142,15 @@ def _fitted(
     groups: Sequence[str | None],
     entities: Sequence[str | None],
     seed: int,
-    name_states: np.ndarray | None,
+    kinds: np.ndarray | None,
 ) -> Steering | None:
     known = [n for n, g in enumerate(groups) if g]
     names = sorted({str(groups[n]) for n in known})
     index = {name: n for n, name in enumerate(names)}
     assigned, own = np.array([index[str(groups[n])] for n in known], int), [entities[n] for n in known]
     targets, least = _targets(len(names), assigned, own), COVERED
-    if name_states is not None and known:
-        kin = _kin(len(names), assigned, name_states[known])
+    if kinds is not None and known:
+        kin = _kin(len(names), assigned, kinds[known])
         targets, least = tuple(sharing or alike for sharing, alike in zip(targets, kin, strict=True)), FEWEST_KIN
     if sum(bool(targets[g]) for g in assigned) < least * len(states) or not known:
         return _by_clusters(states, entities, seed)
@@ -218,13 +219,13 @@ def _same(count: int, assigned: np.ndarray, entities: Sequence[str | None]) -> t
     return tuple(int(n) for n in found)
 
 
-def _kin(count: int, assigned: np.ndarray, names: np.ndarray) -> tuple[tuple[int, ...], ...]:
-    """Of each group the ones that ask about the same kind of thing, by the mean states (N, D) of the questions' names,
+def _kin(count: int, assigned: np.ndarray, kinds: np.ndarray) -> tuple[tuple[int, ...], ...]:
+    """Of each group the ones that ask about the same kind of thing, by the states (N, D) of what their names are,
     most alike first."""
-    near = min(NEIGHBOURS, len(names) - 1)
+    near = min(NEIGHBOURS, len(kinds) - 1)
     if near < 1:
         return ((),) * count
-    scaled = (names - names.mean(0)) / np.maximum(names.std(0), 1e-6)
+    scaled = (kinds - kinds.mean(0)) / np.maximum(kinds.std(0), 1e-6)
     found = NearestNeighbors(n_neighbors=near + 1).fit(scaled).kneighbors(scaled, return_distance=False)[:, 1:]
     met = np.zeros((count, count))
     np.add.at(met, (np.repeat(assigned, near), assigned[found].ravel()), 1.0)

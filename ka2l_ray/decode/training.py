@@ -32,10 +32,11 @@ from ka2l_ray.dataflow.shard_size import row_seconds
 from ka2l_ray.dataflow.stage import Stage, run_stage
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.dataflow.vault import open_vault, vault
-from ka2l_ray.decode.fitting import DecoderJob, fit_rank
+from ka2l_ray.decode.fitting import DecoderJob, TrainedCard, fit_rank
 from ka2l_ray.decode.metrics import reconstruction
 from ka2l_ray.decode.search import search_decoders
 from ka2l_ray.decode.self_decoder import SelfCard
+from ka2l_ray.decode.seq2seq import Seq2SeqCard
 from ka2l_ray.decode.states_stage import TRAINED, decoder_of, is_trained, reading
 from ka2l_ray.decode.training_questions import collect_questions
 from ka2l_ray.decode.writing import WriteActor, WriteSetup
@@ -73,17 +74,17 @@ def train_decoder(run: Run) -> dict[str, Any]:
     cannot read several questions at once; `StageError` where there are too few questions, and for what would fail the
     same way again.
     """
-    folder, states = decoder_of(run), run.base("decoder/states")
+    folder, states, training = decoder_of(run), run.base("decoder/states"), run.config.decode.training
     if not is_trained(run):
         card, questions, found = card_of(run), run.base("decoder/questions"), list[dict[str, Any]]()
-        if not abilities_of(run.config.model).padding:
+        if training.writer is None and not abilities_of(run.config.model).padding:
             raise ConfigError(
-                "decode.decoder: this model reads no padded batches, so it cannot learn to decode; set decode.enabled: "
-                "false"
+                "decode.decoder: this model reads no padded batches, so it cannot learn to decode; name an "
+                "encoder-decoder in decode.training.writer, or set decode.enabled: false"
             )
         if not questions.is_done:
             collect_questions(run, questions)
-        if run.config.decode.training.search.layers:
+        if training.search.layers:
             found = search_decoders(run, card, questions)
             card = replace(card, **{name: found[0][name] for name in ("layer", "position", "token_layer")})
         run_stage(reading(run, card, "decoder_states"), questions, states)
@@ -96,21 +97,16 @@ def train_decoder(run: Run) -> dict[str, Any]:
     return (folder / TRAINED).read_json() | {"held_out_metrics": measured.read_json()}
 
 
-def card_of(run: Run) -> SelfCard:
+def card_of(run: Run) -> TrainedCard:
     """The states that the run's decoder reads. Raises `ConfigError` for layers that the model does not have."""
     training, width = run.config.decode.training, depth_and_width(run.config.model)[1]
     layer, token_layer = layers_of(run.config)
-    return SelfCard(
-        model=run.config.model.identity,
-        prompt=corpus_prompt(run).template,
-        layer=layer,
-        position=training.position,
-        token_layer=token_layer,
-        width=width,
-        rank=training.rank,
-        pooled_tokens=training.pooled_tokens,
-        held_out=training.held_out,
-    )
+    states: dict[str, Any] = {"model": run.config.model.identity, "prompt": corpus_prompt(run).template}
+    states |= {"layer": layer, "position": training.position, "token_layer": token_layer, "width": width}
+    states |= {"pooled_tokens": training.pooled_tokens, "held_out": training.held_out}
+    if training.writer is not None:
+        return Seq2SeqCard(**states, writer=training.writer)
+    return SelfCard(**states, rank=training.rank)
 
 
 def layers_of(config: Config) -> tuple[int, int | None]:
@@ -129,7 +125,7 @@ def layers_of(config: Config) -> tuple[int, int | None]:
     return layer, token_layer
 
 
-def _job(run: Run, card: SelfCard, states: Table) -> DecoderJob:
+def _job(run: Run, card: TrainedCard, states: Table) -> DecoderJob:
     training, held_out = run.config.decode.training, run.base("decoder/held_out")
     rows = sum(pc.sum(_seen(b)).as_py() or 0 for b in states.batches(["held_out", "error"]))  # pyright: ignore
     if not held_out.is_done:

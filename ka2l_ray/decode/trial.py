@@ -20,11 +20,10 @@ from ka2l_ray.config import DecoderTrainingSection, ModelSection, PromptSection
 from ka2l_ray.dataflow.placement import Placement
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.decoders import load_decoder
-from ka2l_ray.decode.fitting import DecoderJob, fit_rank
+from ka2l_ray.decode.fitting import DecoderJob, TrainedCard, fit_rank
 from ka2l_ray.decode.metrics import reconstruction
 from ka2l_ray.decode.question_states import states_of
 from ka2l_ray.decode.reading import ReadActor, ReadSetup
-from ka2l_ray.decode.self_decoder import SelfCard
 from ka2l_ray.decode.whom import CommonWords
 from ka2l_ray.errors import StageError
 from ka2l_ray.models.abilities import Abilities
@@ -51,7 +50,7 @@ class TrialSetup:
     seed: int
 
 
-def run_trial(setup: TrialSetup, card: SelfCard, output: Folder) -> dict[str, Any]:
+def run_trial(setup: TrialSetup, card: TrainedCard, output: Folder) -> dict[str, Any]:
     """Read the states that a card names, train on them, measure; writes `trial.json` last, and returns what is in it:
     `layer`, `position`, `token_layer`, `loss` on held-out questions in nats per token, and their `Reconstruction`.
 
@@ -88,7 +87,7 @@ def run_trial(setup: TrialSetup, card: SelfCard, output: Folder) -> dict[str, An
     return result
 
 
-def _read(setup: TrialSetup, card: SelfCard) -> pa.Table:
+def _read(setup: TrialSetup, card: TrainedCard) -> pa.Table:
     """The questions that can be read, with the states that the card names."""
     where = {"layer": card.layer, "position": card.position, "token_layer": card.token_layer}
     common, placement = {"common": setup.common, "abilities": setup.abilities}, setup.placement
@@ -147,7 +146,7 @@ def for_trials(training: DecoderTrainingSection) -> DecoderTrainingSection:
     return training.model_copy(update=short)
 
 
-def cards_of(card: SelfCard, training: DecoderTrainingSection) -> dict[str, SelfCard]:
+def cards_of(card: TrainedCard, training: DecoderTrainingSection) -> dict[str, TrainedCard]:
     """By name the cards that are tried: every combination of layer, position and token layer."""
     search = training.search
     token_layers = [None if at == "none" else at for at in search.token_layers]

@@ -13,16 +13,18 @@ import ray
 from ray.autoscaler.v2.sdk import get_cluster_status
 
 from ka2l_ray.active.strategies import Need, that_need
-from ka2l_ray.config import Config, ConfigError
+from ka2l_ray.config import Config, ConfigError, ModelSection
 from ka2l_ray.corpus.again import eval_scope
 from ka2l_ray.dataflow.cluster import connect
 from ka2l_ray.dataflow.paths import CORPUS
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.decoders import card_at
 from ka2l_ray.decode.grounding import read_names
+from ka2l_ray.decode.seq2seq import check_writer
 from ka2l_ray.decode.states import decoder_folder
 from ka2l_ray.decode.training import layers_of
 from ka2l_ray.decode.training_questions import check_files
+from ka2l_ray.models.hub import is_on_hub
 from ka2l_ray.models.layers import wanted_layers
 from ka2l_ray.models.loading import as_config_errors, at_commit
 from ka2l_ray.planning.capacity import NodeKind, kinds_in
@@ -41,6 +43,8 @@ def check(config: Config) -> None:
         if config.decode.enabled and config.decode.decoder is None:
             layers_of(config)
     check_decoder_fits(config)
+    if (writer := _writer(config)) and is_on_hub(writer):
+        check_writer(writer.name_or_path, writer.cache)
     check_address(config)
 
 
@@ -54,6 +58,8 @@ def check_decoder_fits(config: Config) -> None:
     name, given, prompt = config.decode.decoder, config.model.name_or_path, config.corpus.prompt
     if name is None:
         check_files(config)
+        if (writer := _writer(config)) and not is_on_hub(writer):
+            check_writer(writer.name_or_path, writer.cache)
         return
     try:
         card = card_at(decoder_folder(name))
@@ -71,6 +77,14 @@ def check_decoder_fits(config: Config) -> None:
             f"decode.decoder = {name!r} reads states under prompt {card.prompt!r}, not {prompt.template!r}; use that "
             "prompt, or set decode.enabled: false"
         )
+
+
+def _writer(config: Config) -> ModelSection | None:
+    """The encoder-decoder that the run will train as its decoder."""
+    decode = config.decode
+    if not decode.enabled or decode.decoder is not None or decode.training.writer is None:
+        return None
+    return ModelSection(name_or_path=decode.training.writer, cache=config.model.cache)
 
 
 def cluster_nodes(config: Config, file: Path | None = None) -> list[NodeKind] | None:

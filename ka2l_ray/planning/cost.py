@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from ka2l_ray.active.replay import replay_counts
 from ka2l_ray.active.strategies import STRATEGIES, Need, draws, that_need
-from ka2l_ray.config import Config, Pool
+from ka2l_ray.config import Config, DecoderTrainingSection, Pool
 from ka2l_ray.corpus.again import eval_scope
 from ka2l_ray.dataflow.paths import SHIPPED
 from ka2l_ray.dataflow.placement import gpus_used
@@ -206,7 +206,8 @@ class _Estimate:
         curves = sum(STRATEGIES[s].decodes for s in active.strategies)
         wanted = decode.variants * len(decode.augment)
         new = curves * active.budget * wanted
-        rows, whole = checked + new, decode.decoder != SHIPPED
+        rows = checked + new
+        whole = decode.decoder != SHIPPED and (decode.decoder is not None or decode.training.writer is None)
         return replace(
             self.line("decode", rows, decode.pool),
             read_tokens=(2 * checked + new * (1 + decode.candidates)) * self.extent.own,
@@ -223,23 +224,36 @@ class _Estimate:
 
     def training_a_decoder(self) -> Line:
         """Each question is read once for its states, and its name, pseudo-tokens and text in each step that shows
-        it."""
+        it. A writer of its own, whose size its name does not tell, comes on top, and the model is not needed for it."""
         training, shape, own = self.config.decode.training, self.shape, self.extent.own
+        if training.writer is not None:
+            return replace(
+                self.line("train-decoder", training.examples, self._workers(training)),
+                memory_is=f"{training.writer}, its gradients and its optimizer, which are not counted",
+                storage_bytes=training.examples * (1 + own // 2) * shape.width * STATE_BYTES,
+                does=self._steps(training),
+            )
         trained = 2 * training.rank * shape.layers * ADAPTED * shape.width + 3 * shape.width**2
-        workers = Pool(
-            min=training.workers, max=training.workers, cpus=training.cpus_per_worker, gpus=training.gpus_per_worker
-        )
         in_step = training.batch_rows // training.workers * 2 * own
         live = in_step * shape.layers * shape.width * LIVE_VALUES * shape.bytes_per_value
         return replace(
-            self.line("train-decoder", training.examples, workers),
+            self.line("train-decoder", training.examples, self._workers(training)),
             read_tokens=3 * own * training.examples,
             memory_bytes=shape.weight_bytes + trained * (4 + OPTIMIZER_BYTES) + live,
             memory_is=f"weights {size(shape.weight_bytes)}, adapters and optimizer, activations {size(live)}",
             storage_bytes=2 * trained + training.examples * (1 + own // 2) * shape.width * STATE_BYTES,
-            does=f"at most {training.examples // training.batch_rows:,} steps of {training.batch_rows} questions; "
-            f"leaves {size(2 * trained)}",
+            does=f"{self._steps(training)}; leaves {size(2 * trained)}",
         )
+
+    @staticmethod
+    def _workers(training: DecoderTrainingSection) -> Pool:
+        """The workers of a decoder's training as a pool."""
+        most = {"min": training.workers, "max": training.workers}
+        return Pool(**most, cpus=training.cpus_per_worker, gpus=training.gpus_per_worker)
+
+    @staticmethod
+    def _steps(training: DecoderTrainingSection) -> str:
+        return f"at most {training.examples // training.batch_rows:,} steps of {training.batch_rows} questions"
 
     def evaluating(self) -> Line:
         """The eval split by the base model and after every training, under both prompts; once more what the round

@@ -18,14 +18,17 @@ from scipy.stats import binomtest
 
 from ka2l_ray.dataflow.placement import CPU
 from ka2l_ray.dataflow.runs import Run
-from ka2l_ray.decode.decoders import load_decoder
+from ka2l_ray.decode.decoders import card_at, load_decoder
 from ka2l_ray.decode.grounding import Names
 from ka2l_ray.decode.metrics import distinct_2, reconstruction
 from ka2l_ray.decode.question_states import QuestionStates, states_of
-from ka2l_ray.decode.states_stage import decoder_of
+from ka2l_ray.decode.reading import ReadActor
+from ka2l_ray.decode.states import decoder_folder
+from ka2l_ray.decode.states_stage import KINDS_IN, decoder_of, reading
 from ka2l_ray.decode.steering import MOST_ROWS, Steering, fit_steering, nearest
 from ka2l_ray.models.examine import abilities_of
 from ka2l_ray.models.loading import load_tokenizer
+from ka2l_ray.models.prompts import Tokenize
 from ka2l_ray.tables import matrix
 from ka2l_ray.text.normal import normalize
 
@@ -68,14 +71,21 @@ def main() -> None:
     beside = [taught["question"][int(n)].as_py() for n in near]
     rows["nearest training question"] = reconstruction(beside, questions, entities).__dict__
     some = taught.slice(0, MOST_ROWS)
-    names, groups = matrix(some["name_state"]), some["group"].to_pylist()
-    steering = fit_steering(theirs.pooled, groups, [None] * len(groups), 0, theirs.mean_token, names)
+    groups, kinds = some["group"].to_pylist(), kinds_of(run, some)
+    steering = fit_steering(theirs.pooled, groups, [None] * len(groups), 0, theirs.mean_token, kinds)
     if steering is None or steering.token_centroids is None:
         raise SystemExit("nothing can be steered")
     rows |= steered(steering, held, taught, own, write, names_of(held, taught, given.names))
     for name, row in rows.items():
         print(name, {k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
     RESULTS.write_text(json.dumps({"command": f"bench_self_decoding.py {given.run}", "ways": rows}, indent=1) + "\n")
+
+
+def kinds_of(run: Run, rows: pa.Table) -> np.ndarray:
+    """What the names of questions are (N, D), as a run reads it of its probe split."""
+    reads = reading(run, card_at(decoder_folder(decoder_of(run).uri)), KINDS_IN)
+    actor, asked = ReadActor(reads.setup), Tokenize(run.config.model, reads.setup.prompt).add(rows)
+    return np.concatenate([matrix(actor(asked.slice(n, 256))["kind_state"]) for n in range(0, len(rows), 256)])
 
 
 def names_of(held: pa.Table, taught: pa.Table, count: int) -> Names:

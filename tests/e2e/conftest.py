@@ -21,6 +21,12 @@ from ports import free_ports
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with the longest test first, beside which the others are run."""
+    slow = {item.path for item in items if "job_run" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def job_run(tmp_path_factory: pytest.TempPathFactory) -> JobRun:
     storage = tmp_path_factory.mktemp("job")

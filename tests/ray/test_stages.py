@@ -45,8 +45,8 @@ def collected(run: Run) -> dict[str, Any]:
 
 
 def test_pool_size_and_batch_size_change_no_sample(scored: tuple[Run, dict[str, Any]], tmp_path: Path) -> None:
-    """One actor with shards of 32 rows in batches of 16, and four (on simulated GPUs) with 13 in batches of 7."""
-    pool = "collect.pool={min: 4, max: 4, cpus: 0.5, gpus: 0.5, batch_rows: 7, batch_tokens: 900, shard_rows: 13}"
+    """One actor with shards of 32 rows in batches of 16, and two (on a simulated GPU) with 13 in batches of 7."""
+    pool = "collect.pool={min: 2, max: 2, cpus: 0.5, gpus: 0.5, batch_rows: 7, batch_tokens: 900, shard_rows: 13}"
     other = collected(Run.open(small(tmp_path, pool, "model.device=cpu")))
     assert len(other) == 120
     assert other == collected(scored[0])

@@ -1,9 +1,7 @@
 """The model as its own decoder: what it reads and writes, how it is trained, and that a killed training goes on."""
 
-import contextlib
 import copy
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,105 +10,44 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from decoder_jobs import CARD, FACTS, QUESTIONS, WORLD, InFolder, batches, job, read
 
-from ka2l_ray.config import DecoderTrainingSection, ModelSection
 from ka2l_ray.dataflow.placement import CPU
-from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.decoders import load_decoder
-from ka2l_ray.decode.fitting import DecoderJob, fit_rank
+from ka2l_ray.decode.fitting import fit_rank
 from ka2l_ray.decode.question_states import QuestionStates, states_of, token_column
-from ka2l_ray.decode.reading import ReadActor, ReadSetup
 from ka2l_ray.decode.self_decoder import SelfCard, SelfDecoder
 from ka2l_ray.errors import ConfigError
-from ka2l_ray.finetune.checkpoints import Checkpoints
 from ka2l_ray.finetune.job import Refusal
 from ka2l_ray.models.abilities import Abilities
 from ka2l_ray.models.loading import load_model, load_tokenizer
-from ka2l_ray.models.prompts import Tokenize
-from ka2l_ray.tables import fixed_size
+from ka2l_ray.tables import fixed_size, matrix
 from ka2l_ray.text.tokens import text_of
-from ka2l_ray.world.facts import build_world, phrase_question
-from ka2l_ray.world_model.pretrain import PROMPT
-
-WORLD = ModelSection(name_or_path="world")
-CARD = SelfCard(
-    model="world", prompt=PROMPT.template, layer=3, position="mean", token_layer=1, width=128, rank=4, max_tokens=16
-)
-FACTS = build_world().facts[::7][:60]
-QUESTIONS = [phrase_question(f.attribute, n % 3, f.person.name) for n, f in enumerate(FACTS)]
+from ka2l_ray.world.facts import phrase_question
 
 
 @pytest.fixture(scope="module")
 def rows() -> pa.Table:
     """`decoder_states` of some questions."""
-    actor = ReadActor(ReadSetup(model=WORLD, prompt=PROMPT, layer=3, position="mean", token_layer=1))
-    asked = pa.table(
-        {
-            "id": [str(n) for n in range(len(FACTS))],
-            "question": QUESTIONS,
-            "entity": [f.person.name for f in FACTS],
-            "group": pa.nulls(len(FACTS), pa.string()),
-        }
-    )
-    found = actor(Tokenize(WORLD, PROMPT).add(asked))
-    assert "error" not in found
+    found = read(QUESTIONS)
     tokenizer = load_tokenizer(WORLD)
     names = [text_of(tokenizer, ids) for ids in found["whom_ids"]]
     assert names == [f.person.name for f in FACTS]
-    return pa.table({"question": QUESTIONS} | dict(found))
+    return pa.table({"question": QUESTIONS} | found)
+
+
+def test_what_a_name_is_does_not_depend_on_what_is_asked_about_it() -> None:
+    others = [phrase_question((f.attribute + 1) % 5, n % 2, f.person.name) for n, f in enumerate(FACTS)]
+    one, other = (read(asked, kinds=True) for asked in (QUESTIONS, others))
+    kinds, same = matrix(one["kind_state"]), matrix(other["kind_state"])
+    assert np.allclose(kinds, same, atol=1e-4)
+    assert not np.allclose(matrix(one["state"]), matrix(other["state"]), atol=0.1)
+    assert len({f.person.name for f in FACTS}) == len(np.unique(kinds.round(2), axis=0)), "each name has its own"
+    assert "kind_state" not in read(QUESTIONS)
 
 
 def decoder(card: SelfCard = CARD) -> SelfDecoder:
     return SelfDecoder(card, load_model(WORLD), load_tokenizer(WORLD))
-
-
-def job(rows: pa.Table, folder: Path, **fields: Any) -> DecoderJob:
-    training = {"examples": 96, "batch_rows": 8, "rank": 4, "evaluate_every_steps": 4, "checkpoint_every_steps": 5}
-    return DecoderJob(
-        card=CARD,
-        model=WORLD,
-        training=DecoderTrainingSection.model_validate(training | fields),
-        placement=CPU,
-        begin=rows.slice(0, 40),
-        held=rows.slice(48),
-        rows=48,
-        output=Folder.of(str(folder / "decoder")),
-        progress=Folder.of(str(folder / "progress.json")),
-        seed=0,
-    )
-
-
-def batches(rows: pa.Table):
-    """Batches of 8 of the first 48 rows, in another order each epoch."""
-
-    def epoch(number: int):
-        order = np.random.default_rng(number).permutation(48)
-        yield from (rows.take(order[n : n + 8]) for n in range(0, 48, 8))
-
-    return epoch
-
-
-class InFolder(Checkpoints):
-    """Keeps the newest checkpoint, and fails before the one numbered `dies_at`."""
-
-    def __init__(self, folder: Path, dies_at: int | None = None) -> None:
-        self._folder, self._dies_at = folder, dies_at
-
-    def latest(self):
-        return contextlib.nullcontext(str(self._folder / "kept") if (self._folder / "kept").exists() else None)
-
-    def new_folder(self) -> Path:
-        (self._folder / "new").mkdir(parents=True)
-        return self._folder / "new"
-
-    def submit(self, folder: Path, step: int) -> None:
-        if step == self._dies_at:
-            shutil.rmtree(folder)
-            raise KeyboardInterrupt
-        shutil.rmtree(self._folder / "kept", ignore_errors=True)
-        folder.rename(self._folder / "kept")
-
-    def barrier(self) -> None: ...
 
 
 def test_it_is_the_studied_model_without_its_adapters_and_learns_with_them(rows: pa.Table):

@@ -81,8 +81,8 @@ def test_a_run_records_its_format_from_the_start(tmp_path):
 @pytest.mark.parametrize(
     ("stored", "says"),
     [
-        (None, r"has run format 1, written by an earlier version.*format 8.*another run\.name"),
-        ('{"format": 9, "written_by": "ka2l-ray 9.1.0"}', r"has run format 9, written by ka2l-ray 9\.1\.0; .*format 8"),
+        (None, r"has run format 1, written by an earlier version.*format 9.*another run\.name"),
+        ('{"format": 10, "written_by": "ka2l-ray 9.1.0"}', r"has run format 10, written by ka2l-ray 9\.1\.0; .*format 9"),
         ('{"for', r"format\.json: does not say which format the run has .*another run\.name"),
         ('{"format": 2}', r"format\.json: does not say which format the run has"),
     ],
@@ -105,7 +105,7 @@ def test_a_run_of_another_format_is_refused_and_unchanged(tmp_path, stored, says
 def test_a_format_file_without_a_configuration_is_replaced(tmp_path):
     """Another version was killed between writing the two and has started nothing."""
     (tmp_path / "r").mkdir()
-    (tmp_path / "r/format.json").write_text('{"format": 9, "written_by": "ka2l-ray 9.1.0"}')
+    (tmp_path / "r/format.json").write_text('{"format": 10, "written_by": "ka2l-ray 9.1.0"}')
     Run.open(config(tmp_path))
     assert Run.existing(str(tmp_path / "r")).config.run.name == "r"
 

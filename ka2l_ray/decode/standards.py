@@ -1,0 +1,60 @@
+"""Means and deviations of the states that a decoder was trained on.
+
+In: states (N, D); a decoder's folder. Out: the same less their mean, in standard deviations, and
+back. Refuses to know: how decoders write.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from ka2l_ray.decode.question_states import QuestionStates
+
+WEIGHTS = "decoder.safetensors"
+
+
+class Standards(nn.Module):
+    """`mean` and `scale` (D,), which are stored with a decoder."""
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+
+    @torch.no_grad()
+    def measure(self, states: torch.Tensor) -> None:
+        """Take both from states (N, D)."""
+        self.mean.copy_(states.mean(0))
+        self.scale.copy_(states.std(0, correction=0).clamp(min=1e-6))
+
+    def standardised(self, states: torch.Tensor) -> torch.Tensor:
+        """Raw states (…, D) less the mean, in standard deviations."""
+        return (states.to(self.mean) - self.mean) / self.scale
+
+    def less(self, states: np.ndarray) -> np.ndarray:
+        """As `standardised`, of an array."""
+        mean, scale = self._numbers()
+        return ((states - mean) / scale).astype(np.float32)
+
+    def more(self, standardised: np.ndarray) -> np.ndarray:
+        """The inverse of `less`."""
+        mean, scale = self._numbers()
+        return (standardised * scale + mean).astype(np.float32)
+
+    def _numbers(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.mean.float().cpu().numpy(), self.scale.float().cpu().numpy()
+
+
+def stored_standards(folder: Path, states: QuestionStates) -> QuestionStates:
+    """States as the decoder in a folder standardises them, with its means and deviations alone."""
+    tensors, width = load_file(folder / WEIGHTS), states.pooled.shape[1]
+    pooled, tokens = Standards(width), Standards(width)
+    for name, made in (("of_pooled", pooled), ("of_tokens", tokens)):
+        made.load_state_dict({part: tensors[f"{name}.{part}"] for part in ("mean", "scale")})
+    return QuestionStates(pooled.less(states.pooled), [tokens.less(t) for t in states.tokens])

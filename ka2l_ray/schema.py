@@ -458,6 +458,7 @@ _WRITTEN = TableSpec(
             "punctuation",
         ),
         Column("explained", _FLOAT, "share of the wanted state's variance that the decoded question's own explains"),
+        Column("explained_after", _FLOATS, "the same of the best text before any correction, and after each"),
         _P_UNKNOWN,
         Column("state", None, "state of what was written (D,), standardised"),
     ),
@@ -481,7 +482,7 @@ _DECODED = TableSpec(
     source=_WRITTEN,
     carried=(
         *("source_id", "variant", "augment", "question", "group"),
-        *("target", "asks", "similarity", "name", "explained", "p_unknown"),
+        *("target", "asks", "similarity", "name", "explained", "explained_after", "p_unknown"),
     ),
     added=(Column("status", _STRING, f"what became of it: {', '.join(DECODE_STATUSES)}"),),
     can_fail=False,

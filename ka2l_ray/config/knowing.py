@@ -262,6 +262,9 @@ class DecodeSection(Section):
     """Texts that are decoded for each wanted state, one greedily (not for `temperature`) and the others at
     `temperature`: of those that are well-formed and new, the one whose own state is nearest to the wanted one is
     taken."""
+    corrections: NonNegativeInt = 0
+    """Rounds of correction after that: half of what the best text's own state lacks of the wanted one is added to the
+    state that is decoded, greedily, and the new text is taken where it is better. `temperature` has none."""
     noise: NonNegativeFloat = 0.5
     """Size of the Gaussian noise that `augment: [noise]` adds, in standard deviations of the states."""
     temperature: Annotated[float, Field(gt=0, le=10)] = 0.7

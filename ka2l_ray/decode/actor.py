@@ -1,5 +1,6 @@
 """The decoding actor: the state of a source question becomes a wanted state, from which questions are decoded; they are
-re-embedded, and of those that could be kept the one nearest to what was wanted is taken and scored.
+re-embedded, and of those that could be kept the one nearest to what was wanted is taken and scored. A correction adds
+half of what that one lacks to the state, and decodes again.
 
 In: batches of `requests` with the sources' prompts (`prompts.PROMPT_COLUMNS`). Out: the columns that `schema.py` lists
 for `written`. The decoder sees states, never text. For a decoder of kind `t5` blocks 1 …
@@ -7,7 +8,7 @@ max(decoder's layer, probe's layer) of the model are loaded and nothing after th
 Refuses to know: Ray, which questions exist.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,9 @@ from ka2l_ray.text.normal import normalize
 from ka2l_ray.text.prompts import Prompt, Prompter, prompts_of
 from ka2l_ray.text.tokens import pad_id
 
+CORRECTED = 0.5
+"""Part of what the best text so far lacks of a wanted state that a correction adds to what is decoded next. On the
+world 0.5 does better than 1."""
 ITSELF = ("none", "itself")
 """Ways that leave the state as it is and want the source again: greedily, or as the best of the candidates."""
 WRITTEN_AT_ONCE = 64
@@ -59,6 +63,27 @@ class DecodeSetup:
     limits: Limits = Limits()
     placement: Placement = CPU
     abilities: Abilities = Abilities()
+
+
+@dataclass(frozen=True)
+class _Text:
+    """What was written for a request: its own standardised state (D,), the group that it asks and of which aspect, and
+    how it compares with others (`rank`): readable, new, with a name, of something not asked yet, near what was
+    wanted."""
+
+    text: str
+    state: np.ndarray
+    p_unknown: float
+    asks: tuple[str | None, int | None]
+    reworded: bool
+    name: str | None
+    error: Exception | None
+    rank: tuple[bool, bool, bool, bool, float]
+
+    @property
+    def explained(self) -> float:
+        """Share of the wanted state's variance that its own explains."""
+        return self.rank[-1]
 
 
 class DecodeActor:
@@ -100,38 +125,58 @@ class DecodeActor:
         ]
         tried = [(n, c) for n, count in enumerate(many) for c in range(count)]
         texts = self._candidates(wanted, requests, tried, exhausted)
-        decoded, p_unknown, unreadable = self._written(texts)
-        at = [n for n, _ in tried]
-        explained = _explained(decoded, wanted.pooled[at])
-        names = [self._name(text, requests[n]) for text, n in zip(texts, at, strict=True)]
-        asks = self._asks(decoded)
-        reworded = [
-            name is not None and name == normalize(requests[n]["entity"] or "") and aspect in asked[n]
-            for name, (_, aspect), n in zip(names, asks, at, strict=True)
-        ]
-        marked = self._augmenter.marked
-        best, best_rank = dict[int, int](), dict[int, tuple[bool, bool, bool, bool, float]]()
-        for k, n in enumerate(at):
-            again = requests[n]["augment"] in ITSELF
-            new = is_well_formed(texts[k], marked) and (again or _differ(texts[k], requests[n]["question"]))
-            rank = (k not in unreadable, new, names[k] is not None, again or not reworded[k], explained[k])
-            if n not in best or rank > best_rank[n]:
-                best[n], best_rank[n] = k, rank
+        best: dict[int, _Text] = {}
+        _keep_better(best, self._read_back(texts, [n for n, _ in tried], wanted, requests, asked))
+        after = [[best[n].explained] for n in range(len(requests))]
+        aim, again = wanted.pooled.copy(), [n for n in range(len(requests)) if self._is_corrected(requests[n])]
+        again = [n for n in again if not exhausted[n] and best[n].error is None]
+        for _ in range(self._decode.corrections if again else 0):
+            aim[again] += CORRECTED * (wanted.pooled[again] - np.stack([best[n].state for n in again]))
+            aimed = QuestionStates(aim[again], [wanted.tokens[n] for n in again])
+            texts = self._decoded(aimed, [requests[n]["id"] for n in again])
+            _keep_better(best, self._read_back(texts, again, wanted, requests, asked))
+            for n in again:
+                after[n].append(best[n].explained)
         chosen = [best[n] for n in range(len(requests))]
-        failed |= {n: unreadable[k] for n, k in best.items() if k in unreadable and n not in failed}
+        states = np.stack([text.state for text in chosen]) if chosen else wanted.pooled
+        failed |= {n: text.error for n, text in best.items() if text.error is not None and n not in failed}
         columns: dict[str, Any] = {
-            "decoded_question": [texts[k] for k in chosen],
+            "decoded_question": [text.text for text in chosen],
             "target": targets,
             "exhausted": exhausted,
-            "asks": [asks[k][0] for k in chosen],
-            "reworded": [reworded[k] for k in chosen],
-            "name": [names[k] for k in chosen],
-            "similarity": _cosine(decoded[chosen], wanted.pooled).astype("float32"),
-            "explained": explained[chosen].astype("float32"),
-            "p_unknown": p_unknown[chosen].astype("float32"),
-            "state": fixed_size(decoded[chosen], failed, half=False),
+            "asks": [text.asks[0] for text in chosen],
+            "reworded": [text.reworded for text in chosen],
+            "name": [text.name for text in chosen],
+            "similarity": _cosine(states, wanted.pooled).astype("float32"),
+            "explained": np.array([text.explained for text in chosen], "float32"),
+            "explained_after": after,
+            "p_unknown": np.array([text.p_unknown for text in chosen], "float32"),
+            "state": fixed_size(states, failed, half=False),
         }
         return columns | error_column(failed, batch.num_rows)
+
+    def _is_corrected(self, request: dict[str, Any]) -> bool:
+        """Whether it is the wanted state that counts, and not what is drawn from it, nor how good one text is."""
+        return request["augment"] not in ("none", "temperature")
+
+    def _read_back(
+        self,
+        texts: list[str],
+        at: list[int],
+        wanted: QuestionStates,
+        requests: list[dict[str, Any]],
+        asked: list[frozenset[int]],
+    ) -> Iterator["tuple[int, _Text]"]:
+        """Of each text, written for the request `at` its place, what it is by its own state."""
+        states, p_unknown, unreadable = self._written(texts)
+        explained, asks = _explained(states, wanted.pooled[at]), self._asks(states)
+        for k, (n, text) in enumerate(zip(at, texts, strict=True)):
+            request, name, (_, aspect) = requests[n], self._name(text, requests[n]), asks[k]
+            again = request["augment"] in ITSELF
+            known = name is not None and name == normalize(request["entity"] or "") and aspect in asked[n]
+            new = is_well_formed(text, self._augmenter.marked) and (again or _differ(text, request["question"]))
+            rank = (k not in unreadable, new, name is not None, again or not known, float(explained[k]))
+            yield n, _Text(text, states[k], float(p_unknown[k]), asks[k], known, name, unreadable.get(k), rank)
 
     def _is_steered(self, request: dict[str, Any]) -> bool:
         return request["augment"] == "steer" and self._augmenter.steering is not None
@@ -180,13 +225,20 @@ class DecodeActor:
         greedy = [k for k in left if tried[k][1] == 0 and requests[tried[k][0]]["augment"] != "temperature"]
         drawn = sorted({*left} - {*greedy})
         for at, temperature in ((greedy, 0.0), (drawn, self._decode.temperature)):
-            for start in range(0, len(at), WRITTEN_AT_ONCE):
-                part = at[start : start + WRITTEN_AT_ONCE]
-                ids = [f"{requests[tried[k][0]]['id']}\x1f{tried[k][1]}" for k in part]
-                found = self._decoder.write(wanted[[tried[k][0] for k in part]], ids, self._seed, temperature)
-                for k, text in zip(part, found, strict=True):
-                    texts[k] = text
+            ids = [f"{requests[tried[k][0]]['id']}\x1f{tried[k][1]}" for k in at]
+            found = self._decoded(wanted[[tried[k][0] for k in at]], ids, temperature)
+            for k, text in zip(at, found, strict=True):
+                texts[k] = text
         return texts
+
+    def _decoded(self, states: QuestionStates, ids: list[str], temperature: float = 0.0) -> list[str]:
+        """A text for each row of states."""
+        parts = zip(states.batches(WRITTEN_AT_ONCE), range(0, len(ids), WRITTEN_AT_ONCE), strict=True)
+        found = (
+            self._decoder.write(part, ids[start : start + WRITTEN_AT_ONCE], self._seed, temperature)
+            for part, start in parts
+        )
+        return [text for texts in found for text in texts]
 
     def _sources(
         self, prompts: list[Prompt], requests: list[dict[str, Any]]
@@ -228,6 +280,13 @@ class DecodeActor:
             score_states(states[probe.position, probe.layer], self._probe) if scored else np.full(len(read), np.nan)
         )
         return read, scores, failed
+
+
+def _keep_better(best: dict[int, _Text], found: Iterator[tuple[int, _Text]]) -> None:
+    """Of each request the first of the texts that none is better than."""
+    for n, text in found:
+        if n not in best or text.rank > best[n].rank:
+            best[n] = text
 
 
 def _once(names: list[str]) -> tuple[list[int], list[int]]:

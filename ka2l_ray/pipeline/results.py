@@ -124,9 +124,8 @@ def _decode_summary(run: Run) -> dict[str, Any] | None:
     if (metrics := run.records.result("decode")) is None:
         return None
     tables = [t for r in planned_rounds(run) if (t := r.table("decoded")).is_done]
-    rows = [
-        row for t in tables for row in t.read(["question", "augment", "p_unknown", "explained", "status"]).to_pylist()
-    ]
+    columns = ["question", "augment", "p_unknown", "explained", "explained_after", "status"]
+    rows = [row for t in tables for row in t.read(columns).to_pylist()]
     world = build_world() if run.config.corpus.source == "world" else None
     by_augment = {a: [r for r in rows if r["augment"] == a] for a in run.config.decode.augment}
     least = run.config.decode.min_p_unknown
@@ -137,9 +136,16 @@ def _decode_summary(run: Run) -> dict[str, Any] | None:
         "distinct_2": distinct_2(kept) if kept else None,
         "kept_per_s": len(kept) / seconds if seconds else None,
         "grounding": run.config.decode.grounding,
+        "explained_after": _corrected(rows, run.config.decode.corrections),
         "by_augment": funnels,
     }
     return metrics | _funnel(rows, least, world) | also
+
+
+def _corrected(rows: Sequence[Mapping[str, Any]], corrections: int) -> list[float] | None:
+    """Mean share explained before any correction and after each, of what was corrected; None where nothing was."""
+    found = [r["explained_after"] for r in rows if r["status"] != "exhausted" and len(r["explained_after"]) > 1]
+    return [fmean(shares[n] for shares in found) for n in range(corrections + 1)] if found else None
 
 
 def _funnel(rows: Sequence[Mapping[str, Any]], min_p_unknown: float, world: World | None) -> dict[str, Any]:
@@ -147,11 +153,12 @@ def _funnel(rows: Sequence[Mapping[str, Any]], min_p_unknown: float, world: Worl
     kept = [r for r in rows if r["status"] == "kept"]
     unknown = [r["p_unknown"] >= min_p_unknown for r in rows if r["status"] not in ("malformed", "exhausted")]
     facts = [world.ask(r["question"]) for r in kept] if world else []
+    written = [r["explained"] for r in rows if r["status"] != "exhausted"]
     return {
-        "generated": sum(r["status"] != "exhausted" for r in rows),
+        "generated": len(written),
         "kept": len(kept),
         "statuses": {s: sum(r["status"] == s for r in rows) for s in schema.DECODE_STATUSES},
-        "explained": fmean(r["explained"] for r in rows) if rows else None,
+        "explained": fmean(written) if written else None,
         "still_unknown_fraction": fmean(unknown) if unknown else None,
         "truly_unknown_fraction": fmean(f is not None and f.truth == "unseen" for f in facts) if facts else None,
         "answerable": fmean(f is not None for f in facts) if facts else None,

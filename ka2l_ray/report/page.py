@@ -56,6 +56,7 @@ DECODE_MEASURES = {
     "steering_groups": "groups steered among",
     "steering_found": "things found again under another question",
     "explained": "share of the wanted state's variance explained",
+    "explained_after": "the same before any correction and after each",
     "still_unknown_fraction": "share still unknown (probe)",
     "truly_unknown_fraction": "share truly unknown",
     "answerable": "answerable",

@@ -32,6 +32,7 @@ NEAR = 0.8
 WAYS: dict[str, dict[str, Any]] = {
     "steer": {"min_explained": NEAR},
     "steer, grounded in the corpus's names": {"grounding": "corpus"},
+    "steer, grounded, two corrections": {"grounding": "corpus", "corrections": 2},
     "steer, any distance": {},
     "steer, one candidate": {"candidates": 1},
     "interpolate": {"augment": ("interpolate",), "min_explained": NEAR},
@@ -99,10 +100,11 @@ def main() -> None:
     found: dict[str, dict[str, Any]] = {}
     for seed in SEEDS:
         lab = Lab(Setting(0.5, seed, 600, 1600, 200, facts_per_person=3), build_world())
-        for candidates in (1, 4, 16):
-            again = asdict(lab.found_again(AGAIN, candidates))
-            found.setdefault(f"itself, best of {candidates}", {})[str(seed)] = again
-            print(f"seed {seed} itself, best of {candidates}: {json.dumps(again)}", flush=True)
+        for candidates, corrections in ((1, 0), (4, 0), (16, 0), (1, 2), (4, 2), (16, 2)):
+            again = asdict(lab.found_again(AGAIN, candidates, corrections))
+            way = f"itself, best of {candidates}" + (f", {corrections} corrections" if corrections else "")
+            found.setdefault(way, {})[str(seed)] = again
+            print(f"seed {seed} {way}: {json.dumps(again)}", flush=True)
         for name, figures in ways(lab):
             found.setdefault(name, {})[str(seed)] = figures
             print(f"seed {seed} {name}: {json.dumps(figures)}", flush=True)

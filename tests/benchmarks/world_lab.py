@@ -237,7 +237,7 @@ class Lab:
         status = statuses_of(made, section, self._evaluation, existing, threshold, steering)
         return [r | {"status": s} for r, s in zip(made, status, strict=True)]
 
-    def found_again(self, count: int, candidates: int) -> Reconstruction:
+    def found_again(self, count: int, candidates: int, corrections: int = 0) -> Reconstruction:
         """Pool questions decoded from their own states, each the best of some candidates by the round trip."""
         rows = list(self.pool.values())[:count]
         with tempfile.TemporaryDirectory() as scratch:
@@ -245,7 +245,7 @@ class Lab:
             setup = DecodeSetup(
                 model=self.model_section,
                 prompt=PROMPT,
-                decode=DecodeSection(candidates=candidates),
+                decode=DecodeSection(candidates=candidates, corrections=corrections),
                 decoder="world",
                 probe=Folder.of(scratch) / "probe",
                 seed=self.setting.seed,

@@ -139,6 +139,25 @@ def test_of_several_candidates_the_nearest_is_taken(folder: Folder) -> None:
     assert np.mean([r["explained"] for r in four]) > np.mean([r["explained"] for r in one])
 
 
+def test_corrections_come_nearer_to_what_is_wanted(folder: Folder) -> None:
+    once, corrected = decoded(folder, candidates=1), decoded(folder, candidates=1, corrections=2)
+    assert [len(r["explained_after"]) for r in once] == [1] * len(once)
+    assert [r["explained_after"][0] for r in corrected] == [r["explained_after"][0] for r in once]
+    means = [np.mean([r["explained_after"][n] for r in corrected]) for n in range(3)]
+    assert means[0] < means[1] <= means[2]
+    assert [r["explained"] for r in corrected] == pytest.approx([r["explained_after"][-1] for r in corrected])
+    own = [r | {"source_id": r["id"], "variant": 0, "augment": "itself"} for r in ROWS[:120]]
+    exact = [
+        np.mean([w == r["question"] for w, r in zip(found["decoded_question"], own, strict=True)])
+        for more in (0, 2)
+        for found in [DecodeActor(setup(folder, DecodeSection(candidates=1, corrections=more)))(asked(own))]
+    ]
+    assert exact[1] > exact[0] + 0.03, "more questions are found again"
+    plain = [r | {"augment": "none"} for r in own[:8]]
+    greedy = DecodeActor(setup(folder, DecodeSection(corrections=2)))(asked(plain))
+    assert [len(shares) for shares in greedy["explained_after"]] == [1] * 8, "how good one text is, is measured"
+
+
 def test_candidates_that_name_somebody_who_exists_come_first(folder: Folder) -> None:
     free, grounded = (decoded(folder, which, augment=["noise"]) for which in ("augmenter", "grounded"))
     assert all(r["name"] == r["entity"].lower() for r in free if r["name"]), (

@@ -82,7 +82,10 @@ def test_a_run_records_its_format_from_the_start(tmp_path):
     ("stored", "says"),
     [
         (None, r"has run format 1, written by an earlier version.*format 9.*another run\.name"),
-        ('{"format": 10, "written_by": "ka2l-ray 9.1.0"}', r"has run format 10, written by ka2l-ray 9\.1\.0; .*format 9"),
+        (
+            '{"format": 10, "written_by": "ka2l-ray 9.1.0"}',
+            r"has run format 10, written by ka2l-ray 9\.1\.0; .*format 9",
+        ),
         ('{"for', r"format\.json: does not say which format the run has .*another run\.name"),
         ('{"format": 2}', r"format\.json: does not say which format the run has"),
     ],

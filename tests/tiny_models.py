@@ -3,12 +3,26 @@
 Refuses to know: pytest, Ray.
 """
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertModel,
+    BertTokenizerFast,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -82,6 +96,45 @@ def tiny_model(family: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedMod
         }
     config = AutoConfig.for_model(family, **sizes)
     return AutoModelForCausalLM.from_config(config).eval()
+
+
+def tiny_encoder(folder: Path) -> Path:
+    """A random BERT in a folder, and the same folder."""
+    folder.mkdir()
+    letters = "abcdefghijklmnopqrstuvwxyz?"
+    known = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *"which pet does keep where was born bob ann the".split(),
+        *letters,
+        *(f"##{c}" for c in letters),
+    ]
+    (folder / "vocab.txt").write_text("\n".join(known))
+    BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(vocab_size=len(known), max_position_embeddings=64, **sizes)).save_pretrained(folder)
+    return folder
+
+
+def tiny_writer(family: str, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
+    """A random encoder-decoder, T5 or BART, with a tokenizer in a folder, and the same folder."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"vocab_size": len(tokenizer), "d_model": 64, "decoder_start_token_id": 0}
+    sizes |= {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    if family == "t5":
+        config = T5Config(**sizes, d_kv=16, num_heads=4, d_ff=128, num_layers=2, dropout_rate=0.0)
+        T5ForConditionalGeneration(config).save_pretrained(folder)
+    else:
+        sizes |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "bos_token_id": None}
+        sizes |= {"encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128}
+        config = BartConfig(**sizes, dropout=0.0, max_position_embeddings=64, forced_eos_token_id=None)
+        BartForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 class ScriptCache(Cache):

@@ -32,6 +32,7 @@ EXTRAS = {
     "vllm": "collect.engine: vllm",
     "bitsandbytes": "model.quantization",
     "gguf": "models in GGUF files",
+    "torchmetrics": "decode.bertscore",
     "tensorboard": "viewing finetune.tensorboard",
 }
 """Packages that only some settings need."""

@@ -9,6 +9,7 @@ from ka2l_ray.config.base import ANY_NODE, NodesSection, Pool
 from ka2l_ray.config.finetuning import FinetuneSection, LoraSection, ReplaySection
 from ka2l_ray.config.knowing import (
     AdaptiveSection,
+    BertScoreSection,
     CollectSection,
     DecoderSearchSection,
     DecoderTrainingSection,
@@ -63,6 +64,7 @@ __all__ = [
     "ActiveSection",
     "AdaptiveSection",
     "AnnotateSection",
+    "BertScoreSection",
     "CollectSection",
     "Config",
     "ConfigError",

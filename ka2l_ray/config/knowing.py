@@ -237,6 +237,17 @@ class DecoderTrainingSection(Section):
             yield f"batch_rows ({self.batch_rows}) must be a multiple of workers ({self.workers})"
 
 
+class BertScoreSection(Section):
+    """BERTScore of decoded questions against true ones (`pip install 'ka2l-ray[bertscore]'`)."""
+
+    encoder: Annotated[Text | None, NoKeys] = None
+    """An encoder with safetensors, such as `FacebookAI/roberta-large`: a hub id, a folder or a URI. Null: not
+    measured."""
+    layer: Positive | None = None
+    """Its layer whose states are compared: BERTScore's authors take 17 of roberta-large, 9 of bert-base. Null: the
+    last."""
+
+
 Augment = Literal["steer", "interpolate", "temperature", "noise"]
 """How new questions are made from the states of unknown ones."""
 
@@ -281,6 +292,7 @@ class DecodeSection(Section):
     check_questions: Positive = 1024
     """Probe questions, of those that are new to the decoder, that it is measured on: it must reconstruct each one from
     its own states."""
+    bertscore: BertScoreSection = BertScoreSection()
     training: DecoderTrainingSection = DecoderTrainingSection()
     pool: Pool = Pool(shard_rows=64)
 

@@ -28,7 +28,7 @@ SHIPS = ("model.name_or_path", "corpus.source", "decode.decoder")
 """Fields in which `SHIPPED` is what comes with the package."""
 PATHS = (
     *(*SHIPS, "decode.grounding", "decode.training.questions", "decode.training.writer", "run.storage"),
-    *("model.adapter", "model.cache", "annotate.endpoint.replies"),
+    *("decode.bertscore.encoder", "model.adapter", "model.cache", "annotate.endpoint.replies"),
 )
 CORPUS = "corpus"
 """Value of `decode.grounding` that is no path: the corpus's own entities."""
@@ -132,7 +132,7 @@ def _is_id(name: str, field: str, cwd: Path) -> bool:
         return field in SHIPS
     if (field, name) in (("corpus.source", WIKIFACTS), ("decode.grounding", CORPUS)):
         return True
-    if field in ("model.name_or_path", "decode.training.writer"):
+    if field in ("model.name_or_path", "decode.training.writer", "decode.bertscore.encoder"):
         return not (name.startswith((".", "/")) or os.path.exists(cwd / name))
     by_corpus = field in ("corpus.source", "decode.training.questions")
     return by_corpus and is_hub_id(name) and not (name.startswith(".") or os.path.exists(cwd / name))

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from ray import tune
 
-from ka2l_ray.dataflow.log import log
+from ka2l_ray.dataflow.log import log, log_progress
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.placement import Placement, gpus_used
 from ka2l_ray.dataflow.runs import Run
@@ -65,20 +65,29 @@ def _tune(run: Run, cards: dict[str, TrainedCard], questions: Table, folder: Fol
         seed=config.run.seed,
     )
     log.info("a short training for each of %d combinations", len(cards), extra={"stage": "decode"})
-    run_trials(
-        _trial,
-        list(cards),
-        name=f"decoders-{run.hash}",
-        stage="decode.training.search",
-        metric="loss",
-        mode="min",
-        resources={"CPU": training.cpus_per_worker} | ({"GPU": 1} if training.gpus_per_worker else {}),
-        nodes=training.nodes,
-        setup=setup,
-        cards=cards,
-        folder=folder,
-        token=vault(),
-    )
+    steps = max(1, training.examples // training.batch_rows)
+    with log_progress("decode", lambda: _line([folder / name for name in cards], steps)):
+        run_trials(
+            _trial,
+            list(cards),
+            name=f"decoders-{run.hash}",
+            stage="decode.training.search",
+            metric="loss",
+            mode="min",
+            resources={"CPU": training.cpus_per_worker} | ({"GPU": 1} if training.gpus_per_worker else {}),
+            nodes=training.nodes,
+            setup=setup,
+            cards=cards,
+            folder=folder,
+            token=vault(),
+        )
+
+
+def _line(trials: list[Folder], steps: int) -> str:
+    """How far the trials in some folders are, each of so many steps."""
+    done = sum((trial / RESULT).exists() for trial in trials)
+    made = sum((trial / "progress.json").read_json_or_empty().get("step", 0) for trial in trials)
+    return f"search: {done} of {len(trials)} combinations, step {made:,}/{steps * len(trials):,}"
 
 
 def _trial(

@@ -5,7 +5,6 @@ Refuses to know: who acquires, who annotates. A round's sources are bounded by i
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from itertools import chain
 from logging import INFO, WARNING
 from pathlib import Path
@@ -30,7 +29,7 @@ from ka2l_ray.decode.augment import CARD, Augmenter, requests_for, source_fields
 from ka2l_ray.decode.decoders import Card, card_at, standardised
 from ka2l_ray.decode.filters import are_marked, statuses_of
 from ka2l_ray.decode.grounding import Names, read_names
-from ka2l_ray.decode.metrics import reconstruction
+from ka2l_ray.decode.measuring import measures
 from ka2l_ray.decode.question_states import states_of
 from ka2l_ray.decode.self_decoder import is_held_out
 from ka2l_ray.decode.states import decoder_folder
@@ -122,8 +121,8 @@ def check_decoder(run: Run) -> dict[str, float | None]:
     table = table.filter(pc.is_null(table["error"]))  # pyright: ignore
     if not table.num_rows:
         raise StageError(f"{target.folder.path}: every row failed, so nothing can be compared; see its folder errors")
-    columns = (table[name].to_pylist() for name in ("decoded_question", "question", "entity"))
-    return asdict(reconstruction(*columns)) | about_steering
+    written, true, entities = (table[name].to_pylist() for name in ("decoded_question", "question", "entity"))
+    return measures(run, written, true, entities) | about_steering
 
 
 def _probe_questions(run: Run) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ Refuses to know: strategies, rounds, what the decoder is used for.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -33,7 +33,7 @@ from ka2l_ray.dataflow.stage import Stage, run_stage
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.dataflow.vault import open_vault, vault
 from ka2l_ray.decode.fitting import DecoderJob, TrainedCard, fit_rank
-from ka2l_ray.decode.metrics import reconstruction
+from ka2l_ray.decode.measuring import measures
 from ka2l_ray.decode.search import search_decoders
 from ka2l_ray.decode.self_decoder import SelfCard
 from ka2l_ray.decode.seq2seq import Seq2SeqCard
@@ -202,7 +202,7 @@ def _measured(run: Run) -> dict[str, float | None]:
     if not rows.num_rows:
         raise StageError(f"{target.folder.path}: every row failed, so nothing can be compared; see its folder errors")
     written, true, entities = (rows[name].to_pylist() for name in ("decoded_question", "question", "entity"))
-    return asdict(reconstruction(written, true, entities))
+    return measures(run, written, true, entities)
 
 
 def _trained(run: Run, job: DecoderJob, states: Table) -> dict[str, Any]:

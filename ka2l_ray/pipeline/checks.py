@@ -18,6 +18,7 @@ from ka2l_ray.corpus.again import eval_scope
 from ka2l_ray.dataflow.cluster import connect
 from ka2l_ray.dataflow.paths import CORPUS
 from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.decode.bertscore import check_encoder
 from ka2l_ray.decode.decoders import card_at
 from ka2l_ray.decode.grounding import read_names
 from ka2l_ray.decode.seq2seq import check_writer
@@ -53,6 +54,7 @@ def check_decoder_fits(config: Config) -> None:
     read."""
     if not config.decode.enabled:
         return
+    check_encoder(config.decode.bertscore, config.model.cache)
     if config.decode.grounding not in (None, CORPUS) and not any(map(str.strip, read_names(config.decode.grounding))):
         raise ConfigError(f"decode.grounding = {config.decode.grounding!r}: contains no name")
     name, given, prompt = config.decode.decoder, config.model.name_or_path, config.corpus.prompt

@@ -51,6 +51,7 @@ DECODE_MEASURES = {
     "token_accuracy": "token accuracy",
     "bleu": "BLEU",
     "token_f1": "token F1",
+    "bert_f1": "BERTScore (F1)",
     "entity_kept": "entity kept",
     "relation_right": "asked in the right words",
     "steering_groups": "groups steered among",

@@ -11,16 +11,19 @@ from pathlib import Path
 import psutil
 import pytest
 from runs import copied, small
+from tiny_models import tiny_encoder, tiny_writer
 
-from ka2l_ray.config import Config, ConfigError
+from ka2l_ray.config import Config, ConfigError, ModelSection
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.decode.decoders import card_at
 from ka2l_ray.decode.self_decoder import SelfCard
+from ka2l_ray.decode.seq2seq import Seq2SeqCard
 from ka2l_ray.decode.stage import check_decoder, decode
 from ka2l_ray.decode.states_stage import decoder_of
 from ka2l_ray.decode.training import train_decoder
 from ka2l_ray.errors import StageError
+from ka2l_ray.models.loading import load_tokenizer
 
 TRAINING = (
     "{examples: 64, batch_rows: 8, rank: 2, layer: 3, held_out: 0.2, "
@@ -150,8 +153,10 @@ def test_bad_input_is_refused_before_any_actor_starts(scored, tmp_path: Path, ch
 @pytest.mark.long
 def test_the_states_that_decode_best_are_searched_for_and_read(scored, tmp_path: Path) -> None:
     search = "{layers: [1, 3], token_layers: [2, none], examples: 64, held_out_rows: 16}"
-    made = copied(scored[0], trained(tmp_path, f"decode.training.search={search}"))
+    encoder = f"decode.bertscore.encoder={tiny_encoder(tmp_path / 'bert')}"
+    made = copied(scored[0], trained(tmp_path, f"decode.training.search={search}", encoder))
     record = train_decoder(made)
+    assert 0.0 < record["held_out_metrics"]["bert_f1"] <= 1.0
     found = record["search"]
     assert len({(t["layer"], t["token_layer"]) for t in found}) == 4
     assert [t["loss"] for t in found] == sorted(t["loss"] for t in found)
@@ -163,3 +168,19 @@ def test_the_states_that_decode_best_are_searched_for_and_read(scored, tmp_path:
     (decoder_of(made) / "training.json").delete()  # as after a kill in training
     assert train_decoder(made)["search"] == found
     assert {f: f.stat().st_mtime_ns for f in tried} == tried, "what is there is not tried again"
+
+
+@pytest.mark.long
+def test_an_encoder_decoder_is_trained_and_decodes_what_was_read(scored, tmp_path: Path) -> None:
+    writer = tiny_writer("t5", load_tokenizer(ModelSection(name_or_path="world")), tmp_path / "t5")
+    made = copied(scored[0], trained(tmp_path, f"decode.training.writer={writer}"))
+    record = train_decoder(made)
+    assert record["losses"][-1] < record["losses"][0]
+    card = card_at(Path(decoder_of(made).path))
+    assert isinstance(card, Seq2SeqCard)
+    assert (card.layer, card.token_layer, card.writer) == (3, 2, str(writer))
+    measured = check_decoder(made)
+    assert measured["token_f1"] is not None
+    written = made.base("reconstruction").read(["decoded_question", "error"])
+    assert written["error"].null_count == written.num_rows > 0
+    assert any(written["decoded_question"].to_pylist())

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 from decoder_jobs import CARD, QUESTIONS, WORLD, InFolder, batches, job, read
-from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
+from tiny_models import tiny_writer
 
 from ka2l_ray.config import load_config
 from ka2l_ray.dataflow.placement import CPU
@@ -22,29 +21,7 @@ from ka2l_ray.models.abilities import Abilities
 from ka2l_ray.models.loading import WORLD_MODEL, load_tokenizer
 from ka2l_ray.pipeline.checks import check_decoder_fits
 
-TOKENS: dict[str, Any] = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
 FAMILIES = ("t5", "bart")
-
-
-def tiny_writer(family: str, folder: Path) -> Path:
-    """A random encoder-decoder with the world's tokenizer, in a folder."""
-    torch.manual_seed(0)
-    tokenizer = load_tokenizer(WORLD)
-    sizes: dict[str, Any] = {"vocab_size": len(tokenizer), "d_model": 64} | TOKENS
-    sizes |= {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    if family == "t5":
-        made = T5ForConditionalGeneration(
-            T5Config(**sizes, d_kv=16, num_heads=4, d_ff=128, num_layers=2, dropout_rate=0.0)
-        )
-    else:
-        heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "bos_token_id": None}
-        heads |= {"encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128}
-        made = BartForConditionalGeneration(
-            BartConfig(**sizes, **heads, dropout=0.0, max_position_embeddings=64, forced_eos_token_id=None)
-        )
-    made.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def card(writer: Path, **fields: Any) -> Seq2SeqCard:
@@ -62,7 +39,7 @@ def rows() -> pa.Table:
 def trained(request: pytest.FixtureRequest, rows: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a decoder that was shown 48 questions, 50 times each; the last weights are kept."""
     folder = tmp_path_factory.mktemp(request.param)
-    writer = tiny_writer(request.param, folder / "pretrained")
+    writer = tiny_writer(request.param, load_tokenizer(WORLD), folder / "pretrained")
     shown = {"examples": 48 * 50, "learning_rate": 3e-3, "evaluate_every_steps": 10_000}
     found = fit_rank(job(rows, folder, card(writer), **shown), batches(rows), 0, 1, InFolder(folder))
     assert found["losses"][-1] < found["losses"][0] / 5
@@ -108,7 +85,9 @@ def test_a_stored_decoder_is_whole_without_the_pretrained_writer_and_the_studied
 
 
 def test_a_decoder_that_reads_no_tokens_reads_the_pooled_state_alone(rows: pa.Table, tmp_path: Path) -> None:
-    decoder = Seq2SeqDecoder.begun(card(tiny_writer("t5", tmp_path / "w"), token_layer=None), None).eval()
+    decoder = Seq2SeqDecoder.begun(
+        card(tiny_writer("t5", load_tokenizer(WORLD), tmp_path / "w"), token_layer=None), None
+    ).eval()
     states = QuestionStates.pooled_alone(states_of(rows).pooled[:3])
     decoder.begin(states, QUESTIONS[:3], [[], [], []])
     inputs, mask = decoder.read(states)
@@ -141,7 +120,7 @@ def test_a_writer_that_cannot_write_is_refused_before_any_model_loads(tmp_path: 
     assert "decode.training.writer" in (told := says(str(WORLD_MODEL)))
     assert "is no encoder-decoder" in told
     assert "no such folder" in says("/nowhere/at/all")
-    fine = tiny_writer("t5", tmp_path / "fine")
+    fine = tiny_writer("t5", load_tokenizer(WORLD), tmp_path / "fine")
     check_writer(str(fine), None)
     (fine / "model.safetensors").rename(fine / "pytorch_model.bin")
     assert "safetensors" in says(str(fine))

@@ -5,21 +5,17 @@ Out: the `questions` table, one group of files per split, and `questions/dropped
 Refuses to know: formats, duplicates, how rows become a table.
 """
 
-from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import ray
-
 from ka2l_ray import schema
 from ka2l_ray.chat.replies import replies_folder
-from ka2l_ray.config import ConfigError, NodesSection
-from ka2l_ray.corpus.table import Result, check_budget, fill
+from ka2l_ray.config import ConfigError
+from ka2l_ray.corpus.table import check_budget, fill
 from ka2l_ray.corpus.together import large_group
-from ka2l_ray.dataflow.log import log, log_progress
+from ka2l_ray.dataflow.log import log
 from ka2l_ray.dataflow.runs import Run
-from ka2l_ray.dataflow.tasks import cancel, fetch, placed
-from ka2l_ray.dataflow.vault import open_vault, vault
+from ka2l_ray.dataflow.tasks import run_tasks
 
 SCRATCH, DROPPED = "_parsed", "dropped"
 
@@ -39,7 +35,14 @@ def questions(run: Run) -> dict[str, Any]:
     scratch = (table.folder / SCRATCH).make()
     try:
         replies = replies_folder(run.config.annotate.endpoint, run.folder)
-        fill(run.config, table, scratch, table.folder / DROPPED, partial(_as_tasks, run.config.ray.tasks), replies)
+        fill(
+            run.config,
+            table,
+            scratch,
+            table.folder / DROPPED,
+            partial(run_tasks, run.config.ray.tasks, "questions"),
+            replies,
+        )
         check_budget(run.config, table.part_rows("pool"))
     except ConfigError:
         table.folder.delete()
@@ -50,30 +53,6 @@ def questions(run: Run) -> dict[str, Any]:
         if large := large_group(table.manifest()):
             log.warning("%s", large, extra={"stage": "questions"})
     return table.manifest()
-
-
-def _as_tasks(
-    nodes: NodesSection, function: Callable[..., Result], calls: Sequence[tuple[object, ...]]
-) -> list[Result]:
-    """Each call as a Ray task on these nodes, as many at once as they have CPUs; the first that fails ends all."""
-    task, token = ray.remote(_with_token).options(name=function.__name__, **placed(nodes)), vault()
-    waiting = {task.remote(token, function, *arguments): n for n, arguments in enumerate(calls)}
-    done: dict[int, Result] = {}
-    with log_progress("questions", lambda: f"{len(done):,} of {len(calls):,} files read" if len(calls) > 1 else None):
-        try:
-            while waiting:
-                (ready,), _ = ray.wait(list(waiting))
-                number = waiting.pop(ready)
-                done[number] = fetch(ready)
-        finally:
-            cancel(waiting)  # before the folder that they write to is deleted
-    return [done[n] for n in range(len(calls))]
-
-
-def _with_token(token: Any, function: Callable[..., Result], *arguments: object) -> Result:
-    """The call, which may read a data set of the hub that only the driver's token opens."""
-    open_vault(token)
-    return function(*arguments)
 
 
 def summary(manifest: dict[str, Any]) -> str:

@@ -1,18 +1,19 @@
 """Where Ray tasks run, their results, errors and cancellation.
 
-In: the nodes wanted, references to tasks, errors that came through Ray. Out: options; a task's own result or error;
-tasks that have ended.
+In: the nodes wanted, calls, references to tasks, errors that came through Ray. Out: options; a task's own result or
+error; tasks that have ended.
 Refuses to know: what a task does.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from ka2l_ray.config import NodesSection
-from ka2l_ray.dataflow.log import log
+from ka2l_ray.dataflow.log import log, log_progress
+from ka2l_ray.dataflow.vault import open_vault, vault
 from ka2l_ray.errors import UserError, last_line, names_a_library, one_line_with_type, without_type
 
 T = TypeVar("T")
@@ -51,6 +52,30 @@ def cancel(references: "Collection[ray.ObjectRef[Any]]", patience_s: float = 30.
         if not waiting or len(ray.wait(waiting, num_returns=len(waiting), timeout=patience_s)[0]) == len(waiting):
             return
     log.warning("%d cancelled tasks have not ended after %.0f s", len(references), 2 * patience_s)
+
+
+def run_tasks(
+    nodes: NodesSection, stage: str, function: Callable[..., T], calls: Sequence[tuple[object, ...]]
+) -> list[T]:
+    """Each call as a Ray task on these nodes, as many at once as they have CPUs, and their results in order; the first
+    that fails ends all. A call may open what only the driver has the keys to. Progress is logged."""
+    task, token = ray.remote(_with_token).options(name=function.__name__, **placed(nodes)), vault()
+    waiting = {task.remote(token, function, *arguments): n for n, arguments in enumerate(calls)}
+    done: dict[int, T] = {}
+    with log_progress(stage, lambda: f"{len(done):,} of {len(calls):,} files read" if len(calls) > 1 else None):
+        try:
+            while waiting:
+                (ready,), _ = ray.wait(list(waiting))
+                number = waiting.pop(ready)
+                done[number] = fetch(ready)
+        finally:
+            cancel(waiting)  # before what they write to is deleted
+    return [done[n] for n in range(len(calls))]
+
+
+def _with_token(token: Any, function: Callable[..., T], *arguments: object) -> T:
+    open_vault(token)
+    return function(*arguments)
 
 
 def one_line(error: BaseException) -> str:

@@ -2,8 +2,7 @@
 
 In: question texts, scores, the texts that exist already. Out: one of `schema.DECODE_STATUSES` per question.
 Refuses to know: models, tables. Texts are compared after normalisation and by similarity: a slightly reworded eval
-question is a leak too, and a slightly reworded question of the corpus is nothing new. Others are streamed, one to two
-minutes for a million.
+question is a leak too, and a slightly reworded question of the corpus is nothing new.
 """
 
 import hashlib
@@ -17,7 +16,6 @@ import numpy as np
 from ka2l_ray.config import DecodeSection
 from ka2l_ray.decode.steering import Steering
 from ka2l_ray.text.duplicates import groups, signatures
-from ka2l_ray.text.likeness import alike_to_any
 from ka2l_ray.text.normal import normalize
 
 Values = Sequence[bool] | Sequence[float] | np.ndarray
@@ -41,17 +39,6 @@ def are_marked(questions: Iterable[str]) -> bool:
 def text_hash(text: str) -> int:
     """64-bit hash of the normalised text."""
     return int.from_bytes(hashlib.blake2b(normalize(text).encode(), digest_size=8).digest(), "big")
-
-
-def alike(questions: Sequence[str], others: Iterable[Sequence[str]], threshold: float) -> np.ndarray:
-    """Which of N questions (bool, (N,)) have a similarity of at least `threshold` to one of others
-    (`corpus.near_duplicates`); at 1, which are equal to one. `others` yields texts in batches, and is read once."""
-    batches = ([normalize(text) for text in batch] for batch in others)
-    keys = [normalize(question) for question in questions]
-    if threshold < 1:
-        return alike_to_any(keys, batches, threshold)
-    equal = set(keys).intersection(key for batch in batches for key in batch)
-    return np.array([key in equal for key in keys], bool)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,13 +97,13 @@ def statuses(found: Found, decode: DecodeSection, near_duplicates: float = 1.0, 
 def statuses_of(
     rows: Sequence[Mapping[str, Any]],
     decode: DecodeSection,
-    evaluation: Iterable[Sequence[str]],
-    existing: Iterable[Sequence[str]],
+    leaked: np.ndarray,
+    repeated: np.ndarray,
     near_duplicates: float,
     steering: Steering | None = None,
     marked: bool = True,
 ) -> list[str]:
-    """The status of rows of `written`, by the texts of eval and of all other questions, in batches that are read once;
+    """The status of rows of `written`, by which of them are `alike` to a question of eval and to any other, (N,) each;
     `steering` says which groups ask the same, `marked` whether questions end with a question mark."""
     texts = [r["decoded_question"] for r in rows]
     aspect = dict(zip(steering.names, steering.aspects, strict=True)) if steering else {}
@@ -124,8 +111,8 @@ def statuses_of(
         questions=texts,
         p_unknown=[r["p_unknown"] for r in rows],
         exhausted=[r["exhausted"] for r in rows],
-        leaked=alike(texts, evaluation, near_duplicates),
-        repeated=alike(texts, existing, near_duplicates),
+        leaked=leaked,
+        repeated=repeated,
         reworded=[r["reworded"] for r in rows],
         explained=[r["explained"] for r in rows],
         grounded=[r["name"] is not None for r in rows] if decode.grounding else None,

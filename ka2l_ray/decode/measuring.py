@@ -29,7 +29,7 @@ def measures(
         return found
     log.info("BERTScore of %d questions by %s", len(true), decode.bertscore.encoder, extra={"stage": "decode"})
     pool, gpus = decode.pool, gpus_used(run.config.model, decode.pool.gpus)
-    task = ray.remote(_scored).options(num_cpus=pool.cpus, num_gpus=gpus, **placed(pool.nodes))
+    task: Any = ray.remote(_scored).options(num_cpus=pool.cpus, num_gpus=gpus, **placed(pool.nodes))
     device = "cuda" if gpus else "cpu"
     score = task.remote(vault(), list(written), list(true), decode.bertscore, run.config.model.cache, device)
     return found | {"bert_f1": fetch(score)}

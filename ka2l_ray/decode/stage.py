@@ -4,8 +4,7 @@ In: source questions. Out: the table `decoded` of a round, and `reconstruction`,
 Refuses to know: who acquires, who annotates. A round's sources are bounded by its budget, so they are read whole.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from logging import INFO, WARNING
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,12 @@ from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.dataflow.shard_size import row_seconds
 from ka2l_ray.dataflow.stage import Stage, run_stage
 from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.dataflow.tasks import run_tasks
 from ka2l_ray.decode.actor import DecodeActor, DecodeSetup
 from ka2l_ray.decode.asked import AskedAbout, asked_about
 from ka2l_ray.decode.augment import CARD, Augmenter, requests_for, source_fields
 from ka2l_ray.decode.decoders import Card, card_at, standardised
+from ka2l_ray.decode.existing import alike, alike_in
 from ka2l_ray.decode.filters import are_marked, statuses_of
 from ka2l_ray.decode.grounding import Names, read_names
 from ka2l_ray.decode.measuring import measures
@@ -43,6 +44,8 @@ from ka2l_ray.models.loading import depth_and_width
 from ka2l_ray.models.prompts import Tokenize, corpus_prompt
 from ka2l_ray.tables import matrix
 
+SEARCHED_HERE = 200_000
+"""Questions, at most, among which the driver itself looks for near-duplicates: a million take it one to two minutes."""
 _REQUESTS = schema.TABLES["requests"].schema
 
 
@@ -72,15 +75,25 @@ def decoded_statuses(run: Run, rows: Sequence[Mapping[str, Any]], already: Seque
     """The status of each row of `written`, one of `schema.DECODE_STATUSES`, by the run's splits and the questions that
     were decoded before."""
     fitted = Augmenter.load(_augmenter(run), run.config.decode, run.config.run.seed)
-    return statuses_of(
-        rows,
-        run.config.decode,
-        _texts(run, "eval"),
-        chain(_texts(run, "probe", "pool"), [already]),
-        run.config.corpus.near_duplicates,
-        fitted.steering,
-        fitted.marked,
-    )
+    texts, threshold = [r["decoded_question"] for r in rows], run.config.corpus.near_duplicates
+    leaked = _alike_to(run, texts, "eval")
+    repeated = _alike_to(run, texts, "probe", "pool") | alike(texts, [already], threshold)
+    return statuses_of(rows, run.config.decode, leaked, repeated, threshold, fitted.steering, fitted.marked)
+
+
+def _alike_to(run: Run, texts: Sequence[str], *splits: str) -> np.ndarray:
+    """Which of N texts (bool, (N,)) are alike to a question of some splits, but for those of eval that repeat a pool
+    question word by word. A task for each file where there are many questions."""
+    table, found = run.table("questions"), np.zeros(len(texts), bool)
+    files = [file for split in splits for file in table.files(split)]
+    calls = [(table.folder, file, list(texts), run.config.corpus.near_duplicates) for file in files]
+    if sum(map(table.part_rows, splits)) <= SEARCHED_HERE:
+        parts = [alike_in(*call) for call in calls]
+    else:
+        parts = run_tasks(run.config.ray.tasks, "decode", alike_in, calls)
+    for part in parts:
+        found |= part
+    return found
 
 
 def _asked(run: Run, sources: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]]) -> AskedAbout:
@@ -218,13 +231,6 @@ def _stage(run: Run, table: str, augmenter: Folder | None = None) -> Stage[Decod
         prepare=Tokenize(config.model, prompt),
         row_seconds=row_seconds(pool),
     )
-
-
-def _texts(run: Run, *splits: str) -> Iterator[list[str]]:
-    """The questions of some splits, streamed; without those of eval that repeat a pool question word by word."""
-    table = run.table("questions")
-    batches = (b for split in splits for b in table.batches(["question", "scope"], part=split))
-    return ([r["question"] for r in b.to_pylist() if r["scope"] != "same"] for b in batches)
 
 
 def decoded_before(folders: Iterable[Folder]) -> list[dict[str, Any]]:

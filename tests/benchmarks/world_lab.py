@@ -37,7 +37,8 @@ from ka2l_ray.decode.actor import DecodeActor, DecodeSetup
 from ka2l_ray.decode.asked import asked_about
 from ka2l_ray.decode.augment import Augmenter, requests_for
 from ka2l_ray.decode.decoders import card_at, standardised
-from ka2l_ray.decode.filters import Found, alike, statuses, statuses_of
+from ka2l_ray.decode.existing import alike
+from ka2l_ray.decode.filters import Found, statuses, statuses_of
 from ka2l_ray.decode.grounding import Names
 from ka2l_ray.decode.metrics import Reconstruction, reconstruction
 from ka2l_ray.decode.question_states import QuestionStates
@@ -234,7 +235,9 @@ class Lab:
         columns = {name: list(values) for name, values in written.items() if name != "state"}
         made = [r | {name: values[n] for name, values in columns.items()} for n, r in enumerate(requests)]
         existing, threshold = [[r["question"] for r in rows]], CorpusSection().near_duplicates
-        status = statuses_of(made, section, self._evaluation, existing, threshold, steering)
+        texts = [r["decoded_question"] for r in made]
+        leaked, repeated = (alike(texts, others, threshold) for others in (self._evaluation, existing))
+        status = statuses_of(made, section, leaked, repeated, threshold, steering)
         return [r | {"status": s} for r, s in zip(made, status, strict=True)]
 
     def found_again(self, count: int, candidates: int, corrections: int = 0) -> Reconstruction:

@@ -13,6 +13,7 @@ from ka2l_ray.config import parse_config
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.dataflow.storage import Folder
+from ka2l_ray.decode import stage
 from ka2l_ray.decode.augment import Augmenter
 from ka2l_ray.decode.question_states import token_column
 from ka2l_ray.decode.stage import check_decoder, decoded_statuses, is_fitted
@@ -26,8 +27,14 @@ SPLITS = {
 }
 
 
-@pytest.mark.parametrize(("near_duplicates", "reworded"), [(0.8, "eval"), (1.0, "kept")])
-def test_a_slightly_reworded_eval_question_is_dropped(tmp_path: Path, near_duplicates: float, reworded: str) -> None:
+@pytest.mark.parametrize(
+    ("near_duplicates", "reworded", "here"), [(0.8, "eval", 10), (0.8, "eval", 1), (1.0, "kept", 10)]
+)
+def test_a_slightly_reworded_eval_question_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, near_duplicates: float, reworded: str, here: int
+) -> None:
+    """Also where there are more questions than the driver looks through itself."""
+    monkeypatch.setattr(stage, "SEARCHED_HERE", here)
     run = Run(Folder.of(str(tmp_path)), parse_config({"corpus": {"near_duplicates": near_duplicates}}, "test"))
     rows = {split: [{"id": q, "question": q, "split": split} for q in texts] for split, texts in SPLITS.items()}
     run.table("questions").write(

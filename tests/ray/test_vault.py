@@ -10,8 +10,8 @@ import ray
 from ray.exceptions import RayActorError
 
 from ka2l_ray.config import NodesSection
-from ka2l_ray.corpus.stage import _as_tasks
 from ka2l_ray.dataflow.cluster import hub_address
+from ka2l_ray.dataflow.tasks import run_tasks
 from ka2l_ray.dataflow.vault import open_vault, vault
 from ka2l_ray.errors import ConfigError
 
@@ -46,7 +46,10 @@ def test_files_of_a_corpus_are_read_with_it(monkeypatch: pytest.MonkeyPatch) -> 
     def token_for(file: str) -> str:
         return f"{file} {os.environ.get('HF_TOKEN')}"
 
-    assert _as_tasks(NodesSection(), token_for, [("a",), ("b",)]) == ["a hf_of_the_corpus", "b hf_of_the_corpus"]
+    assert run_tasks(NodesSection(), "questions", token_for, [("a",), ("b",)]) == [
+        "a hf_of_the_corpus",
+        "b hf_of_the_corpus",
+    ]
 
 
 def test_one_whose_process_was_killed_is_replaced(on_worker: Any, monkeypatch: pytest.MonkeyPatch) -> None:

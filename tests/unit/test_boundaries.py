@@ -33,7 +33,7 @@ MARKED = {
     for name in (
         "dataflow/cluster dataflow/local_nodes dataflow/metrics dataflow/nodes dataflow/stage dataflow/tasks "
         "dataflow/trials dataflow/vault corpus/stage probe/search probe/trial annotate/stage decode/search "
-        "decode/training finetune/train world_model/build pipeline/checks pipeline/curves cli/jobs"
+        "decode/training decode/measuring finetune/train world_model/build pipeline/checks pipeline/curves cli/jobs"
     ).split()
 }
 """The files that may import Ray; an upper bound."""

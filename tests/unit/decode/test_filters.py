@@ -5,7 +5,8 @@ import pytest
 from ka2l_ray import schema
 from ka2l_ray.config import Config, DecodeSection
 from ka2l_ray.corpus.world import world_questions
-from ka2l_ray.decode.filters import Found, alike, are_marked, is_well_formed, statuses
+from ka2l_ray.decode.existing import alike
+from ka2l_ray.decode.filters import Found, are_marked, is_well_formed, statuses
 from ka2l_ray.world.facts import RESERVED_PHRASING, phrase_question
 
 EXISTING = ["Where does Ada Byron live?"]

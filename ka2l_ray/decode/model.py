@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
+from ka2l_ray.decode.standards import stored_weights
 from ka2l_ray.decode.writing_loop import write_tokens
 from ka2l_ray.errors import ConfigError
 
@@ -132,12 +132,7 @@ class StateDecoder(nn.Module):
         Raises `ConfigError` where the weights are no safetensors, or do not match the card.
         """
         decoder = cls(read_card(folder))
-        try:
-            tensors = load_file(folder / "decoder.safetensors")
-        except SafetensorError as error:
-            raise ConfigError(
-                f"{folder}: decoder.safetensors is not a safetensors file, and no other kind is read: {error}"
-            ) from error
+        tensors = stored_weights(folder)
         missing, unexpected = decoder.load_state_dict(tensors, strict=False)
         if unexpected or set(missing) & decoder._stored_keys():
             raise ConfigError(

@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
@@ -26,7 +25,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from ka2l_ray.config import LoraSection
 from ka2l_ray.decode.model import CARD
 from ka2l_ray.decode.question_states import QuestionStates
-from ka2l_ray.decode.standards import WEIGHTS, Standards
+from ka2l_ray.decode.standards import WEIGHTS, Standards, StatesCard, stored_weights
 from ka2l_ray.errors import ConfigError
 from ka2l_ray.finetune.model import with_new_adapters
 from ka2l_ray.hashing import uniform
@@ -40,24 +39,15 @@ RIDGE = 1e-2
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelfCard:
-    """The states that the decoder reads: of `model` (`ModelSection.identity`) under `prompt`, the pooled state at
-    `layer` and `position`, and the states of tokens at `token_layer` (None: none), each of `width` D. Then its own
-    size: the adapters' `rank`, `pooled_tokens`, the `words` around what it reads, and the most tokens of a question."""
+class SelfCard(StatesCard):
+    """With the decoder's own size: the adapters' `rank`, `pooled_tokens`, the `words` around what it reads, and the
+    most tokens of a question."""
 
     kind: str = "self"
-    model: str
-    prompt: str
-    layer: int
-    position: str
-    token_layer: int | None
-    width: int
     rank: int = 16
     pooled_tokens: int = 2
     words: tuple[str, str, str] = (" About", ",", ":")
     max_tokens: int = 48
-    held_out: float = 0.05
-    """Share of the entities that it was never trained on (`is_held_out`)."""
 
 
 def is_held_out(question: str, entity: str | None, share: float) -> bool:
@@ -237,12 +227,7 @@ class SelfDecoder(nn.Module):
         Raises `ConfigError` where the weights are no safetensors, or do not match the card.
         """
         decoder = cls(read_self_card(folder), model, tokenizer)
-        try:
-            tensors = load_file(folder / WEIGHTS)
-        except SafetensorError as error:
-            raise ConfigError(
-                f"{folder}: {WEIGHTS} is not a safetensors file, and no other kind is read: {error}"
-            ) from error
+        tensors = stored_weights(folder)
         wanted = {k: v.shape for k, v in decoder.stored().items()}
         if wanted != {k: v.shape for k, v in tensors.items()}:
             raise ConfigError(f"{folder}: {WEIGHTS} does not match {CARD}, or is of a model of another shape")

@@ -15,8 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
@@ -31,7 +30,7 @@ from ka2l_ray.config import ModelSection
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.decode.model import CARD
 from ka2l_ray.decode.question_states import QuestionStates
-from ka2l_ray.decode.standards import WEIGHTS, Standards
+from ka2l_ray.decode.standards import WEIGHTS, Standards, StatesCard, stored_weights
 from ka2l_ray.decode.writing_loop import write_tokens
 from ka2l_ray.errors import ConfigError
 from ka2l_ray.models.hub import is_on_hub
@@ -43,21 +42,13 @@ WRITER = "writer"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seq2SeqCard:
-    """The states that the decoder reads, as in `SelfCard`; then what its writer began as, `pooled_tokens`, and the most
-    tokens of a question."""
+class Seq2SeqCard(StatesCard):
+    """With what the writer began as, the `pooled_tokens` that it reads, and the most tokens of a question."""
 
     kind: str = "seq2seq"
-    model: str
-    prompt: str
-    layer: int
-    position: str
-    token_layer: int | None
-    width: int
     writer: str
     pooled_tokens: int = 8
     max_tokens: int = 64
-    held_out: float = 0.05
 
 
 def read_seq2seq_card(folder: Path) -> Seq2SeqCard:
@@ -170,12 +161,7 @@ class Seq2SeqDecoder(nn.Module):
         """
         writer = AutoModelForSeq2SeqLM.from_config(AutoConfig.from_pretrained(folder / WRITER))
         decoder = cls(read_seq2seq_card(folder), writer, AutoTokenizer.from_pretrained(folder / WRITER))
-        try:
-            tensors = load_file(folder / WEIGHTS)
-        except SafetensorError as error:
-            raise ConfigError(
-                f"{folder}: {WEIGHTS} is not a safetensors file, and no other kind is read: {error}"
-            ) from error
+        tensors = stored_weights(folder)
         if {k: v.shape for k, v in decoder.stored().items()} != {k: v.shape for k, v in tensors.items()}:
             raise ConfigError(f"{folder}: {WEIGHTS} does not match {CARD} and the configuration in {WRITER}")
         decoder.load_state_dict(tensors, strict=False)

@@ -1,19 +1,47 @@
-"""Means and deviations of the states that a decoder was trained on.
+"""What is stored with every decoder: which states it reads, their means and deviations, its weights.
 
-In: states (N, D); a decoder's folder. Out: the same less their mean, in standard deviations, and
-back. Refuses to know: how decoders write.
+In: states (N, D); a decoder's folder. Out: the same less their mean, in standard deviations, and back; tensors. Refuses
+to know: how decoders write.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
 from ka2l_ray.decode.question_states import QuestionStates
+from ka2l_ray.errors import ConfigError
 
 WEIGHTS = "decoder.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatesCard:
+    """The states that a decoder reads: of `model` (`ModelSection.identity`) under `prompt`, the pooled state at `layer`
+    and `position`, and the states of tokens at `token_layer` (None: none), each of `width` D."""
+
+    model: str
+    prompt: str
+    layer: int
+    position: str
+    token_layer: int | None
+    width: int
+    held_out: float = 0.05
+    """Share of the entities that it was never trained on (`self_decoder.is_held_out`)."""
+
+
+def stored_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a decoder's folder by name. Raises `ConfigError` where they are no safetensors."""
+    try:
+        return load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise ConfigError(
+            f"{folder}: {WEIGHTS} is not a safetensors file, and no other kind is read: {error}"
+        ) from error
 
 
 class Standards(nn.Module):
@@ -53,7 +81,7 @@ class Standards(nn.Module):
 
 def stored_standards(folder: Path, states: QuestionStates) -> QuestionStates:
     """States as the decoder in a folder standardises them, with its means and deviations alone."""
-    tensors, width = load_file(folder / WEIGHTS), states.pooled.shape[1]
+    tensors, width = stored_weights(folder), states.pooled.shape[1]
     pooled, tokens = Standards(width), Standards(width)
     for name, made in (("of_pooled", pooled), ("of_tokens", tokens)):
         made.load_state_dict({part: tensors[f"{name}.{part}"] for part in ("mean", "scale")})

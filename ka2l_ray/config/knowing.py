@@ -197,8 +197,8 @@ class DecoderTrainingSection(Section):
     search: DecoderSearchSection = DecoderSearchSection()
     rank: Positive = 16
     """Rank of the adapters; a writer of its own has none."""
-    pooled_tokens: Annotated[int, Field(ge=1, le=64)] = 2
-    """Pseudo-tokens that the pooled state becomes."""
+    pooled_tokens: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = "auto"
+    """Pseudo-tokens that the pooled state becomes; `auto`: 2, and 8 for a writer of its own."""
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-3
     """AdamW's learning rate after warm-up; it stays, and falls to zero over the second half."""
     warmup_steps: NonNegativeInt = 20

@@ -185,7 +185,8 @@ class _Passes:
         (loss / sums[1].item()).backward()
         if self._ranks > 1:
             for parameter in self._trained:
-                self._sum(parameter.grad)
+                if parameter.grad is not None:  # as in an embedding that no pass reads
+                    self._sum(parameter.grad)
         torch.nn.utils.clip_grad_norm_(self._trained, MAX_GRAD_NORM)
         self._optimizer.step()
         self._optimizer.zero_grad()

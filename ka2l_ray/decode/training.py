@@ -103,7 +103,9 @@ def card_of(run: Run) -> TrainedCard:
     layer, token_layer = layers_of(run.config)
     states: dict[str, Any] = {"model": run.config.model.identity, "prompt": corpus_prompt(run).template}
     states |= {"layer": layer, "position": training.position, "token_layer": token_layer, "width": width}
-    states |= {"pooled_tokens": training.pooled_tokens, "held_out": training.held_out}
+    states |= {"held_out": training.held_out}
+    if training.pooled_tokens != "auto":
+        states |= {"pooled_tokens": training.pooled_tokens}
     if training.writer is not None:
         return Seq2SeqCard(**states, writer=training.writer)
     return SelfCard(**states, rank=training.rank)

@@ -173,7 +173,7 @@ def test_the_states_that_decode_best_are_searched_for_and_read(scored, tmp_path:
 @pytest.mark.long
 def test_an_encoder_decoder_is_trained_and_decodes_what_was_read(scored, tmp_path: Path) -> None:
     writer = tiny_writer("t5", load_tokenizer(ModelSection(name_or_path="world")), tmp_path / "t5")
-    made = copied(scored[0], trained(tmp_path, f"decode.training.writer={writer}"))
+    made = copied(scored[0], trained(tmp_path, f"decode.training.writer={writer}", "decode.training.workers=2"))
     record = train_decoder(made)
     assert record["losses"][-1] < record["losses"][0]
     card = card_at(Path(decoder_of(made).path))

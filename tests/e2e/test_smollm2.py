@@ -48,6 +48,7 @@ def file() -> Path:
     return gguf_file(SMOLLM2)
 
 
+@pytest.mark.long
 def test_logits_are_those_calculated_from_the_files_bytes(file):
     from gguf_by_hand import logits_by_hand
 

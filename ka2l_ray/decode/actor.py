@@ -127,16 +127,7 @@ class DecodeActor:
         texts = self._candidates(wanted, requests, tried, exhausted)
         best: dict[int, _Text] = {}
         _keep_better(best, self._read_back(texts, [n for n, _ in tried], wanted, requests, asked))
-        after = [[best[n].explained] for n in range(len(requests))]
-        aim, again = wanted.pooled.copy(), [n for n in range(len(requests)) if self._is_corrected(requests[n])]
-        again = [n for n in again if not exhausted[n] and best[n].error is None]
-        for _ in range(self._decode.corrections if again else 0):
-            aim[again] += CORRECTED * (wanted.pooled[again] - np.stack([best[n].state for n in again]))
-            aimed = QuestionStates(aim[again], [wanted.tokens[n] for n in again])
-            texts = self._decoded(aimed, [requests[n]["id"] for n in again])
-            _keep_better(best, self._read_back(texts, again, wanted, requests, asked))
-            for n in again:
-                after[n].append(best[n].explained)
+        after = self._correct(best, wanted, requests, asked, exhausted)
         chosen = [best[n] for n in range(len(requests))]
         states = np.stack([text.state for text in chosen]) if chosen else wanted.pooled
         failed |= {n: text.error for n, text in best.items() if text.error is not None and n not in failed}
@@ -155,9 +146,28 @@ class DecodeActor:
         }
         return columns | error_column(failed, batch.num_rows)
 
-    def _is_corrected(self, request: dict[str, Any]) -> bool:
-        """Whether it is the wanted state that counts, and not what is drawn from it, nor how good one text is."""
-        return request["augment"] not in ("none", "temperature")
+    def _correct(
+        self,
+        best: dict[int, _Text],
+        wanted: QuestionStates,
+        requests: list[dict[str, Any]],
+        asked: list[frozenset[int]],
+        exhausted: list[bool],
+    ) -> list[list[float]]:
+        """Replace texts by nearer ones, round by round. Returns of each request the share that its best text explains,
+        at first and after each round; where the wanted state is not what counts, there are none."""
+        after = [[best[n].explained] for n in range(len(requests))]
+        counts = [r["augment"] not in ("none", "temperature") for r in requests]
+        again = [n for n, so in enumerate(counts) if so and not exhausted[n] and best[n].error is None]
+        aim = wanted.pooled[again]
+        for _ in range(self._decode.corrections if again else 0):
+            aim += CORRECTED * (wanted.pooled[again] - np.stack([best[n].state for n in again]))
+            aimed = QuestionStates(aim, [wanted.tokens[n] for n in again])
+            texts = self._decoded(aimed, [requests[n]["id"] for n in again])
+            _keep_better(best, self._read_back(texts, again, wanted, requests, asked))
+            for n in again:
+                after[n].append(best[n].explained)
+        return after
 
     def _read_back(
         self,

@@ -206,12 +206,12 @@ class _Estimate:
         curves = sum(STRATEGIES[s].decodes for s in active.strategies)
         wanted = decode.variants * len(decode.augment)
         new = curves * active.budget * wanted
-        rows = checked + new
+        rows, texts = checked + new, decode.candidates + decode.corrections
         whole = decode.decoder != SHIPPED and (decode.decoder is not None or decode.training.writer is None)
         return replace(
             self.line("decode", rows, decode.pool),
-            read_tokens=(2 * checked + new * (1 + decode.candidates)) * self.extent.own,
-            written_tokens=(checked + new * decode.candidates) * DECODED,
+            read_tokens=(2 * checked + new * (1 + texts)) * self.extent.own,
+            written_tokens=(checked + new * texts) * DECODED,
             memory_bytes=(self.shape.weight_bytes if whole else self.shape.first_blocks_bytes(self.deepest))
             + self.reading_bytes(decode.pool),
             memory_is="weights with the decoder's adapters, one batch"
@@ -219,7 +219,7 @@ class _Estimate:
             else f"embeddings and blocks 1 … {self.deepest}, one batch; the decoder comes on top",
             storage_bytes=rows * 2 * TEXT_BYTES,
             does=f"{checked:,} to measure the decoder, "
-            f"then {wanted} per unknown question bought in {curves} curve(s), each the best of {decode.candidates}",
+            f"then {wanted} per unknown question bought in {curves} curve(s), each the best of {texts}",
         )
 
     def training_a_decoder(self) -> Line:

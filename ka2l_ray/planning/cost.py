@@ -248,8 +248,8 @@ class _Estimate:
     @staticmethod
     def _workers(training: DecoderTrainingSection) -> Pool:
         """The workers of a decoder's training as a pool."""
-        most = {"min": training.workers, "max": training.workers}
-        return Pool(**most, cpus=training.cpus_per_worker, gpus=training.gpus_per_worker)
+        count, cpus = training.workers, training.cpus_per_worker
+        return Pool(min=count, max=count, cpus=cpus, gpus=training.gpus_per_worker)
 
     @staticmethod
     def _steps(training: DecoderTrainingSection) -> str:

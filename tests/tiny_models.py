@@ -115,7 +115,12 @@ def tiny_encoder(folder: Path) -> Path:
     (folder / "vocab.txt").write_text("\n".join(known))
     BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
     BertModel(BertConfig(vocab_size=len(known), max_position_embeddings=64, **sizes)).save_pretrained(folder)
     return folder
 

@@ -16,7 +16,7 @@ from transformers import (
     BartForConditionalGeneration,
     BertConfig,
     BertModel,
-    BertTokenizerFast,
+    BertTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -113,7 +113,7 @@ def tiny_encoder(folder: Path) -> Path:
         *(f"##{c}" for c in letters),
     ]
     (folder / "vocab.txt").write_text("\n".join(known))
-    BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
+    BertTokenizer(str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
     torch.manual_seed(0)
     sizes: dict[str, Any] = {
         "hidden_size": 32,

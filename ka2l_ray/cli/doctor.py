@@ -32,7 +32,6 @@ EXTRAS = {
     "vllm": "collect.engine: vllm",
     "bitsandbytes": "model.quantization",
     "gguf": "models in GGUF files",
-    "torchmetrics": "decode.bertscore",
     "tensorboard": "viewing finetune.tensorboard",
 }
 """Packages that only some settings need."""

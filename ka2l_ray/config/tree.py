@@ -29,7 +29,7 @@ _DECODER = "cpus_per_worker nodes checkpoint_every_steps max_failures"
 _ENDPOINT = "url replies key_variable concurrency requests_per_s timeout_s retries backoff_s"
 NO_RESULTS = {
     *"ray report model.cache model.device run.storage run.max_error_fraction run.log search.cpus search.nodes "
-    "active.parallel".split(),
+    "active.parallel decode.bertscore".split(),
     *(f"{stage}.pool" for stage in ("collect", "score", "decode", "evaluate")),
     *(f"finetune.{name}" for name in _FINETUNE.split()),
     *(f"decode.training.{name}" for name in _DECODER.split()),

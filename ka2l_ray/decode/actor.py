@@ -3,8 +3,8 @@ re-embedded, and of those that could be kept the one nearest to what was wanted 
 half of what that one lacks to the state, and decodes again.
 
 In: batches of `requests` with the sources' prompts (`prompts.PROMPT_COLUMNS`). Out: the columns that `schema.py` lists
-for `written`. The decoder sees states, never text. For a decoder of kind `t5` blocks 1 …
-max(decoder's layer, probe's layer) of the model are loaded and nothing after them, for `self` the whole model.
+for `written`. The decoder sees states, never text. Beside one of kind `t5` or `seq2seq` the model's blocks are loaded
+up to the deepest that decoder or probe reads, and nothing after them; for `self` the whole model.
 Refuses to know: Ray, which questions exist.
 """
 

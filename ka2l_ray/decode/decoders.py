@@ -35,8 +35,8 @@ class Decoder(Protocol):
     """Reads states of questions, standardises them, and writes questions from them."""
 
     card: Any
-    blocks: PreTrainedModel
-    """What reads states, within `reading`."""
+    blocks: Any
+    """What reads states, within `reading`; None in one that only writes."""
 
     def reading(self) -> AbstractContextManager[Any]: ...
 
@@ -60,16 +60,17 @@ def load_decoder(
     folder: Path,
     model: ModelSection,
     tokenizer: PreTrainedTokenizerBase,
-    deepest: int,
+    deepest: int | None,
     abilities: Abilities,
     placement: Placement,
 ) -> Decoder:
-    """A decoder, and the model's blocks up to its own layers and `deepest`. Raises `ConfigError` as the `load` of each
-    does."""
-    card = card_at(folder)
+    """A decoder, and the model's blocks up to its own layers and `deepest`; None for one that only writes, so that a
+    decoder which is not the model itself has none. Raises `ConfigError` as the `load` of each does."""
+    card, blocks = card_at(folder), None
     if isinstance(card, SelfCard):
         return _Self(folder, model, tokenizer, placement)
-    blocks = load_up_to(max(card.layer, card.token_layer or 0, deepest), model, abilities, placement)
+    if deepest is not None:
+        blocks = load_up_to(max(card.layer, card.token_layer or 0, deepest), model, abilities, placement)
     if isinstance(card, Seq2SeqCard):
         return _Seq2Seq(folder, blocks, placement)
     return _T5(folder, blocks, tokenizer, placement)
@@ -77,7 +78,7 @@ def load_decoder(
 
 class _T5:
     def __init__(
-        self, folder: Path, blocks: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, placement: Placement
+        self, folder: Path, blocks: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase, placement: Placement
     ) -> None:
         self.blocks, self._tokenizer = blocks, tokenizer
         self._decoder = StateDecoder.load(folder)
@@ -96,7 +97,7 @@ class _T5:
 
 
 class _Seq2Seq:
-    def __init__(self, folder: Path, blocks: PreTrainedModel, placement: Placement) -> None:
+    def __init__(self, folder: Path, blocks: PreTrainedModel | None, placement: Placement) -> None:
         self.blocks, self._decoder = blocks, Seq2SeqDecoder.load(folder).place(placement.device)
         self.card = self._decoder.card
 

@@ -1,6 +1,8 @@
 """Which decoded questions exist already, word by word or almost.
 
-In: texts, questions in batches or in a file. Out: a flag for each text. Refuses to know: why it matters, models, Ray.
+In: texts, questions in batches or in a file. Out: a flag for each text. Texts are compared after normalisation and by
+similarity: a slightly reworded eval question is a leak too, and a slightly reworded question of the corpus is nothing
+new. Refuses to know: models, Ray.
 """
 
 from collections.abc import Iterable, Sequence

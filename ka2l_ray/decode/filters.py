@@ -1,8 +1,7 @@
 """Which decoded questions are kept.
 
-In: question texts, scores, the texts that exist already. Out: one of `schema.DECODE_STATUSES` per question.
-Refuses to know: models, tables. Texts are compared after normalisation and by similarity: a slightly reworded eval
-question is a leak too, and a slightly reworded question of the corpus is nothing new.
+In: question texts, scores, which of them exist already. Out: one of `schema.DECODE_STATUSES` per question.
+Refuses to know: models, tables.
 """
 
 import hashlib

@@ -129,7 +129,7 @@ def fit_rank(
     with checkpoints.latest() as folder:
         if folder is not None:
             history, best = _restored(Path(folder), job, decoder, optimizer)
-    passes, started = _Passes(job, decoder, list(trained.values()), optimizer, world_size), time.monotonic()
+    passes, started = _Passes(job, decoder, list(trained.values()), optimizer, rank, world_size), time.monotonic()
     for rows in _from_step(batches, len(history.losses), job):
         if len(history.losses) >= job.steps or history.is_over(job.training.patience):
             break
@@ -167,9 +167,16 @@ class _Passes:
     """Makes steps and measurements of one rank."""
 
     def __init__(
-        self, job: DecoderJob, decoder: TrainedDecoder, trained: list[Any], optimizer: torch.optim.Optimizer, ranks: int
+        self,
+        job: DecoderJob,
+        decoder: TrainedDecoder,
+        trained: list[Any],
+        optimizer: torch.optim.Optimizer,
+        rank: int,
+        ranks: int,
     ) -> None:
-        self._job, self._decoder, self._trained, self._optimizer, self._ranks = job, decoder, trained, optimizer, ranks
+        self._job, self._decoder, self._trained, self._optimizer = job, decoder, trained, optimizer
+        self._rank, self._ranks = rank, ranks
         half, device = job.precision == "bfloat16", job.placement.device.type
         self._cast = lambda: torch.autocast(device, torch.bfloat16) if half else contextlib.nullcontext()
 
@@ -179,14 +186,16 @@ class _Passes:
         rate = job.training.learning_rate * rate_factor(done, job.steps, job.training.warmup_steps)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
+        torch.manual_seed(job.seed + 1_000_003 * done + 7919 * self._rank)  # dropout's, the same after a kill
         loss, tokens = self._loss(rows)
         sums = torch.tensor([loss.item(), float(tokens)], dtype=torch.float64)
         self._sum(sums)
         (loss / sums[1].item()).backward()
         if self._ranks > 1:
             for parameter in self._trained:
-                if parameter.grad is not None:  # as in an embedding that no pass reads
-                    self._sum(parameter.grad)
+                if parameter.grad is None:  # which no pass of this rank read
+                    parameter.grad = torch.zeros_like(parameter)
+                self._sum(parameter.grad)
         torch.nn.utils.clip_grad_norm_(self._trained, MAX_GRAD_NORM)
         self._optimizer.step()
         self._optimizer.zero_grad()

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from ka2l_ray.config import ModelSection, PromptSection
+from ka2l_ray.config.knowing import KIND_DEPTH
 from ka2l_ray.dataflow.placement import CPU, Placement
 from ka2l_ray.decode.question_states import token_column
 from ka2l_ray.decode.whom import NO_GROUPS, WHOM, CommonWords, whom_tokens
@@ -28,11 +29,6 @@ from ka2l_ray.text.tokens import pad_id
 WHAT_IS = "What is {name}? {name} is a"
 """What the model is about to answer says of what kind a name is. In a question the name's own tokens say what is asked
 too, which is told before it."""
-WHAT_IS_DEPTH = 0.75
-"""Share of the model's depth at which that is read, from its last token. On SmolLM2 and 20 relations of EntityQuestions
-and Wikidata it tells pairs of one kind from others (`steering.KIN`) with an AUROC of 0.994; the name's tokens in the
-question let places pass for works."""
-
 AS_IS = PromptSection(template="{question}")
 
 
@@ -58,7 +54,7 @@ class ReadActor:
 
     def __init__(self, setup: ReadSetup) -> None:
         model, self._setup = setup.model, setup
-        self._kind_layer = round(WHAT_IS_DEPTH * depth_and_width(model)[0])
+        self._kind_layer = round(KIND_DEPTH * depth_and_width(model)[0])
         deepest = max(setup.layer, setup.token_layer or 0, self._kind_layer if setup.kinds else 0)
         tokenizer, blocks = load_tokenizer(model), load_up_to(deepest, model, setup.abilities, setup.placement)
         self._prompter, self._as_is = Prompter(tokenizer, setup.prompt), Prompter(tokenizer, AS_IS)

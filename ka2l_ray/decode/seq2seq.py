@@ -8,7 +8,7 @@ model least of all. Refuses to know: where states come from, Ray, tables. Source
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
 from ka2l_ray.config import ModelSection
 from ka2l_ray.dataflow.storage import Folder
@@ -33,12 +34,12 @@ from ka2l_ray.decode.question_states import QuestionStates
 from ka2l_ray.decode.standards import WEIGHTS, Standards, StatesCard, stored_weights
 from ka2l_ray.decode.writing_loop import write_tokens
 from ka2l_ray.errors import ConfigError
-from ka2l_ray.models.hub import is_on_hub
-from ka2l_ray.models.loading import as_config_errors, load_tokenizer, local_folder
+from ka2l_ray.models.hub import check_on_hub, is_on_hub
+from ka2l_ray.models.loading import load_tokenizer, local_folder, named_by
 from ka2l_ray.models.weights import check_weights
 from ka2l_ray.text.tokens import end_id, ids_of, text_of
 
-WRITER = "writer"
+WRITER, FIELD = "writer", "decode.training.writer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +139,15 @@ class Seq2SeqDecoder(nn.Module):
             seen.add(tensor.data_ptr())
         return found
 
+    def _untie(self, names: Iterable[str]) -> None:
+        """Give parameters of these names, which are others' too, values of their own: an encoder-decoder such as T5 1.1
+        has them, whatever its configuration says of ties."""
+        own = {name for name, _ in self.named_parameters(remove_duplicate=False)}
+        for name in own.intersection(names):
+            module, _, leaf = name.rpartition(".")
+            place = self.get_submodule(module)
+            setattr(place, leaf, nn.Parameter(getattr(place, leaf).detach().clone()))
+
     def save(self, folder: Path) -> None:
         """Write weights, the writer's configuration and tokenizer, and the card `decoder.json`, last."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -150,8 +160,9 @@ class Seq2SeqDecoder(nn.Module):
     def begun(cls, card: Seq2SeqCard, cache: str | None) -> "Seq2SeqDecoder":
         """With the pretrained writer that the card names: a hub id, a folder or a URI (`check_writer`)."""
         section = ModelSection(name_or_path=card.writer, cache=cache)
-        writer = AutoModelForSeq2SeqLM.from_pretrained(local_folder(section), use_safetensors=True, dtype="float32")
-        return cls(card, writer, load_tokenizer(section))
+        with named_by(FIELD, section):
+            writer = AutoModelForSeq2SeqLM.from_pretrained(local_folder(section), use_safetensors=True, dtype="float32")
+            return cls(card, writer, load_tokenizer(section))
 
     @classmethod
     def load(cls, folder: Path) -> "Seq2SeqDecoder":
@@ -162,6 +173,7 @@ class Seq2SeqDecoder(nn.Module):
         writer = AutoModelForSeq2SeqLM.from_config(AutoConfig.from_pretrained(folder / WRITER))
         decoder = cls(read_seq2seq_card(folder), writer, AutoTokenizer.from_pretrained(folder / WRITER))
         tensors = stored_weights(folder)
+        decoder._untie(tensors.keys() - decoder.stored().keys())
         if {k: v.shape for k, v in decoder.stored().items()} != {k: v.shape for k, v in tensors.items()}:
             raise ConfigError(f"{folder}: {WEIGHTS} does not match {CARD} and the configuration in {WRITER}")
         decoder.load_state_dict(tensors, strict=False)
@@ -171,19 +183,21 @@ class Seq2SeqDecoder(nn.Module):
 def check_writer(name: str, cache: str | None) -> None:
     """Check what can be seen of a writer without reading weights, on the hub too.
 
-    Raises `ConfigError` for one that is not there, is no encoder-decoder, has no safetensors, or no end token.
+    Raises `ConfigError` for one that is not there, is no encoder-decoder that writes text, has no safetensors, or says
+    neither where a text begins nor where it ends.
     """
-    section, field = ModelSection(name_or_path=name, cache=cache), f"decode.training.writer = {name!r}"
-    try:
-        with as_config_errors(section):
-            config: Any = AutoConfig.from_pretrained(local_folder(section, weights=False))
-            if not config.is_encoder_decoder:
-                raise ConfigError(
-                    f"{field}: model type {config.model_type!r} is no encoder-decoder, as T5 and BART are; null lets "
-                    "the studied model write"
-                )
-            if not is_on_hub(section):
-                check_weights(Folder.of(name), field)
-            end_id(load_tokenizer(section))
-    except ConfigError as error:  # what opens a model takes the field for granted
-        raise ConfigError(str(error).replace(f"model.name_or_path = {name!r}", field, 1)) from error
+    section = ModelSection(name_or_path=name, cache=cache)
+    with named_by(FIELD, section):
+        if is_on_hub(section):
+            check_on_hub(section)
+        config: Any = AutoConfig.from_pretrained(local_folder(section, weights=False))
+        if config.model_type not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+            raise ConfigError(
+                f"{FIELD} = {name!r}: model type {config.model_type!r} is no encoder-decoder, as T5 and BART are; null "
+                "lets the studied model write"
+            )
+        if not isinstance(getattr(config, "decoder_start_token_id", None), int):
+            raise ConfigError(f"{FIELD} = {name!r}: its configuration has no decoder_start_token_id")
+        if not is_on_hub(section):
+            check_weights(Folder.of(name), f"{FIELD} = {name!r}")
+        end_id(load_tokenizer(section))

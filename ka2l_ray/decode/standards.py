@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
@@ -81,8 +81,9 @@ class Standards(nn.Module):
 
 def stored_standards(folder: Path, states: QuestionStates) -> QuestionStates:
     """States as the decoder in a folder standardises them, with its means and deviations alone."""
-    tensors, width = stored_weights(folder), states.pooled.shape[1]
+    width = states.pooled.shape[1]
     pooled, tokens = Standards(width), Standards(width)
-    for name, made in (("of_pooled", pooled), ("of_tokens", tokens)):
-        made.load_state_dict({part: tensors[f"{name}.{part}"] for part in ("mean", "scale")})
+    with safe_open(folder / WEIGHTS, "pt") as stored:  # no other tensor is read
+        for name, made in (("of_pooled", pooled), ("of_tokens", tokens)):
+            made.load_state_dict({part: stored.get_tensor(f"{name}.{part}") for part in ("mean", "scale")})
     return QuestionStates(pooled.less(states.pooled), [tokens.less(t) for t in states.tokens])

@@ -22,7 +22,7 @@ from ka2l_ray.models.prompts import Tokenize, corpus_prompt
 TRAINED = "training.json"
 """Written last into the folder of a decoder that a run has trained."""
 KINDS_IN = "probe_states"
-"""The table that also says of what kind whom is, which steering is fitted on."""
+"""The table that also says of what kind whom is, where states are steered."""
 
 
 def decoder_of(run: Run) -> Folder:
@@ -52,6 +52,7 @@ def common_words(run: Run) -> CommonWords:
 def reading(run: Run, card: Card, table: str) -> Stage[ReadSetup]:
     """The stage that writes the states of a card into `table`, on the pool that scores: both read first blocks."""
     config, prompt, pool = run.config, corpus_prompt(run), run.config.score.pool
+    kinds = table == KINDS_IN and "steer" in config.decode.augment
     pooled, half = pa.list_(pa.float32(), card.width), pa.list_(pa.float16(), card.width)
     return Stage(
         name="decode",
@@ -64,7 +65,7 @@ def reading(run: Run, card: Card, table: str) -> Stage[ReadSetup]:
             layer=card.layer,
             position=card.position,
             token_layer=card.token_layer,
-            kinds=table == KINDS_IN,
+            kinds=kinds,
             common=common_words(run),
             limits=Limits.of(pool),
             placement=of_actor(config.model, pool, "score"),
@@ -72,9 +73,7 @@ def reading(run: Run, card: Card, table: str) -> Stage[ReadSetup]:
         ),
         pool=pool,
         tasks=config.ray.tasks,
-        states=pa.schema(
-            [("state", pooled), ("tokens", pa.list_(half)), *([("kind_state", pooled)] if table == KINDS_IN else [])]
-        ),
+        states=pa.schema([("state", pooled), ("tokens", pa.list_(half)), *([("kind_state", pooled)] if kinds else [])]),
         max_error_fraction=config.run.max_error_fraction,
         prepare=Tokenize(config.model, prompt),
         row_seconds=row_seconds(pool),

@@ -151,7 +151,8 @@ def _fitted(
     targets, least = _targets(len(names), assigned, own), COVERED
     if kinds is not None and known:
         kin = _kin(len(names), assigned, kinds[known])
-        targets, least = tuple(sharing or alike for sharing, alike in zip(targets, kin, strict=True)), FEWEST_KIN
+        known_kin = tuple(sharing or alike for sharing, alike in zip(targets, kin, strict=True))
+        targets, least = known_kin, COVERED if known_kin == targets else FEWEST_KIN
     if sum(bool(targets[g]) for g in assigned) < least * len(states) or not known:
         return _by_clusters(states, entities, seed)
     centroids = np.stack([states[known][assigned == g].mean(0) for g in range(len(names))]).astype(np.float32)

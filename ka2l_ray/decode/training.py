@@ -70,9 +70,9 @@ def train_decoder(run: Run) -> dict[str, Any]:
     """Train the run's decoder (`decode.training`) and measure it, as far as that is not done; returns what
     `fitting.fit_rank` does, `held_out_metrics`, and as `search` what `search_decoders` does.
 
-    Raises `ConfigError` for files that contain no questions, layers that the model does not have, and a model that
-    cannot read several questions at once; `StageError` where there are too few questions, and for what would fail the
-    same way again.
+    Raises `ConfigError` for files that contain no questions, layers that the model does not have, and a model that is
+    to write itself and cannot read several questions at once; `StageError` where there are too few questions, and for
+    what would fail the same way again.
     """
     folder, states, training = decoder_of(run), run.base("decoder/states"), run.config.decode.training
     if not is_trained(run):

@@ -111,7 +111,7 @@ def _batches(rows: pa.Table, job: DecoderJob, epoch: int) -> Iterator[pa.Table]:
 def _written(setup: TrialSetup, held: pa.Table, folder: Path) -> list[str]:
     """Held-out questions, decoded greedily from their own states."""
     tokenizer = load_tokenizer(setup.model)
-    decoder = load_decoder(folder, setup.model, tokenizer, 0, setup.abilities, setup.placement)
+    decoder = load_decoder(folder, setup.model, tokenizer, None, setup.abilities, setup.placement)
     texts = list[str]()
     for n, part in enumerate(decoder.standardised(states_of(held)).batches(WRITTEN_AT_ONCE)):
         texts += decoder.write(part, [f"{n} {k}" for k in range(len(part))], setup.seed, 0.0)

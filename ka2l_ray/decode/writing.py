@@ -39,9 +39,8 @@ class WriteActor:
 
     def __init__(self, setup: WriteSetup) -> None:
         self._seed, self.tally = setup.seed, Tally()
-        self._decoder = load_decoder(
-            decoder_folder(setup.decoder), setup.model, load_tokenizer(setup.model), 0, setup.abilities, setup.placement
-        )
+        folder, tokenizer = decoder_folder(setup.decoder), load_tokenizer(setup.model)
+        self._decoder = load_decoder(folder, setup.model, tokenizer, None, setup.abilities, setup.placement)
 
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
         """The column for a batch of any size."""

@@ -203,6 +203,17 @@ def as_config_errors(model: ModelSection) -> Iterator[None]:
         raise ConfigError(f"model.name_or_path = {model.name_or_path!r}: {library_message(error)}") from error
 
 
+@contextmanager
+def named_by(field: str, model: ModelSection) -> Iterator[None]:
+    """As `as_config_errors`, for a model that another field than `model.name_or_path` names; errors name that one."""
+    own = f"model.name_or_path = {model.name_or_path!r}"
+    try:
+        with as_config_errors(model):
+            yield
+    except ConfigError as error:
+        raise ConfigError(str(error).replace(own, f"{field} = {model.name_or_path!r}", 1)) from error
+
+
 def check_model(model: ModelSection) -> None:
     """Check what can be seen without reading weights.
 

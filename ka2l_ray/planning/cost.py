@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from ka2l_ray.active.replay import replay_counts
 from ka2l_ray.active.strategies import STRATEGIES, Need, draws, that_need
 from ka2l_ray.config import Config, DecoderTrainingSection, Pool
+from ka2l_ray.config.knowing import KIND_DEPTH
 from ka2l_ray.corpus.again import eval_scope
 from ka2l_ray.dataflow.paths import SHIPPED
 from ka2l_ray.dataflow.placement import gpus_used
@@ -186,13 +187,15 @@ class _Estimate:
         )
 
     def scoring(self, stage: str, rows: int) -> Line:
-        shape, pool = self.shape, self.config.score.pool
+        shape, pool, decode, deepest = self.shape, self.config.score.pool, self.config.decode, self.deepest
+        if decode.enabled and "steer" in decode.augment:  # the same pool reads of what kind names are
+            deepest = max(deepest, round(KIND_DEPTH * shape.layers))
         with_state = bool(that_need(Need.STATES, self.config.active.strategies))
         return replace(
             self.line(stage, rows, pool),
             read_tokens=rows * self.extent.own,
-            memory_bytes=shape.first_blocks_bytes(self.deepest) + self.reading_bytes(pool),
-            memory_is=f"embeddings and blocks 1 … {self.deepest}, one batch",
+            memory_bytes=shape.first_blocks_bytes(deepest) + self.reading_bytes(pool),
+            memory_is=f"embeddings and blocks 1 … {deepest}, one batch",
             storage_bytes=rows * (8 + (shape.width * STATE_BYTES if with_state else 0)),
             does=f"P(unknown) from at most {self.deepest} of {shape.layers} blocks"
             + (", with the state" if with_state else ""),

@@ -3,7 +3,7 @@
 In: values as in JSON files. Out: text; null becomes a dash. Refuses to know: which page shows what.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -22,7 +22,10 @@ def _format(spec: str) -> Callable[[object], str]:
     return lambda value: _NULL if value is None else format(value, spec).replace("%", "\N{NO-BREAK SPACE}%")
 
 
-def _measure(value: float | None) -> str:
+def _measure(value: float | Sequence[float] | None) -> str:
+    """A number, or several one after the other."""
+    if isinstance(value, Sequence):
+        return ", ".join(map(_measure, value))
     return _format(",d" if isinstance(value, int) else ".3f")(value)
 
 

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from decoder_jobs import CARD, QUESTIONS, WORLD, InFolder, batches, job, read
+from safetensors.torch import load_file, save_file
 from tiny_models import tiny_writer
 
-from ka2l_ray.config import load_config
 from ka2l_ray.dataflow.placement import CPU
 from ka2l_ray.decode.decoders import card_at, load_decoder, standardised
 from ka2l_ray.decode.fitting import fit_rank
@@ -19,7 +20,6 @@ from ka2l_ray.decode.seq2seq import Seq2SeqCard, Seq2SeqDecoder, check_writer
 from ka2l_ray.errors import ConfigError
 from ka2l_ray.models.abilities import Abilities
 from ka2l_ray.models.loading import WORLD_MODEL, load_tokenizer
-from ka2l_ray.pipeline.checks import check_decoder_fits
 from ka2l_ray.text.tokens import text_of
 
 FAMILIES = ("t5", "bart")
@@ -48,7 +48,8 @@ def trained(request: pytest.FixtureRequest, rows: pa.Table, tmp_path_factory: py
 
 
 def test_it_writes_the_questions_that_it_was_shown_from_their_states(trained: Path, rows: pa.Table) -> None:
-    decoder = load_decoder(trained, WORLD, load_tokenizer(WORLD), 0, Abilities(), CPU)
+    decoder = load_decoder(trained, WORLD, load_tokenizer(WORLD), None, Abilities(), CPU)
+    assert decoder.blocks is None
     states, asked = states_of(rows.slice(0, 48)), QUESTIONS[:48]
     written = decoder.write(decoder.standardised(states), asked, 0, 0.0)
     assert np.mean([w == q for w, q in zip(written, asked, strict=True)]) > 0.8
@@ -113,15 +114,50 @@ def test_a_folder_that_is_no_whole_decoder_is_refused(trained: Path, tmp_path: P
 
 def test_a_writer_that_cannot_write_is_refused_before_any_model_loads(tmp_path: Path) -> None:
     def says(writer: str) -> str:
-        training = f"decode={{decoder: null, training: {{writer: {writer}}}}}"
         with pytest.raises(ConfigError) as refused:
-            check_decoder_fits(load_config("jobs/configs/smoke.yaml", [training]))
+            check_writer(writer, None)
         return str(refused.value)
 
-    assert "decode.training.writer" in (told := says(str(WORLD_MODEL)))
-    assert "is no encoder-decoder" in told
-    assert "no such folder" in says("/nowhere/at/all")
+    assert says(str(WORLD_MODEL)).startswith("decode.training.writer = ")
+    assert "is no encoder-decoder" in says(str(WORLD_MODEL))
+    assert says("/nowhere/at/all") == "decode.training.writer = '/nowhere/at/all': no such folder"
     fine = tiny_writer("t5", load_tokenizer(WORLD), tmp_path / "fine")
     check_writer(str(fine), None)
+    told = json.loads((fine / "config.json").read_text())
+    (fine / "config.json").write_text(json.dumps(told | {"decoder_start_token_id": None}))
+    assert "has no decoder_start_token_id" in says(str(fine))
+    (fine / "config.json").write_text(json.dumps(told))
     (fine / "model.safetensors").rename(fine / "pytorch_model.bin")
     assert "safetensors" in says(str(fine))
+
+
+def test_a_writer_whose_output_embedding_is_its_own_is_stored_and_loaded_whole(rows: pa.Table, tmp_path: Path) -> None:
+    """As T5 1.1 and Flan-T5 are, whose configuration says that it is tied."""
+    folder = tiny_writer("t5", load_tokenizer(WORLD), tmp_path / "w")
+    tensors = load_file(folder / "model.safetensors")
+    own = torch.randn_like(tensors["shared.weight"])
+    save_file(tensors | {"lm_head.weight": own}, folder / "model.safetensors", metadata={"format": "pt"})
+    decoder = Seq2SeqDecoder.begun(card(folder), None).eval()
+    torch.testing.assert_close(decoder.writer.lm_head.weight.detach(), own)
+    states = states_of(rows.slice(0, 8))
+    decoder.begin(states, QUESTIONS[:8], [[]] * 8)
+    decoder.save(tmp_path / "d")
+    again = Seq2SeqDecoder.load(tmp_path / "d")
+    torch.testing.assert_close(again.writer.lm_head.weight.detach(), own)
+    torch.testing.assert_close(again.writer.shared.weight, decoder.writer.shared.weight)
+    with torch.no_grad():
+        for mine, theirs in zip(again(states, QUESTIONS[:8]), decoder(states, QUESTIONS[:8]), strict=True):
+            torch.testing.assert_close(mine, theirs)
+
+
+def test_a_killed_training_with_dropout_ends_as_one_that_was_not(rows: pa.Table, tmp_path: Path) -> None:
+    writer = tiny_writer("t5", load_tokenizer(WORLD), tmp_path / "w")
+    told = json.loads((writer / "config.json").read_text())
+    (writer / "config.json").write_text(json.dumps(told | {"dropout_rate": 0.3}))
+    task = {n: job(rows, tmp_path / n, card(writer)) for n in ("calm", "killed")}
+    calm = fit_rank(task["calm"], batches(rows), 0, 1, InFolder(tmp_path / "calm"))
+    with pytest.raises(KeyboardInterrupt):
+        fit_rank(task["killed"], batches(rows), 0, 1, InFolder(tmp_path / "killed", dies_at=10))
+    killed = fit_rank(task["killed"], batches(rows), 0, 1, InFolder(tmp_path / "killed"))
+    assert killed["resumed_at_steps"] == [5]
+    assert killed["losses"] == pytest.approx(calm["losses"], rel=1e-4)

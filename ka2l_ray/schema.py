@@ -364,6 +364,7 @@ _DECODER_QUESTIONS = TableSpec(
         "of_format": "questions of the probe split, and of each format of `decode.training.questions`",
     },
 )
+_READ_STATES = "pooled state (D,); states (n, D) of the tokens that say of whom, none for a decoder that reads none"
 _DECODER_STATES = TableSpec(
     name="decoder_states",
     folder="base/decoder/states",
@@ -374,14 +375,7 @@ _DECODER_STATES = TableSpec(
     source=_DECODER_QUESTIONS,
     reads=("question", "group", "entity"),
     carried=("question", "group", "entity", "held_out"),
-    added=(
-        Column(
-            "state, tokens",
-            None,
-            "pooled state (D,); states (n, D) of the tokens that say of whom, none for a decoder that reads none",
-        ),
-        Column("whom_ids", _INTS, "these tokens"),
-    ),
+    added=(Column("state, tokens", None, _READ_STATES), Column("whom_ids", _INTS, "these tokens")),
 )
 _PROBE_STATES = replace(
     _DECODER_STATES,
@@ -392,8 +386,13 @@ _PROBE_STATES = replace(
     source=_QUESTIONS,
     carried=("question", "group", "entity"),
     added=(
-        *_DECODER_STATES.added,
-        Column("kind_state", None, "state (D,) in which the model is about to say what whom is (`reading.WHAT_IS`)"),
+        Column(
+            "state, tokens, kind_state",
+            None,
+            f"{_READ_STATES}; where states are steered, the state (D,) in which the model is about to say what whom is "
+            "(`reading.WHAT_IS`)",
+        ),
+        *_DECODER_STATES.added[1:],
     ),
 )
 _DECODER_CHECK = TableSpec(

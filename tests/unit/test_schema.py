@@ -82,3 +82,10 @@ def test_the_order_of_columns_in_files_is_id_then_carried_then_added():
     assert schema.KNOWLEDGE.names[1] == "cluster_ids"
     assert schema.KNOWLEDGE.names[-6:] == ["group", "entity", "split_group", "truth", "unknown", "quadrant"]
     assert schema.SCORES.names == ["id", "truth", "group", "p_unknown"]
+
+
+def test_one_column_of_a_table_at_most_stands_for_what_the_configuration_decides():
+    """Each such column would stand for all of these fields."""
+    decided = {name: [c.name for c in spec.added if c.type is None] for name, spec in TABLES.items()}
+    assert all(len(names) <= 1 for names in decided.values()), decided
+    assert decided["probe_states"]

@@ -78,7 +78,11 @@ def reconstructed(folder: Path, **decode: Any) -> Run:
     states = fixed_size(np.stack([people[p] + ways[w] for p, w in asked]), {0, 1})
     columns = pa.Table.from_pylist([r | {"error": e} for r, e in zip(read, errors, strict=True)])
     columns = columns.append_column("tokens", token_column([np.zeros((0, 128), np.float32)] * len(asked), 128))
-    run.base("decoder/probe_states").write((None, columns.append_column("state", states)))
+    columns = columns.append_column("state", states)
+    if "steer" in run.config.decode.augment:
+        kinds = fixed_size(rng.normal(size=(len(asked), 128)), {0, 1})
+        columns = columns.append_column("kind_state", kinds)
+    run.base("decoder/probe_states").write((None, columns))
     return run
 
 

@@ -164,7 +164,9 @@ class DecodeActor:
             aim += CORRECTED * (wanted.pooled[again] - np.stack([best[n].state for n in again]))
             aimed = QuestionStates(aim, [wanted.tokens[n] for n in again])
             texts = self._decoded(aimed, [requests[n]["id"] for n in again])
-            _keep_better(best, self._read_back(texts, again, wanted, requests, asked))
+            new = {n: text for n, text in zip(again, texts, strict=True) if text != best[n].text}
+            if new:  # the others are read already
+                _keep_better(best, self._read_back([*new.values()], [*new], wanted, requests, asked))
             for n in again:
                 after[n].append(best[n].explained)
         return after

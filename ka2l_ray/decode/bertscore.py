@@ -34,8 +34,7 @@ def check_encoder(section: BertScoreSection, cache: str | None) -> None:
             return
         depth = AutoConfig.from_pretrained(local_folder(model, weights=False)).num_hidden_layers
         check_weights(Folder.of(section.encoder), f"{FIELD} = {section.encoder!r}")
-    if section.layer is not None and section.layer > depth:
-        raise ConfigError(f"decode.bertscore.layer = {section.layer}: {section.encoder} has layers 1 … {depth}")
+    _layer(section, depth)
 
 
 def bert_f1(
@@ -52,14 +51,18 @@ def bert_f1(
         encoder = AutoModel.from_pretrained(local_folder(model), use_safetensors=True).eval().to(device)
         tokenizer = load_tokenizer(model)
         tokenizer.padding_side = "right"  # an encoder counts positions from the left
-    layer = encoder.config.num_hidden_layers if section.layer is None else section.layer
-    if layer > encoder.config.num_hidden_layers:
-        raise ConfigError(
-            f"decode.bertscore.layer = {layer}: {section.encoder} has layers 1 … {encoder.config.num_hidden_layers}"
-        )
+    layer = _layer(section, encoder.config.num_hidden_layers)
     pairs = zip(_states(encoder, tokenizer, written, layer), _states(encoder, tokenizer, true, layer), strict=True)
     scores = [_f1(a, b) for a, b in pairs]
     return sum(scores) / len(scores)
+
+
+def _layer(section: BertScoreSection, depth: int) -> int:
+    """The layer that is compared, of an encoder with so many. Raises `ConfigError` for one that it does not have."""
+    layer = depth if section.layer is None else section.layer
+    if layer > depth:
+        raise ConfigError(f"decode.bertscore.layer = {layer}: {section.encoder} has layers 1 … {depth}")
+    return layer
 
 
 @torch.inference_mode()

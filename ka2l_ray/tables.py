@@ -41,6 +41,14 @@ def matrix(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), -1).astype(np.float32)
 
 
+def matrix_or_nan(column: pa.ChunkedArray) -> np.ndarray:
+    """The same of a column with nulls, whose rows are NaN."""
+    told = column.is_valid().to_numpy()
+    found = np.full((len(told), column.type.list_size), np.nan, np.float32)
+    found[told] = matrix(column.drop_null())
+    return found
+
+
 def unseen_targets(truth: pa.ChunkedArray | pa.Array) -> np.ndarray:
     """Targets (N,) of AUROCs against the truth: 1 for unseen facts, 0 for known ones, -1 for rows that are left out."""
     return np.array([{"unseen": 1, "known": 0}.get(t, -1) for t in truth.to_pylist()])

@@ -1,6 +1,6 @@
 """The reading actor: of each question the states that a decoder is trained on.
 
-In: batches with the questions' prompts (`prompts.PROMPT_COLUMNS`), `group` and `entity`. Out: `state`, `tokens`,
+In: batches with the questions' prompts (`prompts.PROMPT_COLUMNS`), `id`, `group` and `entity`. Out: `state`, `tokens`,
 `whom_ids` and, on request, `kind_state`. Loads the first blocks of the model alone.
 Refuses to know: Ray, files, decoders.
 """
@@ -35,14 +35,15 @@ AS_IS = PromptSection(template="{question}")
 @dataclass(frozen=True, kw_only=True)
 class ReadSetup:
     """The pooled state is read at `layer` and `position`, states of tokens at `token_layer`; None reads none. `kinds`:
-    whether to read of what kind whom is. `common` tells which words say what is asked."""
+    ids of the questions of whom it is read of what kind they are; None adds no such column. `common` tells which words
+    say what is asked."""
 
     model: ModelSection
     prompt: PromptSection
     layer: int
     position: str
     token_layer: int | None
-    kinds: bool = False
+    kinds: frozenset[str] | None = None
     common: CommonWords = NO_GROUPS
     limits: Limits = Limits()
     placement: Placement = CPU
@@ -55,7 +56,7 @@ class ReadActor:
     def __init__(self, setup: ReadSetup) -> None:
         model, self._setup = setup.model, setup
         self._kind_layer = round(KIND_DEPTH * depth_and_width(model)[0])
-        deepest = max(setup.layer, setup.token_layer or 0, self._kind_layer if setup.kinds else 0)
+        deepest = max(setup.layer, setup.token_layer or 0, 0 if setup.kinds is None else self._kind_layer)
         tokenizer, blocks = load_tokenizer(model), load_up_to(deepest, model, setup.abilities, setup.placement)
         self._prompter, self._as_is = Prompter(tokenizer, setup.prompt), Prompter(tokenizer, AS_IS)
         self._engine = Engine(blocks, pad_id(tokenizer), self._prompter.shared, setup.limits, setup.abilities)
@@ -64,31 +65,37 @@ class ReadActor:
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
         """Columns for a batch of any size; questions that cannot be read, and states that are not finite, are reported
         in `error`."""
-        setup, prompts, rows = self._setup, prompts_of(batch), batch.select(WHOM).to_pylist()
+        setup, prompts, rows = self._setup, prompts_of(batch), batch.select(["id", *WHOM]).to_pylist()
         whom = whom_tokens(self._prompter, rows, setup.common)
         at = setup.layer if setup.token_layer is None else setup.token_layer
         of_layer, read, failed = self._engine.token_states(prompts, whom, [at], [setup.layer], [setup.position])
         state, tokens = read[setup.position, setup.layer], of_layer[at]
         failed |= not_finite(read) | _not_finite(tokens)
-        kinds = self._kinds(rows, failed) if setup.kinds else {}
+        kinds = {} if setup.kinds is None else {"kind_state": self._kinds(rows, setup.kinds, state.shape[1], failed)}
         kept = [t[:0] if n in failed or setup.token_layer is None else t for n, t in enumerate(tokens)]
         ids = [prompt.ids[start : start + len(t)] for prompt, (start, _), t in zip(prompts, whom, kept, strict=True)]
         return {
             "state": fixed_size(state, failed, half=False),
-            **{name: fixed_size(values, failed, half=False) for name, values in kinds.items()},
+            **kinds,
             "tokens": token_column(kept, state.shape[1]),
             "whom_ids": ids,
             **error_column(failed, batch.num_rows),
         }
 
-    def _kinds(self, rows: list[dict[str, Any]], failed: dict[int, Exception]) -> dict[str, np.ndarray]:
-        """The column `kind_state`; adds to `failed`."""
-        spans = [self._setup.common.whom(r["question"], r["entity"], r["group"]) for r in rows]
-        names = [r["question"][start:end] for r, (start, end) in zip(rows, spans, strict=True)]
-        asked = self._as_is([WHAT_IS.replace("{name}", name) for name in names])
-        read, lost = self._engine.states(asked, [self._kind_layer], ["last"])
-        failed |= {n: error for n, error in (lost | not_finite(read)).items() if n not in failed}
-        return {"kind_state": read["last", self._kind_layer]}
+    def _kinds(
+        self, rows: list[dict[str, Any]], of: frozenset[str], width: int, failed: dict[int, Exception]
+    ) -> pa.FixedSizeListArray:
+        """The column `kind_state`, null where it is not wanted; adds to `failed`."""
+        at = [n for n, r in enumerate(rows) if r["id"] in of and n not in failed]
+        spans = [self._setup.common.whom(rows[n]["question"], rows[n]["entity"], rows[n]["group"]) for n in at]
+        names = [rows[n]["question"][start:end] for n, (start, end) in zip(at, spans, strict=True)]
+        states = np.zeros((len(rows), width), np.float32)
+        if at:
+            asked = self._as_is([WHAT_IS.replace("{name}", name) for name in names])
+            read, lost = self._engine.states(asked, [self._kind_layer], ["last"])
+            states[at] = np.nan_to_num(read["last", self._kind_layer])
+            failed |= {at[n]: error for n, error in (lost | not_finite(read)).items()}
+        return fixed_size(states, {*range(len(rows))} - {*at} | {*failed}, half=False)
 
 
 def _not_finite(tokens: list[np.ndarray]) -> dict[int, Exception]:

@@ -35,14 +35,14 @@ from ka2l_ray.decode.question_states import states_of
 from ka2l_ray.decode.self_decoder import is_held_out
 from ka2l_ray.decode.states import decoder_folder
 from ka2l_ray.decode.states_stage import common_words, decoder_address, reading
-from ka2l_ray.decode.steering import MOST_ROWS, Steering, fit_steering
+from ka2l_ray.decode.steering import MOST_ROWS, Steering, fit_steering, names_asked
 from ka2l_ray.errors import StageError
 from ka2l_ray.hashing import uniform
 from ka2l_ray.models.batching import Limits
 from ka2l_ray.models.examine import abilities_of
 from ka2l_ray.models.loading import depth_and_width
 from ka2l_ray.models.prompts import Tokenize, corpus_prompt
-from ka2l_ray.tables import matrix
+from ka2l_ray.tables import matrix, matrix_or_nan
 
 SEARCHED_HERE = 200_000
 """Questions, at most, among which the driver itself looks for near-duplicates: a million take it one to two minutes."""
@@ -160,7 +160,8 @@ def _fit_augmenter(run: Run, folder: Path, card: Card, rows: list[dict[str, Any]
     source = run.base("decoder/probe_questions")
     if not source.is_done:
         source.write((None, pa.Table.from_pylist(rows, schema=schema.QUESTIONS)))
-    run_stage(reading(run, card, "probe_states"), source, target)
+    asked = [rows[n]["id"] for n in names_asked([r["group"] for r in rows])] if "steer" in decode.augment else None
+    run_stage(reading(run, card, "probe_states", asked), source, target)
     table = target.read()
     table = table.filter(pc.is_null(table["error"]))  # pyright: ignore
     if not table.num_rows:
@@ -168,7 +169,7 @@ def _fit_augmenter(run: Run, folder: Path, card: Card, rows: list[dict[str, Any]
     states, steering = standardised(folder, states_of(table)), None
     if "steer" in decode.augment:
         groups, entities = table["group"].to_pylist(), table["entity"].to_pylist()
-        kinds = matrix(table["kind_state"])
+        kinds = matrix_or_nan(table["kind_state"])
         steering = fit_steering(states.pooled, groups, entities, seed, states.mean_token, kinds)
         log.log(*_says(steering), extra={"stage": "decode"})
     known = run.base("knowledge").read(["id", "unknown"])

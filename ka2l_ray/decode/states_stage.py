@@ -4,6 +4,8 @@ In: a run, a card. Out: a `Stage` for `decoder_states` or `probe_states`; addres
 the states.
 """
 
+from collections.abc import Collection
+
 import pyarrow as pa
 
 from ka2l_ray import schema
@@ -21,8 +23,6 @@ from ka2l_ray.models.prompts import Tokenize, corpus_prompt
 
 TRAINED = "training.json"
 """Written last into the folder of a decoder that a run has trained."""
-KINDS_IN = "probe_states"
-"""The table that also says of what kind whom is, where states are steered."""
 
 
 def decoder_of(run: Run) -> Folder:
@@ -49,10 +49,10 @@ def common_words(run: Run) -> CommonWords:
     return CommonWords.of((r["question"], r["group"]) for b in batches for r in b.to_pylist())
 
 
-def reading(run: Run, card: Card, table: str) -> Stage[ReadSetup]:
-    """The stage that writes the states of a card into `table`, on the pool that scores: both read first blocks."""
+def reading(run: Run, card: Card, table: str, kinds: Collection[str] | None = None) -> Stage[ReadSetup]:
+    """The stage that writes the states of a card into `table`, on the pool that scores: both read first blocks. `kinds`
+    are the ids of the questions of whom it also reads of what kind they are; None adds no such column."""
     config, prompt, pool = run.config, corpus_prompt(run), run.config.score.pool
-    kinds = table == KINDS_IN and "steer" in config.decode.augment
     pooled, half = pa.list_(pa.float32(), card.width), pa.list_(pa.float16(), card.width)
     return Stage(
         name="decode",
@@ -65,7 +65,7 @@ def reading(run: Run, card: Card, table: str) -> Stage[ReadSetup]:
             layer=card.layer,
             position=card.position,
             token_layer=card.token_layer,
-            kinds=kinds,
+            kinds=None if kinds is None else frozenset(kinds),
             common=common_words(run),
             limits=Limits.of(pool),
             placement=of_actor(config.model, pool, "score"),
@@ -73,7 +73,9 @@ def reading(run: Run, card: Card, table: str) -> Stage[ReadSetup]:
         ),
         pool=pool,
         tasks=config.ray.tasks,
-        states=pa.schema([("state", pooled), ("tokens", pa.list_(half)), *([("kind_state", pooled)] if kinds else [])]),
+        states=pa.schema(
+            [("state", pooled), ("tokens", pa.list_(half)), *([] if kinds is None else [("kind_state", pooled)])]
+        ),
         max_error_fraction=config.run.max_error_fraction,
         prepare=Tokenize(config.model, prompt),
         row_seconds=row_seconds(pool),

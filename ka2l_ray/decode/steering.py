@@ -43,6 +43,9 @@ as frequent as its own, each relative to all names. On SmolLM2 and 20 relations 
 `reading.WHAT_IS`) pairs of different kinds have at most 0.40, but for bands and albums; most of one kind 0.5 to 1."""
 KIN_ROWS = 30
 """Questions that a group must have for its kind to be told."""
+KIN_NAMES = 120
+"""Questions of a group whose names are asked of what kind they are. With 60, pairs of different kinds passed in 8 of 20
+draws on SmolLM2, with 120 in none."""
 FEWEST_KIN = 0.1
 """Where kinds are known: share of the questions whose group must have another, or clusters take the groups' place."""
 EXPECTED = 5.0
@@ -124,9 +127,9 @@ def fit_steering(
     kinds: np.ndarray | None = None,
 ) -> Steering | None:
     """Centroids of standardised states (N, D): by group where groups share entities or, by the states (N, D) of what
-    these are (`kinds`), kinds of them; else by clustering, with the number of clusters that does best on held-out
-    entities; on `MOST_ROWS` at most. `tokens` (N, D) are the means of the questions' standardised token states, where
-    any are read.
+    these are (`kinds`, NaN where none was read), kinds of them; else by clustering, with the number of clusters that
+    does best on held-out entities; on `MOST_ROWS` at most. `tokens` (N, D) are the means of the questions' standardised
+    token states, where any are read.
 
     Groups that share neither, such as topics, say of whom is asked rather than what, so that steering would leave the
     thing. None where there are neither such groups nor enough questions for two clusters.
@@ -135,6 +138,16 @@ def fit_steering(
     tokens = None if tokens is None or not tokens.any() else tokens[:MOST_ROWS]
     made = _fitted(states, groups, entities, seed, None if kinds is None else kinds[:MOST_ROWS])
     return made if made is None or tokens is None else made.with_tokens(states, tokens, groups)
+
+
+def names_asked(groups: Sequence[str | None]) -> list[int]:
+    """Rows of the questions whose names are asked of what kind they are: the first `KIN_NAMES` of each group that has
+    enough for its kind to be told."""
+    of_group = defaultdict[str, list[int]](list)
+    for n, group in enumerate(groups):
+        if group:
+            of_group[group].append(n)
+    return sorted(n for rows in of_group.values() if len(rows) >= KIN_ROWS for n in rows[:KIN_NAMES])
 
 
 def _fitted(
@@ -150,7 +163,8 @@ def _fitted(
     assigned, own = np.array([index[str(groups[n])] for n in known], int), [entities[n] for n in known]
     targets, least = _targets(len(names), assigned, own), COVERED
     if kinds is not None and known:
-        kin = _kin(len(names), assigned, kinds[known])
+        told = ~np.isnan(kinds[known]).any(1)
+        kin = _kin(len(names), assigned[told], kinds[known][told])
         known_kin = tuple(sharing or alike for sharing, alike in zip(targets, kin, strict=True))
         targets, least = known_kin, COVERED if known_kin == targets else FEWEST_KIN
     if sum(bool(targets[g]) for g in assigned) < least * len(states) or not known:

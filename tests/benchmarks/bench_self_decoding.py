@@ -24,12 +24,12 @@ from ka2l_ray.decode.metrics import distinct_2, reconstruction
 from ka2l_ray.decode.question_states import QuestionStates, states_of
 from ka2l_ray.decode.reading import ReadActor
 from ka2l_ray.decode.states import decoder_folder
-from ka2l_ray.decode.states_stage import KINDS_IN, decoder_of, reading
-from ka2l_ray.decode.steering import MOST_ROWS, Steering, fit_steering, nearest
+from ka2l_ray.decode.states_stage import decoder_of, reading
+from ka2l_ray.decode.steering import MOST_ROWS, Steering, fit_steering, names_asked, nearest
 from ka2l_ray.models.examine import abilities_of
 from ka2l_ray.models.loading import load_tokenizer
 from ka2l_ray.models.prompts import Tokenize
-from ka2l_ray.tables import matrix
+from ka2l_ray.tables import matrix_or_nan
 from ka2l_ray.text.normal import normalize
 
 RESULTS = Path(__file__).parent / "results/decoding_smollm2.json"
@@ -82,10 +82,13 @@ def main() -> None:
 
 
 def kinds_of(run: Run, rows: pa.Table) -> np.ndarray:
-    """What the names of questions are (N, D), as a run reads it of its probe split."""
-    reads = reading(run, card_at(decoder_folder(decoder_of(run).uri)), KINDS_IN)
-    actor, asked = ReadActor(reads.setup), Tokenize(run.config.model, reads.setup.prompt).add(rows)
-    return np.concatenate([matrix(actor(asked.slice(n, 256))["kind_state"]) for n in range(0, len(rows), 256)])
+    """What the names of questions are (N, D; NaN where none is read), as a run reads it of its probe split."""
+    ids, asked = rows["id"].to_pylist(), names_asked(rows["group"].to_pylist())
+    card = card_at(decoder_folder(decoder_of(run).uri))
+    reads = reading(run, card, "probe_states", [ids[n] for n in asked])
+    actor, prompts = ReadActor(reads.setup), Tokenize(run.config.model, reads.setup.prompt).add(rows)
+    found = [actor(prompts.slice(n, 256))["kind_state"] for n in range(0, len(rows), 256)]
+    return matrix_or_nan(pa.chunked_array(found))
 
 
 def names_of(held: pa.Table, taught: pa.Table, count: int) -> Names:

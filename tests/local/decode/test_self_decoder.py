@@ -21,7 +21,7 @@ from ka2l_ray.errors import ConfigError
 from ka2l_ray.finetune.job import Refusal
 from ka2l_ray.models.abilities import Abilities
 from ka2l_ray.models.loading import load_model, load_tokenizer
-from ka2l_ray.tables import fixed_size, matrix
+from ka2l_ray.tables import fixed_size, matrix, matrix_or_nan
 from ka2l_ray.text.tokens import text_of
 from ka2l_ray.world.facts import phrase_question
 
@@ -38,12 +38,16 @@ def rows() -> pa.Table:
 
 def test_what_a_name_is_does_not_depend_on_what_is_asked_about_it() -> None:
     others = [phrase_question((f.attribute + 1) % 5, n % 2, f.person.name) for n, f in enumerate(FACTS)]
-    one, other = (read(asked, kinds=True) for asked in (QUESTIONS, others))
+    of = frozenset(str(n) for n in range(len(FACTS)))
+    one, other = (read(asked, kinds=of) for asked in (QUESTIONS, others))
     kinds, same = matrix(one["kind_state"]), matrix(other["kind_state"])
     assert np.allclose(kinds, same, atol=1e-4)
     assert not np.allclose(matrix(one["state"]), matrix(other["state"]), atol=0.1)
     assert len({f.person.name for f in FACTS}) == len(np.unique(kinds.round(2), axis=0)), "each name has its own"
     assert "kind_state" not in read(QUESTIONS)
+    some = matrix_or_nan(pa.chunked_array([read(QUESTIONS, kinds=frozenset({"1", "4"}))["kind_state"]]))
+    assert np.flatnonzero(~np.isnan(some).any(1)).tolist() == [1, 4]
+    assert np.allclose(some[[1, 4]], kinds[[1, 4]], atol=1e-4)
 
 
 def decoder(card: SelfCard = CARD) -> SelfDecoder:

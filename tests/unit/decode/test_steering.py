@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from ka2l_ray.decode.steering import KIN_ROWS, SHARED_ENTITIES, Steering, fit_steering, nearest, same_thing
+from ka2l_ray.decode.steering import (
+    KIN_NAMES,
+    KIN_ROWS,
+    SHARED_ENTITIES,
+    Steering,
+    fit_steering,
+    names_asked,
+    nearest,
+    same_thing,
+)
 
 GROUPS, WIDTH = ("city", "dish", "pet"), 24
 RNG = np.random.default_rng(0)
@@ -162,3 +171,18 @@ def test_the_kind_of_a_group_of_few_questions_is_not_told():
     steering = fit_steering(states, [f"group {g}" for g in groups], [None] * len(groups), 0, names, names)
     assert steering is not None
     assert steering.targets == ((1,), (0,), ())
+
+
+def test_so_many_names_of_each_group_are_asked_what_they_are_and_the_others_say_nothing():
+    counts = {"many": KIN_NAMES + 50, "enough": KIN_ROWS, "few": KIN_ROWS - 1, None: KIN_ROWS}
+    groups = [g for g, count in counts.items() for _ in range(count)]
+    asked = names_asked(groups)
+    assert [groups[n] for n in asked] == ["many"] * KIN_NAMES + ["enough"] * KIN_ROWS
+    rng = np.random.default_rng(0)
+    names, ways = rng.normal(size=(len(groups), WIDTH)), 3 * rng.normal(size=(4, WIDTH))
+    states = (names + ways[[list(counts).index(g) for g in groups]]).astype(np.float32)
+    kinds = np.full_like(states, np.nan)
+    kinds[asked] = names[asked]
+    steering = fit_steering(states, groups, [None] * len(groups), 0, None, kinds)
+    assert steering is not None
+    assert dict(zip(steering.names, steering.targets, strict=True)) == {"enough": (2,), "few": (), "many": (0,)}

@@ -431,6 +431,24 @@ _REQUESTS = TableSpec(
     ),
     can_fail=False,
 )
+_CANDIDATES = TableSpec(
+    name="candidates",
+    folder=f"{ROUND}/decoded/candidates",
+    step="acquire",
+    code="decode/actor.py",
+    row="request",
+    about="what is wanted, and the texts among which is chosen; with `decode.reread` only",
+    source=_REQUESTS,
+    reads=("source_id", "variant", "augment", "question", "group", "entity", "turn", "asked"),
+    carried=("source_id", "variant", "augment", "question", "group", "entity"),
+    added=(
+        Column("wanted", None, "the wanted state (D,), standardised"),
+        Column("target", _STRING, "the group (or cluster) that the state was steered to; null where it was not"),
+        Column("exhausted", _BOOL, "whether it was to be steered, and nothing was left to ask: nothing was written"),
+        Column("aspects", _INTS, "what its entity is asked about already, as numbers of groups (or clusters)"),
+        Column("texts", _STRINGS, "what the decoder wrote, greedily first"),
+    ),
+)
 _WRITTEN = TableSpec(
     name="written",
     folder=f"{ROUND}/decoded/written",
@@ -656,6 +674,7 @@ TABLES = {
         _NOISE_FLOOR,
         _ACQUIRED,
         _REQUESTS,
+        _CANDIDATES,
         _WRITTEN,
         _DECODED,
         _ANNOTATIONS,
@@ -672,6 +691,12 @@ QUESTIONS, SAMPLES, CLUSTERS = (TABLES[name].schema for name in ("questions", "s
 KNOWLEDGE, SCORES, ACQUIRED = (TABLES[name].schema for name in ("knowledge", "scores", "acquired"))
 KNOWN = TABLES["known"].schema
 DECODED, ANNOTATIONS, EVALUATION = (TABLES[name].schema for name in ("decoded", "annotations", "evaluation"))
+
+
+def reread(spec: TableSpec) -> TableSpec:
+    """`written` or `reconstruction` as made from `candidates`."""
+    added = tuple(c.name for c in _CANDIDATES.added)
+    return replace(spec, source=_CANDIDATES, reads=("augment", "question", "entity", *added))
 
 
 def state_column(position: str, layer: int) -> str:

@@ -38,7 +38,7 @@ def fixed_size(states: np.ndarray, failed: Container[int] = (), half: bool = Tru
 def matrix(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     """A fixed-size list column without nulls back to a float32 array (B, D)."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), -1).astype(np.float32)
+    return array.flatten().to_numpy(zero_copy_only=False).reshape(-1, array.type.list_size).astype(np.float32)
 
 
 def matrix_or_nan(column: pa.ChunkedArray) -> np.ndarray:

@@ -254,6 +254,12 @@ relations of EntityQuestions and Wikidata it tells pairs of one kind from others
 0.994; the name's tokens in the question let places pass for works."""
 
 
+class RereadSection(Section):
+    """A stage of its own for re-embedding."""
+
+    pool: Pool = Pool(shard_rows=64)
+
+
 Augment = Literal["steer", "interpolate", "temperature", "noise"]
 """How new questions are made from the states of unknown ones."""
 
@@ -301,8 +307,19 @@ class DecodeSection(Section):
     bertscore: BertScoreSection = BertScoreSection()
     training: DecoderTrainingSection = DecoderTrainingSection()
     pool: Pool = Pool(shard_rows=64)
+    """Actors that read the sources' states, decode and, without `reread`, re-embed what they wrote and choose, all with
+    one copy of the model's weights."""
+    reread: RereadSection | None = None
+    """Re-embed what was written, and choose, in other actors, which contain the model's first blocks alone: where
+    writing and reading need different machines, such as large GPUs for a large model that writes, and small ones for
+    its first blocks. The questions are the same. Null: the actors of `pool` do both."""
 
     def contradictions(self) -> Iterator[str]:
-        """a way in `augment` that is named twice."""
+        """a way in `augment` that is named twice, and corrections of what another stage chooses."""
         if len({*self.augment}) < len(self.augment):
             yield f"augment ({', '.join(self.augment)}) must name each way once"
+        if self.reread is not None and self.corrections:
+            yield (
+                f"corrections ({self.corrections}) must be 0 with `reread`: a correction decodes again what was "
+                "re-embedded, so both need to be in one actor"
+            )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ka2l_ray.config import ANY_NODE, Config, NodesSection
 
 POOLS = ("collect", "score", "decode", "evaluate")
-"""Sections with a pool of actors."""
+"""Sections with a pool of actors, beside `decode.reread` where that is set."""
 BESIDE_POOLS = 2
 """CPUs that reading and writing take besides the actors of a pool."""
 
@@ -54,8 +54,10 @@ def processes(config: Config) -> Iterator[Processes]:
 
 def computing(config: Config) -> Iterator[Processes]:
     """The pools and the training run, which take most of a cluster."""
-    for name in POOLS:
-        pool = getattr(config, name).pool
+    pools = {name: getattr(config, name).pool for name in POOLS}
+    if config.decode.reread is not None:
+        pools["decode.reread"] = config.decode.reread.pool
+    for name, pool in pools.items():
         yield Processes(f"{name}.pool", pool.min, pool.max, pool.cpus, pool.gpus, pool.nodes)
     tune = config.finetune
     yield Processes("finetune", tune.workers, tune.workers, tune.cpus_per_worker, tune.gpus_per_worker, tune.nodes)
@@ -63,4 +65,4 @@ def computing(config: Config) -> Iterator[Processes]:
 
 def used(found: Iterator[Processes], config: Config) -> list[Processes]:
     """Those that the run starts: no decoding where it is switched off."""
-    return [p for p in found if config.decode.enabled or p.section != "decode.pool"]
+    return [p for p in found if config.decode.enabled or not p.section.startswith("decode.")]

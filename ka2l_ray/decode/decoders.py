@@ -129,8 +129,11 @@ class _Self:
         return self._decoder.write(self._decoder.raw(states), ids, seed, temperature)
 
 
-def standardised(folder: Path, states: QuestionStates) -> QuestionStates:
-    """As the decoder in a folder standardises states, without the studied model."""
-    if isinstance(card_at(folder), (SelfCard, Seq2SeqCard)):
-        return stored_standards(folder, states)
-    return QuestionStates(StateDecoder.load(folder).standardised(states.pooled), states.tokens)
+def standardise(folder: Path) -> Callable[[QuestionStates], QuestionStates]:
+    """How the decoder in a folder standardises states, without the studied model."""
+    card = card_at(folder)
+    if isinstance(card, (SelfCard, Seq2SeqCard)):
+        pooled, tokens = stored_standards(folder, card.width)
+        return lambda states: QuestionStates(pooled.less(states.pooled), [tokens.less(t) for t in states.tokens])
+    decoder = StateDecoder.load(folder)
+    return lambda states: QuestionStates(decoder.standardised(states.pooled), states.tokens)

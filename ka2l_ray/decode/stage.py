@@ -4,7 +4,9 @@ In: source questions. Out: the table `decoded` of a round, and `reconstruction`,
 Refuses to know: who acquires, who annotates. A round's sources are bounded by its budget, so they are read whole.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from logging import INFO, WARNING
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ka2l_ray import schema
+from ka2l_ray.config import Pool
 from ka2l_ray.dataflow.log import log
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.paths import CORPUS
@@ -23,15 +26,16 @@ from ka2l_ray.dataflow.shard_size import row_seconds
 from ka2l_ray.dataflow.stage import Stage, run_stage
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.dataflow.tasks import run_tasks
-from ka2l_ray.decode.actor import DecodeActor, DecodeSetup
+from ka2l_ray.decode.actor import CandidatesActor, DecodeActor
 from ka2l_ray.decode.asked import AskedAbout, asked_about
 from ka2l_ray.decode.augment import CARD, Augmenter, requests_for, source_fields
-from ka2l_ray.decode.decoders import Card, card_at, standardised
+from ka2l_ray.decode.decoders import Card, card_at, standardise
 from ka2l_ray.decode.existing import alike, alike_in
 from ka2l_ray.decode.filters import are_marked, statuses_of
 from ka2l_ray.decode.grounding import Names, read_names
 from ka2l_ray.decode.measuring import measures
 from ka2l_ray.decode.question_states import states_of
+from ka2l_ray.decode.rereading import DecodeSetup, RereadActor
 from ka2l_ray.decode.self_decoder import is_held_out
 from ka2l_ray.decode.states import decoder_folder
 from ka2l_ray.decode.states_stage import common_words, decoder_address, reading
@@ -44,6 +48,8 @@ from ka2l_ray.models.loading import depth_and_width
 from ka2l_ray.models.prompts import Tokenize, corpus_prompt
 from ka2l_ray.tables import matrix, matrix_or_nan
 
+CANDIDATES = "candidates"
+"""Table of what is chosen from, beside the requests: with `decode.reread` only."""
 SEARCHED_HERE = 200_000
 """Questions, at most, among which the driver itself looks for near-duplicates: a million take it one to two minutes."""
 _REQUESTS = schema.TABLES["requests"].schema
@@ -60,7 +66,7 @@ def decode(run: Run, sources: Sequence[Mapping[str, Any]], target: Table, earlie
     if not requests.is_done:
         rows = requests_for(sources, run.config.decode, _asked(run, sources, before))
         requests.write((None, pa.Table.from_pylist(rows, schema=_REQUESTS)))
-    run_stage(_stage(run, "written", augmenter=_augmenter(run)), requests, written)
+    _run_all(stages_of(run, "written", _augmenter(run)), requests, written, target.folder)
     columns = [name for name in written.schema().names if name != "state"]
     fine = [r for r in written.read(columns).sort_by("id").to_pylist() if r["error"] is None]
     status = decoded_statuses(run, fine, [r["question"] for r in before])
@@ -126,7 +132,7 @@ def check_decoder(run: Run) -> dict[str, float | None]:
         own = {"variant": 0, "augment": "none"}
         requests = [{"id": r["id"], "source_id": r["id"]} | own | source_fields(r) for r in unseen]
         source.write((None, pa.Table.from_pylist(requests[: run.config.decode.check_questions], schema=_REQUESTS)))
-    run_stage(_stage(run, "reconstruction"), source, target)
+    _run_all(stages_of(run, "reconstruction"), source, target, target.folder)
     if not source.rows:
         log.warning("no probe question is new to the decoder, so it is not measured", extra={"stage": "decode"})
         return about_steering
@@ -166,7 +172,7 @@ def _fit_augmenter(run: Run, folder: Path, card: Card, rows: list[dict[str, Any]
     table = table.filter(pc.is_null(table["error"]))  # pyright: ignore
     if not table.num_rows:
         raise StageError(f"{target.folder.path}: every row failed, so nothing can be steered; see its folder errors")
-    states, steering = standardised(folder, states_of(table)), None
+    states, steering = standardise(folder)(states_of(table)), None
     if "steer" in decode.augment:
         groups, entities = table["group"].to_pylist(), table["entity"].to_pylist()
         kinds = matrix_or_nan(table["kind_state"])
@@ -205,13 +211,38 @@ def _says(steering: Steering | None) -> tuple[int, str]:
     return INFO, f"steering among {len(steering.names)} {kind}{found}"
 
 
-def _stage(run: Run, table: str, augmenter: Folder | None = None) -> Stage[DecodeSetup]:
-    config, prompt, pool = run.config, corpus_prompt(run), run.config.decode.pool
+def stages_of(run: Run, table: str, augmenter: Folder | None = None) -> list[Stage[DecodeSetup]]:
+    """What writes `written` or `reconstruction`: one stage that decodes, re-embeds and chooses or, with
+    `decode.reread`, one that decodes and one that does the rest."""
+    decode, spec = run.config.decode, schema.TABLES[table]
+    if decode.reread is None:
+        return [_stage(run, "decode", spec, DecodeActor, decode.pool, augmenter)]
+    write = _stage(run, "decode", schema.TABLES["candidates"], CandidatesActor, decode.pool, augmenter)
+    reread = _stage(run, "decode.reread", schema.reread(spec), RereadActor, decode.reread.pool, augmenter)
+    return [write, replace(reread, prepare=None)]
+
+
+def _run_all(stages: Sequence[Stage[DecodeSetup]], requests: Table, target: Table, folder: Folder) -> None:
+    """Run one stage or two, between which the candidates are in `folder`."""
+    tables = [requests, *[Table(folder / CANDIDATES)] * (len(stages) - 1), target]
+    for stage, (source, to) in zip(stages, pairwise(tables), strict=True):
+        run_stage(stage, source, to)
+
+
+def _stage(
+    run: Run,
+    section: str,
+    spec: schema.TableSpec,
+    actor: Callable[[DecodeSetup], Any],
+    pool: Pool,
+    augmenter: Folder | None,
+) -> Stage[DecodeSetup]:
+    config, prompt, state = run.config, corpus_prompt(run), pa.list_(pa.float32(), depth_and_width(run.config.model)[1])
     return Stage(
-        name="decode",
+        name=section.rpartition(".")[2],
         run=config.run.name,
-        spec=schema.TABLES[table],
-        actor=DecodeActor,
+        spec=spec,
+        actor=actor,
         setup=DecodeSetup(
             model=config.model,
             prompt=prompt,
@@ -222,12 +253,12 @@ def _stage(run: Run, table: str, augmenter: Folder | None = None) -> Stage[Decod
             augmenter=augmenter,
             common=common_words(run),
             limits=Limits.of(pool),
-            placement=of_actor(config.model, pool, "decode"),
+            placement=of_actor(config.model, pool, section),
             abilities=abilities_of(config.model),
         ),
         pool=pool,
         tasks=config.ray.tasks,
-        states=pa.schema([("state", pa.list_(pa.float32(), depth_and_width(config.model)[1]))]),
+        states=pa.schema([("wanted" if actor is CandidatesActor else "state", state)]),
         max_error_fraction=config.run.max_error_fraction,
         prepare=Tokenize(config.model, prompt),
         row_seconds=row_seconds(pool),

@@ -13,7 +13,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from ka2l_ray.decode.question_states import QuestionStates
 from ka2l_ray.errors import ConfigError
 
 WEIGHTS = "decoder.safetensors"
@@ -79,11 +78,10 @@ class Standards(nn.Module):
         return self.mean.float().cpu().numpy(), self.scale.float().cpu().numpy()
 
 
-def stored_standards(folder: Path, states: QuestionStates) -> QuestionStates:
-    """States as the decoder in a folder standardises them, with its means and deviations alone."""
-    width = states.pooled.shape[1]
+def stored_standards(folder: Path, width: int) -> tuple[Standards, Standards]:
+    """Those of the decoder in a folder, of pooled states and of tokens'."""
     pooled, tokens = Standards(width), Standards(width)
     with safe_open(folder / WEIGHTS, "pt") as stored:  # no other tensor is read
         for name, made in (("of_pooled", pooled), ("of_tokens", tokens)):
             made.load_state_dict({part: stored.get_tensor(f"{name}.{part}") for part in ("mean", "scale")})
-    return QuestionStates(pooled.less(states.pooled), [tokens.less(t) for t in states.tokens])
+    return pooled, tokens

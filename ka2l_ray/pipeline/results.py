@@ -20,6 +20,7 @@ from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.dataflow.versions import versions
 from ka2l_ray.decode.metrics import distinct_2
+from ka2l_ray.decode.stage import CANDIDATES
 from ka2l_ray.label.stage import label_summary
 from ka2l_ray.results_schema import Results, RoundResult, StoppedResult
 from ka2l_ray.text.grading import Grading
@@ -130,7 +131,8 @@ def _decode_summary(run: Run) -> dict[str, Any] | None:
     by_augment = {a: [r for r in rows if r["augment"] == a] for a in run.config.decode.augment}
     least = run.config.decode.min_p_unknown
     funnels = {a: _funnel(own, least, world) for a, own in by_augment.items()}
-    seconds = sum(Table(t.folder / "written").facts().get("seconds", 0.0) for t in tables)
+    stages = [Table(t.folder / name) for t in tables for name in (CANDIDATES, "written")]
+    seconds = sum(stage.facts().get("seconds", 0.0) for stage in stages)
     kept = [r["question"] for r in rows if r["status"] == "kept"]
     also = {
         "distinct_2": distinct_2(kept) if kept else None,

@@ -54,7 +54,7 @@ def lines(config: Config, extent: Extent, shape: Shape, adapter_parameters: int)
     if config.decode.enabled and config.decode.decoder is None:
         found.append(estimate.training_a_decoder())
     if config.decode.enabled:
-        found.append(estimate.decoding())
+        found += estimate.decoding()
     found += [
         estimate.knowing(),
         annotating(config, extent, estimate.curves, estimate.sampling),
@@ -201,9 +201,9 @@ class _Estimate:
             + (", with the state" if with_state else ""),
         )
 
-    def decoding(self) -> Line:
+    def decoding(self) -> list[Line]:
         """New questions for each unknown one bought: its state is read for each of them, and each of the candidates is
-        read again."""
+        read again, in a stage of its own with `decode.reread`."""
         decode, active = self.config.decode, self.config.active
         checked = min(decode.check_questions, self.extent.splits["probe"])
         curves = sum(STRATEGIES[s].decodes for s in active.strategies)
@@ -211,12 +211,13 @@ class _Estimate:
         new = curves * active.budget * wanted
         rows, texts = checked + new, decode.candidates + decode.corrections
         whole = decode.decoder != SHIPPED and (decode.decoder is not None or decode.training.writer is None)
-        return replace(
+        alone, again = checked + new, checked + new * texts
+        blocks = self.shape.first_blocks_bytes(self.deepest)
+        decoding = replace(
             self.line("decode", rows, decode.pool),
-            read_tokens=(2 * checked + new * (1 + texts)) * self.extent.own,
+            read_tokens=(alone + (0 if decode.reread else again)) * self.extent.own,
             written_tokens=(checked + new * texts) * DECODED,
-            memory_bytes=(self.shape.weight_bytes if whole else self.shape.first_blocks_bytes(self.deepest))
-            + self.reading_bytes(decode.pool),
+            memory_bytes=(self.shape.weight_bytes if whole else blocks) + self.reading_bytes(decode.pool),
             memory_is="weights with the decoder's adapters, one batch"
             if whole
             else f"embeddings and blocks 1 … {self.deepest}, one batch; the decoder comes on top",
@@ -224,6 +225,18 @@ class _Estimate:
             does=f"{checked:,} to measure the decoder, "
             f"then {wanted} per unknown question bought in {curves} curve(s), each the best of {texts}",
         )
+        if decode.reread is None:
+            return [decoding]
+        reread = replace(
+            self.line("reread", rows, decode.reread.pool),
+            read_tokens=again * self.extent.own,
+            memory_bytes=blocks + self.reading_bytes(decode.reread.pool),
+            memory_is=f"embeddings and blocks 1 … {self.deepest}, one batch",
+            storage_bytes=rows * 2 * TEXT_BYTES,
+            does=f"each of the {again:,} texts read again, the best of each request's taken",
+        )
+        between = rows * self.shape.width * STATE_BYTES + again * TEXT_BYTES
+        return [replace(decoding, storage_bytes=between), reread]
 
     def training_a_decoder(self) -> Line:
         """Each question is read once for its states, and its name, pseudo-tokens and text in each step that shows

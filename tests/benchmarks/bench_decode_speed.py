@@ -20,8 +20,9 @@ import torch
 
 from ka2l_ray.config import DecodeSection, ModelSection, PromptSection, load_config
 from ka2l_ray.dataflow.storage import Folder
-from ka2l_ray.decode.actor import DecodeActor, DecodeSetup
+from ka2l_ray.decode.actor import DecodeActor
 from ka2l_ray.decode.decoders import card_at
+from ka2l_ray.decode.rereading import DecodeSetup
 from ka2l_ray.decode.states import decoder_folder
 from ka2l_ray.models.examine import abilities_of
 from ka2l_ray.models.loading import depth_and_width

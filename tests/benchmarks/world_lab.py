@@ -33,16 +33,17 @@ from ka2l_ray.config import (
 )
 from ka2l_ray.corpus.world import world_questions
 from ka2l_ray.dataflow.storage import Folder
-from ka2l_ray.decode.actor import DecodeActor, DecodeSetup
+from ka2l_ray.decode.actor import DecodeActor
 from ka2l_ray.decode.asked import asked_about
 from ka2l_ray.decode.augment import Augmenter, requests_for
-from ka2l_ray.decode.decoders import card_at, standardised
+from ka2l_ray.decode.decoders import card_at, standardise
 from ka2l_ray.decode.existing import alike
 from ka2l_ray.decode.filters import Found, statuses, statuses_of
 from ka2l_ray.decode.grounding import Names
 from ka2l_ray.decode.metrics import Reconstruction, reconstruction
 from ka2l_ray.decode.question_states import QuestionStates
 from ka2l_ray.decode.reading import ReadActor, ReadSetup
+from ka2l_ray.decode.rereading import DecodeSetup
 from ka2l_ray.decode.states import decoder_folder
 from ka2l_ray.decode.steering import MOST_ROWS, fit_steering
 from ka2l_ray.entropy.thresholds import otsu
@@ -221,7 +222,7 @@ class Lab:
             card = card_at(decoder_folder("world"))
             at = {"layer": card.layer, "position": card.position, "token_layer": None}
             read = matrix(ReadActor(ReadSetup(**fields, **at))(asked)["state"])
-            states = standardised(decoder_folder("world"), QuestionStates.pooled_alone(read)).pooled
+            states = standardise(decoder_folder("world"))(QuestionStates.pooled_alone(read)).pooled
             scored = ScoreActor(ScoreSetup(**fields, probe=folder / "probe"))(asked)["p_unknown"]
             unknown = np.array(scored) >= section.min_p_unknown
             steering = fit_steering(states, [r["group"] for r in probed], [r["entity"] for r in probed], seed)

@@ -11,16 +11,19 @@ from runs import copied, small
 from ka2l_ray.active import new_questions as module
 from ka2l_ray.active.new_questions import new_questions
 from ka2l_ray.active.pool import scored_pool
+from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.decode.stage import check_decoder
 from ka2l_ray.world.facts import build_world
 
+STEPS = ("requests", "candidates", "written")
+
 
 @pytest.fixture(scope="module")
 def run(scored: tuple[Run, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Run:
-    made = copied(
-        scored[0], small(tmp_path_factory.mktemp("wanted"), "decode={check_questions: 20, grounding: corpus}")
-    )
+    """Re-embeds in a stage of its own."""
+    decode = "decode={check_questions: 20, grounding: corpus, reread: {pool: {max: 2}}}"
+    made = copied(scored[0], small(tmp_path_factory.mktemp("wanted"), decode))
     check_decoder(made)
     return made
 
@@ -43,6 +46,10 @@ def test_so_many_are_written_and_more_come_from_further_waves(
     assert "pool questions that are likely unknown (decode.min_p_unknown" in caplog.text
     unknown = [row.id for row in scored_pool(run) if (row.p_unknown or 0.0) >= run.config.decode.min_p_unknown]
     assert every["sources"] == len(unknown) > 10
+    for wave in ("wave_01", "wave_02"):
+        tables = [Table(run.folder / f"base/new_questions/{wave}/decoded/{name}") for name in STEPS]
+        asked, between, written = ({*table.read(["id"])["id"].to_pylist()} for table in tables)
+        assert asked == between == written
     assert sum(every["statuses"].values()) == run.config.decode.variants * len(unknown), "every request once"
     world, table = build_world(), run.table("questions")
     corpus = [q for s in ("probe", "pool") for q in table.read(["question"], part=s)["question"].to_pylist()]

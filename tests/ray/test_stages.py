@@ -26,7 +26,7 @@ from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.dataflow.stage import Stage
 from ka2l_ray.dataflow.storage import Folder
-from ka2l_ray.decode.stage import _stage as decode_stage
+from ka2l_ray.decode.stage import stages_of
 from ka2l_ray.errors import StageError
 from ka2l_ray.hashing import uniform
 from ka2l_ray.label.stage import BASELINES, count_knowledge, gamma
@@ -52,7 +52,7 @@ def test_pool_size_and_batch_size_change_no_sample(scored: tuple[Run, dict[str, 
     assert other == collected(scored[0])
 
 
-POOLS = ("collect", "score", "decode", "evaluate")
+POOLS = ("collect", "score", "decode", "decode.reread", "evaluate")
 
 
 @pytest.mark.parametrize(("device", "share"), [("auto", 1.0), ("cpu", 0.0)])
@@ -67,7 +67,7 @@ def test_every_stage_places_its_actors_by_its_own_pool(
     sample_pool(run)
     score(run)
     stages += [
-        decode_stage(run, "reconstruction"),
+        *stages_of(run, "reconstruction"),
         evaluation_stage(run, None, run.config.finetune.prompt),
     ]
     placed = {stage.setup.placement.field: stage.setup.placement.gpus for stage in stages}
@@ -320,4 +320,27 @@ def test_failed_rows_are_repeated_in_every_stage_as_if_they_had_not_failed(
     assert after == before
     assert {run.base(name).manifest()["errors"] for name in before} == {0}
     assert gamma(run) == threshold
+    assert retry.retry_errors(run) == {}
+
+
+@pytest.mark.long
+def test_a_request_that_failed_is_decoded_again_and_re_embedded_in_a_stage_of_its_own(
+    scored: tuple[Run, dict[str, Any]], tmp_path: Path
+) -> None:
+    run = copied(scored[0], small(tmp_path, "decode={check_questions: 30, reread: {}}"))
+    loop.execute(run, "decode", "a test")
+    names = ("reconstruction/candidates", "reconstruction")
+    before = {name: whole(run.base(name)) for name in names}
+    lost = sorted(before["reconstruction"])[5]
+    for name in names:
+        lose(run.base(name), lost)
+    assert whole(run.base("reconstruction"))[lost]["error"] is not None
+    assert retry.retry_errors(run) == dict.fromkeys(names, 1)
+    loop.execute(run, "decode", "a test")
+    after = {name: whole(run.base(name)) for name in names}
+    assert after[names[0]][lost]["texts"] == before[names[0]][lost]["texts"]
+    for name, exact in ((names[0], "texts"), (names[1], "decoded_question")):
+        assert {i: (r["error"], r[exact]) for i, r in after[name].items()} == {
+            i: (None, r[exact]) for i, r in before[name].items()
+        }
     assert retry.retry_errors(run) == {}

@@ -7,14 +7,15 @@ import pyarrow as pa
 import pytest
 
 from ka2l_ray import schema
-from ka2l_ray.config import DecodeSection, ModelSection
+from ka2l_ray.config import DecodeSection, ModelSection, RereadSection
 from ka2l_ray.dataflow.storage import Folder
-from ka2l_ray.decode.actor import DecodeActor, DecodeSetup
+from ka2l_ray.decode.actor import CandidatesActor, DecodeActor
 from ka2l_ray.decode.asked import AskedAbout
 from ka2l_ray.decode.augment import Augmenter, requests_for
-from ka2l_ray.decode.decoders import standardised
+from ka2l_ray.decode.decoders import standardise
 from ka2l_ray.decode.grounding import Names
 from ka2l_ray.decode.question_states import QuestionStates
+from ka2l_ray.decode.rereading import DecodeSetup, RereadActor
 from ka2l_ray.decode.states import decoder_folder
 from ka2l_ray.decode.steering import fit_steering
 from ka2l_ray.hashing import uniform
@@ -22,6 +23,7 @@ from ka2l_ray.models.activations import prompt_states
 from ka2l_ray.models.loading import load_model, load_tokenizer
 from ka2l_ray.models.probe import LinearProbe, ProbeCard
 from ka2l_ray.models.prompts import Tokenize, encode
+from ka2l_ray.tables import matrix
 from ka2l_ray.world.facts import build_world, phrase_question
 from ka2l_ray.world_model.pretrain import PROMPT
 
@@ -66,7 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     read = prompt_states(
         load_model(WORLD), 6, encode(load_tokenizer(WORLD), PROMPT, [r["question"] for r in ROWS]), "mean", [3]
     )
-    states = standardised(decoder_folder("world"), QuestionStates.pooled_alone(read[3].numpy())).pooled
+    states = standardise(decoder_folder("world"))(QuestionStates.pooled_alone(read[3].numpy())).pooled
     steering = fit_steering(states, [None] * len(ROWS), [r["entity"] for r in ROWS])
     assert steering is not None
     Augmenter(DecodeSection(), 0, steering, states[:50]).save(folder / "augmenter")
@@ -137,6 +139,28 @@ def test_of_several_candidates_the_nearest_is_taken(folder: Folder) -> None:
     assert all(better), "a text that could be kept is replaced by a nearer one alone"
     assert np.mean([r["similarity"] for r in four]) > np.mean([r["similarity"] for r in one])
     assert np.mean([r["explained"] for r in four]) > np.mean([r["explained"] for r in one])
+
+
+def test_re_embedding_in_another_actor_changes_nothing_and_a_source_that_cannot_be_read_stays_an_error(
+    folder: Folder,
+) -> None:
+    section = DecodeSection(variants=2, augment=("steer", "noise"), reread=RereadSection())
+    unreadable = SOURCES[0] | {"id": "long", "question": "word " * 2000}
+    requests = requests_for([*SOURCES[:20], unreadable], section)
+    made = setup(folder, section, augmenter=folder / "grounded")
+    whole, between = DecodeActor(made)(asked(requests)), dict(CandidatesActor(made)(asked(requests)))
+    lost = [n for n, error in enumerate(between.pop("error")) if error is not None]
+    assert {requests[n]["source_id"] for n in lost} == {"long"}
+    fine = [n for n in range(len(requests)) if n not in lost]
+    table = pa.table({name: [r[name] for r in requests] for name in ("id", "augment", "question", "entity")} | between)
+    again = RereadActor(made)(table.take(fine))
+    assert "error" not in again
+    assert [len(t) for t in table["texts"].take(fine).to_pylist()] == [section.candidates] * len(fine)
+    for name in whole.keys() - {"error", "state", "similarity", "explained", "explained_after", "p_unknown"}:
+        assert list(again[name]) == [whole[name][n] for n in fine], name
+    for name in ("similarity", "explained", "p_unknown"):
+        assert np.allclose(again[name], whole[name][fine], atol=1e-4), name
+    assert np.allclose(matrix(again["state"]), matrix(whole["state"].take(pa.array(fine))), atol=1e-3)
 
 
 def test_corrections_come_nearer_to_what_is_wanted(folder: Folder) -> None:

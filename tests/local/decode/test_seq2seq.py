@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import tiny_writer
 
 from ka2l_ray.dataflow.placement import CPU
-from ka2l_ray.decode.decoders import card_at, load_decoder, standardised
+from ka2l_ray.decode.decoders import card_at, load_decoder, standardise
 from ka2l_ray.decode.fitting import fit_rank
 from ka2l_ray.decode.question_states import QuestionStates, states_of
 from ka2l_ray.decode.seq2seq import Seq2SeqCard, Seq2SeqDecoder, check_writer
@@ -79,7 +79,7 @@ def test_a_stored_decoder_is_whole_without_the_pretrained_writer_and_the_studied
     found = card_at(trained)
     assert isinstance(found, Seq2SeqCard)
     states = states_of(rows.slice(0, 4))
-    mine, without = Seq2SeqDecoder.load(trained).standardised(states), standardised(trained, states)
+    mine, without = Seq2SeqDecoder.load(trained).standardised(states), standardise(trained)(states)
     assert np.allclose(mine.pooled, without.pooled)
     assert all(np.allclose(a, b) for a, b in zip(mine.tokens, without.tokens, strict=True))
     back = Seq2SeqDecoder.load(trained).raw(mine)

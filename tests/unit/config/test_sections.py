@@ -105,6 +105,8 @@ def test_a_value_of_the_wrong_type_is_refused_and_never_converted(load, field, v
         (["collect.engine=vllm", "collect.adaptive.threshold=0.7"], "collect", "needs engine: own"),
         (["collect.engine=vllm", "collect.vllm.tensor_parallel=2"], "collect", "set pool.gpus: 2"),
         (["annotate.endpoint.template=hello"], "annotate.endpoint.template", "exactly once"),
+        (["decode.augment=[steer, noise, steer]"], "decode", "must name each way once"),
+        (["decode.corrections=2", "decode.reread={pool: {max: 2}}"], "decode", r"corrections \(2\) must be 0 with"),
         (["active.budget=1"], "active", "at least one annotation per round"),
         (["active.strategies=[random, random]"], "active", "must differ"),
     ],

@@ -30,7 +30,8 @@ from ka2l_ray.dataflow.failures import ActorBroken
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.placement import CPU, Placement, of_actor, of_worker
 from ka2l_ray.dataflow.storage import Folder
-from ka2l_ray.decode.actor import DecodeActor, DecodeSetup
+from ka2l_ray.decode.actor import DecodeActor
+from ka2l_ray.decode.rereading import DecodeSetup
 from ka2l_ray.finetune.checkpoints import checkpoint_identity
 from ka2l_ray.finetune.deepspeed import deepspeed_config
 from ka2l_ray.finetune.evaluate import EvaluateActor, EvaluateSetup

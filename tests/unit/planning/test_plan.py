@@ -195,6 +195,11 @@ def test_each_switch_adds_its_cost() -> None:
     assert best_of_one.written_tokens is not None
     per_text = best_of_one.written_tokens / (1024 + 120_000)
     assert decoded.written_tokens == pytest.approx(per_text * (1024 + 4 * 120_000))
+    apart = by_stage(overridden(*fields.split(), "decode.candidates=4", "decode.reread={pool: {max: 8}}"))
+    assert apart["decode"].written_tokens == decoded.written_tokens
+    assert (apart["decode"].read_tokens or 0) + (apart["reread"].read_tokens or 0) == decoded.read_tokens
+    assert (apart["reread"].memory_bytes or 0) < (decoded.memory_bytes or 0), "the model's first blocks alone"
+    assert "8 ×" in apart["reread"].actors
     ways = overridden("decode.enabled=true", "decode.augment=[steer, noise]", "active.strategies=[ka2l, random]")
     assert by_stage(ways)["decode"].rows == 1024 + 20_000 * 2 * 2
     sampled = by_stage(

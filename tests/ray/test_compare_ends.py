@@ -70,7 +70,10 @@ def play(work: Callable[[Path], str], folder: Path) -> str:
     return work(folder)
 
 
-@pytest.mark.parametrize("works", [in_itself, in_a_blocking_call, in_a_pipeline], ids=lambda f: f.__name__)
+LONG = [pytest.param(f, marks=pytest.mark.long) for f in (in_itself, in_a_blocking_call)]
+
+
+@pytest.mark.parametrize("works", [*LONG, in_a_pipeline], ids=lambda f: f.__name__)
 def test_once_a_failure_is_raised_nothing_of_the_other_curves_goes_on(
     works: Callable[[Path], str], tmp_path: Path
 ) -> None:

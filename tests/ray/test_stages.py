@@ -295,6 +295,7 @@ def lose(table: Table, question: str) -> None:
     table.close(manifest["files"], **kept_facts | {"errors": 1})
 
 
+@pytest.mark.long
 def test_failed_rows_are_repeated_in_every_stage_as_if_they_had_not_failed(
     scored: tuple[Run, dict[str, Any]], tmp_path: Path
 ) -> None:

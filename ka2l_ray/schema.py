@@ -431,6 +431,10 @@ _REQUESTS = TableSpec(
     ),
     can_fail=False,
 )
+_STEERED = (
+    Column("target", _STRING, "the group (or cluster) that the state was steered to; null where it was not"),
+    Column("exhausted", _BOOL, "whether it was to be steered, and nothing was left to ask: nothing was written"),
+)
 _CANDIDATES = TableSpec(
     name="candidates",
     folder=f"{ROUND}/decoded/candidates",
@@ -443,8 +447,7 @@ _CANDIDATES = TableSpec(
     carried=("source_id", "variant", "augment", "question", "group", "entity"),
     added=(
         Column("wanted", None, "the wanted state (D,), standardised"),
-        Column("target", _STRING, "the group (or cluster) that the state was steered to; null where it was not"),
-        Column("exhausted", _BOOL, "whether it was to be steered, and nothing was left to ask: nothing was written"),
+        *_STEERED,
         Column("aspects", _INTS, "what its entity is asked about already, as numbers of groups (or clusters)"),
         Column("texts", _STRINGS, "what the decoder wrote, greedily first"),
     ),
@@ -461,8 +464,7 @@ _WRITTEN = TableSpec(
     carried=("source_id", "variant", "augment", "question", "group"),
     added=(
         Column("decoded_question", _STRING, "what the decoder wrote: the candidate nearest to the wanted state"),
-        Column("target", _STRING, "the group (or cluster) that the state was steered to; null where it was not"),
-        Column("exhausted", _BOOL, "whether it was to be steered, and nothing was left to ask: nothing was written"),
+        *_STEERED,
         Column("asks", _STRING, "the group (or cluster) of what was written, by its own state; null without groups"),
         Column("reworded", _BOOL, "whether it asks of the source's entity what is in `asked`, by those groups"),
         Column(

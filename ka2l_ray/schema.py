@@ -390,7 +390,7 @@ _PROBE_STATES = replace(
             "state, tokens, kind_state",
             None,
             f"{_READ_STATES}; where states are steered, the state (D,) in which the model is about to say what whom is "
-            "(`reading.WHAT_IS`)",
+            "(`reading.WHAT_IS`), of up to 120 names a group, null for the others",
         ),
         *_DECODER_STATES.added[1:],
     ),
@@ -449,14 +449,18 @@ _CANDIDATES = TableSpec(
         Column("wanted", None, "the wanted state (D,), standardised"),
         *_STEERED,
         Column("aspects", _INTS, "what its entity is asked about already, as numbers of groups (or clusters)"),
-        Column("texts", _STRINGS, "what the decoder wrote, greedily first"),
+        Column(
+            "texts",
+            _STRINGS,
+            "what the decoder wrote, greedily first (but for `temperature`); one empty text where nothing was left",
+        ),
     ),
 )
 _WRITTEN = TableSpec(
     name="written",
     folder=f"{ROUND}/decoded/written",
     step="acquire",
-    code="decode/actor.py",
+    code="decode/rereading.py",
     row="request",
     about="questions that the decoder wrote",
     source=_REQUESTS,
@@ -490,6 +494,14 @@ _RECONSTRUCTION = replace(
     row="probe question",
     about="questions that the decoder never saw, decoded from their own states, greedily: how good the decoder is",
     carried=(*_WRITTEN.carried, "entity"),
+)
+_RECONSTRUCTION_CANDIDATES = replace(
+    _CANDIDATES,
+    name="reconstruction_candidates",
+    folder="base/reconstruction/candidates",
+    step="decode",
+    row="probe question",
+    about="its state, and the text of it that is read again; with `decode.reread` only",
 )
 _DECODED = TableSpec(
     name="decoded",
@@ -669,6 +681,7 @@ TABLES = {
         _DECODER_STATES,
         _DECODER_CHECK,
         _PROBE_STATES,
+        _RECONSTRUCTION_CANDIDATES,
         _RECONSTRUCTION,
         _EVALUATION,
         _ASKED_AGAIN,

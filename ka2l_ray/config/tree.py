@@ -29,8 +29,8 @@ _DECODER = "cpus_per_worker nodes checkpoint_every_steps max_failures"
 _ENDPOINT = "url replies key_variable concurrency requests_per_s timeout_s retries backoff_s"
 NO_RESULTS = {
     *"ray report model.cache model.device run.storage run.max_error_fraction run.log search.cpus search.nodes "
-    "active.parallel decode.bertscore".split(),
-    *(f"{stage}.pool" for stage in ("collect", "score", "decode", "decode.reread", "evaluate")),
+    "active.parallel decode.bertscore decode.reread".split(),
+    *(f"{stage}.pool" for stage in ("collect", "score", "decode", "evaluate")),
     *(f"finetune.{name}" for name in _FINETUNE.split()),
     *(f"decode.training.{name}" for name in _DECODER.split()),
     *(f"annotate.endpoint.{name}" for name in _ENDPOINT.split()),

@@ -12,8 +12,6 @@ from enum import StrEnum
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ka2l_ray.tables import error_column
-
 DATA_ERRORS = (ValueError, ArithmeticError, LookupError)
 """Errors that mean that a row's data are wrong, whichever process reads them. Where every row fails with another error,
 it is the process that is broken."""
@@ -126,16 +124,12 @@ def each_row(work: Work, rows: pa.Table, columns: pa.Schema, chosen: bool = Fals
     row, or where they were `chosen` because they failed before.
     """
     says_nothing = chosen or rows.num_rows == 1
-    try:
-        whole = _result(work, rows, columns)
-    except BlockLost as lost:
-        if not says_nothing:
-            raise
-        return failed(columns, error_column(lost.errors, rows.num_rows)["error"])
+    whole = _result(work, rows, columns) if not says_nothing else _or_its_error(work, rows, columns)
     if isinstance(whole, pa.Table):
         return whole
     alone = range(rows.num_rows) if rows.num_rows > 1 else ()
-    parts = [_result(work, rows.slice(n, 1), columns) for n in alone] or [whole]
+    of_one = _or_its_error if says_nothing else _result
+    parts = [of_one(work, rows.slice(n, 1), columns) for n in alone] or [whole]
     raised = {n: part for n, part in enumerate(parts) if isinstance(part, Exception)}
     if len(raised) == len(parts) and not says_nothing and on_lost_block(raised) == Verdict.REPLACE_ACTOR:
         raise BlockLost(raised) from whole
@@ -158,6 +152,15 @@ def _result(work: Work, rows: pa.Table, columns: pa.Schema) -> pa.Table | Except
         if on_error(error, rows.num_rows) == Verdict.REPLACE_ACTOR:
             raise ActorBroken(named(error)) from error
         return error
+
+
+def _or_its_error(work: Work, rows: pa.Table, columns: pa.Schema) -> pa.Table | Exception:
+    """As `_result`, and where a block is lost the first error of it: which row's it is need not be known, because a
+    block may be of parts of rows."""
+    try:
+        return _result(work, rows, columns)
+    except BlockLost as lost:
+        return next(iter(lost.errors.values()))
 
 
 def _typed(result: Mapping[str, Iterable[object]], rows: int, columns: pa.Schema) -> pa.Table:

@@ -159,8 +159,8 @@ def run_stage(
     if target.is_done and not _reopened(stage, target):
         state.delete()  # left by a kill between manifest and clean-up
         return target.manifest()
-    _check_columns(stage, source)
-    rows_in = source.part_rows(part)
+    if rows_in := source.part_rows(part):
+        _check_columns(stage, source)
     size = shard_rows(stage.pool, rows_in, row_bytes(stage.added), stage.row_seconds)
     attempt = Attempt.begin(state, data.make(), Shards(stage.name, rows_in, size))
     started = time.monotonic()
@@ -188,6 +188,11 @@ def run_stage(
 def failed_rows(target: Table) -> int:
     """Number of failed rows in a table that a stage has finished or started; `reopen_errors` has them repeated."""
     return _last(target).errors
+
+
+def begun_by(target: Table) -> str | None:
+    """Name of the stage that has finished or started a table; None where none has."""
+    return _last(target).shards.stage or None
 
 
 def reopen_errors(target: Table) -> int:

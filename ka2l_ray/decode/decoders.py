@@ -132,8 +132,6 @@ class _Self:
 def standardise(folder: Path) -> Callable[[QuestionStates], QuestionStates]:
     """How the decoder in a folder standardises states, without the studied model."""
     card = card_at(folder)
-    if isinstance(card, (SelfCard, Seq2SeqCard)):
-        pooled, tokens = stored_standards(folder, card.width)
-        return lambda states: QuestionStates(pooled.less(states.pooled), [tokens.less(t) for t in states.tokens])
-    decoder = StateDecoder.load(folder)
-    return lambda states: QuestionStates(decoder.standardised(states.pooled), states.tokens)
+    prefixes = ("", "") if isinstance(card, DecoderCard) else ("of_pooled.", "of_tokens.")
+    pooled, tokens = (stored_standards(folder, card.width, prefix) for prefix in prefixes)
+    return lambda states: QuestionStates(pooled.less(states.pooled), [tokens.less(t) for t in states.tokens])

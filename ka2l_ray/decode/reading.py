@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from ka2l_ray.config import ModelSection, PromptSection
 from ka2l_ray.config.knowing import KIND_DEPTH
+from ka2l_ray.dataflow.failures import BlockLost
 from ka2l_ray.dataflow.placement import CPU, Placement
 from ka2l_ray.decode.question_states import token_column
 from ka2l_ray.decode.whom import NO_GROUPS, WHOM, CommonWords, whom_tokens
@@ -92,8 +93,12 @@ class ReadActor:
         states = np.zeros((len(rows), width), np.float32)
         if at:
             asked = self._as_is([WHAT_IS.replace("{name}", name) for name in names])
-            read, lost = self._engine.states(asked, [self._kind_layer], ["last"])
-            states[at] = np.nan_to_num(read["last", self._kind_layer])
+            try:
+                read, lost = self._engine.states(asked, [self._kind_layer], ["last"])
+            except BlockLost as block:  # the questions were read by the same blocks, so these are not broken
+                read, lost = {}, dict(block.errors)
+            else:
+                states[at] = np.nan_to_num(read["last", self._kind_layer])
             failed |= {at[n]: error for n, error in (lost | not_finite(read)).items()}
         return fixed_size(states, {*range(len(rows))} - {*at} | {*failed}, half=False)
 

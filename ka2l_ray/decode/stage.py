@@ -4,7 +4,7 @@ In: source questions. Out: the table `decoded` of a round, and `reconstruction`,
 Refuses to know: who acquires, who annotates. A round's sources are bounded by its budget, so they are read whole.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from logging import INFO, WARNING
@@ -16,14 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ka2l_ray import schema
-from ka2l_ray.config import Pool
 from ka2l_ray.dataflow.log import log
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.paths import CORPUS
 from ka2l_ray.dataflow.placement import of_actor
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.dataflow.shard_size import row_seconds
-from ka2l_ray.dataflow.stage import Stage, run_stage
+from ka2l_ray.dataflow.stage import Stage, begun_by, run_stage
 from ka2l_ray.dataflow.storage import Folder
 from ka2l_ray.dataflow.tasks import run_tasks
 from ka2l_ray.decode.actor import CandidatesActor, DecodeActor
@@ -40,6 +39,7 @@ from ka2l_ray.decode.self_decoder import is_held_out
 from ka2l_ray.decode.states import decoder_folder
 from ka2l_ray.decode.states_stage import common_words, decoder_address, reading
 from ka2l_ray.decode.steering import MOST_ROWS, Steering, fit_steering, names_asked
+from ka2l_ray.decode.whom import NO_GROUPS
 from ka2l_ray.errors import StageError
 from ka2l_ray.hashing import uniform
 from ka2l_ray.models.batching import Limits
@@ -48,8 +48,8 @@ from ka2l_ray.models.loading import depth_and_width
 from ka2l_ray.models.prompts import Tokenize, corpus_prompt
 from ka2l_ray.tables import matrix, matrix_or_nan
 
-CANDIDATES = "candidates"
-"""Table of what is chosen from, beside the requests: with `decode.reread` only."""
+CANDIDATES, REREAD = "candidates", "reread"
+"""Table of what is chosen from, beside the requests, and the stage that reads it: with `decode.reread` only."""
 SEARCHED_HERE = 200_000
 """Questions, at most, among which the driver itself looks for near-duplicates: a million take it one to two minutes."""
 _REQUESTS = schema.TABLES["requests"].schema
@@ -66,7 +66,7 @@ def decode(run: Run, sources: Sequence[Mapping[str, Any]], target: Table, earlie
     if not requests.is_done:
         rows = requests_for(sources, run.config.decode, _asked(run, sources, before))
         requests.write((None, pa.Table.from_pylist(rows, schema=_REQUESTS)))
-    _run_all(stages_of(run, "written", _augmenter(run)), requests, written, target.folder)
+    _run_all(run, "written", requests, written, target.folder, _augmenter(run))
     columns = [name for name in written.schema().names if name != "state"]
     fine = [r for r in written.read(columns).sort_by("id").to_pylist() if r["error"] is None]
     status = decoded_statuses(run, fine, [r["question"] for r in before])
@@ -132,7 +132,7 @@ def check_decoder(run: Run) -> dict[str, float | None]:
         own = {"variant": 0, "augment": "none"}
         requests = [{"id": r["id"], "source_id": r["id"]} | own | source_fields(r) for r in unseen]
         source.write((None, pa.Table.from_pylist(requests[: run.config.decode.check_questions], schema=_REQUESTS)))
-    _run_all(stages_of(run, "reconstruction"), source, target, target.folder)
+    _run_all(run, "reconstruction", source, target, target.folder, None)
     if not source.rows:
         log.warning("no probe question is new to the decoder, so it is not measured", extra={"stage": "decode"})
         return about_steering
@@ -166,7 +166,11 @@ def _fit_augmenter(run: Run, folder: Path, card: Card, rows: list[dict[str, Any]
     source = run.base("decoder/probe_questions")
     if not source.is_done:
         source.write((None, pa.Table.from_pylist(rows, schema=schema.QUESTIONS)))
-    asked = [rows[n]["id"] for n in names_asked([r["group"] for r in rows])] if "steer" in decode.augment else None
+    asked = (
+        [rows[n]["id"] for n in names_asked([r["group"] for r in rows], [r["entity"] for r in rows])]
+        if "steer" in decode.augment
+        else None
+    )
     run_stage(reading(run, card, "probe_states", asked), source, target)
     table = target.read()
     table = table.filter(pc.is_null(table["error"]))  # pyright: ignore
@@ -211,58 +215,69 @@ def _says(steering: Steering | None) -> tuple[int, str]:
     return INFO, f"steering among {len(steering.names)} {kind}{found}"
 
 
-def stages_of(run: Run, table: str, augmenter: Folder | None = None) -> list[Stage[DecodeSetup]]:
-    """What writes `written` or `reconstruction`: one stage that decodes, re-embeds and chooses or, with
-    `decode.reread`, one that decodes and one that does the rest."""
-    decode, spec = run.config.decode, schema.TABLES[table]
-    if decode.reread is None:
-        return [_stage(run, "decode", spec, DecodeActor, decode.pool, augmenter)]
-    write = _stage(run, "decode", schema.TABLES["candidates"], CandidatesActor, decode.pool, augmenter)
-    reread = _stage(run, "decode.reread", schema.reread(spec), RereadActor, decode.reread.pool, augmenter)
-    return [write, replace(reread, prepare=None)]
+def is_apart(run: Run, target: Table) -> bool:
+    """Whether `written` or `reconstruction` is made of `candidates`: as it was begun, else as `decode.reread` says."""
+    begun = begun_by(target)
+    return run.config.decode.reread is not None if begun is None else begun == REREAD
 
 
-def _run_all(stages: Sequence[Stage[DecodeSetup]], requests: Table, target: Table, folder: Folder) -> None:
-    """Run one stage or two, between which the candidates are in `folder`."""
+def stages_of(run: Run, table: str, apart: bool, augmenter: Folder | None = None) -> list[Stage[DecodeSetup]]:
+    """What writes `written` or `reconstruction`: one stage that decodes, re-embeds and chooses or, `apart`, one that
+    decodes and one that does the rest."""
+    config, decode, prompt = run.config, run.config.decode, corpus_prompt(run)
+    state = pa.list_(pa.float32(), depth_and_width(config.model)[1])
+    setup = DecodeSetup(
+        model=config.model,
+        prompt=prompt,
+        decode=decode,
+        decoder=decoder_address(run),
+        probe=run.folder / "base/search/probe",
+        seed=config.run.seed,
+        augmenter=augmenter,
+        common=common_words(run),
+        limits=Limits.of(decode.pool),
+        placement=of_actor(config.model, decode.pool, "decode"),
+        abilities=abilities_of(config.model),
+    )
+    whole = Stage(
+        name="decode",
+        run=config.run.name,
+        spec=schema.TABLES[table],
+        actor=DecodeActor,
+        setup=setup,
+        pool=decode.pool,
+        tasks=config.ray.tasks,
+        states=pa.schema([("state", state)]),
+        max_error_fraction=config.run.max_error_fraction,
+        prepare=Tokenize(config.model, prompt),
+        row_seconds=row_seconds(decode.pool),
+    )
+    if not apart:
+        return [whole]
+    candidates, states = schema.TABLES["candidates"], pa.schema([("wanted", state)])
+    write = replace(whole, spec=candidates, actor=CandidatesActor, states=states)
+    pool = decode.pool if decode.reread is None else decode.reread.pool
+    section = "decode" if decode.reread is None else "decode.reread"
+    reads = replace(setup, common=NO_GROUPS, limits=Limits.of(pool), placement=of_actor(config.model, pool, section))
+    reread = replace(
+        whole,
+        name=REREAD,
+        spec=schema.reread(whole.spec),
+        actor=RereadActor,
+        setup=reads,
+        pool=pool,
+        prepare=None,
+        row_seconds=row_seconds(pool),
+    )
+    return [write, reread]
+
+
+def _run_all(run: Run, table: str, requests: Table, target: Table, folder: Folder, augmenter: Folder | None) -> None:
+    """Decode, re-embed and choose; where that is done by two stages, the candidates are in `folder` between them."""
+    stages = stages_of(run, table, is_apart(run, target), augmenter)
     tables = [requests, *[Table(folder / CANDIDATES)] * (len(stages) - 1), target]
     for stage, (source, to) in zip(stages, pairwise(tables), strict=True):
         run_stage(stage, source, to)
-
-
-def _stage(
-    run: Run,
-    section: str,
-    spec: schema.TableSpec,
-    actor: Callable[[DecodeSetup], Any],
-    pool: Pool,
-    augmenter: Folder | None,
-) -> Stage[DecodeSetup]:
-    config, prompt, state = run.config, corpus_prompt(run), pa.list_(pa.float32(), depth_and_width(run.config.model)[1])
-    return Stage(
-        name=section.rpartition(".")[2],
-        run=config.run.name,
-        spec=spec,
-        actor=actor,
-        setup=DecodeSetup(
-            model=config.model,
-            prompt=prompt,
-            decode=config.decode,
-            decoder=decoder_address(run),
-            probe=run.folder / "base/search/probe",
-            seed=config.run.seed,
-            augmenter=augmenter,
-            common=common_words(run),
-            limits=Limits.of(pool),
-            placement=of_actor(config.model, pool, section),
-            abilities=abilities_of(config.model),
-        ),
-        pool=pool,
-        tasks=config.ray.tasks,
-        states=pa.schema([("wanted" if actor is CandidatesActor else "state", state)]),
-        max_error_fraction=config.run.max_error_fraction,
-        prepare=Tokenize(config.model, prompt),
-        row_seconds=row_seconds(pool),
-    )
 
 
 def decoded_before(folders: Iterable[Folder]) -> list[dict[str, Any]]:

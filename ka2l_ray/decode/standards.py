@@ -78,10 +78,9 @@ class Standards(nn.Module):
         return self.mean.float().cpu().numpy(), self.scale.float().cpu().numpy()
 
 
-def stored_standards(folder: Path, width: int) -> tuple[Standards, Standards]:
-    """Those of the decoder in a folder, of pooled states and of tokens'."""
-    pooled, tokens = Standards(width), Standards(width)
+def stored_standards(folder: Path, width: int, prefix: str) -> Standards:
+    """Those of the decoder in a folder whose tensors' names begin so."""
+    made = Standards(width)
     with safe_open(folder / WEIGHTS, "pt") as stored:  # no other tensor is read
-        for name, made in (("of_pooled", pooled), ("of_tokens", tokens)):
-            made.load_state_dict({part: stored.get_tensor(f"{name}.{part}") for part in ("mean", "scale")})
-    return pooled, tokens
+        made.load_state_dict({part: stored.get_tensor(f"{prefix}{part}") for part in ("mean", "scale")})
+    return made

@@ -42,9 +42,9 @@ KIN = 0.5
 as frequent as its own, each relative to all names. On SmolLM2 and 20 relations of EntityQuestions and Wikidata (by
 `reading.WHAT_IS`) pairs of different kinds have at most 0.40, but for bands and albums; most of one kind 0.5 to 1."""
 KIN_ROWS = 30
-"""Questions that a group must have for its kind to be told."""
+"""Names that a group must have for its kind to be told."""
 KIN_NAMES = 120
-"""Questions of a group whose names are asked of what kind they are. With 60, pairs of different kinds passed in 8 of 20
+"""Names of a group that are asked of what kind they are. With 60, pairs of different kinds passed in 8 of 20
 draws on SmolLM2, with 120 in none."""
 FEWEST_KIN = 0.1
 """Where kinds are known: share of the questions whose group must have another, or clusters take the groups' place."""
@@ -140,14 +140,14 @@ def fit_steering(
     return made if made is None or tokens is None else made.with_tokens(states, tokens, groups)
 
 
-def names_asked(groups: Sequence[str | None]) -> list[int]:
-    """Rows of the questions whose names are asked of what kind they are: the first `KIN_NAMES` of each group that has
-    enough for its kind to be told."""
-    of_group = defaultdict[str, list[int]](list)
-    for n, group in enumerate(groups):
+def names_asked(groups: Sequence[str | None], entities: Sequence[str | None]) -> list[int]:
+    """Rows of the questions whose names are asked of what kind they are: the first `KIN_NAMES` names of each group that
+    has enough for its kind to be told, each once."""
+    of_group = defaultdict[str, dict[str, int]](dict)
+    for n, (group, entity) in enumerate(zip(groups, entities, strict=True)):
         if group:
-            of_group[group].append(n)
-    return sorted(n for rows in of_group.values() if len(rows) >= KIN_ROWS for n in rows[:KIN_NAMES])
+            of_group[group].setdefault(entity or f"\x1f{n}", n)
+    return sorted(n for rows in of_group.values() if len(rows) >= KIN_ROWS for n in [*rows.values()][:KIN_NAMES])
 
 
 def _fitted(

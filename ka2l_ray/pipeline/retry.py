@@ -10,7 +10,7 @@ from ka2l_ray.active.schedule import planned_rounds
 from ka2l_ray.dataflow.manifests import Table
 from ka2l_ray.dataflow.runs import Run
 from ka2l_ray.dataflow.stage import failed_rows, reopen_errors
-from ka2l_ray.decode.stage import CANDIDATES, is_fitted
+from ka2l_ray.decode.stage import CANDIDATES, is_apart, is_fitted
 from ka2l_ray.decode.states_stage import is_trained
 from ka2l_ray.pipeline.table import BY_ROW
 
@@ -35,7 +35,8 @@ def retry_errors(run: Run) -> dict[str, int]:
     tables: dict[str, tuple[Table, Reopen]] = {name: (run.base(name), _nothing) for name in BY_ROW}
     for name in CLASSIFIED_BY:
         tables[name] = run.base(name), lambda: _classify_again(run)
-    for name in (f"reconstruction/{CANDIDATES}", "reconstruction"):
+    apart = is_apart(run, run.base("reconstruction"))
+    for name in (*([f"reconstruction/{CANDIDATES}"] if apart else []), "reconstruction"):
         tables[name] = run.base(name), lambda: run.records.reopen("decode")
     for name, made in (("decoder/states", is_trained), ("decoder/probe_states", is_fitted)):
         if not made(run):  # what was made from the rows stays
@@ -55,8 +56,9 @@ def _of_a_round(a_round: Round) -> dict[str, tuple[Table, Reopen]]:
         for name in ("evaluation", "evaluation/corpus_prompt")
     }
     if not a_round.table("decoded").is_done:
-        found[f"decoded {CANDIDATES}"] = a_round.table(f"decoded/{CANDIDATES}"), _nothing
-        found["decoded"] = a_round.table("decoded/written"), _nothing
+        if is_apart(a_round.run, written := a_round.table("decoded/written")):
+            found[f"decoded {CANDIDATES}"] = a_round.table(f"decoded/{CANDIDATES}"), _nothing
+        found["decoded"] = written, _nothing
     if (probed := a_round.folder / "reprobe").exists() and not a_round.records.is_done("reprobe"):
         found |= {f"reprobe {name}": (Table(probed / "base" / name), _nothing) for name in BY_ROW}
     return found

@@ -83,7 +83,7 @@ def main() -> None:
 
 def kinds_of(run: Run, rows: pa.Table) -> np.ndarray:
     """What the names of questions are (N, D; NaN where none is read), as a run reads it of its probe split."""
-    ids, asked = rows["id"].to_pylist(), names_asked(rows["group"].to_pylist())
+    ids, asked = rows["id"].to_pylist(), names_asked(rows["group"].to_pylist(), rows["entity"].to_pylist())
     card = card_at(decoder_folder(decoder_of(run).uri))
     reads = reading(run, card, "probe_states", [ids[n] for n in asked])
     actor, prompts = ReadActor(reads.setup), Tokenize(run.config.model, reads.setup.prompt).add(rows)

@@ -1,6 +1,7 @@
 """The status of decoded questions in a run, where eval is searched for slightly reworded ones; and what steering is
 fitted on."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +123,33 @@ def test_names_are_the_corpus_own_or_a_files(tmp_path: Path) -> None:
     run = reconstructed(tmp_path / "empty", grounding=str(tmp_path / "empty.txt"))
     with pytest.raises(StageError, match=r"decode\.grounding = .*empty\.txt': contains no name"):
         check_decoder(run)
+
+
+@pytest.mark.parametrize("reread", [None, {}])
+def test_a_run_without_a_question_that_is_new_to_the_decoder_is_not_measured(
+    tmp_path: Path, reread: dict[str, Any] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = reconstructed(tmp_path, reread=reread)
+    for name in ("reconstruction", "reconstruction/requests"):
+        run.base(name).open_again()
+    none = pa.Table.from_pylist([], schema=schema.TABLES["requests"].schema)
+    run.base("reconstruction/requests").write((None, none))
+    with caplog.at_level(logging.WARNING, "ka2l_ray"):
+        found = check_decoder(run)
+    assert "no probe question is new to the decoder" in caplog.text
+    assert "exact_match" not in found
+    assert found["steering_groups"] == 2
+    assert run.base("reconstruction").rows == 0
+    assert run.base("reconstruction/candidates").is_done == (reread is not None)
+
+
+@pytest.mark.parametrize(("begun", "reread", "apart"), [("decode", {}, False), ("reread", None, True)])
+def test_what_was_begun_in_one_way_is_ended_in_it(
+    tmp_path: Path, begun: str, reread: dict[str, Any] | None, apart: bool
+) -> None:
+    """So that shards that are there stay, whatever `decode.reread` has become."""
+    run = Run(Folder.of(str(tmp_path)), parse_config({"decode": {"reread": reread}}, "test"))
+    table = run.base("reconstruction")
+    assert stage.is_apart(run, table) != apart, "as the configuration says"
+    table.close([], stage=begun, rows_in=0, shard_rows=8, errors=0)
+    assert stage.is_apart(run, table) == apart

@@ -67,7 +67,7 @@ def test_every_stage_places_its_actors_by_its_own_pool(
     sample_pool(run)
     score(run)
     stages += [
-        *stages_of(run, "reconstruction"),
+        *stages_of(run, "reconstruction", apart=True),
         evaluation_stage(run, None, run.config.finetune.prompt),
     ]
     placed = {stage.setup.placement.field: stage.setup.placement.gpus for stage in stages}
@@ -336,9 +336,13 @@ def test_a_request_that_failed_is_decoded_again_and_re_embedded_in_a_stage_of_it
     for name in names:
         lose(run.base(name), lost)
     assert whole(run.base("reconstruction"))[lost]["error"] is not None
+    files = {name: {f["name"] for f in run.base(name).manifest()["files"]} for name in names}
     assert retry.retry_errors(run) == dict.fromkeys(names, 1)
     loop.execute(run, "decode", "a test")
     after = {name: whole(run.base(name)) for name in names}
+    for name in names:
+        kept = files[name] & {f["name"] for f in run.base(name).manifest()["files"]}
+        assert len(kept) == len(files[name]) - 1 > 0, "the others are kept"
     assert after[names[0]][lost]["texts"] == before[names[0]][lost]["texts"]
     for name, exact in ((names[0], "texts"), (names[1], "decoded_question")):
         assert {i: (r["error"], r[exact]) for i, r in after[name].items()} == {

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
+from decoder_jobs import CARD, QUESTIONS, read
 
 from ka2l_ray import schema
 from ka2l_ray.config import DecodeSection, ModelSection, RereadSection
@@ -14,8 +16,9 @@ from ka2l_ray.decode.asked import AskedAbout
 from ka2l_ray.decode.augment import Augmenter, requests_for
 from ka2l_ray.decode.decoders import standardise
 from ka2l_ray.decode.grounding import Names
-from ka2l_ray.decode.question_states import QuestionStates
+from ka2l_ray.decode.question_states import QuestionStates, states_of
 from ka2l_ray.decode.rereading import DecodeSetup, RereadActor
+from ka2l_ray.decode.self_decoder import SelfDecoder
 from ka2l_ray.decode.states import decoder_folder
 from ka2l_ray.decode.steering import fit_steering
 from ka2l_ray.hashing import uniform
@@ -48,10 +51,23 @@ def asked(requests: list[dict[str, Any]]) -> pa.Table:
     )
 
 
-def setup(folder: Folder, section: DecodeSection, **fields: Any) -> DecodeSetup:
+def setup(folder: Folder, section: DecodeSection, decoder: str = "world", **fields: Any) -> DecodeSetup:
     return DecodeSetup(
-        model=WORLD, prompt=PROMPT, decode=section, decoder="world", probe=folder / "probe", seed=0, **fields
+        model=WORLD, prompt=PROMPT, decode=section, decoder=decoder, probe=folder / "probe", seed=0, **fields
     )
+
+
+@pytest.fixture(scope="module")
+def itself(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The world's model as its own decoder, as it is before any training."""
+    rows, folder = pa.table({"question": QUESTIONS} | read(QUESTIONS)), tmp_path_factory.mktemp("itself") / "decoder"
+    made = SelfDecoder(CARD, load_model(WORLD), load_tokenizer(WORLD))
+    made.begin(states_of(rows), QUESTIONS, rows["whom_ids"].to_pylist())
+    for name, values in made.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(values, std=0.2)  # so that the adapters change what is read where they are not off
+    made.save(folder)
+    return str(folder)
 
 
 @pytest.fixture(scope="module")
@@ -141,13 +157,16 @@ def test_of_several_candidates_the_nearest_is_taken(folder: Folder) -> None:
     assert np.mean([r["explained"] for r in four]) > np.mean([r["explained"] for r in one])
 
 
+@pytest.mark.parametrize("decoder", ["world", "itself"])
 def test_re_embedding_in_another_actor_changes_nothing_and_a_source_that_cannot_be_read_stays_an_error(
-    folder: Folder,
+    folder: Folder, decoder: str, request: pytest.FixtureRequest
 ) -> None:
+    """`itself` reads without its adapters."""
+    decoder = decoder if decoder == "world" else request.getfixturevalue(decoder)
     section = DecodeSection(variants=2, augment=("steer", "noise"), reread=RereadSection())
     unreadable = SOURCES[0] | {"id": "long", "question": "word " * 2000}
     requests = requests_for([*SOURCES[:20], unreadable], section)
-    made = setup(folder, section, augmenter=folder / "grounded")
+    made = setup(folder, section, decoder, augmenter=folder / "grounded")
     whole, between = DecodeActor(made)(asked(requests)), dict(CandidatesActor(made)(asked(requests)))
     lost = [n for n, error in enumerate(between.pop("error")) if error is not None]
     assert {requests[n]["source_id"] for n in lost} == {"long"}
@@ -160,6 +179,8 @@ def test_re_embedding_in_another_actor_changes_nothing_and_a_source_that_cannot_
         assert list(again[name]) == [whole[name][n] for n in fine], name
     for name in ("similarity", "explained", "p_unknown"):
         assert np.allclose(again[name], whole[name][fine], atol=1e-4), name
+    shares = [[pytest.approx(s, abs=1e-4) for s in whole["explained_after"][n]] for n in fine]
+    assert again["explained_after"] == shares
     assert np.allclose(matrix(again["state"]), matrix(whole["state"].take(pa.array(fine))), atol=1e-3)
 
 

@@ -4,7 +4,16 @@ import pytest
 
 from ka2l_ray.config import Config, ConfigError, config_hash, parse_config
 
-PLACES = ("collect.pool", "score.pool", "decode.pool", "evaluate.pool", "finetune", "search", "ray.driver")
+PLACES = (
+    "collect.pool",
+    "score.pool",
+    "decode.pool",
+    "decode.reread.pool",
+    "evaluate.pool",
+    "finetune",
+    "search",
+    "ray.driver",
+)
 
 
 def nested(path: str, value: object) -> dict[str, object]:

@@ -140,6 +140,8 @@ def test_a_stored_configuration_reads_back_equal(load):
         "collect.pool.batch_rows=3",
         "score.pool.max=5",
         "decode.pool.shard_rows=7",
+        "decode.reread={}",
+        "decode.reread={pool: {max: 3}}",
         "evaluate.pool.cpus=2",
         "finetune.cpus_per_worker=2",
         "finetune.checkpoint_every_steps=0",

@@ -150,20 +150,23 @@ def test_a_single_row_and_rows_that_failed_before_say_nothing_of_the_process(
     assert done["doubled"].to_pylist() == [None] * len(values)
 
 
-def test_an_engine_that_reports_a_lost_block_is_not_asked_row_by_row() -> None:
+def test_an_engine_that_reports_a_lost_block_is_not_asked_row_by_row_unless_the_rows_failed_before() -> None:
+    """What it numbers need not be the rows: it may have read one text for several of them, or of some none."""
     calls = []
 
     def work(batch: pa.Table) -> dict[str, Any]:
-        calls.append(batch.num_rows)
-        raise BlockLost({0: RuntimeError("no kernel"), 1: ValueError("too long")})
+        values = batch["value"].to_pylist()
+        calls.append(values)
+        if bad := [v for v in values if v > 1]:
+            raise BlockLost({0: RuntimeError(f"no kernel: {bad[0]}")})
+        return {"doubled": [2 * v for v in values]}
 
     with pytest.raises(BlockLost):
-        each_row(work, rows(1, 2), OUT)
-    assert each_row(work, rows(1, 2), OUT, chosen=True)["error"].to_pylist() == [
-        "RuntimeError: no kernel",
-        "ValueError: too long",
-    ]
-    assert calls == [2, 2]
+        each_row(work, rows(1, 2, 3), OUT)
+    done = each_row(work, rows(1, 2, 3), OUT, chosen=True)
+    assert done["error"].to_pylist() == [None, "RuntimeError: no kernel: 2", "RuntimeError: no kernel: 3"]
+    assert done["doubled"].to_pylist() == [2, None, None]
+    assert calls == [[1, 2, 3], [1, 2, 3], [1], [2], [3]]
 
 
 def test_after_a_cuda_error_no_further_row_is_tried() -> None:

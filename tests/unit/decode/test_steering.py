@@ -176,8 +176,12 @@ def test_the_kind_of_a_group_of_few_questions_is_not_told():
 def test_so_many_names_of_each_group_are_asked_what_they_are_and_the_others_say_nothing():
     counts = {"many": KIN_NAMES + 50, "enough": KIN_ROWS, "few": KIN_ROWS - 1, None: KIN_ROWS}
     groups = [g for g, count in counts.items() for _ in range(count)]
-    asked = names_asked(groups)
+    entities = [f"E {n}" for n in range(len(groups))]
+    asked = names_asked(groups, entities)
     assert [groups[n] for n in asked] == ["many"] * KIN_NAMES + ["enough"] * KIN_ROWS
+    twice = names_asked([*groups, *groups], [*entities, *entities])
+    assert twice == asked, "a name is asked once"
+    assert names_asked(["few"] * KIN_ROWS, ["one"] * KIN_ROWS) == [], "one name tells nothing"
     rng = np.random.default_rng(0)
     names, ways = rng.normal(size=(len(groups), WIDTH)), 3 * rng.normal(size=(4, WIDTH))
     states = (names + ways[[list(counts).index(g) for g in groups]]).astype(np.float32)

@@ -17,6 +17,11 @@ import psutil
 ROOT = Path(__file__).parents[2]
 LIGHTER = ["--set", "finetune.workers=1", "--set", "finetune.zero_stage=0"]
 """Of a smoke run whose trainings are not what is tested; `tests/ray` trains on two workers."""
+SMALLEST = [
+    *LIGHTER,
+    *("--set", "active.strategies=[ka2l]", "--set", "finetune.replay.ratio=0", "--set", "collect.layers=[4]"),
+]
+"""Of the run that is made as a job, and of those that are compared with it."""
 LINES = 80
 """Lines that a slow job prints."""
 KA2L = [sys.executable, "-m", "ka2l_ray.cli"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from commands import KA2L, LIGHTER, LINES, ROOT, JobRun, environment, signal_group
+from commands import KA2L, LINES, ROOT, SMALLEST, JobRun, environment, signal_group
 from cutting_proxy import cutting_proxy
 from ports import free_ports
 
@@ -37,8 +37,7 @@ def job_run(tmp_path_factory: pytest.TempPathFactory) -> JobRun:
         "jobs/configs/smoke.yaml",
         "--set",
         f"run.storage={storage}",
-        *LIGHTER,
-        *("--set", "active.strategies=[ka2l]", "--set", "finetune.replay.ratio=0", "--set", "collect.layers=[4]"),
+        *SMALLEST,
     ]
     with head() as (address, env):
         refused = submit(address, env | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}, *command)

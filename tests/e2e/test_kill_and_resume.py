@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from commands import LIGHTER, JobRun, ka2l, kill_when, listed, results
+from commands import SMALLEST, JobRun, ka2l, kill_when, listed, results
 
 SMOKE = "jobs/configs/smoke.yaml"
 CONFIG = os.environ.get("KA2L_KILL_CONFIG", SMOKE)
@@ -30,7 +30,7 @@ def test_killed_in_collecting_search_and_finetuning(tmp_path: Path, job_run: Job
             f"run.storage={tmp_path / storage}",
             "--set",
             "run.name=r",
-            *(LIGHTER if CONFIG == SMOKE else []),
+            *(SMALLEST if CONFIG == SMOKE else []),
         ]
 
     calm_run = Path(os.environ["KA2L_CALM_RUN"]) if "KA2L_CALM_RUN" in os.environ else job_run.folder

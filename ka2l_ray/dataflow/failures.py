@@ -124,12 +124,12 @@ def each_row(work: Work, rows: pa.Table, columns: pa.Schema, chosen: bool = Fals
     row, or where they were `chosen` because they failed before.
     """
     says_nothing = chosen or rows.num_rows == 1
-    whole = _result(work, rows, columns) if not says_nothing else _or_its_error(work, rows, columns)
+    done = _or_its_error if says_nothing else _result
+    whole = done(work, rows, columns)
     if isinstance(whole, pa.Table):
         return whole
     alone = range(rows.num_rows) if rows.num_rows > 1 else ()
-    of_one = _or_its_error if says_nothing else _result
-    parts = [of_one(work, rows.slice(n, 1), columns) for n in alone] or [whole]
+    parts = [done(work, rows.slice(n, 1), columns) for n in alone] or [whole]
     raised = {n: part for n, part in enumerate(parts) if isinstance(part, Exception)}
     if len(raised) == len(parts) and not says_nothing and on_lost_block(raised) == Verdict.REPLACE_ACTOR:
         raise BlockLost(raised) from whole

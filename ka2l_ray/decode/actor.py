@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from ka2l_ray.decode.decoders import load_decoder
 from ka2l_ray.decode.question_states import QuestionStates
-from ka2l_ray.decode.rereading import DecodeSetup, Judge, Reader, Text, Wanted, once
+from ka2l_ray.decode.rereading import DecodeSetup, Judge, Reader, Text, Wanted, augmenter_of, once
 from ka2l_ray.decode.states import decoder_folder
 from ka2l_ray.decode.whom import whom_tokens
 from ka2l_ray.models.loading import load_tokenizer
@@ -47,8 +47,7 @@ class CandidatesActor:
         parts = (self._decoder.card, self._decoder.blocks, tokenizer, self._decoder.standardised)
         self._reader = Reader(setup, *parts, self._decoder.reading)
         self._decode, self._seed, self._common = setup.decode, setup.seed, setup.common
-        self._judge = Judge(setup, self._reader)
-        self._augmenter, self.tally = self._judge.augmenter, self._reader.engine.tally
+        self._augmenter, self.tally = augmenter_of(setup, self._reader.card.width), self._reader.engine.tally
 
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
         """Columns for a batch of any size; questions that cannot be read get an `error`."""
@@ -143,6 +142,7 @@ class DecodeActor(CandidatesActor):
 
     def __init__(self, setup: DecodeSetup) -> None:
         self._load(setup, LinearProbe.load(setup.probe).card.layer)
+        self._judge = Judge(self._reader, self._augmenter)
 
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
         """Columns for a batch of any size; questions that cannot be read get an `error`."""

@@ -148,11 +148,8 @@ class Reader:
 class Judge:
     """Tells of texts what they are by their own states, and which of a request's is best."""
 
-    def __init__(self, setup: DecodeSetup, reader: Reader) -> None:
-        self._reader = reader
-        self.augmenter = Augmenter(setup.decode, setup.seed, None, np.empty((0, reader.card.width), np.float32))
-        if setup.augmenter is not None:
-            self.augmenter = Augmenter.load(setup.augmenter, setup.decode, setup.seed)
+    def __init__(self, reader: Reader, augmenter: Augmenter) -> None:
+        self._reader, self._augmenter = reader, augmenter
 
     def best(self, texts: list[str], at: Sequence[int], wanted: Wanted, best: dict[int, Text]) -> None:
         """Of texts, each written for the request `at` its place, the first of each request that none is better than;
@@ -191,19 +188,19 @@ class Judge:
             request, name, (_, aspect) = wanted.requests[n], self._name(text, wanted.requests[n]), asks[k]
             again = request["augment"] in ITSELF
             known = name is not None and name == normalize(request["entity"] or "") and aspect in wanted.asked[n]
-            new = is_well_formed(text, self.augmenter.marked) and (again or _differ(text, request["question"]))
+            new = is_well_formed(text, self._augmenter.marked) and (again or _differ(text, request["question"]))
             rank = (k not in unreadable, new, name is not None, again or not known, float(explained[k]))
             yield n, Text(text, states[k], float(p_unknown[k]), asks[k], known, name, unreadable.get(k), rank)
 
     def _asks(self, states: np.ndarray) -> list[tuple[str | None, int | None]]:
         """The groups of standardised states (N, D) and what they ask; None without groups."""
-        if (steering := self.augmenter.steering) is None or not len(states):
+        if (steering := self._augmenter.steering) is None or not len(states):
             return [(None, None)] * len(states)
         return [(steering.names[g], steering.aspects[g]) for g in steering.group_of(states)]
 
     def _name(self, text: str, request: dict[str, Any]) -> str | None:
         """The name that a text contains: one that exists or, where nothing says which do, its source's entity."""
-        if (names := self.augmenter.names) is None:
+        if (names := self._augmenter.names) is None:
             names = Names.of([request["entity"]] if request["entity"] else [])
         return names.within(text)
 
@@ -223,7 +220,7 @@ class RereadActor:
         card, probe = card_at(folder), LinearProbe.load(setup.probe).card
         blocks = load_up_to(max(card.layer, probe.layer), model, setup.abilities, setup.placement)
         reader = Reader(setup, card, blocks, tokenizer, standardise(folder))
-        self._judge, self.tally = Judge(setup, reader), reader.engine.tally
+        self._judge, self.tally = Judge(reader, augmenter_of(setup, card.width)), reader.engine.tally
 
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
         """Columns for a batch of any size; requests whose best text cannot be read get an `error`."""
@@ -239,6 +236,13 @@ class RereadActor:
         best = dict[int, Text]()
         self._judge.best(texts, at, wanted, best)
         return self._judge.columns(best, [[best[n].explained] for n in range(len(rows))], wanted, {})
+
+
+def augmenter_of(setup: DecodeSetup, width: int) -> Augmenter:
+    """What wanted states are made with; one that changes none where questions are reconstructed alone."""
+    if setup.augmenter is None:
+        return Augmenter(setup.decode, setup.seed, None, np.empty((0, width), np.float32))
+    return Augmenter.load(setup.augmenter, setup.decode, setup.seed)
 
 
 def once(names: Sequence[str]) -> tuple[list[int], list[int]]:

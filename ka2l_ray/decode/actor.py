@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ka2l_ray.decode.decoders import load_decoder
+from ka2l_ray.decode.decoders import load_decoder, write_all
 from ka2l_ray.decode.question_states import QuestionStates
 from ka2l_ray.decode.rereading import DecodeSetup, Judge, Reader, Text, Wanted, augmenter_of, once
 from ka2l_ray.decode.states import decoder_folder
@@ -28,8 +28,6 @@ from ka2l_ray.text.prompts import Prompt, prompts_of
 CORRECTED = 0.5
 """Part of what the best text so far lacks of a wanted state that a correction adds to what is decoded next. On the
 world 0.5 does better than 1."""
-WRITTEN_AT_ONCE = 64
-"""Texts that are decoded together."""
 REQUESTED = ["id", "source_id", "variant", "augment", "group", "question", "entity", "turn", "asked"]
 
 
@@ -112,19 +110,10 @@ class CandidatesActor:
         drawn = sorted({*left} - {*greedy})
         for at, temperature in ((greedy, 0.0), (drawn, self._decode.temperature)):
             ids = [f"{wanted.requests[tried[k][0]]['id']}\x1f{tried[k][1]}" for k in at]
-            found = self._decoded(wanted.states[[tried[k][0] for k in at]], ids, temperature)
+            found = write_all(self._decoder, wanted.states[[tried[k][0] for k in at]], ids, self._seed, temperature)
             for k, text in zip(at, found, strict=True):
                 texts[k] = text
         return texts
-
-    def _decoded(self, states: QuestionStates, ids: list[str], temperature: float = 0.0) -> list[str]:
-        """A text for each row of states."""
-        parts = zip(states.batches(WRITTEN_AT_ONCE), range(0, len(ids), WRITTEN_AT_ONCE), strict=True)
-        found = (
-            self._decoder.write(part, ids[start : start + WRITTEN_AT_ONCE], self._seed, temperature)
-            for part, start in parts
-        )
-        return [text for texts in found for text in texts]
 
     def _sources(
         self, prompts: list[Prompt], requests: list[dict[str, Any]]
@@ -163,7 +152,7 @@ class DecodeActor(CandidatesActor):
         for _ in range(self._decode.corrections if again else 0):
             aim += CORRECTED * (aims.pooled[again] - np.stack([best[n].state for n in again]))
             aimed = QuestionStates(aim, [aims.tokens[n] for n in again])
-            texts = self._decoded(aimed, [requests[n]["id"] for n in again])
+            texts = write_all(self._decoder, aimed, [requests[n]["id"] for n in again], self._seed)
             new = {n: text for n, text in zip(again, texts, strict=True) if text != best[n].text}
             if new:  # the others are read already
                 self._judge.best([*new.values()], [*new], wanted, best)

@@ -29,6 +29,8 @@ from ka2l_ray.models.loading import load_model
 
 Card = DecoderCard | SelfCard | Seq2SeqCard
 KINDS: dict[str, Callable[[Path], Card]] = {"self": read_self_card, "seq2seq": read_seq2seq_card, "t5": read_card}
+WRITTEN_AT_ONCE = 64
+"""Texts that are decoded together."""
 
 
 class Decoder(Protocol):
@@ -45,6 +47,15 @@ class Decoder(Protocol):
     def write(self, states: QuestionStates, ids: Sequence[str], seed: int, temperature: float) -> list[str]:
         """A question for each row of standardised states; draws depend on (seed, id) alone."""
         ...
+
+
+def write_all(
+    decoder: Decoder, states: QuestionStates, ids: Sequence[str], seed: int, temperature: float = 0.0
+) -> list[str]:
+    """As `Decoder.write`, of any number of rows, some at a time."""
+    parts = zip(states.batches(WRITTEN_AT_ONCE), range(0, len(ids), WRITTEN_AT_ONCE), strict=True)
+    found = (decoder.write(part, ids[start : start + WRITTEN_AT_ONCE], seed, temperature) for part, start in parts)
+    return [text for texts in found for text in texts]
 
 
 def card_at(folder: Path) -> Card:

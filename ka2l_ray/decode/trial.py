@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from ka2l_ray.config import DecoderTrainingSection, ModelSection, PromptSection
 from ka2l_ray.dataflow.placement import Placement
 from ka2l_ray.dataflow.storage import Folder
-from ka2l_ray.decode.decoders import load_decoder
+from ka2l_ray.decode.decoders import load_decoder, write_all
 from ka2l_ray.decode.fitting import DecoderJob, TrainedCard, fit_rank
 from ka2l_ray.decode.metrics import reconstruction
 from ka2l_ray.decode.question_states import states_of
@@ -31,8 +31,6 @@ from ka2l_ray.models.loading import load_tokenizer
 from ka2l_ray.models.prompts import Tokenize
 
 RESULT = "trial.json"
-WRITTEN_AT_ONCE = 64
-"""Questions that are decoded together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +110,7 @@ def _written(setup: TrialSetup, held: pa.Table, folder: Path) -> list[str]:
     """Held-out questions, decoded greedily from their own states."""
     tokenizer = load_tokenizer(setup.model)
     decoder = load_decoder(folder, setup.model, tokenizer, None, setup.abilities, setup.placement)
-    texts = list[str]()
-    for n, part in enumerate(decoder.standardised(states_of(held)).batches(WRITTEN_AT_ONCE)):
-        texts += decoder.write(part, [f"{n} {k}" for k in range(len(part))], setup.seed, 0.0)
-    return texts
+    return write_all(decoder, decoder.standardised(states_of(held)), [str(n) for n in range(len(held))], setup.seed)
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,11 @@ import pyarrow as pa
 from ka2l_ray.config import ModelSection
 from ka2l_ray.dataflow.placement import CPU, Placement
 from ka2l_ray.dataflow.tally import Tally
-from ka2l_ray.decode.decoders import load_decoder
+from ka2l_ray.decode.decoders import load_decoder, write_all
 from ka2l_ray.decode.question_states import states_of
 from ka2l_ray.decode.states import decoder_folder
 from ka2l_ray.models.abilities import Abilities
 from ka2l_ray.models.loading import load_tokenizer
-
-WRITTEN_AT_ONCE = 64
-"""Texts that are decoded together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +42,4 @@ class WriteActor:
     def __call__(self, batch: pa.Table) -> Mapping[str, Any]:
         """The column for a batch of any size."""
         states, ids = self._decoder.standardised(states_of(batch)), batch["id"].to_pylist()
-        texts = list[str]()
-        for part, start in zip(states.batches(WRITTEN_AT_ONCE), range(0, len(ids), WRITTEN_AT_ONCE), strict=True):
-            texts += self._decoder.write(part, ids[start : start + WRITTEN_AT_ONCE], self._seed, 0.0)
-        return {"decoded_question": texts}
+        return {"decoded_question": write_all(self._decoder, states, ids, self._seed)}
